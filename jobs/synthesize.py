@@ -1,0 +1,22 @@
+"""corpus, synthesizer -> synthetic: a new document for each draw of d1
+
+ray job submit --working-dir . -- python jobs/synthesize.py --config configs/h200.yaml
+"""
+
+from sbp_ray.job import Job, Stats, main
+
+
+def run(job: Job) -> Stats:
+    from sbp_ray.stages.synthesize import synthesize_documents
+
+    return synthesize_documents(
+        job.config.synthesize,
+        engine=job.config.engine,
+        corpus=job.inputs["corpus"],
+        synthesizer=job.inputs["synthesizer"],
+        out=job.output,
+    )
+
+
+if __name__ == "__main__":
+    main("synthesize", run)

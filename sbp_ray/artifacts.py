@@ -1,0 +1,192 @@
+"""Artifacts: the folders that stages meet on, local or on an object store.
+
+Every file is committed whole: on a file system it is written under a temporary name and renamed, on an object store it
+appears when its upload ends. Work may be done twice; its result has one deterministic name, so it is there once.
+
+    started.json    written first: what the artifact is being made from. A rerun with other settings is refused.
+    manifest.json   written last: the only sign that the artifact is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from sbp_ray.errors import SbpError, one_line
+
+STARTED = "started.json"
+MANIFEST = "manifest.json"
+_TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder in the run directory. Cheap to send to workers: it holds two strings."""
+
+    name: str
+    """The artifact's noun, such as `corpus`."""
+    url: str
+    """An absolute local path, or s3://…, gs://…"""
+
+    @cached_property
+    def _fs_and_root(self) -> tuple[pafs.FileSystem, str]:
+        if "://" not in self.url:
+            return pafs.LocalFileSystem(), self.url
+        try:
+            return pafs.FileSystem.from_uri(self.url)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise SbpError(f"{self.url}: cannot be opened: {one_line(error)}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Artifact, (self.name, self.url)  # file systems are opened where they are used
+
+    @property
+    def fs(self) -> pafs.FileSystem:
+        return self._fs_and_root[0]
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    def path(self, name: str = "") -> str:
+        """Where `name` lies, as `fs` wants it."""
+        return posixpath.join(self._fs_and_root[1], name) if name else self._fs_and_root[1]
+
+    def exists(self, name: str) -> bool:
+        return self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound
+
+    def files(self, folder: str = "", suffix: str = "") -> list[str]:
+        """Names of the committed files right under `folder`, sorted; empty when there is no such folder."""
+        selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
+        names = [info.base_name for info in self.fs.get_file_info(selector) if info.type == pafs.FileType.File]
+        return sorted(
+            posixpath.join(folder, name) for name in names if name.endswith(suffix) and not name.startswith(_TEMPORARY)
+        )
+
+    # Whole files
+
+    def read_bytes(self, name: str) -> bytes:
+        with self.fs.open_input_file(self.path(name)) as file:
+            return file.read()
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        with self._committed(name) as path, self.fs.open_output_stream(path) as stream:
+            stream.write(data)
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        with self.fs.open_input_file(self.path(name)) as file:
+            return pq.read_table(file, columns=columns)
+
+    def num_rows(self, name: str) -> int:
+        """Rows of a Parquet file, from its footer alone."""
+        with self.fs.open_input_file(self.path(name)) as file:
+            return pq.read_metadata(file).num_rows
+
+    def write_table(self, name: str, table: pa.Table, stats: dict[str, Any] | None = None) -> None:
+        """Commit a Parquet file; `stats` travels in its metadata, for `read_stats`."""
+        if stats is not None:
+            table = table.replace_schema_metadata({**(table.schema.metadata or {}), "stats": json.dumps(stats)})
+        with self._committed(name) as path, self.fs.open_output_stream(path) as stream:
+            pq.write_table(table, stream, compression="zstd")
+
+    def read_stats(self, name: str) -> dict[str, Any]:
+        """What `write_table` was given as `stats`."""
+        with self.fs.open_input_file(self.path(name)) as file:
+            return json.loads(pq.read_schema(file).metadata[b"stats"])
+
+    @contextmanager
+    def _committed(self, name: str) -> Iterator[str]:
+        """The path to write to; what was written appears under `name` when the block ends without an error."""
+        target = self.path(name)
+        if not self.is_local:
+            yield target
+            return
+        folder, base = posixpath.split(target)
+        os.makedirs(folder, exist_ok=True)
+        temporary = posixpath.join(folder, f"{_TEMPORARY}{base}-{os.getpid()}")
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync(folder)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    # Folders of files that libraries read and write themselves: tokenizers, checkpoints
+
+    def local_copy(self, folder: str) -> Path:
+        """A local path with the folder's files; a download, made once on each node, where the artifact is remote."""
+        if self.is_local:
+            return Path(self.path(folder))
+        digest = hashlib.sha256(f"{self.url}/{folder}/{self.fingerprint()}".encode()).hexdigest()[:16]
+        cache = Path(tempfile.gettempdir()) / f"sbp_ray-{os.getuid()}" / digest
+        if not cache.exists():
+            cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            scratch = Path(tempfile.mkdtemp(dir=cache.parent))
+            pafs.copy_files(self.path(folder), str(scratch), source_filesystem=self.fs)
+            try:
+                scratch.rename(cache)
+            except OSError:  # another process of this node was first
+                shutil.rmtree(scratch)
+        return cache
+
+    def commit_folder(self, source: Path, folder: str) -> None:
+        """Copy a finished local folder to `folder`, replacing what an interrupted attempt left there."""
+        if self.is_local:
+            target = Path(self.path(folder))
+            scratch = target.with_name(f"{_TEMPORARY}{target.name}")
+            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.copytree(source, scratch)
+            shutil.rmtree(target, ignore_errors=True)
+            scratch.rename(target)
+        else:
+            pafs.copy_files(str(source), self.path(folder), destination_filesystem=self.fs)
+
+    # Completion
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest of a complete artifact, else None."""
+        return self.read_json(MANIFEST) if self.exists(MANIFEST) else None
+
+    def fingerprint(self) -> str:
+        """Names the settings and inputs that this artifact is made from, 16 hex digits; known from its start on."""
+        return self.read_json(STARTED)["fingerprint"]
+
+    def remove(self) -> None:
+        """Delete the artifact. Only a folder that carries our own marker is ever deleted."""
+        if self.exists(STARTED) or self.exists(MANIFEST):
+            self.fs.delete_dir(self.path())
+
+
+def fingerprint_of(recipe: dict[str, Any]) -> str:
+    """16 hex digits that name a recipe: settings and the fingerprints of the inputs."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _sync(path: str) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

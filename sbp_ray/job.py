@@ -1,0 +1,313 @@
+"""From a command line to a committed artifact: config, inputs, lock, cluster, stage, manifest."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sbp_ray import __version__
+from sbp_ray.artifacts import MANIFEST, STARTED, Artifact, fingerprint_of
+from sbp_ray.config import Config, load_config
+from sbp_ray.errors import SbpError
+from sbp_ray.logs import duration, set_up_logging
+
+logger = logging.getLogger(__name__)
+
+Stats = dict[str, Any]
+
+FOLDERS = {
+    "corpus": "1_corpus",
+    "embeddings": "2_embeddings",
+    "neighbors": "3_neighbors",
+    "pairs": "4_pairs",
+    "base_lm": "5_base_lm",
+    "synthesizer": "6_synthesizer",
+    "synthetic": "7_synthetic",
+    "lm": "8_lm",
+    "report": "9_report",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One arrow of the flow: what it reads, what it writes, and which settings decide the result."""
+
+    name: str
+    job: str
+    """The file under jobs/ that runs it."""
+    reads: tuple[str, ...]
+    writes: str
+    sections: tuple[str, ...]
+    """Config sections that go into the artifact's fingerprint; their `resources` do not."""
+    overrides: tuple[str, ...] = ()
+    """Settings that tell two runs of one job apart."""
+
+
+STAGES = (
+    Stage("ingest", "ingest", (), "corpus", ("ingest",)),
+    Stage("embed", "embed", ("corpus",), "embeddings", ("embed",)),
+    Stage("neighbors", "neighbors", ("embeddings",), "neighbors", ("neighbors",)),
+    Stage("pair", "pair", ("corpus", "neighbors"), "pairs", ("pair",)),
+    Stage(
+        "pretrain-repetition", "pretrain", ("corpus",), "base_lm", ("model", "pretrain"), ("pretrain.arm=repetition",)
+    ),
+    Stage("tune", "tune", ("corpus", "pairs", "base_lm"), "synthesizer", ("tune",)),
+    Stage("synthesize", "synthesize", ("corpus", "synthesizer"), "synthetic", ("synthesize", "engine")),
+    Stage(
+        "pretrain-sbp",
+        "pretrain",
+        ("corpus", "synthetic"),
+        "lm",
+        ("model", "pretrain", "mixture"),
+        ("pretrain.arm=sbp",),
+    ),
+    Stage(
+        "eval",
+        "eval",
+        ("corpus", "embeddings", "pairs", "base_lm", "synthesizer", "synthetic", "lm"),
+        "report",
+        ("eval",),
+    ),
+)
+
+
+@dataclass
+class Job:
+    """A stage about to run: its settings, the artifacts it reads and the one it writes."""
+
+    stage: Stage
+    config: Config
+    inputs: dict[str, Artifact]
+    output: Artifact
+
+
+RunStage = Callable[[Job], Stats]
+
+
+def main(job_name: str, run: RunStage) -> None:
+    """The whole life of `python jobs/<job_name>.py --config FILE [section.key=value …]`; exits the process."""
+    _exit_with(lambda: _run_one(job_name, run))
+
+
+def main_pipeline(runs: dict[str, RunStage]) -> None:
+    """The whole life of `python jobs/pipeline.py`; `runs` maps each job's name to its wiring."""
+    _exit_with(lambda: _run_all(runs))
+
+
+def _exit_with(work: Callable[[], None]) -> NoReturn:
+    """Status 0 done, 1 an error the user can fix (one line), 130 interrupted; anything else is a bug, with traceback."""
+    try:
+        work()
+    except SbpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on from here", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _run_one(job_name: str, run: RunStage) -> None:
+    config, redo = _parse(job_name)
+    [stage] = [s for s in STAGES if s.job == job_name and _arm_fits(s, config)]
+    with _locked(config.run_dir):
+        _redo(config, redo)
+        if _is_done(stage, config):
+            logger.info(f"{stage.name} | done already: {artifact(config, stage.writes).url}")
+            return
+        _require_inputs(stage, config)
+        with _cluster(config, [stage]):
+            _execute(stage, config, run)
+
+
+def _run_all(runs: dict[str, RunStage]) -> None:
+    config, redo = _parse("pipeline")
+    start = time.monotonic()
+    with _locked(config.run_dir):
+        _redo(config, redo)
+        todo = [stage for stage in STAGES if not _is_done(stage, config)]
+        for stage in STAGES:
+            if stage not in todo:
+                logger.info(f"{stage.name} | done already")
+        if todo:
+            with _cluster(config, todo):
+                for stage in todo:
+                    logger.info(f"stage {STAGES.index(stage) + 1} of {len(STAGES)} | {stage.name}")
+                    _execute(stage, config, runs[stage.job])
+    report = artifact(config, "report")
+    print(report.read_bytes("summary.txt").decode(), end="")
+    print(f"report: {report.path('report.html')}")
+    print(f"wall time: {duration(time.monotonic() - start)}")
+
+
+def _parse(job_name: str) -> tuple[Config, str | None]:
+    parser = argparse.ArgumentParser(prog=f"jobs/{job_name}.py", description="See README.md for the flow of the jobs.")
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/demo.yaml")
+    parser.add_argument(
+        "--redo",
+        metavar="STAGE",
+        choices=[stage.name for stage in STAGES],
+        help="delete this stage's artifact and all that was made from it, then go on",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the file")
+    arguments = parser.parse_args()
+    set_up_logging()
+    config = load_config(arguments.config, arguments.overrides)
+    if "://" not in config.run_dir and not os.path.isabs(config.run_dir):
+        if "RAY_ADDRESS" in os.environ:
+            raise SbpError(
+                f"run_dir={config.run_dir!r} is relative, and a submitted job runs in a throw-away copy of the folder: "
+                "give an absolute path that all nodes share, or s3://, gs://"
+            )
+        config = config.model_copy(update={"run_dir": str(Path(config.run_dir).resolve())})
+    return config, arguments.redo
+
+
+def _arm_fits(stage: Stage, config: Config) -> bool:
+    return not stage.overrides or f"pretrain.arm={config.pretrain.arm}" in stage.overrides
+
+
+def artifact(config: Config, name: str) -> Artifact:
+    """The artifact `name` of the run, complete or not."""
+    return Artifact(name, f"{config.run_dir.rstrip('/')}/{FOLDERS[name]}")
+
+
+# What an artifact is made from
+
+
+def recipe(stage: Stage, config: Config) -> dict[str, Any]:
+    """Settings and inputs that decide the stage's result: equal recipes make equal artifacts."""
+    settings = config.model_dump(mode="json")
+    if stage.job == "pretrain":
+        settings["pretrain"]["arm"] = "sbp" if stage.writes == "lm" else "repetition"
+    chosen = {section: _without_resources(settings[section]) for section in stage.sections}
+    inputs = {name: _fingerprint_if_started(artifact(config, name)) for name in stage.reads}
+    return {"settings": chosen, "inputs": inputs}
+
+
+def _without_resources(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != "resources"}
+
+
+def _fingerprint_if_started(made: Artifact) -> str | None:
+    return made.fingerprint() if made.exists(STARTED) else None
+
+
+def _is_done(stage: Stage, config: Config) -> bool:
+    """Whether the artifact is complete; refuses one that was made, or begun, from something else."""
+    output = artifact(config, stage.writes)
+    if not output.exists(STARTED):
+        return False
+    changes = list(_changes(output.read_json(STARTED)["recipe"], recipe(stage, config)))
+    if changes:
+        raise SbpError(f"{output.url} was made with {'; '.join(changes)}: use a new run_dir, or --redo {stage.name}")
+    return output.exists(MANIFEST)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted(old.keys() | new.keys()):
+        before, now = old.get(key), new.get(key)
+        name = key if prefix in ("", "settings.", "inputs.") else f"{prefix.removeprefix('settings.')}{key}"
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _changes(before, now, f"{prefix}{key}.")
+        elif before != now:
+            is_input = prefix == "inputs."
+            yield f"another {name} ({before} then, {now} now)" if is_input else f"{name}={before}, which is {now} now"
+
+
+def _require_inputs(stage: Stage, config: Config) -> None:
+    for name in stage.reads:
+        if not artifact(config, name).exists(MANIFEST):
+            [maker] = [s for s in STAGES if s.writes == name]
+            how = f"run jobs/{maker.job}.py first" + (f" with {maker.overrides[0]}" if maker.overrides else "")
+            raise SbpError(f"{artifact(config, name).url} is not there yet: {how}")
+
+
+def _redo(config: Config, name: str | None) -> None:
+    """Delete the stage's artifact and, since they were made from it, all that follow from it."""
+    if name is None:
+        return
+    stale = {stage.writes for stage in STAGES if stage.name == name}
+    for stage in STAGES:
+        if stale & {*stage.reads, stage.writes}:
+            stale.add(stage.writes)
+            artifact(config, stage.writes).remove()
+            logger.info(f"{stage.name} | {artifact(config, stage.writes).url} removed")
+
+
+def _execute(stage: Stage, config: Config, run: RunStage) -> None:
+    """Run one stage and commit its manifest, the last file that it writes."""
+    from sbp_ray.cluster import MemoryMeter, refuse_what_cannot_fit
+
+    _require_inputs(stage, config)
+    refuse_what_cannot_fit(stage.job, config)
+    output = artifact(config, stage.writes)
+    made_from = recipe(stage, config)
+    if not output.exists(STARTED):
+        output.write_json(STARTED, {"fingerprint": fingerprint_of(made_from), "recipe": made_from})
+    for override in stage.overrides:
+        key, _, value = override.removeprefix("pretrain.").partition("=")
+        config = config.model_copy(update={"pretrain": config.pretrain.model_copy(update={key: value})})
+    start = time.monotonic()
+    with MemoryMeter() as memory:
+        stats = run(Job(stage, config, {name: artifact(config, name) for name in stage.reads}, output))
+    wall_s = time.monotonic() - start
+    output.write_json(
+        MANIFEST,
+        {
+            "artifact": stage.writes,
+            "stage": stage.name,
+            "fingerprint": fingerprint_of(made_from),
+            **made_from,
+            "stats": stats,
+            "wall_s": round(wall_s, 1),
+            "peak_mem_gib": round(memory.peak_gib, 2),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "sbp_ray": __version__,
+        },
+    )
+    logger.info(f"{stage.name} | done in {duration(wall_s)} | peak {memory.peak_gib:.1f} GiB | {output.url}")
+
+
+# One writer for each run directory
+
+
+@contextmanager
+def _locked(run_dir: str) -> Iterator[None]:
+    """Hold the run directory. The lock is the kernel's and goes with the process, however it ends."""
+    if "://" in run_dir:  # object stores have no locks: the cluster keeps one, see sbp_ray.cluster
+        yield
+        return
+    import fcntl
+
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    with open(Path(run_dir) / "run.lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise SbpError(
+                f"{run_dir} is in use by process {owner}: wait for it to end, or take another run_dir"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextmanager
+def _cluster(config: Config, stages: list[Stage]) -> Iterator[None]:
+    from sbp_ray.cluster import connected
+
+    with connected(config):
+        yield

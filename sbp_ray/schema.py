@@ -1,0 +1,64 @@
+"""The rows that travel between stages: one Arrow schema for each kind.
+
+Two splits, `train` and `validation`, run side by side through corpus, embeddings, neighbors and pairs. The
+split of a document follows from its group (its article), and its shard from its id, so that any stage can find
+any document without an index.
+"""
+
+from typing import Literal, get_args
+
+import pyarrow as pa
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+DOCUMENT = pa.schema(
+    [
+        ("doc_id", pa.string()),  # 32 hex digits: BLAKE2b-128 of the text
+        ("group", pa.string()),  # what the split is made by; the id itself where the input names no group
+        ("text", pa.large_string()),
+        ("input_ids", pa.large_list(pa.int32())),  # the text's tokens, without special tokens
+    ]
+)
+NEIGHBORS = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("neighbor_ids", pa.list_(pa.string())),  # nearest first, never the document itself
+        ("cosines", pa.list_(pa.float32())),
+    ]
+)
+PAIR = pa.schema(
+    [
+        ("d1_id", pa.string()),
+        ("d2_id", pa.string()),
+        ("cosine", pa.float32()),
+        ("jaccard", pa.float32()),
+    ]
+)
+PACKED_ROW = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),  # [seq_len]
+        ("loss_mask", pa.list_(pa.bool_())),  # [seq_len] True: this token is graded as a target
+        ("document_ids", pa.list_(pa.int32())),  # [seq_len] 0, 1, … within the row; -1 on padding
+    ]
+)
+SYNTHETIC = pa.schema(
+    [
+        ("doc_id", pa.string()),  # BLAKE2b-128 of d1_id and sample
+        ("d1_id", pa.string()),
+        ("sample", pa.int32()),  # 0, 1, … among the samples drawn from one d1
+        ("text", pa.large_string()),
+        ("input_ids", pa.large_list(pa.int32())),
+        ("finish_reason", pa.string()),
+        ("synthesizer", pa.string()),  # the fingerprint of the checkpoint that wrote it
+        ("seed", pa.int64()),
+        ("temperature", pa.float32()),
+        ("top_p", pa.float32()),
+        ("max_tokens", pa.int32()),
+    ]
+)
+
+
+def embedding_schema(dim: int) -> pa.Schema:
+    """Rows of the embeddings: a unit vector for each document, in float16."""
+    return pa.schema([("doc_id", pa.string()), ("vector", pa.list_(pa.float16(), dim))])

@@ -1,0 +1,93 @@
+"""Run a function over shards with Ray Data, commit by commit.
+
+What travels is the shard's number; the worker reads its files and commits its result. A shard whose result is there
+is not run again, so a stage that dies goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sbp_ray import metrics
+from sbp_ray.config import Resources
+from sbp_ray.logs import Progress
+
+logger = logging.getLogger(__name__)
+
+Stats = dict[str, Any]
+
+
+def shard_name(folder: str, shard: int) -> str:
+    """`train/part-00003.parquet`."""
+    return f"{folder}/part-{shard:05d}.parquet"
+
+
+def map_shards(
+    stage: str,
+    worker: type,
+    arguments: tuple[Any, ...],
+    todo: Iterable[dict[str, Any]],
+    *,
+    num_done: int,
+    resources: Resources,
+) -> None:
+    """Call `worker(*arguments)(item)` for each item of `todo` in a pool of Ray Data actors.
+
+    Args:
+        stage: named in progress lines and metrics.
+        worker: a class; its `__init__` builds what is expensive, its `__call__` takes one item, commits its result and
+            returns counts, of which `documents` and `drops` (reason to number) are exported as metrics.
+        arguments: for the constructor; anything that pickles.
+        todo: one small dict for each unit of work, such as `{"split": "train", "shard": 3}`.
+        num_done: units that an earlier run committed.
+        resources: size of the pool.
+    """
+    items = list(todo)
+    total = num_done + len(items)
+    if num_done:
+        logger.info(f"{stage} | {num_done} of {total} shards are there already")
+    if not items:
+        return
+    import ray
+
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        _OnItem,
+        fn_constructor_args=(worker, arguments),
+        compute=ray.data.ActorPoolStrategy(size=min(resources.num_workers, len(items))),
+        num_cpus=resources.num_cpus,
+        num_gpus=resources.num_gpus,
+    )
+    progress = Progress(stage, total, "shards", done=num_done)
+    finished = num_done
+    for row in dataset.iter_rows():
+        finished += 1
+        stats = json.loads(row["stats"])
+        metrics.count("sbp_documents", stats.get("documents", 0), stage=stage)
+        metrics.count_drops(stats.get("drops", {}), stage=stage)
+        metrics.gauge("sbp_progress", finished / total, stage=stage)
+        progress.advance()
+
+
+class _OnItem:
+    """Adapts a worker to Ray Data's rows."""
+
+    def __init__(self, worker: Callable[..., Callable[[dict[str, Any]], Stats]], arguments: tuple[Any, ...]) -> None:
+        self._worker = worker(*arguments)
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        return {"stats": json.dumps(self._worker(item))}  # one string: reasons differ from row to row
+
+
+def add_stats(parts: Iterable[Stats]) -> Stats:
+    """Add up counts key by key; nested dicts too."""
+    total: Stats = {}
+    for part in parts:
+        for key, value in part.items():
+            if isinstance(value, dict):
+                total[key] = add_stats([total.get(key, {}), value])
+            else:
+                total[key] = total.get(key, 0) + value
+    return total
