@@ -1,0 +1,52 @@
+"""Shingles: runs of tokens, hashed, by which near-duplicates are told from related texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# T = tokens of the document, S = distinct shingles
+
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: odd, well mixed bits
+_SHIFT = np.uint64(32)
+
+
+def shingle_hashes(input_ids: Sequence[int] | NDArray, num_tokens: int = 13) -> NDArray[np.uint64]:
+    """Hash every run of `num_tokens` tokens.
+
+    Args:
+        input_ids: int[T], the document without special tokens.
+        num_tokens: length of a run. A shorter document has one shingle, all of it.
+
+    Returns:
+        uint64[S], sorted and unique; empty for an empty document.
+    """
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens ({num_tokens}) must be positive")
+    ids_T = np.asarray(input_ids).astype(np.uint64)
+    if ids_T.size == 0:
+        return np.empty(0, np.uint64)
+    width = min(num_tokens, ids_T.size)
+    hashes = np.full(ids_T.size - width + 1, width, np.uint64)
+    for offset in range(width):  # unsigned arithmetic on arrays wraps around, as a hash wants
+        hashes = (hashes ^ ids_T[offset : offset + hashes.size]) * _MULTIPLIER
+        hashes ^= hashes >> _SHIFT
+    return np.unique(hashes)
+
+
+def jaccard(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
+    """|a ∩ b| / |a ∪ b| of two results of `shingle_hashes`; 0 when both are empty."""
+    common = _num_common(a, b)
+    union = a.size + b.size - common
+    return common / union if union else 0.0
+
+
+def containment(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
+    """|a ∩ b| / |a|: the share of `a` that `b` holds; 0 when `a` is empty."""
+    return _num_common(a, b) / a.size if a.size else 0.0
+
+
+def _num_common(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> int:
+    return int(np.intersect1d(a, b, assume_unique=True).size)
