@@ -1,0 +1,45 @@
+"""How documents and pairs become token sequences: the one place that knows the layouts.
+
+document        <bos> text <eos>
+pair            <bos> d1 <related> d2 <eos>
+prompt          <bos> d1 <related>              the synthesizer goes on with d2 <eos>
+unconditional   <bos> <related> d2 <eos>        d2 with nothing to condition on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sbp_ray.text.tokenizer import SpecialIds
+
+
+class Example(NamedTuple):
+    """One training document: what a row holds of it, and which of its tokens are graded."""
+
+    input_ids: list[int]
+    loss_mask: list[bool]
+    """As long as `input_ids`; True: this token is a target. The first token never is, nothing precedes it."""
+
+
+def prompt_ids(d1_ids: Sequence[int], special: SpecialIds) -> list[int]:
+    """What the synthesizer is given before it writes d2."""
+    return [special.bos, *d1_ids, special.related]
+
+
+def pair_example(d1_ids: Sequence[int], d2_ids: Sequence[int], special: SpecialIds, max_tokens: int) -> Example | None:
+    """A tuning example, graded on d2 and its end only; None when it is longer than `max_tokens`, or d2 is empty."""
+    prompt = prompt_ids(d1_ids, special)
+    if not d2_ids or len(prompt) + len(d2_ids) + 1 > max_tokens:
+        return None
+    return Example([*prompt, *d2_ids, special.eos], [False] * len(prompt) + [True] * (len(d2_ids) + 1))
+
+
+def document_example(input_ids: Sequence[int], special: SpecialIds) -> Example:
+    """A pretraining example: every token but <bos> is graded."""
+    return Example([special.bos, *input_ids, special.eos], [False] + [True] * (len(input_ids) + 1))
+
+
+def unconditional_example(d2_ids: Sequence[int], special: SpecialIds) -> Example:
+    """d2 as the synthesizer sees it without d1: what conditioning on d1 is compared with."""
+    return Example([special.bos, special.related, *d2_ids, special.eos], [False, False] + [True] * (len(d2_ids) + 1))
