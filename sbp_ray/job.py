@@ -104,7 +104,7 @@ def main_pipeline(runs: dict[str, RunStage]) -> None:
 
 
 def _exit_with(work: Callable[[], None]) -> NoReturn:
-    """Status 0 done, 1 an error the user can fix (one line), 130 interrupted; anything else is a bug, with traceback."""
+    """Status 0 done, 1 an error the user can fix (one line), 130 interrupted; any other is a bug, with traceback."""
     try:
         work()
     except SbpError as error:
@@ -125,7 +125,9 @@ def _run_one(job_name: str, run: RunStage) -> None:
             logger.info(f"{stage.name} | done already: {artifact(config, stage.writes).url}")
             return
         _require_inputs(stage, config)
-        with _cluster(config, [stage]):
+        from sbp_ray.cluster import connected  # Ray: not before the settings and inputs are known to be good
+
+        with connected(config, [job_name]):
             _execute(stage, config, run)
 
 
@@ -139,7 +141,9 @@ def _run_all(runs: dict[str, RunStage]) -> None:
             if stage not in todo:
                 logger.info(f"{stage.name} | done already")
         if todo:
-            with _cluster(config, todo):
+            from sbp_ray.cluster import connected
+
+            with connected(config, [stage.job for stage in todo]):
                 for stage in todo:
                     logger.info(f"stage {STAGES.index(stage) + 1} of {len(STAGES)} | {stage.name}")
                     _execute(stage, config, runs[stage.job])
@@ -162,7 +166,7 @@ def _parse(job_name: str) -> tuple[Config, str | None]:
     arguments = parser.parse_args()
     set_up_logging()
     config = load_config(arguments.config, arguments.overrides)
-    if "://" not in config.run_dir and not os.path.isabs(config.run_dir):
+    if "://" not in config.run_dir and not Path(config.run_dir).is_absolute():
         if "RAY_ADDRESS" in os.environ:
             raise SbpError(
                 f"run_dir={config.run_dir!r} is relative, and a submitted job runs in a throw-away copy of the folder: "
@@ -246,10 +250,9 @@ def _redo(config: Config, name: str | None) -> None:
 
 def _execute(stage: Stage, config: Config, run: RunStage) -> None:
     """Run one stage and commit its manifest, the last file that it writes."""
-    from sbp_ray.cluster import MemoryMeter, refuse_what_cannot_fit
+    from sbp_ray.cluster import MemoryMeter
 
     _require_inputs(stage, config)
-    refuse_what_cannot_fit(stage.job, config)
     output = artifact(config, stage.writes)
     made_from = recipe(stage, config)
     if not output.exists(STARTED):
@@ -302,12 +305,4 @@ def _locked(run_dir: str) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
-
-
-@contextmanager
-def _cluster(config: Config, stages: list[Stage]) -> Iterator[None]:
-    from sbp_ray.cluster import connected
-
-    with connected(config):
         yield

@@ -1,0 +1,197 @@
+"""The driver's connection to Ray: a submitted job joins its cluster, anything else starts its own."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sbp_ray.config import ClusterConfig, Config, EngineConfig, Resources
+from sbp_ray.errors import SbpError
+from sbp_ray.logs import set_up_logging
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "sbp_ray"
+
+
+@contextmanager
+def connected(config: Config, jobs: Sequence[str]) -> Iterator[None]:
+    """Hold a connection to Ray in which `jobs` can run.
+
+    With RAY_ADDRESS in the environment (a submitted job has it) that cluster is joined. Without it a Ray of our own is
+    started; an implicit `ray.init()` would join any cluster that happens to run on the machine.
+
+    Raises:
+        SbpError: no connection, or a stage that the cluster can never fit.
+    """
+    # Read when Ray is imported. Train reports its runs to the dashboard only when asked to; the token is Ray's own
+    # default for a Ray that we start, said aloud so that it does not warn: the dashboard can run code.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    hook = {"worker_process_setup_hook": set_up_logging, "env_vars": {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address, namespace=NAMESPACE, runtime_env=hook, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise SbpError(
+                f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}): start one or unset it"
+            ) from None
+    else:
+        _start_local(config.cluster, hook)
+    _quiet_ray_data()
+    try:
+        for job in jobs:
+            _refuse_what_cannot_fit(job, config)
+        lock = _lock_on_cluster(config.run_dir) if address else None
+        yield
+        del lock
+    finally:
+        ray.shutdown()
+
+
+def _start_local(cluster: ClusterConfig, runtime_env: dict[str, Any]) -> None:
+    import ray
+
+    context = ray.init(
+        address="local",
+        num_cpus=cluster.num_cpus,
+        object_store_memory=int(cluster.object_store_gib * 2**30),
+        namespace=NAMESPACE,
+        runtime_env=runtime_env,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=_free_port(cluster.dashboard_port),
+        logging_level=logging.WARNING,
+    )
+    token = (
+        "" if os.environ["RAY_AUTH_MODE"] != "token" else " | it asks for the token that `ray get-auth-token` prints"
+    )
+    logger.info(f"Ray dashboard: http://{context.dashboard_url}{token}")
+
+
+def _free_port(wanted: int) -> int:
+    """`wanted`, or the next port above it that nobody listens on."""
+    for port in range(wanted, wanted + 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise SbpError(f"cluster.dashboard_port={wanted}: that port and the next 99 are taken: choose another")
+
+
+def _quiet_ray_data() -> None:
+    """Our own progress lines say more than Ray Data's bars, and do not overwrite one another."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+# What fits
+
+
+def _refuse_what_cannot_fit(job: str, config: Config) -> None:
+    """Compare a stage's workers with the most that the cluster can ever have."""
+    import ray
+
+    if job == "synthesize":
+        key, wanted = "engine", _engine_demand(config.engine)
+    else:
+        key, wanted = job, _demand(getattr(config, job).resources)
+    largest = ray._private.state.state.get_max_resources_from_cluster_config() or ray.cluster_resources()
+    for resource, amount in wanted.items():
+        available = float(largest.get(resource, 0))
+        if amount > available:
+            raise SbpError(
+                f"{key}.resources wants {amount:g} {resource}s, the cluster can have at most {available:g}: "
+                f"lower {key}.resources or use a larger cluster"
+            )
+
+
+def _demand(resources: Resources) -> dict[str, float]:
+    return {"CPU": resources.num_workers * resources.num_cpus, "GPU": resources.num_workers * resources.num_gpus}
+
+
+def _engine_demand(engine: EngineConfig) -> dict[str, float]:
+    replicas = max(1, engine.min_replicas)
+    gpus = engine.tensor_parallel_size if engine.resources.num_gpus else 0
+    return {"CPU": replicas * engine.resources.num_cpus, "GPU": replicas * gpus}
+
+
+# One pipeline for each run directory on a cluster
+
+
+def _lock_on_cluster(run_dir: str) -> Any:
+    """An actor whose name is the run directory's: it ends with this driver, however that ends.
+
+    Raises:
+        SbpError: another driver of this cluster holds it.
+    """
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class RunLock:
+        """Holds a name."""
+
+    name = f"run-{hashlib.sha256(run_dir.encode()).hexdigest()[:16]}"
+    try:
+        return RunLock.options(name=name).remote()
+    except ValueError:
+        raise SbpError(
+            f"{run_dir} is in use by another job on this cluster: wait for it to end, or take another run_dir"
+        ) from None
+
+
+# Memory
+
+
+class MemoryMeter:
+    """The most memory that this process and its descendants held at once, shared pages counted once, in GiB.
+
+    On a laptop that is the driver, Ray and all its workers; on a cluster the driver alone.
+    """
+
+    def __init__(self, every_s: float = 2.0) -> None:
+        self.peak_gib = 0.0
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> MemoryMeter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.peak_gib = max(self.peak_gib, _tree_gib())
+            if self._stop.wait(self._every_s):
+                return
+
+
+def _tree_gib() -> float:
+    import psutil
+
+    total = 0
+    here = psutil.Process()
+    for process in [here, *here.children(recursive=True)]:
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # it ended while we looked
+    return total / 2**30
