@@ -1,0 +1,70 @@
+# Everything a checkout needs. `make demo` and `make test` set up first; a finished set-up costs nothing.
+#   EXTRA=gpu  installs vLLM and FAISS for NVIDIA GPUs instead of their CPU builds.
+
+EXTRA  ?= cpu
+CONFIG ?= configs/demo.yaml
+# The first of these that is there and works; the CPU wheels' pins were made for 3.11.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+
+# uv does not read pip's settings, and the user's wheels or mirror may be named there.
+PIP_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
+PIP_INDEX_URL  ?= $(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null)
+ifneq ($(PIP_FIND_LINKS),)
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+ifneq ($(PIP_INDEX_URL),)
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+# The CPU build of torch is in PyTorch's own index, unless the user has the wheel at hand.
+ifeq ($(EXTRA)$(UV_FIND_LINKS),cpu)
+TORCH := --torch-backend=cpu
+endif
+
+UV  := .uv/bin/uv
+BIN := .venv/bin
+READY := .venv/ready-$(EXTRA)
+
+.PHONY: help setup demo test check format lock clean
+help:
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(READY) ## install everything into .venv
+
+demo: $(READY) ## the whole loop on the bundled corpus, ending with a report
+	@$(BIN)/python jobs/pipeline.py --config $(CONFIG)
+
+test: $(READY) ## all tests (TESTS=tests/unit for a part)
+	@$(BIN)/python -m pytest $(TESTS)
+
+check: $(READY) ## style, types and layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@PATH="$(BIN):$$PATH" lint-imports
+
+format: $(READY) ## rewrite the code in the project's style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: $(UV) ## choose and pin the newest versions that pyproject.toml allows
+	$(UV) pip compile pyproject.toml --extra cpu --group dev --python-version 3.11 --no-header --no-annotate $(TORCH) -qUo requirements/cpu.txt
+	$(UV) pip compile pyproject.toml --extra gpu --group dev --python-version 3.11 --no-header --no-annotate -qUo requirements/gpu.txt
+
+clean: ## remove the environments; runs/ stays
+	rm -rf .venv .uv
+
+$(UV):
+	@test -n "$(PYTHON)" || { echo "error: no Python: install Python 3.11 or 3.12, or set PYTHON=" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] <= (3, 12) and \
+	  f"error: {sys.executable} is Python {v[0]}.{v[1]}: set PYTHON to a Python 3.11 or 3.12")'
+	@echo "setting up: uv"
+	@$(PYTHON) -m venv .uv
+	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+
+$(READY): $(UV) pyproject.toml requirements/$(EXTRA).txt
+	@echo "setting up: .venv with requirements/$(EXTRA).txt"
+	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
+	@$(UV) pip sync --quiet --python .venv $(TORCH) requirements/$(EXTRA).txt
+	@$(UV) pip install --quiet --python .venv --no-deps --editable .
+	@rm -f .venv/ready-*
+	@touch $@
