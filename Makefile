@@ -15,6 +15,8 @@ endif
 ifneq ($(PIP_INDEX_URL),)
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
+# As pip does: trust the certificates that the system trusts, a company's proxy among them.
+export UV_SYSTEM_CERTS ?= 1
 # The CPU build of torch is in PyTorch's own index, unless the user has the wheel at hand.
 ifeq ($(EXTRA)$(UV_FIND_LINKS),cpu)
 TORCH := --torch-backend=cpu
