@@ -1,0 +1,120 @@
+"""cluster.yaml is accepted by Ray's own validation, and says what the docs say of it. No cloud is asked."""
+
+import copy
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPO = Path(__file__).parents[2]
+
+
+def _shipped() -> dict[str, Any]:
+    return yaml.safe_load((REPO / "cluster.yaml").read_text())
+
+
+def _validate(config: dict[str, Any]) -> dict[str, Any]:
+    """What `ray up` does before it calls the cloud, and then what the head does with the file."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+
+    prepared = prepare_config(copy.deepcopy(config))
+    validate_config(prepared)
+    AutoscalingConfig(copy.deepcopy(prepared), skip_content_hash=True).get_node_type_configs()
+    return prepared
+
+
+def test_ray_accepts_the_file() -> None:
+    prepared = _validate(_shipped())
+    assert set(prepared["available_node_types"]) == {"head", "cpu", "gpu", "gpu-spot"}
+
+
+def _misspell(config: dict[str, Any]) -> None:
+    config["idle_timeout_minute"] = config.pop("idle_timeout_minutes")
+
+
+def _unknown_head(config: dict[str, Any]) -> None:
+    config["head_node_type"] = "haed"
+
+
+def _no_resources(config: dict[str, Any]) -> None:
+    del config["available_node_types"]["gpu"]["resources"]
+
+
+def _words_for_numbers(config: dict[str, Any]) -> None:
+    config["available_node_types"]["gpu"]["resources"]["GPU"] = "eight"
+
+
+def _more_than_the_maximum(config: dict[str, Any]) -> None:
+    config["available_node_types"]["cpu"]["min_workers"] = config["max_workers"] + 1
+
+
+def _misspelt_node_setting(config: dict[str, Any]) -> None:
+    config["available_node_types"]["gpu"]["max_worker"] = 3
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        _misspell,
+        _unknown_head,
+        _no_resources,
+        _words_for_numbers,
+        _more_than_the_maximum,
+        _misspelt_node_setting,
+    ],
+)
+def test_ray_refuses_a_broken_copy(break_it: Callable[[dict[str, Any]], None]) -> None:
+    import jsonschema
+
+    config = _shipped()
+    break_it(config)
+    with pytest.raises((jsonschema.ValidationError, ValueError)):
+        _validate(config)
+
+
+def test_nothing_is_scheduled_on_the_head() -> None:
+    config = _shipped()
+    head = config["available_node_types"][config["head_node_type"]]
+    assert head["resources"] == {"CPU": 0, "GPU": 0}
+    assert head["max_workers"] == 0
+
+
+def test_every_worker_type_starts_from_zero_and_all_together_are_bounded() -> None:
+    config = _shipped()
+    workers = {name: node for name, node in config["available_node_types"].items() if name != config["head_node_type"]}
+    assert all(node["min_workers"] == 0 < node["max_workers"] for node in workers.values())
+    assert sum(node["max_workers"] for node in workers.values()) == config["max_workers"]
+    assert any(node["resources"].get("GPU") for node in workers.values())
+    assert any("GPU" not in node["resources"] for node in workers.values())
+
+
+def test_spot_is_preferred_and_labels_say_the_truth() -> None:
+    types = _shipped()["available_node_types"]
+    for name in ("cpu", "gpu-spot", "gpu"):
+        is_spot = types[name]["node_config"].get("InstanceMarketOptions") == {"MarketType": "spot"}
+        assert is_spot == (types[name]["labels"]["market"] == "spot")
+    assert types["gpu-spot"]["labels"]["market"] == "spot"
+    assert types["gpu-spot"]["priority"] > types["gpu"]["priority"]
+
+
+def test_tokens_are_required_on_every_node_and_the_dashboard_stays_on_loopback() -> None:
+    config = _shipped()
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        [start] = [command for command in commands if "ray start" in command]
+        assert "RAY_AUTH_MODE=token" in start
+    [head_start] = [command for command in config["head_start_ray_commands"] if "ray start" in command]
+    assert "--dashboard-host=127.0.0.1" in head_start
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+def test_mounted_files_are_in_the_repository_and_commands_are_shell() -> None:
+    config = _shipped()
+    assert (REPO / config["file_mounts"]["~/sbp_ray/requirements"] / "gpu.txt").is_file()
+    commands = [command for key, value in config.items() if key.endswith("_commands") for command in value]
+    assert any("uv pip sync ~/sbp_ray/requirements/gpu.txt" in command for command in commands)
+    for command in commands:
+        assert subprocess.run(["bash", "-n", "-c", command], capture_output=True, check=False).returncode == 0, command
