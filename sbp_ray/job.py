@@ -19,6 +19,7 @@ from sbp_ray.artifacts import MANIFEST, STARTED, Artifact, fingerprint_of
 from sbp_ray.config import Config, load_config
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration, set_up_logging
+from sbp_ray.sources import HUGGING_FACE, list_input_files
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,22 @@ def recipe(stage: Stage, config: Config) -> dict[str, Any]:
         settings["pretrain"]["arm"] = "sbp" if stage.writes == "lm" else "repetition"
     chosen = {section: _without_resources(settings[section]) for section in stage.sections}
     inputs = {name: _fingerprint_if_started(artifact(config, name)) for name in stage.reads}
+    if stage.job == "ingest":
+        inputs["files"] = _fingerprint_of_files(config)
     return {"settings": chosen, "inputs": inputs}
+
+
+def _fingerprint_of_files(config: Config) -> str | None:
+    """Names and sizes of the input files; None for a hub's dataset, and when a finished corpus' input has gone."""
+    if any(pattern.startswith(HUGGING_FACE) for pattern in config.ingest.input):
+        return None
+    try:
+        files = list_input_files(config.ingest.input)
+    except SbpError:
+        if artifact(config, "corpus").exists(MANIFEST):
+            return None
+        raise
+    return fingerprint_of({str(number): [Path(path).name, size] for number, (path, size) in enumerate(files)})
 
 
 def _without_resources(section: dict[str, Any]) -> dict[str, Any]:
@@ -209,9 +225,10 @@ def _fingerprint_if_started(made: Artifact) -> str | None:
 def _is_done(stage: Stage, config: Config) -> bool:
     """Whether the artifact is complete; refuses one that was made, or begun, from something else."""
     output = artifact(config, stage.writes)
+    made_from = recipe(stage, config)  # first of all: it is here that missing input files are noticed
     if not output.exists(STARTED):
         return False
-    changes = list(_changes(output.read_json(STARTED)["recipe"], recipe(stage, config)))
+    changes = list(_changes(output.read_json(STARTED)["recipe"], made_from))
     if changes:
         raise SbpError(f"{output.url} was made with {'; '.join(changes)}: use a new run_dir, or --redo {stage.name}")
     return output.exists(MANIFEST)
@@ -223,9 +240,10 @@ def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iter
         name = key if prefix in ("", "settings.", "inputs.") else f"{prefix.removeprefix('settings.')}{key}"
         if isinstance(before, dict) and isinstance(now, dict):
             yield from _changes(before, now, f"{prefix}{key}.")
-        elif before != now:
-            is_input = prefix == "inputs."
-            yield f"another {name} ({before} then, {now} now)" if is_input else f"{name}={before}, which is {now} now"
+        elif prefix != "inputs." and before != now:
+            yield f"{name}={before}, which is {now} now"
+        elif None not in (before, now) and before != now:
+            yield f"other {'input files' if name == 'files' else name} ({before} then, {now} now)"
 
 
 def _require_inputs(stage: Stage, config: Config) -> None:

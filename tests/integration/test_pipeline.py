@@ -1,0 +1,168 @@
+"""The whole loop with real parts, killed at three stages and run again: nothing is lost, nothing is done twice."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from sbp_ray.job import FOLDERS
+
+REPO = Path(__file__).parents[2]
+SMALLER = [
+    "ingest.num_shards=2",
+    "ingest.vocab_size=1024",
+    "ingest.validation_share=0.25",
+    "neighbors.num_neighbors=5",
+    "pair.min_cosine=0.4",
+    "model.num_layers=2",
+    "model.hidden_size=64",
+    "model.num_heads=2",
+    "model.num_kv_heads=1",
+    "model.ffn_size=128",
+    "pretrain.seq_len=256",
+    "pretrain.batch_rows=4",
+    "pretrain.micro_batch_rows=2",
+    "pretrain.total_tokens=40960",
+    "pretrain.checkpoint_every=5",
+    "mixture.synthetic_share=0.1",
+    "tune.batch_rows=4",
+    "tune.checkpoint_every=5",
+    "synthesize.num_documents=24",
+    "synthesize.max_tokens=64",
+    "synthesize.keep_unfinished=true",
+    "eval.max_questions=40",
+    "eval.max_validation_documents=10",
+]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The demo's command on a few paragraphs of eight of its articles, and much smaller."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    source = folder / "docs.jsonl"
+    with gzip.open(REPO / "data/squad48/docs.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    titles = sorted({row["title"] for row in rows})[:8]
+    few = [row for row in rows if row["title"] in titles and row["para"] < 12]
+    source.write_text("".join(json.dumps(row) + "\n" for row in few), encoding="utf-8")
+    settings = [f"run_dir={folder / 'run'}", f"ingest.input=[{source}]", *SMALLER]
+    return [sys.executable, "jobs/pipeline.py", "--config", "configs/demo.yaml", *settings]
+
+
+def run_dir_of(command: list[str]) -> Path:
+    return Path(next(part for part in command if part.startswith("run_dir=")).removeprefix("run_dir="))
+
+
+def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    with log.open("ab") as output:
+        return subprocess.Popen(command, cwd=REPO, env=environment, stdout=output, stderr=output)
+
+
+def stop_when(command: list[str], log: Path, reached: Callable[[], bool], how: signal.Signals) -> list[psutil.Process]:
+    """Run the pipeline until the condition holds, send the signal, and return the processes it had then."""
+    process = start(command, log)
+    while not reached():
+        assert process.poll() is None, log.read_text()[-5000:]
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(how)
+    process.wait(timeout=60)
+    return family
+
+
+def files(folder: Path, pattern: str) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.glob(pattern)}
+
+
+@pytest.fixture(scope="module")
+def finished(command: list[str]) -> Iterator[Path]:
+    """A run directory whose pipeline was killed while it embedded, trained and synthesized, and then completed."""
+    run = run_dir_of(command)
+    log = run.with_suffix(".log")
+    moments: list[tuple[Callable[[], bool], signal.Signals]] = [
+        (lambda: bool(files(run, "2_embeddings/*/part-*.parquet")), signal.SIGKILL),
+        (lambda: bool(files(run, "5_base_lm/checkpoints/step-*/*")), signal.SIGKILL),
+        (lambda: (run / "7_synthetic/started.json").exists(), signal.SIGINT),
+    ]
+    for reached, how in moments:
+        done_before = files(run, "*/manifest.json")
+        family = stop_when(command, log, reached, how)
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert not alive, f"left behind after {how.name}: {alive}"
+        assert done_before.items() <= files(run, "*/manifest.json").items()
+    process = start(command, log)
+    assert process.wait(timeout=480) == 0, log.read_text()[-8000:]
+    yield run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_killed_pipeline_goes_on_to_the_end(finished: Path) -> None:
+    for folder in FOLDERS.values():
+        assert (finished / folder / "manifest.json").exists(), folder
+    assert not list(finished.rglob(".tmp-*"))
+
+
+@pytest.mark.slow
+def test_every_document_has_one_vector(finished: Path) -> None:
+    for split in ("train", "validation"):
+        ids = [
+            sorted(
+                doc_id
+                for part in sorted(finished.glob(f"{folder}/{split}/part-*.parquet"))
+                for doc_id in pq.read_table(part, columns=["doc_id"])["doc_id"].to_pylist()
+            )
+            for folder in ("1_corpus", "2_embeddings")
+        ]
+        assert ids[0] == ids[1]
+        assert len(set(ids[0])) == len(ids[0]) > 0
+
+
+@pytest.mark.slow
+def test_each_sample_was_written_once_or_dropped_for_a_reason(finished: Path) -> None:
+    rows = [
+        (row["d1_id"], row["sample"])
+        for part in finished.glob("7_synthetic/part-*.parquet")
+        for row in pq.read_table(part, columns=["d1_id", "sample"]).to_pylist()
+    ]
+    stats = json.loads((finished / "7_synthetic/manifest.json").read_text())["stats"]
+    assert len(set(rows)) == len(rows) > 0
+    assert len(rows) + sum(stats["drops"].values()) == 24
+
+
+@pytest.mark.slow
+def test_both_arms_trained_on_the_same_number_of_tokens(finished: Path) -> None:
+    last = [
+        json.loads((finished / arm / "metrics.jsonl").read_text().splitlines()[-1]) for arm in ("5_base_lm", "8_lm")
+    ]
+    assert last[0]["tokens"] == last[1]["tokens"] == 40960
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing(finished: Path, command: list[str]) -> None:
+    before = files(finished, "**/*")
+    answer = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60, check=True)
+    lock = str(finished / "run.lock")
+    assert {k: v for k, v in files(finished, "**/*").items() if k != lock} == {
+        k: v for k, v in before.items() if k != lock
+    }
+    assert answer.stderr.count("done already") == 9
+    assert str(finished / "9_report/report.html") in answer.stdout
+
+
+@pytest.mark.slow
+def test_a_changed_setting_is_refused_and_named(finished: Path, command: list[str]) -> None:
+    answer = subprocess.run([*command, "pair.min_cosine=0.45"], cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 1
+    assert "pair.min_cosine=0.4, which is 0.45 now" in answer.stderr
+    assert "--redo pair" in answer.stderr
