@@ -9,7 +9,10 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from sbp_ray.config import ClusterConfig, Config, EngineConfig, Resources
 from sbp_ray.errors import SbpError
@@ -110,7 +113,8 @@ def _refuse_what_cannot_fit(job: str, config: Config) -> None:
         key, wanted = "engine", _engine_demand(config.engine)
     else:
         key, wanted = job, _demand(getattr(config, job).resources)
-    largest = ray._private.state.state.get_max_resources_from_cluster_config() or ray.cluster_resources()
+    autoscaler_config = os.environ.get("SBP_RAY_AUTOSCALER_CONFIG")
+    largest = largest_cluster(autoscaler_config) if autoscaler_config else ray.cluster_resources()
     for resource, amount in wanted.items():
         available = float(largest.get(resource, 0))
         if amount > available:
@@ -118,6 +122,24 @@ def _refuse_what_cannot_fit(job: str, config: Config) -> None:
                 f"{key}.resources wants {amount:g} {resource}s, the cluster can have at most {available:g}: "
                 f"lower {key}.resources or use a larger cluster"
             )
+
+
+def largest_cluster(autoscaler_config: str) -> dict[str, float]:
+    """The most of each resource that an autoscaler can bring up: workers of all types, up to the limits of its config.
+
+    Ray's autoscaler publishes its limits nowhere; cluster.yaml names the file on the head, where submitted jobs run.
+    """
+    config = yaml.safe_load(Path(autoscaler_config).expanduser().read_text(encoding="utf-8"))
+    types = config["available_node_types"]
+    workers = [node for name, node in types.items() if name != config["head_node_type"]]
+    most: dict[str, float] = dict(types[config["head_node_type"]]["resources"])
+    for resource in {key for node in workers for key in node["resources"]}:
+        left = config["max_workers"]
+        for node in sorted(workers, key=lambda node: -node["resources"].get(resource, 0)):
+            number = min(left, node.get("max_workers", left))
+            most[resource] = most.get(resource, 0) + number * node["resources"].get(resource, 0)
+            left -= number
+    return most
 
 
 def _demand(resources: Resources) -> dict[str, float]:

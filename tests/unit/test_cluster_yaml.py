@@ -118,3 +118,14 @@ def test_mounted_files_are_in_the_repository_and_commands_are_shell() -> None:
     assert any("uv pip sync ~/sbp_ray/requirements/gpu.txt" in command for command in commands)
     for command in commands:
         assert subprocess.run(["bash", "-n", "-c", command], capture_output=True, check=False).returncode == 0, command
+
+
+def test_the_largest_cluster_is_what_the_limits_allow(tmp_path: Path) -> None:
+    from sbp_ray.cluster import largest_cluster
+
+    file = tmp_path / "cluster.yaml"
+    file.write_text((REPO / "cluster.yaml").read_text())
+    assert largest_cluster(str(file)) == {"CPU": 16 * 192 + 8 * 32, "GPU": 16 * 8}
+    # With room for 3 workers in all: three GPU machines, which have the most CPUs too.
+    file.write_text(yaml.safe_dump(_shipped() | {"max_workers": 3}))
+    assert largest_cluster(str(file)) == {"CPU": 3 * 192, "GPU": 3 * 8}
