@@ -59,7 +59,7 @@ def wait_for(condition: Callable[[], object], what: str, timeout_s: float) -> No
 
 @contextmanager
 def ray_head(
-    folder: Path, *options: str, environment: dict[str, str], gcs_port: int, num_cpus: int, stop_timeout_s: float = 30
+    folder: Path, *options: str, environment: dict[str, str], gcs_port: int, num_cpus: int, stop_timeout_s: float = 10
 ) -> Iterator[Head]:
     """`ray start --head --block` in a process group of its own; every process that it led to ends with the block.
 

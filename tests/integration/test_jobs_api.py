@@ -1,0 +1,123 @@
+"""Jobs through the Jobs API of a running cluster that asks for its token."""
+
+import ast
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+from ray_head import Head, free_ports, ray_head, wait_for
+
+REPO = Path(__file__).parents[2]
+ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    head: Head
+    token: str
+
+    def submit(self, entrypoint: str) -> tuple[str, str, int | None]:
+        """Run a job with the repository as its working folder; its status, its log and its exit status."""
+        from ray.job_submission import JobSubmissionClient
+
+        client = JobSubmissionClient(self.head.dashboard_url, headers={"Authorization": f"Bearer {self.token}"})
+        job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPO)})
+        wait_for(lambda: client.get_job_status(job).value in ENDED, entrypoint, timeout_s=300)
+        info = client.get_job_info(job)
+        return info.status.value, client.get_job_logs(job), info.driver_exit_code
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name:
+        home = Path(name)
+        environment = {"RAY_AUTH_MODE": "token", "HOME": name}
+        made = subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"],
+            env={key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        token = made.stdout.strip()
+        [gcs_port] = free_ports(1)
+        with ray_head(home, environment=environment, gcs_port=gcs_port, num_cpus=4) as head:
+            yield Cluster(head, token)
+        assert head.processes() == []
+
+
+@pytest.mark.slow
+def test_a_request_without_the_token_is_refused(cluster: Cluster) -> None:
+    jobs = f"{cluster.head.dashboard_url}/api/jobs/"
+    assert requests.get(jobs, timeout=30).status_code == 401
+    assert requests.get(jobs, headers={"Authorization": "Bearer wrong"}, timeout=30).status_code == 403
+    right = {"Authorization": f"Bearer {cluster.token}"}
+    assert requests.get(jobs, headers=right, timeout=30).json() == []
+    submission = {"entrypoint": "true"}
+    assert requests.post(jobs, json=submission, timeout=30).status_code == 401
+    assert requests.get(jobs, headers=right, timeout=30).json() == []
+
+
+WHOSE_CODE = """
+import os, sbp_ray, ray
+ray.init(log_to_driver=False)
+print('DRIVER', sbp_ray.__file__)
+print('WORKER', ray.get(ray.remote(lambda: __import__('sbp_ray').__file__).remote()))
+print('FILES', sorted(os.listdir()))
+"""
+
+
+@pytest.mark.slow
+def test_the_submitted_code_runs_not_the_installed_one(cluster: Cluster) -> None:
+    # -P: like a script under jobs/, this has no working folder on its path of its own accord.
+    status, log, _ = cluster.submit(f"python -P -c {shlex.quote(WHOSE_CODE)}")
+    assert status == "SUCCEEDED", log
+    said = dict(line.split(" ", 1) for line in log.splitlines() if line.startswith(("DRIVER", "WORKER", "FILES")))
+    assert "/working_dir_files/" in said["DRIVER"]
+    assert "/working_dir_files/" in said["WORKER"]
+    sent = set(ast.literal_eval(said["FILES"]))
+    assert {"configs", "data", "jobs", "sbp_ray", "serve_apps"} <= sent
+    assert not {".venv", ".git", "runs", "tests"} & sent
+
+
+@pytest.mark.slow
+def test_a_stage_runs_once_and_is_then_done(cluster: Cluster, tmp_path: Path) -> None:
+    command = f"python jobs/ingest.py --config configs/demo.yaml run_dir={tmp_path}/run"
+    status, log, code = cluster.submit(command)
+    assert (status, code) == ("SUCCEEDED", 0), log
+    manifest = tmp_path / "run" / "1_corpus" / "manifest.json"
+    stats = json.loads(manifest.read_text())["stats"]
+    assert stats["train"]["documents"] + stats["validation"]["documents"] == 2067
+    written = manifest.stat().st_mtime_ns
+
+    status, log, code = cluster.submit(command)
+    assert (status, code) == ("SUCCEEDED", 0), log
+    assert "ingest | done already" in log
+    assert manifest.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            "run_dir=/nowhere/run ingest.num_shard=4",
+            "ingest.num_shard=4: no such setting; did you mean ingest.num_shards?",
+        ),
+        ("run_dir=runs/demo", "run_dir='runs/demo' is relative"),
+    ],
+)
+def test_a_mistake_ends_the_job_with_status_1_and_one_line(cluster: Cluster, settings: str, message: str) -> None:
+    status, log, code = cluster.submit(f"python jobs/ingest.py --config configs/demo.yaml {settings}")
+    assert (status, code) == ("FAILED", 1)
+    [line] = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert "Traceback" not in log
