@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -93,6 +93,18 @@ class Artifact:
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """A stream, for what does not fit in memory; it appears under `name` when the block ends without an error."""
+        if self.is_local:
+            with self._committed(name) as path, open(path, "wb") as stream:
+                yield stream
+        else:  # closing a stream of an object store commits it, even after an error: write here, then upload
+            with tempfile.NamedTemporaryFile() as stream:
+                yield cast(BinaryIO, stream)
+                stream.flush()
+                pafs.copy_files(stream.name, self.path(name), destination_filesystem=self.fs)
+
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         with self.fs.open_input_file(self.path(name)) as file:
             return pq.read_table(file, columns=columns)
@@ -112,7 +124,7 @@ class Artifact:
     def read_stats(self, name: str) -> dict[str, Any]:
         """What `write_table` was given as `stats`."""
         with self.fs.open_input_file(self.path(name)) as file:
-            return json.loads(pq.read_schema(file).metadata[b"stats"])
+            return json.loads(pq.read_metadata(file).metadata[b"stats"])
 
     @contextmanager
     def _committed(self, name: str) -> Iterator[str]:

@@ -62,3 +62,8 @@ SYNTHETIC = pa.schema(
 def embedding_schema(dim: int) -> pa.Schema:
     """Rows of the embeddings: a unit vector for each document, in float16."""
     return pa.schema([("doc_id", pa.string()), ("vector", pa.list_(pa.float16(), dim))])
+
+
+def shard_of(doc_id: str, num_shards: int) -> int:
+    """The shard that holds a document: ids are hashes, so shards come out even."""
+    return int(doc_id[:8], 16) % num_shards

@@ -13,6 +13,7 @@ from typing import Any
 
 from sbp_ray import metrics
 from sbp_ray.config import Resources
+from sbp_ray.errors import SbpError
 from sbp_ray.logs import Progress
 
 logger = logging.getLogger(__name__)
@@ -39,11 +40,15 @@ def map_shards(
     Args:
         stage: named in progress lines and metrics.
         worker: a class; its `__init__` builds what is expensive, its `__call__` takes one item, commits its result and
-            returns counts, of which `documents` and `drops` (reason to number) are exported as metrics.
+            returns counts, of which `documents`, `tokens`, `pairs` and `drops` (reason to number) are exported as
+            metrics.
         arguments: for the constructor; anything that pickles.
         todo: one small dict for each unit of work, such as `{"split": "train", "shard": 3}`.
         num_done: units that an earlier run committed.
         resources: size of the pool.
+
+    Raises:
+        SbpError: the first one that a worker raised; what other workers committed by then stays.
     """
     items = list(todo)
     total = num_done + len(items)
@@ -64,21 +69,33 @@ def map_shards(
     finished = num_done
     for row in dataset.iter_rows():
         finished += 1
+        if row["error"]:
+            raise SbpError(row["error"])
         stats = json.loads(row["stats"])
-        metrics.count("sbp_documents", stats.get("documents", 0), stage=stage)
+        for name in ("documents", "tokens", "pairs"):
+            metrics.count(f"sbp_{name}", stats.get(name, 0), stage=stage)
         metrics.count_drops(stats.get("drops", {}), stage=stage)
         metrics.gauge("sbp_progress", finished / total, stage=stage)
         progress.advance()
 
 
 class _OnItem:
-    """Adapts a worker to Ray Data's rows."""
+    """Adapts a worker to Ray Data's rows. An error the user can fix travels as a row, since Ray would wrap it."""
 
     def __init__(self, worker: Callable[..., Callable[[dict[str, Any]], Stats]], arguments: tuple[Any, ...]) -> None:
-        self._worker = worker(*arguments)
+        self._error = ""
+        try:
+            self._worker = worker(*arguments)
+        except SbpError as error:
+            self._error = str(error)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        return {"stats": json.dumps(self._worker(item))}  # one string: reasons differ from row to row
+        if not self._error:
+            try:  # one string: reasons differ from row to row
+                return {"stats": json.dumps(self._worker(item)), "error": ""}
+            except SbpError as error:
+                return {"stats": "", "error": str(error)}
+        return {"stats": "", "error": self._error}
 
 
 def add_stats(parts: Iterable[Stats]) -> Stats:

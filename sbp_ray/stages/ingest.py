@@ -1,0 +1,362 @@
+"""text files -> corpus
+
+Three steps, each resumed file by file: every input file is parsed into a scratch file whose rows lie sorted by output
+shard; the tokenizer is trained on a sample; every output shard is gathered from the scratch files, freed of exact
+duplicates, tokenised and written. No process holds more than one shard, or 64 MiB of an input file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.buckets import BucketWriter, bucket_writer, read_bucket
+from sbp_ray.config import IngestConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.schema import DOCUMENT, SPLITS, Split, shard_of
+from sbp_ray.shards import Stats, add_stats, map_shards, shard_name
+from sbp_ray.sources import HUGGING_FACE, list_input_files
+from sbp_ray.text.records import BadRow, Record, RecordReader, open_hugging_face
+from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, train_tokenizer
+
+logger = logging.getLogger(__name__)
+
+PARSED = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("group", pa.string()),
+        ("group_hash", pa.uint64()),
+        ("text", pa.large_string()),
+    ]
+)
+SCRATCH = "scratch"
+QUARANTINE = "quarantine"
+TOKENIZER = "tokenizer"
+_STATS = "stats.json"
+_TOKENIZER_DONE = f"{SCRATCH}/tokenizer.json"
+_CHUNK_CHARS = 32 << 20  # of text held while parsing; at most 4 bytes each
+_TINY_FILES = 1000  # .txt files parsed as one unit of work
+_TOKENIZER_CHARS = 100_000_000  # the vocabulary has settled long before
+_ENCODE_ROWS = 1000
+_HASHES_KEPT = 1024  # for counting groups
+
+
+class Unit(NamedTuple):
+    """Input that one worker parses in one go."""
+
+    paths: tuple[str, ...]
+    size: int
+    part: int = 0
+    num_parts: int = 1
+
+
+def ingest_documents(cfg: IngestConfig, *, out: Artifact) -> Stats:
+    """Read, split, deduplicate and tokenise the input.
+
+    Returns:
+        Documents, tokens and groups of each split; rows read and drops by reason.
+
+    Raises:
+        SbpError: the input is not there, is empty, has no usable text column, or too much of it is unusable.
+    """
+    if cfg.tokenizer is not None:
+        load_tokenizer(cfg.tokenizer)  # before any work
+    if not out.exists(_STATS):
+        units = input_units(cfg)
+        _parse_all(units, cfg, out)
+        _refuse_bad_input(cfg, out)
+        _write_all(cfg, out)
+        out.write_json(_STATS, _total_stats(cfg, out))
+    _remove_scratch(out)
+    return out.read_json(_STATS)
+
+
+# Step 1: input files -> scratch files, sorted by shard
+
+
+def input_units(cfg: IngestConfig) -> list[Unit]:
+    """The work, in an order that depends on the input alone: a file each, except that small .txt files go together."""
+    units: list[Unit] = []
+    texts: list[tuple[str, int]] = []
+    files = list_input_files(name for name in cfg.input if not name.startswith(HUGGING_FACE))
+    for path, size in files:
+        if path.endswith(".txt"):
+            texts.append((path, size))
+        else:
+            units.append(Unit((path,), size))
+    for start in range(0, len(texts), _TINY_FILES):
+        some = texts[start : start + _TINY_FILES]
+        units.append(Unit(tuple(path for path, _ in some), sum(size for _, size in some)))
+    for name in cfg.input:
+        if name.startswith(HUGGING_FACE):
+            num_parts = open_hugging_face(name).num_shards
+            units += [Unit((name,), 0, part, num_parts) for part in range(num_parts)]
+    return units
+
+
+def _parse_all(units: list[Unit], cfg: IngestConfig, out: Artifact) -> None:
+    todo = [
+        {"unit": number, "paths": list(unit.paths), "part": unit.part, "num_parts": unit.num_parts}
+        for number, unit in enumerate(units)
+        if not out.exists(shard_name(SCRATCH, number))
+    ]
+    num_done = len(units) - len(todo)
+    map_shards("ingest-parse", FileParser, (cfg, out), todo, num_done=num_done, resources=cfg.resources)
+
+
+class FileParser:
+    """Parses the files of one unit into one scratch file, and its unusable rows into one quarantine file."""
+
+    def __init__(self, cfg: IngestConfig, out: Artifact) -> None:
+        self._cfg, self._out = cfg, out
+        self._reader = RecordReader(cfg.text_column, cfg.group_column, cfg.max_chars)
+
+    def __call__(self, item: dict[str, Any]) -> Stats:
+        self._rows: dict[str, list[Any]] = {name: [] for name in PARSED.names}
+        self._chars = self._num_rows = 0
+        self._bad: Counter[str] = Counter()
+        self._hash_range = (2**64 - 1, 0)
+        name = shard_name(QUARANTINE, item["unit"]).replace(".parquet", ".jsonl")
+        with (
+            self._out.writing(name) as quarantine,
+            bucket_writer(self._out, shard_name(SCRATCH, item["unit"]), PARSED) as writer,
+        ):
+            for path in item["paths"]:
+                for row in self._reader.read(path, item["part"], item["num_parts"]):
+                    self._num_rows += 1
+                    if isinstance(row, BadRow):
+                        self._put_aside(path, row, quarantine)
+                    else:
+                        self._add(row, writer)
+            self._flush(writer)
+            stats = {"rows": self._num_rows, "drops": dict(self._bad)}
+            writer.finish(stats | {"hash_range": list(self._hash_range)})
+        if not self._bad:
+            self._out.fs.delete_file(self._out.path(name))
+        return stats
+
+    def _put_aside(self, path: str, row: BadRow, quarantine: BinaryIO) -> None:
+        self._bad[row.reason] += 1
+        entry = {"file": path, "line": row.line, "reason": row.reason}
+        quarantine.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+
+    def _add(self, row: Record, writer: BucketWriter) -> None:
+        doc_id = hashlib.blake2b(row.text.encode(), digest_size=16).hexdigest()
+        group = doc_id if row.group is None else row.group
+        low, high = self._hash_range
+        number = group_hash(self._cfg.seed, group)
+        self._hash_range = (min(low, number), max(high, number))
+        for name, value in zip(PARSED.names, (doc_id, group, number, row.text), strict=True):
+            self._rows[name].append(value)
+        self._chars += len(row.text)
+        if self._chars > _CHUNK_CHARS:
+            self._flush(writer)
+
+    def _flush(self, writer: BucketWriter) -> None:
+        table = pa.table(self._rows, PARSED)
+        shards = np.array([shard_of(doc_id, self._cfg.num_shards) for doc_id in self._rows["doc_id"]], np.int64)
+        if shards.size:
+            writer.write(table, shards)
+        self._rows = {name: [] for name in PARSED.names}
+        self._chars = 0
+
+
+def group_hash(seed: int, group: str) -> int:
+    """A uniform number below 2^64 that decides the group's split."""
+    digest = hashlib.blake2b(group.encode(), digest_size=8, salt=seed.to_bytes(16, "little", signed=True))
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _refuse_bad_input(cfg: IngestConfig, out: Artifact) -> None:
+    """Stop when too many rows, or all, were put aside; the next run then reads the input anew."""
+    total = _parse_stats(out)
+    drops = total.get("drops", {})
+    num_bad, num_rows = sum(drops.values()), total["rows"]
+    reasons = ", ".join(
+        f"{count:,} {reason}" for reason, count in sorted(drops.items(), key=lambda x: (-x[1], x[0]))[:3]
+    )
+    if num_rows == 0:
+        _remove_scratch(out)
+        raise SbpError(f"{', '.join(cfg.input)}: holds no documents: give files with text in ingest.input")
+    if num_bad > cfg.max_bad_share * num_rows or num_bad == num_rows:
+        _remove_scratch(out)
+        raise SbpError(
+            f"{num_bad:,} of {num_rows:,} input rows ({num_bad / num_rows:.1%}) cannot be used, which is more than "
+            f"ingest.max_bad_share ({cfg.max_bad_share}): {reasons}: see {out.path(QUARANTINE)}, then mend the input "
+            "or raise the share, and use --redo ingest"
+        )
+    if num_bad:
+        logger.warning(f"ingest | {num_bad:,} of {num_rows:,} rows put aside ({reasons}): {out.path(QUARANTINE)}")
+
+
+def _parse_stats(out: Artifact) -> Stats:
+    parts = [out.read_stats(name) for name in out.files(SCRATCH, ".parquet")]
+    return add_stats({key: part[key] for key in ("rows", "drops")} for part in parts)
+
+
+# Step 2: which groups are held out, and the tokenizer
+
+
+def validation_limit(share: float, low: int, high: int) -> int:
+    """Groups whose hash is below the limit are held out: `share` of them, but of two or more at least one, and not all.
+
+    Args:
+        share: `ingest.validation_share`.
+        low: smallest hash of a group.
+        high: largest hash of a group.
+    """
+    if share == 0 or low == high:
+        return 0
+    return min(max(int(share * 2**64), low + 1), high)
+
+
+def _limit(cfg: IngestConfig, out: Artifact) -> int:
+    ranges = [out.read_stats(name)["hash_range"] for name in out.files(SCRATCH, ".parquet")]
+    return validation_limit(cfg.validation_share, min(low for low, _ in ranges), max(high for _, high in ranges))
+
+
+def make_tokenizer(cfg: IngestConfig, out: Artifact, limit: int) -> Stats:
+    """Commit the tokenizer: the given one, or one trained on documents of the train split.
+
+    The sample is whole shards, which are random parts of the corpus, up to 10^8 characters.
+    """
+    num_chars = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal num_chars
+        for shard in range(cfg.num_shards):
+            documents, _ = gather_shard(out, shard, limit)
+            for text in documents["train"].column("text").to_pylist():
+                if num_chars >= _TOKENIZER_CHARS:
+                    return
+                num_chars += len(text)
+                yield text
+
+    tokenizer = load_tokenizer(cfg.tokenizer) if cfg.tokenizer else train_tokenizer(texts(), cfg.vocab_size)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        out.commit_folder(Path(folder), TOKENIZER)
+    stats = {"vocab_size": len(tokenizer), "trained_on_chars": num_chars}
+    out.write_json(_TOKENIZER_DONE, stats)
+    return stats
+
+
+# Step 3: scratch files -> shards of both splits
+
+
+def _write_all(cfg: IngestConfig, out: Artifact) -> None:
+    import ray
+
+    limit = _limit(cfg, out)
+    if not out.exists(_TOKENIZER_DONE):
+        logger.info("ingest | tokenizer")
+        task = ray.remote(make_tokenizer).options(num_cpus=cfg.resources.num_cpus)
+        ray.get(task.remote(cfg, out, limit))
+    missing = _missing_shards(cfg, out)
+    todo = [{"shard": shard} for shard in missing]
+    num_done = cfg.num_shards - len(missing)
+    map_shards("ingest", ShardMaker, (out, limit), todo, num_done=num_done, resources=cfg.resources)
+
+
+class ShardMaker:
+    """Writes one shard of both splits."""
+
+    def __init__(self, out: Artifact, limit: int) -> None:
+        self._out, self._limit = out, limit
+        self._tokenizer = load_tokenizer(out.local_copy(TOKENIZER))
+
+    def __call__(self, item: dict[str, Any]) -> Stats:
+        documents, num_duplicates = gather_shard(self._out, item["shard"], self._limit)
+        both = []
+        for split in SPLITS:
+            table = documents[split]
+            tokenised = self._tokenised(table)
+            stats = {
+                "documents": len(table),
+                "tokens": len(tokenised.column("input_ids").combine_chunks().values) if len(table) else 0,
+                "drops": {"exact_duplicate": num_duplicates[split]} if num_duplicates[split] else {},
+            }
+            smallest = np.unique(table.column("group_hash").to_numpy())[:_HASHES_KEPT].tolist()
+            name = shard_name(split, item["shard"])
+            self._out.write_table(name, tokenised, stats=stats | {"group_hashes": smallest})
+            both.append(stats)
+        return add_stats(both)
+
+    def _tokenised(self, table: pa.Table) -> pa.Table:
+        """Rows of `DOCUMENT`."""
+        parts = []
+        for start in range(0, len(table), _ENCODE_ROWS):
+            texts = table.column("text").slice(start, _ENCODE_ROWS).to_pylist()
+            parts.append(pa.array(encode_texts(self._tokenizer, texts), DOCUMENT.field("input_ids").type))
+        input_ids = pa.chunked_array(parts, DOCUMENT.field("input_ids").type)
+        return table.select(["doc_id", "group", "text"]).append_column(DOCUMENT.field("input_ids"), input_ids)
+
+
+def gather_shard(out: Artifact, shard: int, limit: int) -> tuple[dict[Split, pa.Table], dict[Split, int]]:
+    """A shard's documents by split, sorted by id, and how many exact duplicates each split lost.
+
+    Of equal texts the first stays: by file, then by line. Which split the others were of does not matter, so that no
+    text is in both.
+    """
+    table = read_bucket(out, out.files(SCRATCH, ".parquet"), shard, PARSED)
+    ids = table.column("doc_id").to_numpy()
+    order = np.argsort(ids, kind="stable")  # stable: the first of equals comes first
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = ids[order][1:] != ids[order][:-1]
+    is_validation = table.column("group_hash").to_numpy()[order] < limit
+    documents: dict[Split, pa.Table] = {}
+    num_duplicates: dict[Split, int] = {}
+    for split in SPLITS:
+        in_split = is_validation if split == "validation" else ~is_validation
+        documents[split] = table.take(pa.array(order[in_split & is_first]))
+        num_duplicates[split] = int((in_split & ~is_first).sum())
+    return documents, num_duplicates
+
+
+def _missing_shards(cfg: IngestConfig, out: Artifact) -> list[int]:
+    there = {name for split in SPLITS for name in out.files(split, ".parquet")}
+    return [s for s in range(cfg.num_shards) if any(shard_name(split, s) not in there for split in SPLITS)]
+
+
+def _total_stats(cfg: IngestConfig, out: Artifact) -> Stats:
+    parsed = _parse_stats(out)
+    by_split: dict[str, Stats] = {split: _split_stats(cfg, out, split) for split in SPLITS}
+    if by_split["train"]["documents"] == 0:
+        raise SbpError("no document is left in the train split: lower ingest.validation_share")
+    total = add_stats(by_split.values())
+    return {
+        "rows": parsed["rows"],
+        "documents": total["documents"],
+        "tokens": total["tokens"],
+        "drops": add_stats([parsed["drops"], total["drops"]]),
+        "tokenizer": out.read_json(_TOKENIZER_DONE),
+        **by_split,
+    }
+
+
+def _split_stats(cfg: IngestConfig, out: Artifact, split: Split) -> Stats:
+    parts = [out.read_stats(shard_name(split, shard)) for shard in range(cfg.num_shards)]
+    smallest = sorted({number for part in parts for number in part.pop("group_hashes")})[:_HASHES_KEPT]
+    return {"groups": _num_distinct(smallest), **add_stats(parts)}
+
+
+def _num_distinct(smallest: list[int]) -> int:
+    """Distinct hashes, from the smallest of them: exact below 1,024, within some 3 % above."""
+    if len(smallest) < _HASHES_KEPT:
+        return len(smallest)
+    return round((_HASHES_KEPT - 1) / (smallest[-1] / 2**64))
+
+
+def _remove_scratch(out: Artifact) -> None:
+    if out.exists(SCRATCH):
+        out.fs.delete_dir(out.path(SCRATCH))
