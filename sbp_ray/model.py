@@ -1,7 +1,4 @@
-"""The architecture: `Qwen3ForCausalLM` of a `ModelConfig`, its size, its cost, and attention within documents.
-
-Legend: B rows, T tokens a row, V vocabulary.
-"""
+"""The architecture: `Qwen3ForCausalLM` of a `ModelConfig`, its size and its cost."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from sbp_ray.config import ModelConfig
 from sbp_ray.errors import SbpError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
 VOCAB_MULTIPLE = 64  # matrix shapes that tensor cores like
@@ -81,7 +77,6 @@ def qwen3_config(model: ModelConfig, vocab_size: int, special: tuple[int, int, i
         tie_word_embeddings=model.tie_embeddings,
         bos_token_id=bos,
         eos_token_id=eos,
-        use_cache=False,
     )
 
 
@@ -93,22 +88,3 @@ def build_model(model: ModelConfig, vocab_size: int, special: tuple[int, int, in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Qwen3ForCausalLM(qwen3_config(model, vocab_size, special)).float()
-
-
-def document_positions(document_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Positions that start again at 0 with each document. int64 [B, T]."""
-    import torch
-
-    index_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
-    is_first_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
-    is_first_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
-    start_BT = torch.where(is_first_BT, index_T, 0).cummax(dim=1).values
-    return index_T - start_BT
-
-
-def document_mask(document_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Who may attend to whom: the past of one's own document. bool [B, 1, T, T]; padding is a document of its own."""
-    import torch
-
-    same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
-    return torch.tril(same_BTT).unsqueeze(1)

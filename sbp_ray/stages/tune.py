@@ -1,0 +1,238 @@
+"""corpus, pairs, base_lm -> synthesizer: the base LM learns to write d2 given d1."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import torch
+from transformers import AutoModelForCausalLM
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import TuneConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.mixing import Mixture
+from sbp_ray.schema import SPLITS
+from sbp_ray.scoring import sum_nll
+from sbp_ray.shards import Stats, map_shards, shard_name
+from sbp_ray.text.packing import pack_examples
+from sbp_ray.text.pair_format import Example, pair_example, unconditional_example
+from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
+from sbp_ray.training.journal import last_row
+from sbp_ray.training.packed import packed_source, packing_stats, realised
+from sbp_ray.training.plan import TrainingPlan, rows_folder
+from sbp_ray.training.worker import fit
+
+logger = logging.getLogger(__name__)
+
+STAGE = "tune"
+_SOURCES = {"train": "pairs", "validation": "validation"}
+
+
+def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base_lm: Artifact, out: Artifact) -> Stats:
+    """Tune the base LM on log p(d2 | d1), and measure on held-out pairs what d1 is worth.
+
+    Raises:
+        SbpError: there are no train pairs, or none fits `tune.seq_len`, or that exceeds the base LM's context.
+    """
+    _refuse_short_context(cfg, base_lm)
+    special = special_ids(load_tokenizer(corpus.local_copy("tokenizer")))
+    packed = _pack(cfg, corpus, pairs, special, out)
+    _refuse_no_pairs(cfg, packed["pairs"], out)
+    source = packed_source(out, "pairs")
+    num_steps = max(1, math.ceil(cfg.num_epochs * source.num_rows / cfg.batch_rows))
+    plan = TrainingPlan(
+        stage=STAGE,
+        config=cfg,
+        mixture=Mixture(source, None, num_steps * cfg.batch_rows, 0.0, cfg.seed),
+        num_steps=num_steps,
+        out=out,
+        validation=packed_source(out, "validation"),
+        tokenizer=corpus,
+        vocab_size=0,
+        special=special,
+        base=base_lm,
+    )
+    logger.info(
+        f"{STAGE} | {packed['pairs']['examples']:,} pairs in {source.num_rows:,} rows | "
+        f"{num_steps} steps x {cfg.batch_rows} rows x {cfg.seq_len} tokens"
+    )
+    fit(plan)
+    return {
+        "steps": num_steps,
+        "positions": num_steps * cfg.batch_rows * cfg.seq_len,
+        "mixture": realised(plan.mixture, packed),
+        "packing": packed,
+        "drops": packed["pairs"].get("drops", {}),
+        "final": last_row(out),
+        "validation": _measure_gain(cfg, corpus, pairs, special, out),
+    }
+
+
+def _refuse_short_context(cfg: TuneConfig, base_lm: Artifact) -> None:
+    context = base_lm.read_json("model/config.json")["max_position_embeddings"]
+    if cfg.seq_len > context:
+        raise SbpError(
+            f"tune.seq_len ({cfg.seq_len}) is more than the base LM's context ({context}): lower it, or pretrain the "
+            "base LM with a larger model.max_positions"
+        )
+
+
+def _refuse_no_pairs(cfg: TuneConfig, packed: Stats, out: Artifact) -> None:
+    if packed.get("rows"):
+        return
+    if not packed.get("pairs"):
+        raise SbpError("there are no train pairs: lower pair.min_cosine, or add related documents")
+    files = out.files(rows_folder(_SOURCES["train"]), ".parquet")
+    shortest = min(stats["shortest_pair"] for file in files if (stats := out.read_stats(file))["pairs"])
+    raise SbpError(
+        f"none of the {packed['pairs']:,} train pairs fits tune.seq_len={cfg.seq_len}, the shortest has {shortest} "
+        "tokens: raise tune.seq_len"
+    )
+
+
+def _pack(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: SpecialIds, out: Artifact) -> dict[str, Stats]:
+    """Rows of both splits' pairs under `rows/`; returns the packing counts of each."""
+    items = [
+        {"split": split, "shard": shard} for split in SPLITS for shard in range(len(pairs.files(split, ".parquet")))
+    ]
+    todo = [item for item in items if not out.exists(shard_name(rows_folder(_SOURCES[item["split"]]), item["shard"]))]
+    arguments = (cfg.seq_len, special, corpus, pairs, out)
+    map_shards(
+        f"{STAGE} packing", _PackPairs, arguments, todo, num_done=len(items) - len(todo), resources=cfg.resources
+    )
+    packed = {source: packing_stats(out, source) for source in _SOURCES.values()}
+    for stats in packed.values():
+        stats.pop("shortest_pair", None)  # of one shard; it does not add up
+    return packed
+
+
+def read_documents(corpus: Artifact, split: str, doc_ids: Iterable[str]) -> dict[str, list[int]]:
+    """Tokens of the documents, one shard of the corpus in memory at a time.
+
+    Raises:
+        SbpError: the corpus lacks one of them.
+    """
+    wanted = set(doc_ids)
+    num_shards = len(corpus.files(split, ".parquet"))
+    found: dict[str, list[int]] = {}
+    for shard in sorted({int(doc_id[:8], 16) % num_shards for doc_id in wanted}):
+        table = corpus.read_table(shard_name(split, shard), columns=["doc_id", "input_ids"])
+        table = table.filter(pc.is_in(table["doc_id"], pa.array(sorted(wanted))))
+        found |= zip(table["doc_id"].to_pylist(), table["input_ids"].to_pylist(), strict=True)
+    if missing := wanted - found.keys():
+        raise SbpError(f"{corpus.url} lacks {len(missing)} documents of the pairs, such as {min(missing)}: redo pair")
+    return found
+
+
+class _PackPairs:
+    """Packs the pairs of one shard, which are the pairs whose d1 is in that shard of the corpus."""
+
+    def __init__(self, seq_len: int, special: SpecialIds, corpus: Artifact, pairs: Artifact, out: Artifact) -> None:
+        self._seq_len, self._special, self._corpus, self._pairs, self._out = seq_len, special, corpus, pairs, out
+
+    def __call__(self, item: dict[str, Any]) -> Stats:
+        split, shard = item["split"], item["shard"]
+        table = self._pairs.read_table(shard_name(split, shard), columns=["d1_id", "d2_id"])
+        d1_ids, d2_ids = table["d1_id"].to_pylist(), table["d2_id"].to_pylist()
+        texts = read_documents(self._corpus, split, {*d1_ids, *d2_ids})
+        examples, drops, shortest = [], {"too_long": 0}, 0
+        for d1_id, d2_id in zip(d1_ids, d2_ids, strict=True):
+            length = len(texts[d1_id]) + len(texts[d2_id]) + 3
+            shortest = min(shortest or length, length)
+            example = pair_example(texts[d1_id], texts[d2_id], self._special, self._seq_len)
+            if example is None:
+                drops["too_long"] += 1
+            else:
+                examples.append(example)
+        rows, stats = pack_examples(examples, self._seq_len)
+        stats |= {"pairs": len(d1_ids), "shortest_pair": shortest, "drops": drops}
+        self._out.write_table(shard_name(rows_folder(_SOURCES[split]), shard), rows, stats)
+        return {"documents": len(d1_ids), "drops": drops}
+
+
+# What d1 is worth
+
+
+class HeldOutPair(NamedTuple):
+    """Three ways to see one d2."""
+
+    given_d1: Example
+    given_random: Example
+    alone: Example
+
+
+def held_out_pairs(
+    cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: SpecialIds, context: int
+) -> list[HeldOutPair]:
+    """Validation pairs, as many from each shard, each d2 also after a document of another group and alone."""
+    files = pairs.files("validation", ".parquet")
+    rng = np.random.default_rng(cfg.seed)
+    ids: list[tuple[str, str]] = []
+    for file in files:
+        table = pairs.read_table(file, columns=["d1_id", "d2_id"])
+        chosen = rng.permutation(len(table))[: -(-cfg.max_validation_pairs // len(files))]
+        table = table.take(np.sort(chosen))
+        ids += zip(table["d1_id"].to_pylist(), table["d2_id"].to_pylist(), strict=True)
+    ids = ids[: cfg.max_validation_pairs]
+    texts = read_documents(corpus, "validation", {doc_id for pair in ids for doc_id in pair})
+    groups = _groups(corpus, texts)
+    strangers = sorted(texts)
+    made = []
+    for d1_id, d2_id in ids:
+        others = (strangers[i] for i in rng.permutation(len(strangers)))
+        unrelated = (
+            pair_example(texts[o], texts[d2_id], special, context) for o in others if groups[o] != groups[d2_id]
+        )
+        given_d1 = pair_example(texts[d1_id], texts[d2_id], special, context)
+        given_random = next((example for example in unrelated if example is not None), None)
+        if given_d1 is not None and given_random is not None:
+            made.append(HeldOutPair(given_d1, given_random, unconditional_example(texts[d2_id], special)))
+    return made
+
+
+def _groups(corpus: Artifact, texts: dict[str, list[int]]) -> dict[str, str]:
+    groups: dict[str, str] = {}
+    for file in corpus.files("validation", ".parquet"):
+        table = corpus.read_table(file, columns=["doc_id", "group"])
+        groups |= zip(table["doc_id"].to_pylist(), table["group"].to_pylist(), strict=True)
+    return {doc_id: groups[doc_id] for doc_id in texts}
+
+
+def _measure_gain(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: SpecialIds, out: Artifact) -> Stats:
+    """NLL a token of held-out d2 given d1, given an unrelated document, and alone; in one worker of the cluster."""
+    resources = cfg.resources
+    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(_score_pairs)
+    gain = ray.get(task.remote(cfg, corpus, pairs, special, out))
+    if gain["pairs"]:
+        logger.info(
+            f"{STAGE} | held-out d2, nats a token: {gain['nll_given_d1']:.3f} given d1, "
+            f"{gain['nll_given_random']:.3f} given an unrelated document, {gain['nll_alone']:.3f} alone"
+        )
+    else:
+        logger.warning(f"{STAGE} | no held-out pairs with an unrelated document: the gain from d1 is not measured")
+    return gain
+
+
+def _score_pairs(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: SpecialIds, out: Artifact) -> Stats:
+    if cfg.resources.num_threads:
+        torch.set_num_threads(cfg.resources.num_threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(out.local_copy("model"), dtype=torch.float32).to(device)
+    examples = held_out_pairs(cfg, corpus, pairs, special, model.config.max_position_embeddings)
+    names = {"nll_given_d1": "given_d1", "nll_given_random": "given_random", "nll_alone": "alone"}
+    if not examples:
+        return {"pairs": 0, **dict.fromkeys(names)}
+    num_graded = sum(sum(pair.alone.loss_mask) for pair in examples)
+    batch_tokens = cfg.micro_batch_rows * cfg.seq_len
+    return {"pairs": len(examples)} | {
+        name: float(sum_nll(model, [getattr(pair, view) for pair in examples], batch_tokens=batch_tokens).sum())
+        / num_graded
+        for name, view in names.items()
+    }

@@ -1,0 +1,95 @@
+"""Attention within documents: a packed row is computed as if each of its documents stood alone.
+
+Legend: B rows, T tokens a row, H query heads, K key and value heads, D head width, N documents of the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+DOCUMENT_ATTENTION = "sbp_documents"
+_VARLEN_DTYPES = (torch.bfloat16, torch.float16)
+
+
+class Documents(NamedTuple):
+    """Where documents begin in a batch of packed rows."""
+
+    positions_BT: torch.Tensor
+    """int64; starts again at 0 with each document."""
+    bounds_N1: torch.Tensor
+    """int32 [N + 1]: starts of the documents in the flattened batch, and its length."""
+    longest: int
+
+    def to(self, device: torch.device) -> Documents:
+        return Documents(self.positions_BT.to(device), self.bounds_N1.to(device), self.longest)
+
+
+def find_documents(document_ids_BT: torch.Tensor) -> Documents:
+    """Documents are runs of one id within a row; padding is a document of its own."""
+    index_T = torch.arange(document_ids_BT.shape[1])
+    is_first_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
+    is_first_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
+    start_BT = torch.where(is_first_BT, index_T, 0).cummax(dim=1).values
+    starts = is_first_BT.flatten().nonzero().squeeze(1)
+    bounds_N1 = torch.cat([starts, torch.tensor([document_ids_BT.numel()])]).int()
+    return Documents(index_T - start_BT, bounds_N1, int(bounds_N1.diff().max()))
+
+
+def _attend(
+    module: Any,
+    query_BHTD: torch.Tensor,
+    key_BKTD: torch.Tensor,
+    value_BKTD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    bounds_N1: torch.Tensor,
+    longest: int,
+    scaling: float,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Hugging Face's attention interface. Returns [B, T, H, D]."""
+    assert attention_mask is None, "documents are told apart by their bounds"
+    rows, _, seq_len, _ = query_BHTD.shape
+    query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query_BHTD, key_BKTD, value_BKTD))
+    if query.is_cuda and query.dtype in _VARLEN_DTYPES:
+        from torch.nn.attention.varlen import varlen_attn
+
+        mixed = varlen_attn(
+            query,
+            key,
+            value,
+            bounds_N1,
+            bounds_N1,
+            longest,
+            longest,
+            scale=scaling,
+            enable_gqa=True,
+            window_size=(-1, 0),
+        )
+    else:
+        mixed = _attend_one_by_one(query, key, value, bounds_N1, scaling)
+    return mixed.unflatten(0, (rows, seq_len)), None
+
+
+@torch.compiler.disable
+def _attend_one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds_N1: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """[B x T, H, D]. On a CPU a call for each document beats one call with a mask over the whole row's square."""
+    lengths = bounds_N1.diff().tolist()
+    parts = [tensor.transpose(0, 1).split(lengths, dim=1) for tensor in (query, key, value)]
+    mixed = [
+        scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scaling, enable_gqa=True)[0]
+        for q, k, v in zip(*parts, strict=True)
+    ]
+    return torch.cat(mixed, dim=1).transpose(0, 1)
+
+
+def attend_within_documents(model: Any) -> None:
+    """Make a Hugging Face model use the bounds that its forward is then given; its saved config is not affected."""
+    AttentionInterface.register(DOCUMENT_ATTENTION, _attend)
+    model.set_attn_implementation(DOCUMENT_ATTENTION)

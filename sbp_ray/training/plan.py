@@ -1,0 +1,44 @@
+"""What a training process must know: the same for every rank, cheap to send."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import ModelConfig, TrainingConfig
+from sbp_ray.mixing import Mixture, Source
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """One training run; a base LM, a synthesizer and a joint LM differ in nothing but this."""
+
+    stage: str
+    """Named in log lines and metrics."""
+    config: TrainingConfig
+    mixture: Mixture
+    num_steps: int
+    out: Artifact
+    """Holds `rows/`, and gets `checkpoints/`, `metrics.jsonl` and `model/`."""
+    validation: Source
+    """Held-out rows."""
+    tokenizer: Artifact
+    """Its `tokenizer/` goes into the exported model."""
+    vocab_size: int
+    """Rows of the embedding of a fresh model."""
+    special: tuple[int, int, int]
+    """Token ids of bos, eos and related."""
+    model: ModelConfig | None = None
+    """The shape of a fresh model; None: start from `base`."""
+    base: Artifact | None = None
+    """Its `model/` holds the weights to start from."""
+
+    @property
+    def local_rows(self) -> int:
+        """Rows of each worker in a step."""
+        return self.config.batch_rows // self.config.resources.num_workers
+
+
+def rows_folder(source: str) -> str:
+    """Where a source's packed rows lie in the artifact."""
+    return f"rows/{source}"

@@ -1,0 +1,53 @@
+"""FSDP2: parameters, gradients and optimizer state split over the ranks; the process group that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from sbp_ray.config import Dtype
+from sbp_ray.training.loss import GradedLanguageModel
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """The group that a launcher has set up, or, in a process of its own, a group of one."""
+    if dist.is_initialized():
+        yield
+        return
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=dist.HashStore(), rank=0, world_size=1
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def training_device() -> torch.device:
+    """The rank's GPU, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def shard_model(model: GradedLanguageModel, dtype: Dtype, device: torch.device) -> None:
+    """Shard in place: each decoder layer by itself, the rest together. Weights stay float32, sums over ranks too."""
+    model.to(device)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy()
+    if dtype == "bfloat16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in model.lm.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    """Element-wise sums, in float64."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()

@@ -1,0 +1,97 @@
+"""Ray Train around the loop: workers on the cluster, restarts after failures, metrics on the dashboard."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from transformers.utils.logging import disable_progress_bar
+
+from sbp_ray import metrics
+from sbp_ray.config import Resources
+from sbp_ray.errors import SbpError
+from sbp_ray.logs import set_up_logging
+from sbp_ray.training.loop import is_evaluation, train
+from sbp_ray.training.plan import TrainingPlan
+
+_STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"  # the dashboard's Train page shows nothing without it
+
+
+def fit(plan: TrainingPlan) -> None:
+    """Run the plan on the cluster, from its newest checkpoint, until `model/` is written.
+
+    Raises:
+        SbpError: the training diverged.
+        ray.train.TrainingFailedError: the workers failed more than `max_failures` times.
+    """
+    os.environ.setdefault(_STATE_TRACKING, "1")
+    resources = plan.config.resources
+    trainer = TorchTrainer(
+        lambda: _work(plan),
+        torch_config=TorchConfig(backend="nccl" if resources.num_gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=resources.num_gpus > 0,
+            resources_per_worker=_per_worker(resources),
+        ),
+        run_config=RunConfig(
+            name=plan.stage,
+            storage_path=f"{plan.out.url}/ray_train",
+            failure_config=FailureConfig(max_failures=plan.config.max_failures),
+        ),
+    )
+    result = _fit_in_thread(trainer)
+    if result.metrics and "error" in result.metrics:
+        raise SbpError(result.metrics["error"])
+
+
+def _per_worker(resources: Resources) -> dict[str, float]:
+    return {"CPU": resources.num_cpus} | ({"GPU": resources.num_gpus} if resources.num_gpus else {})
+
+
+def _fit_in_thread(trainer: TorchTrainer) -> Result:
+    """In the main thread Ray Train would take Ctrl-C for itself and end the process with status 0."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except BaseException as error:  # noqa: BLE001  # raised again below, in the caller's thread
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _work(plan: TrainingPlan) -> None:
+    """The whole life of one worker."""
+    set_up_logging()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it logs every report, the journal says the same
+    disable_progress_bar()
+    if plan.config.resources.num_threads:
+        torch.set_num_threads(plan.config.resources.num_threads)
+    is_first = ray.train.get_context().get_world_rank() == 0
+
+    def on_step(row: dict[str, Any]) -> None:
+        if is_first:
+            metrics.gauge("sbp_loss_nats", row["loss_nats"], stage=plan.stage)
+            metrics.gauge("sbp_tokens_per_s", row["tokens_per_s"], stage=plan.stage)
+            metrics.gauge("sbp_progress", row["step"] / plan.num_steps, stage=plan.stage)
+            metrics.count("sbp_tokens", plan.config.batch_rows * plan.config.seq_len, stage=plan.stage)
+        if is_evaluation(plan, row["step"]) or row["step"] == plan.num_steps:
+            ray.train.report(row)  # every rank waits for all in there: seldom is enough
+
+    try:
+        train(plan, on_step)
+    except SbpError as error:  # the same on every rank, and a restart would meet it again
+        ray.train.report({"error": str(error)})
