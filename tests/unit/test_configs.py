@@ -49,7 +49,7 @@ def test_the_h200_model_has_between_100_and_300_million_parameters() -> None:
     assert config.pretrain.num_steps() == 763  # 100,000,000 / (64 x 2048) = 762.9
 
 
-# The paper's table, worked out by hand. Parameters of a layer: attention width x 128 x (2 heads + 16), MLP 3 x width x ffn.
+# The paper's table, worked out by hand. A layer: attention width x 128 x (2 heads + 16), MLP 3 x width x ffn.
 #   3B: 26 x (25,165,824 + 74,317,824) = 2.587 B, + 2 x 49,152 x 3072 = 0.302 B, + norms 0.2 M: 2.889 B
 #   6B: 32 x (41,943,040 + 132,120,576) = 5.570 B, + 2 x 49,152 x 4096 = 0.403 B, + norms 0.3 M: 5.973 B
 # Steps: 200 B / (2048 x 4096) = 23,841.9; 1 T / 8,388,608 = 119,209.3
