@@ -74,7 +74,7 @@ STAGES = (
     Stage(
         "eval",
         "eval",
-        ("corpus", "embeddings", "pairs", "base_lm", "synthesizer", "synthetic", "lm"),
+        ("corpus", "embeddings", "neighbors", "pairs", "base_lm", "synthesizer", "synthetic", "lm"),
         "report",
         ("eval",),
     ),

@@ -1,0 +1,72 @@
+"""Score one checkpoint on texts: what the two arms are compared by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import Resources
+from sbp_ray.logs import Progress
+from sbp_ray.text.pair_format import Example, document_example
+from sbp_ray.text.tokenizer import SpecialIds
+
+# N = units of a set, E = examples of all sets
+
+TextSets = dict[str, list[list[Example]]]
+"""For each set of texts its units, a document or a question, each in one or more examples."""
+_AT_ONCE = 64  # examples between two progress lines
+
+
+class Scores(NamedTuple):
+    """One checkpoint's NLL of every unit."""
+
+    nll: dict[str, np.ndarray]
+    """For each set float64 [N], nats over the graded tokens of each unit."""
+    num_parameters: int
+
+
+def document_windows(input_ids: Sequence[int], special: SpecialIds, max_tokens: int) -> list[Example]:
+    """A document as the model was trained on it; one that is longer than the context in consecutive windows.
+
+    Each window starts with <bos>, each token is graded once, and only the last window ends in <eos>.
+    """
+    body = max_tokens - 2  # <bos> and <eos>
+    parts = [input_ids[start : start + body] for start in range(0, max(1, len(input_ids)), body)]
+    windows = [Example([special.bos, *part], [False] + [True] * len(part)) for part in parts[:-1]]
+    return [*windows, document_example(parts[-1], special)]
+
+
+def score_checkpoint(
+    trained: Artifact, text_sets: TextSets, *, name: str, batch_tokens: int, resources: Resources
+) -> Scores:
+    """Load `model/` of a training artifact and score every text in float32. Runs in a process of its own."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from sbp_ray.scoring import sum_nll
+
+    if resources.num_threads:
+        torch.set_num_threads(resources.num_threads)
+    device = "cuda" if resources.num_gpus else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(trained.local_copy("model"), dtype=torch.float32).to(device)
+    examples = [example for units in text_sets.values() for unit in units for example in unit]
+    progress = Progress(f"eval {name}", len(examples), "texts")
+    by_length = sorted(range(len(examples)), key=lambda i: -len(examples[i].input_ids))
+    nll_E = np.zeros(len(examples))
+    for start in range(0, len(by_length), _AT_ONCE):
+        part = by_length[start : start + _AT_ONCE]
+        nll_E[part] = sum_nll(model, [examples[i] for i in part], batch_tokens=batch_tokens)
+        progress.advance(len(part))
+    return Scores(_by_unit(nll_E, text_sets), sum(parameter.numel() for parameter in model.parameters()))
+
+
+def _by_unit(nll_E: np.ndarray, text_sets: TextSets) -> dict[str, np.ndarray]:
+    """Add up the examples of each unit."""
+    remaining = iter(nll_E)
+    return {
+        name: np.array([sum(next(remaining) for _ in unit) for unit in units], np.float64)
+        for name, units in text_sets.items()
+    }

@@ -1,0 +1,58 @@
+"""Random draws that read only as many shards as they need.
+
+A document's id is a hash of its text, and its shard follows from the id: a few shards are a fair sample of all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from sbp_ray.artifacts import Artifact
+
+
+def rank(key: str, seed: int) -> int:
+    """A 64-bit number that orders keys at random; the same for the same seed."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest(), "big")
+
+
+def draw_rows(
+    artifact: Artifact, folder: str, *, key: Sequence[str], columns: Sequence[str], limit: int, seed: int
+) -> list[dict[str, Any]]:
+    """Up to `limit` rows of the Parquet files right under `folder`, drawn at random without replacement.
+
+    Holds one shard in memory. Rows come in the order of their rank, so a shorter draw is the beginning of a longer one
+    from the same shards.
+
+    Args:
+        key: columns that together name a row.
+        columns: columns to return, `key` among them or not.
+    """
+    ranked: list[tuple[int, dict[str, Any]]] = []
+    for name in _enough_files(artifact, folder, limit, seed):
+        table = artifact.read_table(name, columns=list(dict.fromkeys([*key, *columns])))
+        ranks = [rank("/".join(parts), seed) for parts in zip(*(_strings(table, name) for name in key), strict=True)]
+        best = sorted(range(len(ranks)), key=ranks.__getitem__)[:limit]
+        rows = table.select(list(columns)).take(pa.array(best, pa.int64())).to_pylist()
+        ranked = sorted([*ranked, *zip((ranks[i] for i in best), rows, strict=True)], key=lambda entry: entry[0])
+        ranked = ranked[:limit]
+    return [row for _, row in ranked]
+
+
+def _strings(table: pa.Table, name: str) -> list[str]:
+    return [str(value) for value in table.column(name).to_pylist()]
+
+
+def _enough_files(artifact: Artifact, folder: str, limit: int, seed: int) -> list[str]:
+    """Files in a random order, until they hold four times what is drawn, or all of them."""
+    chosen: list[str] = []
+    num_rows = 0
+    for name in sorted(artifact.files(folder, ".parquet"), key=lambda name: rank(name, seed)):
+        if num_rows >= 4 * limit:
+            break
+        chosen.append(name)
+        num_rows += artifact.num_rows(name)
+    return chosen

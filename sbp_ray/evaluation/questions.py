@@ -1,0 +1,123 @@
+"""Questions on the corpus, asked closed book: their file, checked before any heavy work, and their draw."""
+
+from __future__ import annotations
+
+import heapq
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from sbp_ray.config import EvalConfig
+from sbp_ray.errors import SbpError, one_line
+from sbp_ray.evaluation.draws import rank
+from sbp_ray.schema import Split
+from sbp_ray.sources import list_input_files, open_bytes
+from sbp_ray.text.pair_format import Example
+from sbp_ray.text.tokenizer import SpecialIds, encode_texts
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, the first of its accepted answers, and the article that holds the answer."""
+
+    question: str
+    answer: str
+    group: str
+
+    @property
+    def prompt(self) -> str:
+        return f"Question: {self.question}\nAnswer:"
+
+    @property
+    def continuation(self) -> str:
+        """What is graded: the answer, with the space that parts it from the prompt."""
+        return f" {self.answer}"
+
+
+def check_questions(cfg: EvalConfig) -> set[str] | None:
+    """Read the whole question file once, keeping only the groups that it names; None when none is configured.
+
+    Raises:
+        SbpError: the file is missing, empty or has rows of another form; names the line, and the columns found.
+    """
+    if cfg.questions is None:
+        return None
+    groups = {question.group for question in iter_questions(cfg)}
+    if not groups:
+        raise SbpError(f"eval.questions={cfg.questions}: holds no question: give another file, or leave it out")
+    return groups
+
+
+def iter_questions(cfg: EvalConfig) -> Iterator[Question]:
+    """Every question of the configured file, in its order."""
+    assert cfg.questions is not None
+    for path, _ in list_input_files([cfg.questions]):
+        try:
+            with open_bytes(path) as raw:
+                stream = io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20)  # Arrow's stream has what it needs
+                for number, line in enumerate(stream, start=1):
+                    if line.strip():
+                        yield _parse(line, f"{path}:{number}", cfg.question_group_column)
+        except OSError as error:
+            raise SbpError(f"eval.questions: {path} cannot be read: {one_line(error)}") from None
+
+
+def _parse(line: bytes, where: str, group_column: str) -> Question:
+    wanted = f'{{"question": text, "answers": [text, …], "{group_column}": text}}'
+    try:
+        row = json.loads(line)
+    except ValueError:  # broken JSON, or not UTF-8
+        raise SbpError(f"eval.questions: {where}: is not JSON: each line must be {wanted}") from None
+    if not isinstance(row, dict):
+        raise SbpError(f"eval.questions: {where}: is not an object: each line must be {wanted}")
+    question: Any = row.get("question")
+    group: Any = row.get(group_column)
+    answers: Any = row.get("answers")
+    if not (_is_text(question) and _is_text(group) and _holds_text(answers)):
+        raise SbpError(f"eval.questions: {where}: has {', '.join(row) or 'no columns'}: each line must be {wanted}")
+    return Question(question, answers[0], group)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _holds_text(answers: Any) -> bool:
+    return isinstance(answers, list) and bool(answers) and _is_text(answers[0])
+
+
+def draw_questions(
+    questions: Iterable[Question], split_of: dict[str, Split], *, limit: int, seed: int
+) -> tuple[dict[Split, list[Question]], int]:
+    """Up to `limit` questions for each split, drawn at random.
+
+    Args:
+        split_of: the split of each group that the corpus has.
+
+    Returns:
+        The questions of each split, and how many were left out because the corpus lacks their group.
+    """
+    heaps: dict[Split, list[tuple[int, int, Question]]] = {"train": [], "validation": []}
+    unknown = 0
+    for number, question in enumerate(questions):
+        split = split_of.get(question.group)
+        if split is None:
+            unknown += 1
+            continue
+        entry = (-rank(f"{question.group}\n{question.question}", seed), -number, question)
+        if len(heaps[split]) < limit:
+            heapq.heappush(heaps[split], entry)
+        elif entry > heaps[split][0]:
+            heapq.heapreplace(heaps[split], entry)
+    return {split: [entry[2] for entry in sorted(heap, reverse=True)] for split, heap in heaps.items()}, unknown
+
+
+def question_example(question: Question, tokenizer: Any, special: SpecialIds) -> Example:
+    """`<bos> Question: …\\nAnswer: answer`, graded on the answer's tokens only.
+
+    Prompt and answer are encoded apart, so that the first graded token is the answer's for every tokenizer.
+    """
+    prompt, answer = encode_texts(tokenizer, [question.prompt, question.continuation])
+    return Example([special.bos, *prompt, *answer], [False] * (1 + len(prompt)) + [True] * len(answer))

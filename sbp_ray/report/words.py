@@ -1,0 +1,105 @@
+"""Numbers and verdicts in words: what the page and the terminal both say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sbp_ray.report import paper
+
+NOT_MEASURED = "not measured"
+SPLIT_WORDS = {"train": "articles it read", "validation": "held-out articles"}
+
+
+def scaled(number: float | None) -> str:
+    """`1.3 M`, `312 k`, `200 B`."""
+    if number is None:
+        return "–"
+    for limit, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= limit:
+            value = number / limit
+            return f"{value:.{0 if value >= 100 or value == int(value) else 1}f}{unit}"
+    return f"{number:,.0f}"
+
+
+def fixed(number: float | None, digits: int = 3) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if number is None else f"{number:,.{digits}f}"
+
+
+def signed(number: float, digits: int = 3) -> str:
+    """With its sign, a true minus."""
+    return f"{number:+,.{digits}f}".replace("-", "−")
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def interval(found: Mapping[str, float], digits: int = 3) -> str:
+    """`+0.022 [+0.010, +0.031]`."""
+    return f"{signed(found['value'], digits)} [{signed(found['low'], digits)}, {signed(found['high'], digits)}]"
+
+
+def percent_interval(found: Mapping[str, float] | None) -> str:
+    """`4.1 % [3.2, 5.0]`."""
+    if found is None:
+        return "–"
+    return f"{percent(found['value'])} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+
+
+def verdict(difference: Mapping[str, float]) -> str:
+    """What a difference in nats, sbp minus repetition, says."""
+    if difference["high"] < 0:
+        return "better"
+    if difference["low"] > 0:
+        return "worse"
+    return "no difference shown"
+
+
+def answer(report: Mapping[str, Any]) -> str:
+    """The result in one sentence."""
+    held_out = report["held_out"]
+    if held_out is None:
+        return "No documents were held out, so the two arms were not compared on unread text."
+    difference = held_out["difference"]["nats_per_token"]
+    sbp, repetition = (fixed(held_out["arms"][arm]["perplexity"], 1) for arm in ("sbp", "repetition"))
+    what = {
+        "better": "SBP predicts held-out text better than repetition",
+        "worse": "SBP predicts held-out text worse than repetition",
+        "no difference shown": "SBP and repetition predict held-out text equally well, as far as this run can tell",
+    }[verdict(difference)]
+    return f"{what}: perplexity {sbp} against {repetition}."
+
+
+def scale_sentence(report: Mapping[str, Any]) -> str:
+    """The size of the run."""
+    scale = report["scale"]
+    trained = scale["trained_tokens"]
+    each = (
+        f"{scaled(trained['sbp'])} training tokens for each arm"
+        if trained["sbp"] == trained["repetition"]
+        else f"{scaled(trained['repetition'])} training tokens for repetition and {scaled(trained['sbp'])} for SBP: "
+        "not equal, so the arms cannot be compared"
+    )
+    return (
+        f"{scaled(scale['parameters'])} parameters, {scaled(scale['tokens'])} unique real tokens, {each}, "
+        f"{scaled(scale['synthetic_documents'])} synthetic documents"
+    )
+
+
+def scale_warning(report: Mapping[str, Any]) -> str | None:
+    """What a run far below the paper's can and cannot show; None for a run near its size."""
+    tokens = report["scale"]["trained_tokens"]["sbp"] or 0
+    parameters = report["scale"]["parameters"]
+    if tokens * parameters * 10 > paper.SMALLEST_TOKENS * paper.SMALLEST_PARAMETERS:
+        return None
+    return (
+        f"The paper's smallest comparison trained {scaled(paper.SMALLEST_PARAMETERS)} parameters on "
+        f"{scaled(paper.SMALLEST_TOKENS)} tokens: {paper.SMALLEST_PARAMETERS / parameters:,.0f} times the parameters "
+        f"and {paper.SMALLEST_TOKENS / max(tokens, 1):,.0f} times the tokens of this run. There SBP starts below "
+        "repetition and passes it once repeating the text stops helping. A run of this size shows that every part of "
+        "the loop works. It cannot show whether SBP helps at scale, and a difference here, in either direction, says "
+        "little about it."
+    )

@@ -1,0 +1,179 @@
+"""The whole stage on hand-made artifacts: two tiny random checkpoints, 40 documents, 12 synthetic ones."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import Config
+from sbp_ray.errors import SbpError
+from sbp_ray.model import build_model
+from sbp_ray.schema import DOCUMENT, PAIR, SYNTHETIC, embedding_schema, shard_of
+from sbp_ray.shards import shard_name
+from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
+
+NUM_SHARDS = 2
+DIM = 384  # of the packaged embedder
+WORDS = [
+    "river",
+    "stone",
+    "bridge",
+    "castle",
+    "winter",
+    "army",
+    "market",
+    "music",
+    "garden",
+    "train",
+    "glass",
+    "letter",
+]
+
+
+def settings(run_dir: Path, **evaluation: object) -> Config:
+    training = {
+        "seq_len": 64, "batch_rows": 2, "peak_lr": 1e-3, "dtype": "float32",
+    }  # fmt: skip
+    return Config.model_validate(
+        {
+            "run_dir": str(run_dir),
+            "ingest": {"input": ["unused"], "num_shards": NUM_SHARDS},
+            "embed": {"max_tokens": 64},
+            "model": {
+                "num_layers": 1,
+                "hidden_size": 16,
+                "num_heads": 2,
+                "num_kv_heads": 1,
+                "head_dim": 8,
+                "ffn_size": 32,
+                "max_positions": 8192,
+            },
+            "pretrain": {**training, "total_tokens": 1000},
+            "tune": training,
+            "eval": {"quality_sample": 20, "max_questions": 10, "num_samples": 3, **evaluation},
+        }
+    )
+
+
+def make_run(run_dir: Path) -> dict[str, Artifact]:
+    """Artifacts as the stages before eval leave them."""
+    names = ("corpus", "embeddings", "neighbors", "pairs", "base_lm", "synthesizer", "synthetic", "lm")
+    artifacts = {name: Artifact(name, str(run_dir / f"{i}_{name}")) for i, name in enumerate(names, start=1)}
+    generator = np.random.default_rng(0)
+    texts = {
+        "train": [" ".join(generator.choice(WORDS, 30)) + f" number {i}." for i in range(32)],
+        "validation": [" ".join(generator.choice(WORDS, 90)) + f" case {i}." for i in range(8)],
+    }
+    tokenizer = train_tokenizer([*texts["train"], *texts["validation"]], 320)
+    tokenizer.save_pretrained(artifacts["corpus"].path("tokenizer"))
+
+    documents: dict[str, list[dict[str, object]]] = {}
+    for split, found in texts.items():
+        documents[split] = [
+            {
+                "doc_id": f"{i * 7919 % 2**32:08x}{split:>024}",
+                "group": f"{split}-{i % 4}",
+                "text": text,
+                "input_ids": ids,
+            }
+            for i, (text, ids) in enumerate(zip(found, encode_texts(tokenizer, found), strict=True))
+        ]
+        for shard in range(NUM_SHARDS):
+            rows = [row for row in documents[split] if shard_of(str(row["doc_id"]), NUM_SHARDS) == shard]
+            artifacts["corpus"].write_table(shard_name(split, shard), pa.Table.from_pylist(rows, DOCUMENT))
+            vectors = generator.normal(size=(len(rows), DIM))
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            embedded = [
+                {"doc_id": row["doc_id"], "vector": v.astype(np.float16)} for row, v in zip(rows, vectors, strict=True)
+            ]
+            artifacts["embeddings"].write_table(
+                shard_name(split, shard), pa.Table.from_pylist(embedded, embedding_schema(DIM))
+            )
+    train = documents["train"]
+    pairs = [
+        {"d1_id": a["doc_id"], "d2_id": b["doc_id"], "cosine": 0.7, "jaccard": 0.0}
+        for a, b in itertools.pairwise(train)
+    ]
+    artifacts["pairs"].write_table(shard_name("train", 0), pa.Table.from_pylist(pairs, PAIR))
+    synthetic = [
+        {
+            "doc_id": f"{i:032x}", "d1_id": row["doc_id"], "sample": 0, "text": str(row["text"]) + "<script>",
+            "input_ids": row["input_ids"], "finish_reason": "stop", "synthesizer": "0" * 16, "seed": i,
+            "temperature": 1.0, "top_p": 1.0, "max_tokens": 64,
+        }
+        for i, row in enumerate(train[:12])
+    ]  # fmt: skip
+    artifacts["synthetic"].write_table("part-00000.parquet", pa.Table.from_pylist(synthetic, SYNTHETIC))
+
+    special = special_ids(tokenizer)
+    for seed, name in enumerate(("base_lm", "synthesizer", "lm")):
+        model = build_model(settings(run_dir).model, 320, special, seed)
+        model.save_pretrained(artifacts[name].path("model"))
+        lines = [{"step": s, "tokens": 128 * s, "loss_nats": 6.0 - s / 10} for s in range(1, 9)]
+        lines[-1]["validation_nats"] = 5.5
+        artifacts[name].write_bytes("metrics.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    stats: dict[str, dict[str, object]] = {
+        "corpus": {"train": {"documents": 32}, "validation": {"documents": 8}, "drops": {"exact_duplicate": 3}},
+        "pairs": {"train": {"pairs": len(pairs), "same_group_share": 0.25}},
+        "synthesizer": {"validation": {"pairs": 4, "nll_given_d1": 5.1, "nll_given_random": 5.3, "nll_alone": 5.2}},
+    }
+    for name, artifact in artifacts.items():
+        artifact.write_json(
+            "manifest.json", {"stage": name, "stats": stats.get(name, {}), "wall_s": 1.5, "peak_mem_gib": 0.5}
+        )
+    return artifacts
+
+
+def write_questions(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_from_its_artifacts(tmp_path: Path, local_ray: None) -> None:
+    from sbp_ray.stages.eval import evaluate_run
+
+    artifacts = make_run(tmp_path)
+    questions = [
+        {"question": f"Where is {word}?", "answers": ["the river"], "title": f"{split}-0"}
+        for word in WORDS[:4]
+        for split in ("train", "validation")
+    ]
+    questions.append({"question": "Who?", "answers": ["nobody"], "title": "an article that is not there"})
+    config = settings(tmp_path, questions=write_questions(tmp_path / "questions.jsonl", questions))
+    out = Artifact("report", str(tmp_path / "9_report"))
+    stats = evaluate_run(config.eval, artifacts=artifacts, settings=config, out=out)
+
+    report = out.read_json("report.json")
+    assert stats["drops"] == {"question_about_unknown_group": 1}
+    assert report["held_out"]["units"] == 8
+    assert report["questions"]["splits"]["train"]["units"] == 4
+    assert report["scale"]["documents"] == 32
+    # a random model knows nothing: about ln 320 = 5.77 nats a token
+    assert report["held_out"]["arms"]["sbp"]["nats_per_token"] == pytest.approx(5.77, abs=0.3)
+    # each synthetic text is its d1: nothing new, everything copied
+    assert report["quality"]["copying"]["synthetic"]["copies"]["value"] == 1
+    assert report["quality"]["texts"]["synthetic"]["novel"]["13"] == 0
+    assert report["quality"]["texts"]["synthetic"]["documents"] == 12
+    assert len(report["samples"]) == 3
+    page = out.read_bytes("report.html").decode()
+    assert "&lt;script&gt;" in page and "<script" not in page
+    assert "SBP" in out.read_bytes("summary.txt").decode()
+
+
+@pytest.mark.slow
+def test_questions_about_other_articles_are_refused(tmp_path: Path, local_ray: None) -> None:
+    from sbp_ray.stages.eval import evaluate_run
+
+    rows: list[dict[str, object]] = [{"question": "Who?", "answers": ["nobody"], "title": "elsewhere"}]
+    config = settings(tmp_path, questions=write_questions(tmp_path / "questions.jsonl", rows))
+    with pytest.raises(SbpError, match="'elsewhere', is a group of the corpus"):
+        evaluate_run(
+            config.eval, artifacts=make_run(tmp_path), settings=config, out=Artifact("report", str(tmp_path / "out"))
+        )
