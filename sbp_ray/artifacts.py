@@ -118,7 +118,7 @@ class Artifact:
         """Commit a Parquet file; `stats` travels in its metadata, for `read_stats`."""
         if stats is not None:
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), "stats": json.dumps(stats)})
-        with self._committed(name) as path, self.fs.open_output_stream(path) as stream:
+        with self.writing(name) as stream:
             pq.write_table(table, stream, compression="zstd")
 
     def read_stats(self, name: str) -> dict[str, Any]:
@@ -172,6 +172,7 @@ class Artifact:
             shutil.rmtree(target, ignore_errors=True)
             scratch.rename(target)
         else:
+            self.fs.delete_dir_contents(self.path(folder), missing_dir_ok=True)
             pafs.copy_files(str(source), self.path(folder), destination_filesystem=self.fs)
 
     # Completion
