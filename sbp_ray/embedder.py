@@ -37,12 +37,9 @@ class Embedder:
         self.max_tokens = cfg.max_tokens
         self._batch_size = cfg.batch_size
         self._model = _load(cfg, "cuda" if resources.num_gpus else "cpu")
-        limit = self._model.max_seq_length
-        if limit is not None and self._model.tokenizer.model_max_length < cfg.max_tokens:
-            raise SbpError(
-                f"embed.max_tokens ({cfg.max_tokens}) is more than {cfg.model} reads "
-                f"({self._model.tokenizer.model_max_length}): lower it"
-            )
+        longest = self._model.tokenizer.model_max_length
+        if longest < cfg.max_tokens:
+            raise SbpError(f"embed.max_tokens ({cfg.max_tokens}) is more than {cfg.model} reads ({longest}): lower it")
         self._model.max_seq_length = cfg.max_tokens
 
     @property

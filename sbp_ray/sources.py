@@ -64,8 +64,16 @@ def _matching(pattern: str) -> dict[str, int]:
     return {
         prefix + item.path: item.size
         for item in infos
-        if item.type == pafs.FileType.File and (not is_glob or fnmatch.fnmatch(item.path, path))
+        if item.type == pafs.FileType.File and (not is_glob or _matches(item.path, path))
     }
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a glob means the path: `*` stays within one folder, `**` does not."""
+    if "**" in pattern:
+        return fnmatch.fnmatchcase(path, pattern.replace("**/", "*"))
+    parts, patterns = path.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def open_bytes(path: str) -> BinaryIO:

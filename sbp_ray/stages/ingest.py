@@ -13,8 +13,9 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +26,7 @@ from sbp_ray.config import IngestConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOCUMENT, SPLITS, Split, shard_of
 from sbp_ray.shards import Stats, add_stats, map_shards, shard_name
-from sbp_ray.sources import HUGGING_FACE, list_input_files
-from sbp_ray.text.records import BadRow, Record, RecordReader, open_hugging_face
+from sbp_ray.text.records import BadRow, Record, RecordReader, Unit, input_units
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -45,19 +45,10 @@ TOKENIZER = "tokenizer"
 _STATS = "stats.json"
 _TOKENIZER_DONE = f"{SCRATCH}/tokenizer.json"
 _CHUNK_CHARS = 32 << 20  # of text held while parsing; at most 4 bytes each
-_TINY_FILES = 1000  # .txt files parsed as one unit of work
+_ROW_CHARS = 200  # what Python takes for a row beside its text
 _TOKENIZER_CHARS = 100_000_000  # the vocabulary has settled long before
 _ENCODE_ROWS = 1000
 _HASHES_KEPT = 1024  # for counting groups
-
-
-class Unit(NamedTuple):
-    """Input that one worker parses in one go."""
-
-    paths: tuple[str, ...]
-    size: int
-    part: int = 0
-    num_parts: int = 1
 
 
 def ingest_documents(cfg: IngestConfig, *, out: Artifact) -> Stats:
@@ -72,8 +63,7 @@ def ingest_documents(cfg: IngestConfig, *, out: Artifact) -> Stats:
     if cfg.tokenizer is not None:
         load_tokenizer(cfg.tokenizer)  # before any work
     if not out.exists(_STATS):
-        units = input_units(cfg)
-        _parse_all(units, cfg, out)
+        _parse_all(input_units(cfg.input), cfg, out)
         _refuse_bad_input(cfg, out)
         _write_all(cfg, out)
         out.write_json(_STATS, _total_stats(cfg, out))
@@ -82,26 +72,6 @@ def ingest_documents(cfg: IngestConfig, *, out: Artifact) -> Stats:
 
 
 # Step 1: input files -> scratch files, sorted by shard
-
-
-def input_units(cfg: IngestConfig) -> list[Unit]:
-    """The work, in an order that depends on the input alone: a file each, except that small .txt files go together."""
-    units: list[Unit] = []
-    texts: list[tuple[str, int]] = []
-    files = list_input_files(name for name in cfg.input if not name.startswith(HUGGING_FACE))
-    for path, size in files:
-        if path.endswith(".txt"):
-            texts.append((path, size))
-        else:
-            units.append(Unit((path,), size))
-    for start in range(0, len(texts), _TINY_FILES):
-        some = texts[start : start + _TINY_FILES]
-        units.append(Unit(tuple(path for path, _ in some), sum(size for _, size in some)))
-    for name in cfg.input:
-        if name.startswith(HUGGING_FACE):
-            num_parts = open_hugging_face(name).num_shards
-            units += [Unit((name,), 0, part, num_parts) for part in range(num_parts)]
-    return units
 
 
 def _parse_all(units: list[Unit], cfg: IngestConfig, out: Artifact) -> None:
@@ -123,32 +93,25 @@ class FileParser:
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         self._rows: dict[str, list[Any]] = {name: [] for name in PARSED.names}
-        self._chars = self._num_rows = 0
-        self._bad: Counter[str] = Counter()
+        self._chars = num_rows = 0
         self._hash_range = (2**64 - 1, 0)
-        name = shard_name(QUARANTINE, item["unit"]).replace(".parquet", ".jsonl")
+        bad: Counter[str] = Counter()
         with (
-            self._out.writing(name) as quarantine,
             bucket_writer(self._out, shard_name(SCRATCH, item["unit"]), PARSED) as writer,
+            _Quarantine(self._out, item["unit"]) as quarantine,  # committed before the file that says "done"
         ):
             for path in item["paths"]:
                 for row in self._reader.read(path, item["part"], item["num_parts"]):
-                    self._num_rows += 1
+                    num_rows += 1
                     if isinstance(row, BadRow):
-                        self._put_aside(path, row, quarantine)
+                        bad[row.reason] += 1
+                        quarantine.add(path, row)
                     else:
                         self._add(row, writer)
             self._flush(writer)
-            stats = {"rows": self._num_rows, "drops": dict(self._bad)}
+            stats = {"rows": num_rows, "drops": dict(bad)}
             writer.finish(stats | {"hash_range": list(self._hash_range)})
-        if not self._bad:
-            self._out.fs.delete_file(self._out.path(name))
         return stats
-
-    def _put_aside(self, path: str, row: BadRow, quarantine: BinaryIO) -> None:
-        self._bad[row.reason] += 1
-        entry = {"file": path, "line": row.line, "reason": row.reason}
-        quarantine.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
     def _add(self, row: Record, writer: BucketWriter) -> None:
         doc_id = hashlib.blake2b(row.text.encode(), digest_size=16).hexdigest()
@@ -158,7 +121,7 @@ class FileParser:
         self._hash_range = (min(low, number), max(high, number))
         for name, value in zip(PARSED.names, (doc_id, group, number, row.text), strict=True):
             self._rows[name].append(value)
-        self._chars += len(row.text)
+        self._chars += len(row.text) + _ROW_CHARS
         if self._chars > _CHUNK_CHARS:
             self._flush(writer)
 
@@ -169,6 +132,21 @@ class FileParser:
             writer.write(table, shards)
         self._rows = {name: [] for name in PARSED.names}
         self._chars = 0
+
+
+class _Quarantine(ExitStack):
+    """The unusable rows of one unit: a file that is there only if there are any."""
+
+    def __init__(self, out: Artifact, unit: int) -> None:
+        super().__init__()
+        self._out, self._name = out, f"{QUARANTINE}/part-{unit:05d}.jsonl"
+        self._stream: BinaryIO | None = None
+
+    def add(self, path: str, row: BadRow) -> None:
+        if self._stream is None:
+            self._stream = self.enter_context(self._out.writing(self._name))
+        entry = {"file": path, "line": row.line, "reason": row.reason}
+        self._stream.write(json.dumps(entry).encode() + b"\n")
 
 
 def group_hash(seed: int, group: str) -> int:
@@ -225,43 +203,43 @@ def _limit(cfg: IngestConfig, out: Artifact) -> int:
     return validation_limit(cfg.validation_share, min(low for low, _ in ranges), max(high for _, high in ranges))
 
 
-def make_tokenizer(cfg: IngestConfig, out: Artifact, limit: int) -> Stats:
-    """Commit the tokenizer: the given one, or one trained on documents of the train split.
+class TokenizerMaker:
+    """Commits the tokenizer: the given one, or one trained on documents of the train split.
 
     The sample is whole shards, which are random parts of the corpus, up to 10^8 characters.
     """
-    num_chars = 0
 
-    def texts() -> Iterator[str]:
-        nonlocal num_chars
-        for shard in range(cfg.num_shards):
-            documents, _ = gather_shard(out, shard, limit)
+    def __init__(self, cfg: IngestConfig, out: Artifact, limit: int) -> None:
+        self._cfg, self._out, self._limit = cfg, out, limit
+        self._num_chars = 0
+
+    def __call__(self, item: dict[str, Any]) -> Stats:
+        given = self._cfg.tokenizer
+        tokenizer = load_tokenizer(given) if given else train_tokenizer(self._texts(), self._cfg.vocab_size)
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            self._out.commit_folder(Path(folder), TOKENIZER)
+        stats = {"vocab_size": len(tokenizer), "trained_on_chars": self._num_chars}
+        self._out.write_json(_TOKENIZER_DONE, stats)
+        return stats
+
+    def _texts(self) -> Iterator[str]:
+        for shard in range(self._cfg.num_shards):
+            documents, _ = gather_shard(self._out, shard, self._limit)
             for text in documents["train"].column("text").to_pylist():
-                if num_chars >= _TOKENIZER_CHARS:
+                if self._num_chars >= _TOKENIZER_CHARS:
                     return
-                num_chars += len(text)
+                self._num_chars += len(text)
                 yield text
-
-    tokenizer = load_tokenizer(cfg.tokenizer) if cfg.tokenizer else train_tokenizer(texts(), cfg.vocab_size)
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        out.commit_folder(Path(folder), TOKENIZER)
-    stats = {"vocab_size": len(tokenizer), "trained_on_chars": num_chars}
-    out.write_json(_TOKENIZER_DONE, stats)
-    return stats
 
 
 # Step 3: scratch files -> shards of both splits
 
 
 def _write_all(cfg: IngestConfig, out: Artifact) -> None:
-    import ray
-
     limit = _limit(cfg, out)
     if not out.exists(_TOKENIZER_DONE):
-        logger.info("ingest | tokenizer")
-        task = ray.remote(make_tokenizer).options(num_cpus=cfg.resources.num_cpus)
-        ray.get(task.remote(cfg, out, limit))
+        map_shards("ingest-tokenizer", TokenizerMaker, (cfg, out, limit), [{}], num_done=0, resources=cfg.resources)
     missing = _missing_shards(cfg, out)
     todo = [{"shard": shard} for shard in missing]
     num_done = cfg.num_shards - len(missing)

@@ -5,19 +5,45 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.sources import HUGGING_FACE, open_bytes, open_file_system
+from sbp_ray.sources import HUGGING_FACE, list_input_files, open_bytes, open_file_system
 
 FILE_COLUMN = "file"  # of a .txt file, beside its text
 _MAX_LINE_BYTES = 64 << 20
 _ROWS_TO_TELL = 1000  # a file without one usable row among so many has the wrong columns
 _BATCH_ROWS = 256
+_TINY_FILES = 1000  # .txt files read as one unit of work
+
+
+class Unit(NamedTuple):
+    """Input that one worker reads in one go."""
+
+    paths: tuple[str, ...]
+    part: int = 0
+    num_parts: int = 1
+
+
+def input_units(patterns: Sequence[str]) -> list[Unit]:
+    """The work, in an order that depends on the input alone: a file each, except that small .txt files go together.
+
+    Raises:
+        SbpError: a pattern matches nothing that can be read.
+    """
+    names = [name for name in patterns if name.startswith(HUGGING_FACE)]
+    paths = [path for path, _ in list_input_files(name for name in patterns if name not in names)]
+    texts = [path for path in paths if path.endswith(".txt")]
+    units = [Unit((path,)) for path in paths if not path.endswith(".txt")]
+    units += [Unit(tuple(texts[start : start + _TINY_FILES])) for start in range(0, len(texts), _TINY_FILES)]
+    for name in names:
+        num_parts = open_hugging_face(name).num_shards
+        units += [Unit((name,), part, num_parts) for part in range(num_parts)]
+    return units
 
 
 class Record(NamedTuple):

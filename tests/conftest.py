@@ -1,0 +1,86 @@
+"""What the tests share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sbp_ray.artifacts import Artifact
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for all tests that need a cluster in this process."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_synthesizer(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A synthesizer artifact with random weights: 0.1 M parameters, a vocabulary of 320.
+
+    So small a vocabulary makes it end about every 320th token by chance.
+    """
+    from sbp_ray.artifacts import STARTED
+    from sbp_ray.config import ModelConfig
+    from sbp_ray.model import build_model
+    from sbp_ray.text.tokenizer import special_ids, train_tokenizer
+
+    artifact = Artifact("synthesizer", str(tmp_path_factory.mktemp("run") / "6_synthesizer"))
+    tokenizer = train_tokenizer(["the rivers of the north run to the sea", "the kings of the north"], 320)
+    config = ModelConfig(
+        num_layers=2,
+        hidden_size=64,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=32,
+        ffn_size=128,
+        vocab_size=320,
+        max_positions=256,
+    )
+    folder = artifact.path("model")
+    tokenizer.save_pretrained(folder)
+    build_model(config, 320, special_ids(tokenizer), seed=0).save_pretrained(folder)
+    artifact.write_json(STARTED, {"fingerprint": "00c0ffee00c0ffee"})
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tiny_synthesizer: Artifact) -> Path:
+    """The Hugging Face folder inside `tiny_synthesizer`."""
+    return Path(tiny_synthesizer.path("model"))
+
+
+@pytest.fixture
+def new_artifact(tmp_path: Path):
+    """Make an empty artifact by name."""
+    return lambda name: Artifact(name, str(tmp_path / name))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """Run the data stages' workers in this process, without Ray; returns the list of what was run."""
+    ran: list[tuple[str, dict[str, Any]]] = []
+
+    def run_here(
+        stage: str,
+        worker: Callable[..., Callable[[dict[str, Any]], Any]],
+        arguments: tuple[Any, ...],
+        todo: Iterable[dict[str, Any]],
+        **_: Any,
+    ) -> None:
+        for item in todo:  # a worker for each item: nothing may be carried from one to the next
+            worker(*arguments)(item)
+            ran.append((stage, item))
+
+    for name in ("ingest", "embed", "neighbors", "pair"):
+        if module := sys.modules.get(f"sbp_ray.stages.{name}"):  # the test has imported what it runs
+            monkeypatch.setattr(module, "map_shards", run_here)
+    return ran

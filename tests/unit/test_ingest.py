@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import IngestConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.schema import DOCUMENT, SPLITS, shard_of
+from sbp_ray.stages import ingest
+from sbp_ray.stages.ingest import group_hash, ingest_documents, validation_limit
+from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
+
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
+
+
+def articles(num_articles: int, num_each: int = 3) -> list[dict[str, Any]]:
+    return [
+        {"text": f"Paragraph {p} about subject {a}.", "title": f"Subject {a}"}
+        for a in range(num_articles)
+        for p in range(num_each)
+    ]
+
+
+def config(path: Path, **changes: Any) -> IngestConfig:
+    settings = {"input": (str(path),), "group_column": "title", "num_shards": 3, "vocab_size": 300} | changes
+    return IngestConfig(**settings)
+
+
+def rows_of(out: Artifact, split: str) -> list[dict[str, Any]]:
+    return [row for name in out.files(split, ".parquet") for row in out.read_table(name).to_pylist()]
+
+
+def contents(out: Artifact) -> dict[str, bytes]:
+    root = Path(out.path())
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_documents_lie_in_the_shard_of_their_id_sorted_and_tokenised(tmp_path: Path, new_artifact) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(20))
+    out = new_artifact("corpus")
+    stats = ingest_documents(config(tmp_path / "in.jsonl"), out=out)
+    tokenizer = load_tokenizer(out.path("tokenizer"))
+    num_tokens = 0
+    for split in SPLITS:
+        assert len(out.files(split)) == 3
+        for shard, name in enumerate(out.files(split)):
+            table = out.read_table(name)
+            assert table.schema.remove_metadata() == DOCUMENT
+            ids = table.column("doc_id").to_pylist()
+            assert ids == sorted(ids)
+            for row in table.to_pylist():
+                assert row["doc_id"] == hashlib.blake2b(row["text"].encode(), digest_size=16).hexdigest()
+                assert shard_of(row["doc_id"], 3) == shard
+                assert row["input_ids"] == encode_texts(tokenizer, [row["text"]])[0]
+                assert tokenizer.decode(row["input_ids"]) == row["text"]
+                num_tokens += len(row["input_ids"])
+    assert (stats["rows"], stats["documents"], stats["tokens"], stats["drops"]) == (60, 60, num_tokens, {})
+    assert not out.exists("scratch")
+    assert not out.exists("quarantine")
+
+
+def test_an_article_stays_on_one_side(tmp_path: Path, new_artifact) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(40))
+    stats = ingest_documents(config(tmp_path / "in.jsonl", validation_share=0.3), out=(out := new_artifact("corpus")))
+    groups = {split: {row["group"] for row in rows_of(out, split)} for split in SPLITS}
+    assert groups["train"].isdisjoint(groups["validation"])
+    held_out = {f"Subject {a}" for a in range(40) if group_hash(0, f"Subject {a}") < 0.3 * 2**64}
+    assert groups["validation"] == held_out
+    assert stats["validation"]["groups"] == len(held_out)
+    assert stats["train"]["groups"] == 40 - len(held_out)
+    assert stats["validation"]["documents"] == 3 * len(held_out)
+
+
+def test_without_a_group_column_each_document_is_its_own_group(tmp_path: Path, new_artifact) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(5))
+    ingest_documents(config(tmp_path / "in.jsonl", group_column=None), out=(out := new_artifact("corpus")))
+    assert all(row["group"] == row["doc_id"] for split in SPLITS for row in rows_of(out, split))
+
+
+@pytest.mark.parametrize(
+    ("share", "low", "high", "limit"),
+    [
+        (0.5, 10, 2**64 - 1, 2**63),
+        (0.0, 10, 20, 0),  # nothing is held out
+        (0.5, 10, 10, 0),  # one group: it is needed for training
+        (1e-12, 2**63, 2**63 + 5, 2**63 + 1),  # the smallest hash, though above the share
+        (1.0, 10, 2**63, 2**63),  # all but the largest hash
+    ],
+)
+def test_both_splits_have_a_group_if_there_are_two(share: float, low: int, high: int, limit: int) -> None:
+    assert validation_limit(share, low, high) == limit
+
+
+@pytest.mark.parametrize("share", [1e-9, 1.0])
+def test_two_articles_make_two_splits_whatever_the_share(tmp_path: Path, new_artifact, share: float) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(2))
+    stats = ingest_documents(config(tmp_path / "in.jsonl", validation_share=share), out=new_artifact("corpus"))
+    assert (stats["train"]["documents"], stats["validation"]["documents"]) == (3, 3)
+
+
+def test_the_first_of_equal_texts_stays_even_across_articles(tmp_path: Path, new_artifact) -> None:
+    rows = [*articles(6), {"text": "Paragraph 0 about subject 0.", "title": "Subject 5"}]
+    write_rows(tmp_path / "a.jsonl", rows)
+    write_rows(tmp_path / "b.jsonl", rows[:2])
+    stats = ingest_documents(config(tmp_path, validation_share=0.5), out=(out := new_artifact("corpus")))
+    rows = [row for split in SPLITS for row in rows_of(out, split)]
+    assert len(rows) == len({row["doc_id"] for row in rows}) == 18
+    assert [row["group"] for row in rows if row["text"] == "Paragraph 0 about subject 0."] == ["Subject 0"]
+    assert stats["drops"] == {"exact_duplicate": 3}
+
+
+def test_bad_rows_are_quarantined_with_file_line_and_reason(tmp_path: Path, new_artifact) -> None:
+    write_rows(tmp_path / "a.jsonl", articles(2))
+    with (tmp_path / "a.jsonl").open("ab") as file:
+        file.write(b'{"text": "\xff"}\n{"text": "' + b"x" * 201 + b'"}\n')
+    write_rows(tmp_path / "b.jsonl.gz", articles(3))
+    cut = (tmp_path / "b.jsonl.gz").read_bytes()
+    (tmp_path / "b.jsonl.gz").write_bytes(cut[:-9])  # the checksum and the end of the data
+    out = new_artifact("corpus")
+    stats = ingest_documents(config(tmp_path, max_chars=200, max_bad_share=0.5), out=out)
+    assert stats["drops"] | {"exact_duplicate": 0} == {
+        "not_utf8": 1,
+        "too_long": 1,
+        "damaged_file": 1,
+        "exact_duplicate": 0,
+    }
+    files = {name: out.read_bytes(name).decode().splitlines() for name in out.files("quarantine")}
+    assert [json.loads(line) for line in files["quarantine/part-00000.jsonl"]] == [
+        {"file": str(tmp_path / "a.jsonl"), "line": 7, "reason": "not_utf8"},
+        {"file": str(tmp_path / "a.jsonl"), "line": 8, "reason": "too_long"},
+    ]
+    assert json.loads(files["quarantine/part-00001.jsonl"][0])["reason"] == "damaged_file"
+    assert stats["rows"] == stats["documents"] + sum(stats["drops"].values())
+
+
+def test_too_large_a_share_of_bad_rows_stops_the_stage(tmp_path: Path, new_artifact) -> None:
+    write_rows(tmp_path / "in.jsonl", [*articles(3), {"text": ""}, {"text": 1}, {"text": 2}])
+    ingest_documents(config(tmp_path / "in.jsonl", max_bad_share=3 / 12), out=new_artifact("enough"))
+    out = new_artifact("corpus")
+    with pytest.raises(SbpError) as error:
+        ingest_documents(config(tmp_path / "in.jsonl", max_bad_share=0.2), out=out)
+    assert str(error.value).startswith("3 of 12 input rows (25.0%) cannot be used")
+    assert "ingest.max_bad_share (0.2): 2 text_not_a_string, 1 empty" in str(error.value)
+    assert out.path("quarantine") in str(error.value)
+    assert len(out.files("quarantine")) == 1
+    assert out.files("train") == []
+
+
+def test_input_without_a_document_is_refused(tmp_path: Path, new_artifact) -> None:
+    (tmp_path / "in.jsonl").write_text("\n\n")
+    with pytest.raises(SbpError, match=r"in.jsonl: holds no documents"):
+        ingest_documents(config(tmp_path / "in.jsonl"), out=new_artifact("corpus"))
+
+
+def test_a_given_tokenizer_is_used_and_looked_for_first(tmp_path: Path, new_artifact) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(4))
+    first = new_artifact("first")
+    ingest_documents(config(tmp_path / "in.jsonl"), out=first)
+    second = new_artifact("second")
+    ingest_documents(config(tmp_path / "in.jsonl", tokenizer=first.path("tokenizer"), vocab_size=999), out=second)
+    assert rows_of(first, "train") == rows_of(second, "train")
+    assert special_ids(load_tokenizer(second.path("tokenizer"))) == (0, 1, 2)
+    with pytest.raises(SbpError, match="tokenizer /none"):
+        ingest_documents(config(tmp_path / "nowhere", tokenizer="/none"), out=new_artifact("third"))
+
+
+def test_the_tokenizer_never_sees_the_validation_split(tmp_path: Path, new_artifact) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(10))
+    stats = ingest_documents(config(tmp_path / "in.jsonl", validation_share=0.4), out=(out := new_artifact("corpus")))
+    assert stats["tokenizer"]["trained_on_chars"] == sum(len(row["text"]) for row in rows_of(out, "train"))
+
+
+def test_a_chunk_at_a_time_gives_the_same_corpus(tmp_path: Path, new_artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(10))
+    ingest_documents(config(tmp_path / "in.jsonl"), out=(whole := new_artifact("whole")))
+    monkeypatch.setattr(ingest, "_CHUNK_CHARS", 500)  # two rows
+    monkeypatch.setattr(ingest, "_ENCODE_ROWS", 2)
+    ingest_documents(config(tmp_path / "in.jsonl"), out=(parts := new_artifact("parts")))
+    for split in SPLITS:
+        assert rows_of(whole, split) == rows_of(parts, split)
+
+
+@pytest.mark.parametrize("survivors", range(8))
+def test_an_interrupted_run_goes_on_and_ends_alike(
+    tmp_path: Path, new_artifact, monkeypatch: pytest.MonkeyPatch, survivors: int, in_process: list
+) -> None:
+    for name in "ab":
+        write_rows(tmp_path / f"{name}.jsonl", articles(8))
+    cfg = config(tmp_path / "*.jsonl")
+    ingest_documents(cfg, out=(whole := new_artifact("whole")))
+    steps = [stage for stage, _ in in_process]
+    assert steps == ["ingest-parse"] * 2 + ["ingest-tokenizer"] + ["ingest"] * 3
+    in_process.clear()
+    run_here, calls = ingest.map_shards, 0
+
+    def dying(stage: str, worker: type, arguments: tuple, todo: list, **settings: Any) -> None:
+        nonlocal calls
+        for item in todo:
+            if calls == survivors:
+                raise KeyboardInterrupt
+            calls += 1
+            run_here(stage, worker, arguments, [item], **settings)
+
+    out = new_artifact("corpus")
+    monkeypatch.setattr(ingest, "map_shards", dying)
+    if survivors < 6:
+        with pytest.raises(KeyboardInterrupt):
+            ingest_documents(cfg, out=out)
+    monkeypatch.setattr(ingest, "map_shards", run_here)
+    ingest_documents(cfg, out=out)
+    assert [stage for stage, _ in in_process] == steps  # nothing twice
+    assert contents(out) == contents(whole)
+    in_process.clear()
+    ingest_documents(cfg, out=out)
+    assert in_process == []
