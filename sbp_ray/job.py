@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def main_pipeline(runs: dict[str, RunStage]) -> None:
 
 
 def _exit_with(work: Callable[[], None]) -> NoReturn:
-    """Status 0 done, 1 an error the user can fix (one line), 130 interrupted; any other is a bug, with traceback."""
+    """Status 0 done, 1 an error the user can fix (one line), 130 interrupted, 70 a bug of ours (with traceback)."""
     try:
         work()
     except SbpError as error:
@@ -114,7 +115,15 @@ def _exit_with(work: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on from here", file=sys.stderr)
         sys.exit(130)
+    except Exception:  # noqa: BLE001  only to leave with another status than 1, which says that the user can fix it
+        traceback.print_exc()
+        sys.exit(70)
     sys.exit(0)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SbpError(f"{message}: see python {self.prog} --help")
 
 
 def _run_one(job_name: str, run: RunStage) -> None:
@@ -155,7 +164,7 @@ def _run_all(runs: dict[str, RunStage]) -> None:
 
 
 def _parse(job_name: str) -> tuple[Config, str | None]:
-    parser = argparse.ArgumentParser(prog=f"jobs/{job_name}.py", description="See README.md for the flow of the jobs.")
+    parser = _Parser(prog=f"jobs/{job_name}.py", description="See README.md for the flow of the jobs.")
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/demo.yaml")
     parser.add_argument(
         "--redo",
@@ -310,7 +319,10 @@ def _locked(run_dir: str) -> Iterator[None]:
         return
     import fcntl
 
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SbpError(f"run_dir={run_dir}: cannot be made: {error.strerror}: choose another") from None
     with open(Path(run_dir) / "run.lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

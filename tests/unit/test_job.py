@@ -1,0 +1,279 @@
+"""From a command line to a committed artifact: what runs, what is refused, in which words, with which status.
+
+The stages here are one line each, and Ray is not started; everything else is the jobs' own way.
+"""
+
+import fcntl
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sbp_ray import cluster, job
+from sbp_ray.config import Config
+from sbp_ray.errors import SbpError
+from sbp_ray.job import FOLDERS, STAGES, Job, Stats
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Holds small.yaml, its input and, later, the run directory `run`."""
+    text = Path(__file__).with_name("small.yaml").read_text()
+    (tmp_path / "docs.jsonl").write_text('{"text": "one"}\n')
+    text = text.replace("INPUT", str(tmp_path / "docs.jsonl")).replace("RUN_DIR", str(tmp_path / "run"))
+    (tmp_path / "small.yaml").write_text(text)
+
+    @contextmanager
+    def no_ray(config: Config, jobs: list[str]) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(cluster, "connected", no_ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def ran() -> list[str]:
+    """Names of the stages that ran, in order."""
+    return []
+
+
+@pytest.fixture
+def run(folder: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`run("embed", "embed.batch_size=8")`: the exit status of `python jobs/embed.py --config small.yaml …`."""
+
+    def stage(job: Job) -> Stats:
+        ran.append(job.stage.name)
+        for made in job.inputs.values():
+            assert made.manifest() is not None
+        job.output.write_bytes("part", job.stage.name.encode())
+        if job.stage.name == "eval":
+            job.output.write_bytes("summary.txt", b"the table\n")
+        return {"documents": 1}
+
+    def run_job(name: str, *arguments: str, stage: Callable[[Job], Stats] = stage) -> int:
+        monkeypatch.setattr("sys.argv", [f"jobs/{name}.py", "--config", str(folder / "small.yaml"), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            if name == "pipeline":
+                job.main_pipeline({each.job: stage for each in STAGES})
+            else:
+                job.main(name, stage)
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return run_job
+
+
+def _manifest(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / "run" / FOLDERS[name] / "manifest.json").read_text())
+
+
+def _error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that the user got."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("error: ")
+
+
+def test_the_pipeline_runs_every_stage_once_in_order_and_shows_the_summary(
+    run: Run, ran: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pipeline") == 0
+    assert ran == [stage.name for stage in STAGES]
+    assert "the table\nreport: " in capsys.readouterr().out
+    assert run("pipeline") == 0
+    assert len(ran) == len(STAGES)
+
+
+def test_a_manifest_tells_what_it_was_made_from_and_what_came_of_it(run: Run, folder: Path) -> None:
+    assert run("ingest") == 0
+    assert run("embed", "embed.batch_size=8") == 0
+    manifest = _manifest(folder, "embeddings")
+    assert manifest["artifact"] == "embeddings"
+    assert manifest["settings"]["embed"]["batch_size"] == 8
+    assert manifest["inputs"] == {"corpus": _manifest(folder, "corpus")["fingerprint"]}
+    assert manifest["stats"] == {"documents": 1}
+    assert manifest["wall_s"] >= 0
+
+
+def test_both_arms_are_one_job_with_two_artifacts(run: Run, ran: list[str], folder: Path) -> None:
+    assert run("pipeline") == 0
+    assert _manifest(folder, "base_lm")["settings"]["pretrain"]["arm"] == "repetition"
+    assert _manifest(folder, "lm")["settings"]["pretrain"]["arm"] == "sbp"
+    assert run("pretrain", "pretrain.arm=sbp") == 0
+    assert run("pretrain", "pretrain.arm=repetition") == 0
+    assert len(ran) == len(STAGES)
+
+
+def test_a_changed_setting_is_refused_by_name(run: Run, ran: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("ingest") == 0
+    assert run("ingest", "ingest.num_shards=5") == 1
+    message = _error(capsys)
+    assert "1_corpus was made with ingest.num_shards=4, which is 5 now" in message
+    assert message.endswith("use a new run_dir, or --redo ingest")
+    assert ran == ["ingest"]
+
+
+def test_a_changed_input_file_is_refused(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("ingest") == 0
+    (folder / "docs.jsonl").write_text('{"text": "another, longer"}\n')
+    assert run("ingest") == 1
+    assert "1_corpus was made with other input files" in _error(capsys)
+
+
+def test_resources_may_change(run: Run, ran: list[str]) -> None:
+    assert run("ingest") == 0
+    assert run("ingest", "ingest.resources.num_workers=3", "ingest.resources.num_cpus=2") == 0
+    assert ran == ["ingest"]
+
+
+def test_a_setting_of_another_stage_may_change(run: Run, ran: list[str]) -> None:
+    assert run("ingest") == 0
+    assert run("ingest", "embed.batch_size=8") == 0
+    assert ran == ["ingest"]
+
+
+def test_redo_removes_what_followed_and_nothing_else(run: Run, ran: list[str], folder: Path) -> None:
+    assert run("pipeline") == 0
+    ran.clear()
+    assert run("pipeline", "--redo", "tune", "tune.num_epochs=2") == 0
+    assert ran == ["tune", "synthesize", "pretrain-sbp", "eval"]
+    assert _manifest(folder, "synthesizer")["settings"]["tune"]["num_epochs"] == 2
+
+
+def test_redo_leaves_folders_that_are_not_ours(run: Run, folder: Path) -> None:
+    assert run("ingest") == 0
+    theirs = folder / "run" / FOLDERS["embeddings"] / "notes.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+    assert run("ingest", "--redo", "ingest") == 0
+    assert theirs.read_text() == "mine"
+
+
+def test_a_redone_input_makes_the_artifact_stale(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("ingest") == 0
+    assert run("embed") == 0
+    for file in ("started.json", "manifest.json"):  # as if the corpus had come from somewhere else
+        path = folder / "run" / FOLDERS["corpus"] / file
+        path.write_text(path.read_text().replace(_manifest(folder, "corpus")["fingerprint"], "f" * 16))
+    assert run("embed") == 1
+    assert "2_embeddings was made with other corpus (" in _error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("embed", "1_corpus is not there yet: run jobs/ingest.py first"),
+        ("tune", "1_corpus is not there yet: run jobs/ingest.py first"),
+        ("neighbors", "2_embeddings is not there yet: run jobs/embed.py first"),
+    ],
+)
+def test_a_stage_before_its_input_names_the_job_to_run(
+    run: Run, capsys: pytest.CaptureFixture[str], name: str, missing: str
+) -> None:
+    assert run(name) == 1
+    assert _error(capsys).endswith(missing)
+
+
+def test_an_arm_before_its_input_names_the_job_and_the_arm(
+    run: Run, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("ingest", "embed", "neighbors", "pair"):
+        assert run(name) == 0
+    assert run("tune") == 1
+    assert _error(capsys).endswith(
+        "5_base_lm is not there yet: run jobs/pretrain.py first with pretrain.arm=repetition"
+    )
+
+
+def test_an_input_without_its_manifest_is_not_there(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("ingest") == 0
+    (folder / "run" / FOLDERS["corpus"] / "manifest.json").unlink()
+    assert run("embed") == 1
+    assert "1_corpus is not there yet" in _error(capsys)
+
+
+def test_a_stage_that_failed_goes_on_where_it_was(run: Run, folder: Path) -> None:
+    def fail_half_way(job: Job) -> Stats:
+        job.output.write_bytes("first-half", b"x")
+        raise SbpError("the disk is full: make room")
+
+    def go_on(job: Job) -> Stats:
+        assert job.output.exists("first-half")
+        return {}
+
+    assert run("ingest", stage=fail_half_way) == 1
+    assert not (folder / "run" / FOLDERS["corpus"] / "manifest.json").exists()
+    assert run("ingest", "ingest.num_shards=5") == 1  # begun with other settings: not mixed
+    assert run("ingest", stage=go_on) == 0
+
+
+def test_statuses_tell_the_users_mistakes_from_ours(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    def ours(job: Job) -> Stats:
+        return {"share": 1 / 0}
+
+    def interrupted(job: Job) -> Stats:
+        raise KeyboardInterrupt
+
+    assert run("ingest", stage=ours) == 70
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert run("ingest", stage=interrupted) == 130
+    assert "run the same command again" in capsys.readouterr().err
+    assert run("ingest", "--redo", "ingset") == 1
+    assert "--redo: invalid choice: 'ingset'" in _error(capsys)
+    assert run("ingest") == 0
+
+
+def test_a_second_pipeline_on_one_run_directory_is_refused(
+    run: Run, ran: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("ingest") == 0
+    before = _manifest(folder, "corpus")
+    with open(folder / "run" / "run.lock", "a+") as lock:  # as the first pipeline holds it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write("4711")
+        lock.flush()
+        assert run("pipeline", "--redo", "ingest") == 1
+        assert _error(capsys).endswith("run is in use by process 4711: wait for it to end, or take another run_dir")
+    assert _manifest(folder, "corpus") == before
+    assert ran == ["ingest"]
+    assert run("ingest") == 0
+
+
+def test_a_relative_run_directory_is_refused_in_a_submitted_job(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert run("ingest", "run_dir=runs/demo") == 1
+    assert _error(capsys).startswith("run_dir='runs/demo' is relative, and a submitted job runs in a throw-away copy")
+
+
+def test_a_relative_run_directory_is_made_absolute_elsewhere(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run("ingest", "run_dir=here") == 0
+    assert (folder / "here" / FOLDERS["corpus"] / "manifest.json").is_file()
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(
+    run: Run, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "file").write_text("")
+    assert run("ingest", f"run_dir={folder}/file/run") == 1
+    assert f"run_dir={folder}/file/run: cannot be made: " in _error(capsys)
+    assert not (folder / "run").exists()
+
+
+def test_stages_read_only_what_earlier_stages_write() -> None:
+    written: set[str] = set()
+    for stage in STAGES:
+        assert set(stage.reads) <= written
+        written.add(stage.writes)
+    assert written == set(FOLDERS)
