@@ -263,22 +263,24 @@ class SynthesizeConfig(Section):
 
 class EvalConfig(Section):
     questions: str | None = None
-    """JSONL (plain, .gz, .zst) of `{doc_id or group, question, answers}` on the corpus itself, asked closed book."""
-    max_questions: PositiveInt = 1000
-    """Questions asked, drawn at random."""
+    """JSONL (plain, .gz, .zst) of `{"question": text, "answers": [text, …], "title": text}` on the corpus itself, asked
+    closed book; the first answer is the one that is scored. Without a file the report says "not measured"."""
     question_group_column: str = "title"
-    """The questions' column that matches the corpus' group."""
+    """The questions' column that holds what the corpus calls its group."""
+    max_questions: PositiveInt = 1000
+    """Questions asked about each split, drawn at random."""
     max_validation_documents: PositiveInt = 1000
-    """Held-out documents whose perplexity is measured."""
+    """Held-out documents whose perplexity is measured, drawn at random."""
     quality_sample: PositiveInt = 2000
-    """Synthetic and real documents that the quality table is computed on."""
+    """Synthetic documents, real documents and mined pairs that the quality table is computed on, drawn at random."""
     num_samples: PositiveInt = 12
     """Synthetic documents shown in the report beside their d1."""
     batch_tokens: PositiveInt = 8192
     """Tokens in a scoring forward pass."""
     seed: int = 0
     """Draws questions, documents and samples."""
-    resources: Resources = Resources()
+    resources: Resources = Resources(num_workers=3)
+    """Of each task; there are three: one for each arm's checkpoint, and one for the embedder."""
 
 
 class ClusterConfig(Section):

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.evaluation.comparison import ARMS
 from sbp_ray.evaluation.scan import Scan
+from sbp_ray.schema import SPLITS
 from sbp_ray.shards import add_stats
 
 _MAX_POINTS = 400  # of a curve in the report
@@ -34,16 +36,19 @@ def stage_rows(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
 
 
 def _counts(stats: Mapping[str, Any]) -> dict[str, int]:
-    """Whole numbers of the stage, those of its train split where it has splits."""
+    """Whole numbers of the stage; those of its train split where it has splits."""
     flat = {**stats, **stats.get("train", {})}
-    return {key: value for key, value in flat.items() if isinstance(value, int) and not isinstance(value, bool)}
+    return {
+        key: value
+        for key, value in flat.items()
+        if type(value) is int and key not in ("dim", "vocab_size", "parameters")
+    }
 
 
 def _drops(stats: Mapping[str, Any]) -> dict[str, int]:
-    """Drops by reason, all splits together."""
-    found = [stats.get("drops", {})]
-    found += [part.get("drops", {}) for part in stats.values() if isinstance(part, dict)]
-    return {reason: number for reason, number in add_stats(found).items() if number}
+    """Drops by reason, all splits together: as the stage added them up, or else the splits'."""
+    parts = [stats] if stats.get("drops") else [stats.get(split, {}) for split in SPLITS]
+    return {reason: number for reason, number in add_stats(part.get("drops", {}) for part in parts).items() if number}
 
 
 def loss_curve(trained: Artifact) -> list[dict[str, float]]:
@@ -66,27 +71,31 @@ def scale_facts(
     num_parameters: int,
     scan: Scan,
 ) -> dict[str, Any]:
-    """How large the run was: parameters, real and synthetic text, and the tokens that each arm trained on."""
+    """How large the run was.
+
+    Returns:
+        parameters; documents and tokens of the train split; synthetic documents; the tokens that each training saw;
+        and for each arm its mixture: rows, share, passes and tokens of real and synthetic text.
+    """
     synthetic = artifacts["synthetic"]
     return {
         "parameters": num_parameters,
         "documents": scan.num_documents,
         "tokens": scan.num_tokens,
-        "trained_tokens": {name: int(curve[-1]["tokens"]) if curve else None for name, curve in curves.items()},
         "synthetic_documents": sum(synthetic.num_rows(name) for name in synthetic.files("", ".parquet")),
-        "synthetic": _stats(synthetic),
-        "sbp": _stats(artifacts["lm"]),
+        "trained_tokens": {name: int(curve[-1]["tokens"]) if curve else None for name, curve in curves.items()},
+        "mixture": {arm: _stats(artifacts[name]).get("mixture") for arm, name in ARMS.items()},
     }
 
 
 def pair_facts(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     """What mining and tuning recorded: pairs, how many share an article, and the synthesizer's conditional gain."""
-    stats = _stats(artifacts["pairs"])
-    train = {**stats, **stats.get("train", {})}
+    mined = _stats(artifacts["pairs"]).get("train", {})
+    gain = _stats(artifacts["synthesizer"]).get("validation") or {"pairs": 0}
     return {
-        "pairs": train.get("pairs"),
-        "same_group_share": train.get("same_group_share"),
-        "conditional_gain": _stats(artifacts["synthesizer"]).get("validation"),
+        "pairs": mined.get("pairs"),
+        "same_group_share": mined.get("same_group_share"),
+        "conditional_gain": gain if gain["pairs"] else None,
     }
 
 

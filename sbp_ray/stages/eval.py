@@ -171,26 +171,30 @@ def _score_and_embed(
     import ray
 
     shape = {"num_cpus": cfg.resources.num_cpus, "num_gpus": cfg.resources.num_gpus}
-    score = partial(
-        ray.remote(score_checkpoint).options(**shape).remote, batch_tokens=cfg.batch_tokens, resources=cfg.resources
-    )
-    embed = ray.remote(_embed).options(**shape)
-    read = ray.remote(read_vectors).options(num_cpus=1)
+    score, embed = ray.remote(score_checkpoint).options(**shape), ray.remote(_embed).options(**shape)
+    options = {"batch_tokens": cfg.batch_tokens, "resources": cfg.resources}
     sets = ray.put(texts)
-    stored = _by_shard({row["d1_id"] for row in samples.synthetic}, len(artifacts["embeddings"].files("train")))
     calls: list[tuple[str, Callable[[], Any]]] = [
-        *((arm, partial(score, artifacts[name], sets, name=arm)) for arm, name in ARMS.items()),
-        *(("", partial(embed.remote, settings, cfg.resources, samples.synthetic)) for _ in samples.synthetic[:1]),
-        *(("", partial(read.remote, artifacts["embeddings"], name, ids)) for name, ids in stored.items()),
+        (arm, partial(score.remote, artifacts[name], sets, name=arm, **options)) for arm, name in ARMS.items()
     ]
-    scores: dict[str, Scores] = {}
+    if samples.synthetic:
+        calls.append(("vectors", partial(embed.remote, settings, cfg.resources, samples.synthetic)))
+    results = dict(_results(calls, at_once=cfg.resources.num_workers))
+    made = results.pop("vectors", {})
+    return results, made | _stored_vectors(artifacts["embeddings"], {row["d1_id"] for row in samples.synthetic})
+
+
+def _stored_vectors(embeddings: Artifact, doc_ids: set[str]) -> dict[str, np.ndarray]:
+    """Unit vectors that the run made of its train documents, by id."""
+    import ray
+
+    read = ray.remote(read_vectors).options(num_cpus=1)
+    wanted = _by_shard(doc_ids, len(embeddings.files("train", ".parquet")))
+    calls = [(name, partial(read.remote, embeddings, name, ids)) for name, ids in wanted.items()]
     vectors: dict[str, np.ndarray] = {}
-    for arm, result in _results(calls, at_once=_SCANS_AT_ONCE):
-        if arm:
-            scores[arm] = result
-        else:
-            vectors |= result
-    return scores, vectors
+    for _, found in _results(calls, at_once=_SCANS_AT_ONCE):
+        vectors |= found
+    return vectors
 
 
 def _embed(settings: Config, resources: Resources, rows: Sequence[Row]) -> dict[str, np.ndarray]:

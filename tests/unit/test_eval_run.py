@@ -167,13 +167,11 @@ def test_a_run_is_measured_from_its_artifacts(tmp_path: Path, local_ray: None) -
     assert "SBP" in out.read_bytes("summary.txt").decode()
 
 
-@pytest.mark.slow
-def test_questions_about_other_articles_are_refused(tmp_path: Path, local_ray: None) -> None:
-    from sbp_ray.stages.eval import evaluate_run
+def test_questions_about_other_articles_are_refused(tmp_path: Path) -> None:
+    from sbp_ray.evaluation.scan import Scan
+    from sbp_ray.stages.eval import _choose_questions
 
     rows: list[dict[str, object]] = [{"question": "Who?", "answers": ["nobody"], "title": "elsewhere"}]
     config = settings(tmp_path, questions=write_questions(tmp_path / "questions.jsonl", rows))
     with pytest.raises(SbpError, match="'elsewhere', is a group of the corpus"):
-        evaluate_run(
-            config.eval, artifacts=make_run(tmp_path), settings=config, out=Artifact("report", str(tmp_path / "out"))
-        )
+        _choose_questions(config.eval, {"train": Scan(), "validation": Scan()})
