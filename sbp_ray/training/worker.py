@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from transformers.utils.logging import disable_progress_bar
 
@@ -21,6 +20,7 @@ from sbp_ray.training.loop import is_evaluation, train
 from sbp_ray.training.plan import TrainingPlan
 
 _STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"  # the dashboard's Train page shows nothing without it
+_RECONCILIATION = "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION"  # marks runs whose driver died; needs RAY_ADDRESS
 
 
 def fit(plan: TrainingPlan) -> None:
@@ -31,6 +31,7 @@ def fit(plan: TrainingPlan) -> None:
         ray.train.TrainingFailedError: the workers failed more than `max_failures` times.
     """
     os.environ.setdefault(_STATE_TRACKING, "1")
+    os.environ.setdefault(_RECONCILIATION, "1" if "RAY_ADDRESS" in os.environ else "0")
     resources = plan.config.resources
     trainer = TorchTrainer(
         lambda: _work(plan),
@@ -44,6 +45,7 @@ def fit(plan: TrainingPlan) -> None:
             name=plan.stage,
             storage_path=f"{plan.out.url}/ray_train",
             failure_config=FailureConfig(max_failures=plan.config.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),  # else every report is a line, and the journal has them
         ),
     )
     result = _fit_in_thread(trainer)
@@ -76,7 +78,6 @@ def _fit_in_thread(trainer: TorchTrainer) -> Result:
 def _work(plan: TrainingPlan) -> None:
     """The whole life of one worker."""
     set_up_logging()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it logs every report, the journal says the same
     disable_progress_bar()
     if plan.config.resources.num_threads:
         torch.set_num_threads(plan.config.resources.num_threads)

@@ -1,0 +1,53 @@
+"""Real gloo ranks as forked processes: seconds to start, where spawned ones import everything again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+
+def run_ranks(num_ranks: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`function(*arguments)` in each rank of a new gloo group; the ranks' results, which must pickle.
+
+    They meet through a file: no port. The group of a test is its own folder's.
+    """
+    context = multiprocessing.get_context("fork")
+    store = folder / f"store-{len(list(folder.glob('store-*')))}"
+    ranks = []
+    for rank in range(num_ranks):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_rank, args=(rank, num_ranks, store, theirs, function, arguments))
+        process.start()
+        theirs.close()
+        ranks.append((process, ours))
+    results = []
+    for process, ours in ranks:
+        results.append(ours.recv())
+        process.join()
+    failed = [result for result in results if isinstance(result, _Failure)]
+    assert not failed, failed[0].text
+    return results
+
+
+class _Failure:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _rank(
+    rank: int, num_ranks: int, store: Path, pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)  # also: the parent's OpenMP threads do not survive a fork
+    try:
+        dist.init_process_group("gloo", store=dist.FileStore(str(store), num_ranks), rank=rank, world_size=num_ranks)
+        pipe.send(function(*arguments))
+        dist.destroy_process_group()
+    except BaseException:
+        pipe.send(_Failure(f"rank {rank}: {traceback.format_exc()}"))
