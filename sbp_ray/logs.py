@@ -19,6 +19,7 @@ def set_up_logging() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it reports how it reads axis labels
 
 
 class Progress:
