@@ -30,6 +30,8 @@ class BucketWriter:
 
     def write(self, table: pa.Table, bucket_N: NDArray[np.integer]) -> None:
         """Add rows; `bucket_N` names the bucket of each. Within a bucket, rows keep their order."""
+        if len(table) == 0:
+            return
         order_N = np.argsort(bucket_N, kind="stable")
         sorted_N = bucket_N[order_N]
         table = table.take(pa.array(order_N))

@@ -128,8 +128,7 @@ class FileParser:
     def _flush(self, writer: BucketWriter) -> None:
         table = pa.table(self._rows, PARSED)
         shards = np.array([shard_of(doc_id, self._cfg.num_shards) for doc_id in self._rows["doc_id"]], np.int64)
-        if shards.size:
-            writer.write(table, shards)
+        writer.write(table, shards)
         self._rows = {name: [] for name in PARSED.names}
         self._chars = 0
 

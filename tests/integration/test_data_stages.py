@@ -1,0 +1,122 @@
+"""ingest, embed, neighbors and pair on Ray, with the real embedder."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import EmbedConfig, IngestConfig, NeighborsConfig, PairConfig, Resources
+from sbp_ray.errors import SbpError
+from sbp_ray.schema import SPLITS
+from sbp_ray.stages.embed import embed_corpus
+from sbp_ray.stages.ingest import ingest_documents
+from sbp_ray.stages.neighbors import find_neighbors
+from sbp_ray.stages.pair import pair_documents
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+
+DOCUMENTS = Path(__file__).parents[2] / "data/squad48/docs.jsonl.gz"
+NUM_ARTICLES = 6
+
+
+def write_sample(path: Path) -> None:
+    """The first 10 paragraphs of each of 6 articles, and three bad rows."""
+    with gzip.open(DOCUMENTS, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    titles = list(dict.fromkeys(row["title"] for row in rows))[:NUM_ARTICLES]
+    chosen = [row for title in titles for row in [row for row in rows if row["title"] == title][:10]]
+    lines = [json.dumps({"text": row["text"], "title": row["title"]}) for row in chosen]
+    (path / "a.jsonl").write_text("\n".join([*lines[:30], '{"text": "cut', '{"text": 1}']), encoding="utf-8")
+    (path / "b.jsonl").write_text("\n".join([*lines[30:], lines[0], '{"text": ""}']), encoding="utf-8")
+
+
+def run_stages(source: Path, root: Path, num_workers: int) -> dict[str, Any]:
+    resources = Resources(num_workers=num_workers, num_cpus=0.5, num_threads=1)
+    corpus, embeddings, neighbors, pairs = (
+        Artifact(name, str(root / name)) for name in ("corpus", "embeddings", "neighbors", "pairs")
+    )
+    ingest = IngestConfig(
+        input=(str(source / "*.jsonl"),),
+        group_column="title",
+        validation_share=0.3,
+        num_shards=2,
+        vocab_size=600,
+        max_bad_share=0.1,
+        resources=resources,
+    )
+    return {
+        "ingest": ingest_documents(ingest, out=corpus),
+        "embed": embed_corpus(EmbedConfig(max_tokens=64, resources=resources), corpus=corpus, out=embeddings),
+        "neighbors": find_neighbors(
+            NeighborsConfig(num_neighbors=8, resources=resources), embeddings=embeddings, out=neighbors
+        ),
+        "pair": pair_documents(
+            PairConfig(min_cosine=0.45, resources=resources), corpus=corpus, neighbors=neighbors, out=pairs
+        ),
+    }
+
+
+def digests(root: Path) -> dict[str, tuple[int, str]]:
+    """Time of writing and content of every file."""
+    return {
+        str(path.relative_to(root)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_from_text_to_pairs_twice_the_second_time_doing_nothing(tmp_path: Path) -> None:
+    write_sample(tmp_path)
+    stats = run_stages(tmp_path, tmp_path / "run", num_workers=1)
+
+    assert stats["ingest"]["rows"] == 64
+    assert stats["ingest"]["documents"] == 60
+    assert stats["ingest"]["drops"] == {
+        "broken_json": 1,
+        "text_not_a_string": 1,
+        "empty": 1,
+        "exact_duplicate": 1,
+    }
+    assert stats["ingest"]["train"]["groups"] + stats["ingest"]["validation"]["groups"] == NUM_ARTICLES
+    assert stats["embed"]["documents"] == 60
+    assert stats["neighbors"]["train"]["neighbors"] == 8 * stats["ingest"]["train"]["documents"]
+    assert stats["pair"]["train"]["pairs"] > 50
+    assert stats["pair"]["train"]["same_group_share"] > 0.9  # by chance it would be 9 of 39
+
+    pairs = Artifact("pairs", str(tmp_path / "run/pairs"))
+    directed = {
+        (row["d1_id"], row["d2_id"])
+        for split in SPLITS
+        for name in pairs.files(split)
+        for row in pairs.read_table(name).to_pylist()
+    }
+    assert directed == {(d2, d1) for d1, d2 in directed}
+
+    before = digests(tmp_path / "run")
+    assert run_stages(tmp_path, tmp_path / "run", num_workers=1) == stats
+    assert digests(tmp_path / "run") == before
+
+
+def test_ingest_and_pair_are_the_same_with_more_workers(tmp_path: Path) -> None:
+    write_sample(tmp_path)
+    for num_workers in (1, 2):
+        run_stages(tmp_path, tmp_path / f"run{num_workers}", num_workers)
+    one, two = (
+        {name: content for name, (_, content) in digests(tmp_path / f"run{n}").items() if "embeddings" not in name}
+        for n in (1, 2)
+    )
+    assert one == two
+
+
+def test_a_mistake_in_a_worker_reaches_the_user_as_one_line(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"body": "x"}\n')
+    cfg = IngestConfig(input=(str(tmp_path / "in.jsonl"),))
+    with pytest.raises(SbpError) as error:
+        ingest_documents(cfg, out=Artifact("corpus", str(tmp_path / "corpus")))
+    assert str(error.value) == f"{tmp_path}/in.jsonl: no text in column 'text': set ingest.text_column to one of body"
