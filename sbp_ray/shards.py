@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -67,6 +68,7 @@ def map_shards(
     )
     progress = Progress(stage, total, "shards", done=num_done)
     finished = num_done
+    documents, start = 0, time.monotonic()
     for row in dataset.iter_rows():
         finished += 1
         if row["error"]:
@@ -75,6 +77,8 @@ def map_shards(
         for name in ("documents", "tokens", "pairs"):
             metrics.count(f"sbp_{name}", stats.get(name, 0), stage=stage)
         metrics.count_drops(stats.get("drops", {}), stage=stage)
+        documents += stats.get("documents", 0)
+        metrics.gauge("sbp_documents_per_s", documents / (time.monotonic() - start), stage=stage)
         metrics.gauge("sbp_progress", finished / total, stage=stage)
         progress.advance()
 
