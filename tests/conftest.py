@@ -34,7 +34,8 @@ def tiny_synthesizer(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     from sbp_ray.text.tokenizer import special_ids, train_tokenizer
 
     artifact = Artifact("synthesizer", str(tmp_path_factory.mktemp("run") / "6_synthesizer"))
-    tokenizer = train_tokenizer(["the rivers of the north run to the sea", "the kings of the north"], 320)
+    tokenizer = train_tokenizer([Path(__file__).read_text(encoding="utf-8")], 320)
+    assert len(tokenizer) == 320  # every id that the model draws is a token
     config = ModelConfig(
         num_layers=2,
         hidden_size=64,

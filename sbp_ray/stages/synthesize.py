@@ -64,7 +64,7 @@ def synthesize_documents(
         SbpError: there is nothing to draw from, or the engine cannot start.
     """
     shards = corpus.files("train", ".parquet")
-    quotas = _quotas(cfg, [corpus.num_rows(shard) for shard in shards])
+    quotas = shard_quotas(cfg, [corpus.num_rows(shard) for shard in shards])
     todo = [{"shard": shard, "quota": quota} for shard, quota in enumerate(quotas) if not out.exists(_name(shard))]
     total = sum(quotas) * cfg.samples_per_document
     todo_samples = sum(item["quota"] for item in todo) * cfg.samples_per_document
@@ -87,7 +87,7 @@ def _name(shard: int) -> str:
 # Which d1
 
 
-def _quotas(cfg: SynthesizeConfig, sizes: Sequence[int]) -> list[int]:
+def shard_quotas(cfg: SynthesizeConfig, sizes: Sequence[int]) -> list[int]:
     """How many d1 each shard gives: what a uniform draw without replacement from all of them would take.
 
     Knowing only the shards' sizes this is a multivariate hypergeometric draw, so that shards choose alone and the

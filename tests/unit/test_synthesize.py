@@ -1,0 +1,94 @@
+"""Which documents are drawn, and which results are kept."""
+
+import pyarrow as pa
+import pytest
+
+from sbp_ray.config import SynthesizeConfig
+from sbp_ray.engine.messages import Drawn, sample_seed
+from sbp_ray.errors import SbpError
+from sbp_ray.stages.synthesize import choose_sources, drop_reason, shard_quotas
+
+TEXT_IDS = range(3, 1000)
+D1 = list(range(500, 560))
+
+
+def reason(ids: list[int], finish_reason: str = "stop", **limits: object) -> str | None:
+    return drop_reason(Drawn(ids, finish_reason), D1, SynthesizeConfig(**limits), text_ids=TEXT_IDS)
+
+
+# What to keep
+
+
+def test_a_sound_document_is_kept() -> None:
+    assert reason(list(range(100, 160))) is None
+
+
+def test_a_document_cut_at_max_tokens_is_unfinished_unless_wanted() -> None:
+    ids = list(range(100, 160))
+    assert reason(ids, "length") == "unfinished"
+    assert reason(ids, "length", keep_unfinished=True) is None
+
+
+def test_a_document_below_min_tokens_is_too_short() -> None:
+    assert reason(list(range(100, 115)), min_tokens=16) == "too_short"
+    assert reason(list(range(100, 116)), min_tokens=16) is None
+
+
+def test_a_mark_inside_a_document_is_not_text() -> None:
+    assert reason([*range(100, 140), 2, *range(140, 160)]) == "not_text"
+
+
+def test_a_loop_is_dropped() -> None:
+    """27 4-grams, four different: 23 of 27 repeat."""
+    assert reason([100, 101, 102, 103] * 7 + [104, 105], max_repetition=0.3) == "looping"
+
+
+def test_a_copy_of_d1_is_dropped_at_the_share_of_shingles() -> None:
+    """30 tokens of d1, then 30 others: 48 shingles of 13 tokens, of which 18 lie wholly in the copied part."""
+    ids = [*D1[:30], *range(100, 130)]
+    assert reason(ids, max_copy=17.5 / 48) == "copy_of_d1"
+    assert reason(ids, max_copy=18.5 / 48) is None
+
+
+# Which to draw
+
+
+def shard(doc_ids: list[str]) -> pa.Table:
+    return pa.table({"doc_id": doc_ids, "input_ids": [[int(doc_id)] for doc_id in doc_ids]})
+
+
+def test_a_shard_gives_the_documents_with_the_smallest_hashes_in_its_own_order() -> None:
+    doc_ids = [str(number) for number in range(10, 50)]
+    chosen = choose_sources(shard(doc_ids), 5, seed=1)
+    smallest = set(sorted(doc_ids, key=lambda doc_id: sample_seed(1, doc_id))[:5])
+    assert [source.doc_id for source in chosen] == [doc_id for doc_id in doc_ids if doc_id in smallest]
+    assert all(source.input_ids == [int(source.doc_id)] for source in chosen)
+    assert choose_sources(shard(doc_ids), 5, seed=2) != chosen
+
+
+def test_a_larger_draw_holds_the_smaller_one() -> None:
+    doc_ids = [str(number) for number in range(10, 50)]
+    assert set(map(str, choose_sources(shard(doc_ids), 5, 0))) < set(map(str, choose_sources(shard(doc_ids), 9, 0)))
+
+
+def test_quotas_add_up_to_the_number_wanted_and_follow_the_sizes() -> None:
+    quotas = shard_quotas(SynthesizeConfig(num_documents=1000), [10_000, 30_000, 0])
+    assert sum(quotas) == 1000
+    assert quotas[2] == 0
+    assert quotas[0] == pytest.approx(250, abs=60)  # a standard deviation is 13.5
+    assert quotas == shard_quotas(SynthesizeConfig(num_documents=1000), [10_000, 30_000, 0])
+
+
+def test_without_a_number_every_document_is_drawn() -> None:
+    assert shard_quotas(SynthesizeConfig(), [3, 0, 4]) == [3, 0, 4]
+
+
+def test_more_documents_than_there_are_is_an_error_with_both_numbers() -> None:
+    with pytest.raises(SbpError, match=r"num_documents=8 .* 7 train documents"):
+        shard_quotas(SynthesizeConfig(num_documents=8), [3, 4])
+
+
+def test_seeds_differ_by_run_document_and_sample_and_fit_63_bits() -> None:
+    seeds = {sample_seed(run, doc_id, sample) for run in range(3) for doc_id in "ab" for sample in range(3)}
+    assert len(seeds) == 18
+    assert all(0 <= seed < 2**63 for seed in seeds)
