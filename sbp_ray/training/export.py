@@ -16,6 +16,12 @@ from sbp_ray.training.loss import GradedLanguageModel
 from sbp_ray.training.plan import TrainingPlan
 
 MODEL_FOLDER = "model"
+_MARKER = "exported.json"
+
+
+def is_exported(out: Artifact) -> bool:
+    """Whether `model/` is there and whole: nothing is left to train."""
+    return out.exists(_MARKER)
 
 
 def export_model(plan: TrainingPlan, model: GradedLanguageModel) -> None:
@@ -38,3 +44,4 @@ def _write(out: Artifact, tokenizer: Artifact, config: Any, weights: dict[str, t
         lm.save_pretrained(folder)
         load_tokenizer(tokenizer.local_copy("tokenizer")).save_pretrained(folder)
         out.commit_folder(Path(folder), MODEL_FOLDER)
+    out.write_json(_MARKER, {"parameters": lm.num_parameters()})

@@ -16,10 +16,10 @@ from sbp_ray import metrics
 from sbp_ray.config import Resources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import set_up_logging
+from sbp_ray.training.export import is_exported
 from sbp_ray.training.loop import is_evaluation, train
 from sbp_ray.training.plan import TrainingPlan
 
-_STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"  # the dashboard's Train page shows nothing without it
 _RECONCILIATION = "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION"  # marks runs whose driver died; needs RAY_ADDRESS
 
 
@@ -30,7 +30,8 @@ def fit(plan: TrainingPlan) -> None:
         SbpError: the training diverged.
         ray.train.TrainingFailedError: the workers failed more than `max_failures` times.
     """
-    os.environ.setdefault(_STATE_TRACKING, "1")
+    if is_exported(plan.out):
+        return
     os.environ.setdefault(_RECONCILIATION, "1" if "RAY_ADDRESS" in os.environ else "0")
     resources = plan.config.resources
     trainer = TorchTrainer(

@@ -49,5 +49,5 @@ def _rank(
         dist.init_process_group("gloo", store=dist.FileStore(str(store), num_ranks), rank=rank, world_size=num_ranks)
         pipe.send(function(*arguments))
         dist.destroy_process_group()
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # it is raised again in the test
         pipe.send(_Failure(f"rank {rank}: {traceback.format_exc()}"))

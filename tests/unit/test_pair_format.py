@@ -1,0 +1,35 @@
+from sbp_ray.text.pair_format import Example, document_example, pair_example, prompt_ids, unconditional_example
+from sbp_ray.text.tokenizer import SpecialIds
+
+SPECIAL = SpecialIds(bos=0, eos=1, related=2)
+
+
+def test_a_pair_is_bos_d1_related_d2_eos_and_only_d2_and_its_end_are_graded() -> None:
+    assert pair_example([5, 6], [7], SPECIAL, max_tokens=6) == Example(
+        [0, 5, 6, 2, 7, 1], [False, False, False, False, True, True]
+    )
+
+
+def test_a_pair_one_token_too_long_is_refused() -> None:
+    assert pair_example([5, 6], [7], SPECIAL, max_tokens=5) is None
+
+
+def test_a_pair_without_d2_teaches_nothing() -> None:
+    assert pair_example([5, 6], [], SPECIAL, max_tokens=100) is None
+
+
+def test_a_pair_starts_with_the_prompt_that_the_synthesizer_is_given() -> None:
+    pair = pair_example([5, 6], [7, 8], SPECIAL, max_tokens=100)
+    assert pair is not None
+    prompt = prompt_ids([5, 6], SPECIAL)
+    assert pair.input_ids[: len(prompt)] == prompt
+    assert not any(pair.loss_mask[: len(prompt)])
+
+
+def test_a_document_is_graded_but_for_bos() -> None:
+    assert document_example([5, 6], SPECIAL) == Example([0, 5, 6, 1], [False, True, True, True])
+
+
+def test_alone_d2_is_graded_on_the_same_tokens_as_in_a_pair() -> None:
+    alone = unconditional_example([7, 8], SPECIAL)
+    assert alone == Example([0, 2, 7, 8, 1], [False, False, True, True, True])
