@@ -26,6 +26,8 @@ class Head:
     address: str
     """Of the control store, as `RAY_ADDRESS` wants it."""
     dashboard_url: str
+    metrics_url: str
+    """Prometheus endpoint of the head node."""
     environment: dict[str, str]
     """For drivers and commands that talk to this cluster."""
     mark: str
@@ -83,14 +85,20 @@ def ray_head(
         f"--dashboard-agent-grpc-port={agent_grpc}", f"--dashboard-agent-listen-port={agent_http}",
         f"--metrics-export-port={metrics}", f"--runtime-env-agent-port={runtime_env}", *options,
     ]  # fmt: skip
-    head = Head(f"127.0.0.1:{gcs_port}", f"http://127.0.0.1:{dashboard}", env | environment, mark)
+    head = Head(
+        address=f"127.0.0.1:{gcs_port}",
+        dashboard_url=f"http://127.0.0.1:{dashboard}",
+        metrics_url=f"http://127.0.0.1:{metrics}/metrics",
+        environment=env | environment,
+        mark=mark,
+    )
     log = folder / "head.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, env=head.environment, stdout=output, stderr=output, start_new_session=True, cwd=folder
         )
         try:
-            wait_for(lambda: process.poll() is not None or _listens(dashboard), "the dashboard listens", 90)
+            wait_for(lambda: process.poll() is not None or _listens(dashboard), "the dashboard listens", 180)
             assert process.poll() is None, log.read_text()
             yield head
         finally:

@@ -39,7 +39,7 @@ class Cluster:
 def cluster() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name:
         home = Path(name)
-        environment = {"RAY_AUTH_MODE": "token", "HOME": name}
+        environment = {"RAY_AUTH_MODE": "token", "HOME": name, "RAY_metrics_report_interval_ms": "1000"}
         made = subprocess.run(
             [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"],
             env={key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | environment,
@@ -88,6 +88,35 @@ def test_the_submitted_code_runs_not_the_installed_one(cluster: Cluster) -> None
     assert not {".venv", ".git", "runs", "tests"} & sent
 
 
+COUNTING = """
+import sys, time, requests, ray
+from sbp_ray import metrics
+ray.init(log_to_driver=False)
+metrics.count("sbp_documents", 7, stage="embed")
+metrics.count_drops({"empty": 2}, stage="ingest")
+metrics.gauge("sbp_loss_nats", 2.5, stage="tune")
+end, seen = time.monotonic() + 60, ""
+while not all(name in seen for name in ("sbp_documents", "sbp_drops", "sbp_loss_nats")) and time.monotonic() < end:
+    time.sleep(0.5)
+    seen = requests.get(sys.argv[1], timeout=10).text
+print(*[line for line in seen.splitlines() if line.startswith("ray_sbp_")], sep="\\n")
+"""
+
+
+@pytest.mark.slow
+def test_the_pipelines_own_numbers_are_on_the_metrics_endpoint(cluster: Cluster) -> None:
+    status, log, _ = cluster.submit(f"python -P -c {shlex.quote(COUNTING)} {cluster.head.metrics_url}")
+    assert status == "SUCCEEDED", log
+    lines = {line.split("{")[0]: line for line in log.splitlines() if line.startswith("ray_sbp_")}
+    for name, tags, value in [
+        ("ray_sbp_documents_total", ['stage="embed"'], 7),
+        ("ray_sbp_drops_total", ['stage="ingest"', 'reason="empty"'], 2),
+        ("ray_sbp_loss_nats", ['stage="tune"'], 2.5),
+    ]:
+        assert all(tag in lines[name] for tag in tags)
+        assert float(lines[name].rsplit(" ", 1)[1]) == value
+
+
 @pytest.mark.slow
 def test_a_stage_runs_once_and_is_then_done(cluster: Cluster, tmp_path: Path) -> None:
     command = f"python jobs/ingest.py --config configs/demo.yaml run_dir={tmp_path}/run"
@@ -113,9 +142,16 @@ def test_a_stage_runs_once_and_is_then_done(cluster: Cluster, tmp_path: Path) ->
             "ingest.num_shard=4: no such setting; did you mean ingest.num_shards?",
         ),
         ("run_dir=runs/demo", "run_dir='runs/demo' is relative"),
+        (
+            "run_dir={tmp_path} ingest.resources.num_workers=99",
+            "ingest.resources wants 99 CPUs, the cluster can have at most 4",
+        ),
     ],
 )
-def test_a_mistake_ends_the_job_with_status_1_and_one_line(cluster: Cluster, settings: str, message: str) -> None:
+def test_a_mistake_ends_the_job_with_status_1_and_one_line(
+    cluster: Cluster, tmp_path: Path, settings: str, message: str
+) -> None:
+    settings = settings.format(tmp_path=tmp_path)
     status, log, code = cluster.submit(f"python jobs/ingest.py --config configs/demo.yaml {settings}")
     assert (status, code) == ("FAILED", 1)
     [line] = [line for line in log.splitlines() if line.startswith("error: ")]
