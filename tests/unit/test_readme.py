@@ -1,0 +1,62 @@
+"""What the README tells a newcomer to type is there, and is understood."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sbp_ray.config import load_config
+from sbp_ray.engine.messages import SynthesizeRequest
+from sbp_ray.errors import SbpError
+
+REPO = Path(__file__).parents[2]
+README = (REPO / "README.md").read_text(encoding="utf-8")
+LINES = [line[4:] for line in re.sub(r"\\\n\s*", "", README).splitlines() if line.startswith("    ")]
+
+
+def arguments(start: str) -> list[list[str]]:
+    """The words of each command that holds `start`, from there on, without its comment."""
+    found = [
+        shlex.split(line[line.index(start) :], comments=True) for line in LINES if start in line and "$ " not in line
+    ]
+    assert found
+    return found
+
+
+def test_every_make_target_exists() -> None:
+    makefile = (REPO / "Makefile").read_text(encoding="utf-8")
+    for words in arguments("make "):
+        assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), words
+
+
+@pytest.mark.parametrize("words", arguments("python jobs/"), ids=" ".join)
+def test_every_job_and_its_settings_are_understood(words: list[str]) -> None:
+    script, flag, config, *overrides = words[1:]
+    assert (REPO / script).is_file()
+    assert flag == "--config"
+    load_config(REPO / config, overrides)
+
+
+def test_the_misspelt_setting_is_answered_as_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    [command] = [line for line in LINES if line.startswith("$ python")]
+    [answer] = [line for line in LINES if line.startswith("error: ")]
+    words = shlex.split(command)
+    monkeypatch.chdir(REPO)
+    with pytest.raises(SbpError) as error:
+        load_config(words[words.index("--config") + 1], words[-1:])
+    assert f"error: {error.value}" == answer
+
+
+def test_the_body_sent_to_the_endpoint_is_valid() -> None:
+    [words] = [words for words in arguments("curl ") if "synthesize" in words[1]]
+    request = SynthesizeRequest.model_validate(json.loads(words[-1]))
+    assert request.n == 2
+
+
+def test_every_linked_file_exists() -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", README)
+    assert targets
+    for target in targets:
+        assert target.startswith("https://") or (REPO / target).exists(), target
