@@ -217,7 +217,7 @@ class TokenizerMaker:
         tokenizer = load_tokenizer(given) if given else train_tokenizer(self._texts(), self._cfg.vocab_size)
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
-            self._out.commit_folder(Path(folder), TOKENIZER)
+            self._out.commit_folder(Path(folder), item["folder"])
         stats = {"vocab_size": len(tokenizer), "trained_on_chars": self._num_chars}
         self._out.write_json(_TOKENIZER_DONE, stats)
         return stats
@@ -238,7 +238,8 @@ class TokenizerMaker:
 def _write_all(cfg: IngestConfig, out: Artifact) -> None:
     limit = _limit(cfg, out)
     if not out.exists(_TOKENIZER_DONE):
-        map_shards("ingest-tokenizer", TokenizerMaker, (cfg, out, limit), [{}], num_done=0, resources=cfg.resources)
+        todo: list[dict[str, Any]] = [{"folder": TOKENIZER}]
+        map_shards("ingest-tokenizer", TokenizerMaker, (cfg, out, limit), todo, num_done=0, resources=cfg.resources)
     missing = _missing_shards(cfg, out)
     todo = [{"shard": shard} for shard in missing]
     num_done = cfg.num_shards - len(missing)

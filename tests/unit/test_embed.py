@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +69,7 @@ def test_finished_shards_are_left_alone(new_artifact, in_process: list) -> None:
     corpus, out = new_artifact("corpus"), new_artifact("embeddings")
     write_corpus(corpus, [["a"], ["b"]], [["c"], ["d"]])
     first = embed_corpus(EmbedConfig(), corpus=corpus, out=out)
-    os.unlink(out.path("train/part-00001.parquet"))
+    Path(out.path("train/part-00001.parquet")).unlink()
     in_process.clear()
     second = embed_corpus(EmbedConfig(), corpus=corpus, out=out)
     assert [item["name"] for _, item in in_process] == ["train/part-00001.parquet"]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -163,7 +163,7 @@ def test_shards_of_different_dimension_are_refused(new_artifact) -> None:
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     parts = {"train": [unit_vectors(2), unit_vectors(2, dim=8)], "validation": [unit_vectors(1), unit_vectors(1)]}
     write_embeddings(embeddings, parts)
-    with pytest.raises(SbpError, match="train/part-00000.parquet holds 16-d vectors and .*00001.parquet 8-d"):
+    with pytest.raises(SbpError, match=r"train/part-00000.parquet holds 16-d vectors and .*00001.parquet 8-d"):
         find_neighbors(NeighborsConfig(), embeddings=embeddings, out=out)
 
 
@@ -171,7 +171,7 @@ def test_finished_shards_are_left_alone(new_artifact, in_process: list) -> None:
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     write_embeddings(embeddings, {"train": [unit_vectors(5), unit_vectors(4)], "validation": [unit_vectors(3)] * 2})
     first = find_neighbors(NeighborsConfig(), embeddings=embeddings, out=out)
-    os.unlink(out.path("validation/part-00000.parquet"))
+    Path(out.path("validation/part-00000.parquet")).unlink()
     in_process.clear()
     assert find_neighbors(NeighborsConfig(), embeddings=embeddings, out=out) == first
     assert [item["name"] for _, item in in_process] == ["validation/part-00000.parquet"]

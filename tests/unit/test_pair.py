@@ -59,7 +59,7 @@ def write_split(
 def run_pair(new_artifact):
     """Pair documents given as `{number: {neighbour: cosine}}`; returns `{(d1, d2): cosine}` and the stats."""
 
-    def run(lists: Lists, *, tokens: Mapping[int, list[int]] = {}, groups: Any = str, **settings: Any) -> Any:  # noqa: B006
+    def run(lists: Lists, *, tokens: Mapping[int, list[int]] = {}, groups: Any = str, **settings: Any) -> Any:
         corpus, neighbors, out = (new_artifact(name) for name in ("corpus", "neighbors", "pairs"))
         write_split(corpus, neighbors, "train", lists, tokens, groups)
         write_split(corpus, neighbors, "validation", {0: {}, 1: {}}, {}, groups)
@@ -181,7 +181,7 @@ def test_no_pairs_because_all_are_copies_says_so(run_pair) -> None:
 
 
 def test_no_pairs_because_there_is_one_document_says_so(run_pair) -> None:
-    with pytest.raises(SbpError, match="no neighbours.*at least two documents"):
+    with pytest.raises(SbpError, match=r"no neighbours.*at least two documents"):
         run_pair({0: {}})
 
 
