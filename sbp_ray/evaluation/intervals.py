@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 NUM_RESAMPLES = 2000
 COVERAGE = 0.95
-_CELLS_AT_ONCE = 2**22  # 32 MiB of counts
+_CELLS_AT_ONCE = 2**22  # 32 MiB of indices
 
 
 class Interval(NamedTuple):
@@ -54,5 +54,5 @@ def _parts(num_units: int) -> list[int]:
 
 
 def _ratios(top_N: Any, bottom_N: Any, num_resamples: int, generator: np.random.Generator) -> Any:
-    times_RN = generator.multinomial(top_N.size, np.full(top_N.size, 1 / top_N.size), size=num_resamples)
-    return (times_RN @ top_N) / (times_RN @ bottom_N)
+    drawn_RN = generator.integers(top_N.size, size=(num_resamples, top_N.size))
+    return top_N[drawn_RN].sum(axis=1) / bottom_N[drawn_RN].sum(axis=1)

@@ -36,6 +36,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         "percent": words.percent,
         "interval": words.interval,
         "percent_interval": words.percent_interval,
+        "cell": _cell,
         "duration": lambda seconds: "–" if seconds is None else duration(seconds),
     }
     return environment.get_template("page.html.j2").render(
@@ -51,14 +52,26 @@ def render_page(report: Mapping[str, Any]) -> str:
     )
 
 
+def _cell(text: str) -> Markup:
+    """A number, and its interval apart, where the page can set it below on a phone."""
+    value, bracket, rest = text.partition(" [")
+    return Markup('{}<span class="ci">[{}</span>').format(value, rest) if bracket else Markup.escape(value)
+
+
+_NATS = (("nats_per_token", "Nats a token", 3), ("nats_per_byte", "Nats a byte", 3))
+_PERPLEXITY = (("perplexity", "Perplexity", 1), ("bits_per_byte", "Bits a byte", 3))
+
+
 def _comparisons(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row for each text set on which both arms were scored."""
+    """What both arms were scored on: a label, the unit, the measures to show with their digits, and the numbers."""
     rows = []
     if report["held_out"]:
-        rows.append({"label": "Held-out documents", "unit": "documents", **report["held_out"]})
+        measures = (*_PERPLEXITY, *_NATS)
+        rows.append({"label": "Held-out documents", "unit": "documents", "measures": measures, **report["held_out"]})
     if report["questions"]:
-        for split, measures in report["questions"]["splits"].items():
-            rows.append({"label": f"Answers, {words.SPLIT_WORDS[split]}", "unit": "questions", **measures})
+        for split, table in report["questions"]["splits"].items():
+            label = f"Answers, {words.SPLIT_WORDS[split]}"
+            rows.append({"label": label, "unit": "questions", "measures": _NATS, **table})
     return rows
 
 
@@ -106,19 +119,14 @@ def _quality_rows(quality: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         return label, [words.NOT_MEASURED if column is None else cell(column) for column in columns]
 
     return [
-        row("Documents in the sample", lambda c: f"{c['documents']:,}"),
-        row("Repetition inside a document", lambda c: words.percent_interval(c["repetition"])),
-        row("Exact duplicates in the sample", lambda c: words.percent(c["exact_duplicates"])),
-        row("Near-duplicates in the sample", lambda c: words.percent(c["near_duplicates"])),
-        row("Length in tokens, mean", lambda c: words.fixed(c["tokens"]["mean"], 0)),
-        row(
-            "10th, 50th, 90th percentile",
-            lambda c: " · ".join(f"{c['tokens'][k]:.0f}" for k in ("p10", "median", "p90")),
-        ),
+        row("Documents", lambda c: f"{c['documents']:,}"),
+        row("Repetition", lambda c: words.percent_interval(c["repetition"])),
+        row("Exact duplicates", lambda c: words.percent(c["exact_duplicates"])),
+        row("Near-duplicates", lambda c: words.percent(c["near_duplicates"])),
+        row("Tokens, mean", lambda c: words.fixed(c["tokens"]["mean"], 0)),
+        row("Tokens, middle 80 %", lambda c: f"{c['tokens']['p10']:,.0f}–{c['tokens']['p90']:,.0f}"),
         *(
-            row(
-                f"Novel runs of {length} token{'s' * (length != '1')}", lambda c, n=length: words.percent(c["novel"][n])
-            )
+            row(f"Novel runs of {length}", lambda c, n=length: words.percent(c["novel"][n]))
             for length in (columns[0] or columns[1] or {"novel": {}})["novel"]
         ),
     ]
@@ -133,10 +141,10 @@ def _pair_rows(quality: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         return label, [words.NOT_MEASURED if not part.get(kind) else cell(part[kind]) for kind in kinds]
 
     return [
-        row("Pairs in the sample", copying, lambda c: f"{c['pairs']:,}"),
-        row("Irrelevant: no closer than random pairs", relevance, lambda c: words.percent_interval(c["irrelevant"])),
-        row("Mean cosine of d1 and d2", relevance, lambda c: words.fixed(c["mean_cosine"]["value"], 2)),
-        row("d2 copies d1", copying, lambda c: words.percent_interval(c["copies"])),
-        row("Mean share of d2 taken from d1", copying, lambda c: words.percent_interval(c["copied_share"])),
-        row("d2 with any run from d1", copying, lambda c: words.percent_interval(c["any_copied"])),
+        row("Pairs", copying, lambda c: f"{c['pairs']:,}"),
+        row("Irrelevant", relevance, lambda c: words.percent_interval(c["irrelevant"])),
+        row("Cosine, mean", relevance, lambda c: words.fixed(c["mean_cosine"]["value"], 2)),
+        row("Copies of d1", copying, lambda c: words.percent_interval(c["copies"])),
+        row("Taken from d1, mean", copying, lambda c: words.percent_interval(c["copied_share"])),
+        row("Any run from d1", copying, lambda c: words.percent_interval(c["any_copied"])),
     ]

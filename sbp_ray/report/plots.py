@@ -37,6 +37,8 @@ _STYLE = {
     "lines.linewidth": 1.8,
 }
 
+_PERCENT = mpl.ticker.FuncFormatter(lambda share, _: f"{100 * share:g} %")
+
 
 def _plot(name: str, alt: str, draw: Callable[[Any], None], height_in: float = 3.1) -> Markup:
     """Draw on one axis, 400 pt wide: legible at the width of a phone."""
@@ -96,7 +98,7 @@ def differences(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Markup:
         axis.set_yticks(range(len(rows)), [label for label, _ in reversed(rows)])
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.grid(axis="y", visible=False)
-        axis.set_xlabel("← SBP better     nats a token, SBP − repetition     SBP worse →")
+        axis.set_xlabel("SBP − repetition (nats a token)")
 
     return _plot("differences", "Differences between the arms with 95 % intervals", draw, 0.9 + 0.45 * len(rows))
 
@@ -117,7 +119,8 @@ def histograms(
             axis.axvline(mark, color=INK, linestyle=":", linewidth=1.2, label=f"threshold {mark:.2f}")
         axis.set_xlabel(xlabel)
         axis.set_ylabel("share of the sample")
-        axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
+        axis.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.yaxis.set_major_formatter(_PERCENT)
         axis.legend()
 
     return _plot(name, f"Distribution: {xlabel}", draw)
@@ -132,7 +135,7 @@ def novelty(series: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> Ma
             axis.plot([x for x, _ in known], [y for _, y in known], marker="o", color=colour, label=label)
         axis.set_xlabel("length of the run (tokens)")
         axis.set_ylabel("not in the training text")
-        axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
+        axis.yaxis.set_major_formatter(_PERCENT)
         axis.set_ylim(-0.03, 1.03)
         axis.legend()
 

@@ -58,6 +58,12 @@ def verdict(difference: Mapping[str, float]) -> str:
     return "no difference shown"
 
 
+def verdict_phrase(difference: Mapping[str, float]) -> str:
+    """The verdict as the end of a sentence."""
+    found = verdict(difference)
+    return found if found == "no difference shown" else f"SBP is {found}"
+
+
 def answer(report: Mapping[str, Any]) -> str:
     """The result in one sentence."""
     held_out = report["held_out"]
@@ -95,11 +101,17 @@ def scale_warning(report: Mapping[str, Any]) -> str | None:
     parameters = report["scale"]["parameters"]
     if tokens * parameters * 10 > paper.SMALLEST_TOKENS * paper.SMALLEST_PARAMETERS:
         return None
+    larger = _times(paper.SMALLEST_PARAMETERS / parameters)
+    longer = _times(paper.SMALLEST_TOKENS / max(tokens, 1))
     return (
         f"The paper's smallest comparison trained {scaled(paper.SMALLEST_PARAMETERS)} parameters on "
-        f"{scaled(paper.SMALLEST_TOKENS)} tokens: {paper.SMALLEST_PARAMETERS / parameters:,.0f} times the parameters "
-        f"and {paper.SMALLEST_TOKENS / max(tokens, 1):,.0f} times the tokens of this run. There SBP starts below "
-        "repetition and passes it once repeating the text stops helping. A run of this size shows that every part of "
-        "the loop works. It cannot show whether SBP helps at scale, and a difference here, in either direction, says "
-        "little about it."
+        f"{scaled(paper.SMALLEST_TOKENS)} tokens: {larger} times the parameters and {longer} times the tokens of this "
+        "run. There SBP starts below repetition and passes it once repeating the text stops helping. A run of this "
+        "size shows that every part of the loop works. It cannot show whether SBP helps at scale, and a difference "
+        "here, in either direction, says little about it."
     )
+
+
+def _times(ratio: float) -> str:
+    """Two significant digits: `2,300`."""
+    return f"{float(f'{ratio:.2g}'):,.0f}"

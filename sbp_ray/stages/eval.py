@@ -30,6 +30,7 @@ from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 logger = logging.getLogger(__name__)
 
 _SCANS_AT_ONCE = 64  # shards whose results are not yet taken in; bounds the object store, not the cluster
+_SHOWN_CHARS = 2000  # of a sample in the report
 
 
 def evaluate_run(
@@ -83,9 +84,13 @@ def evaluate_run(
 def _shown(synthetic: Iterable[Row], documents: Mapping[str, Row]) -> list[dict[str, str]]:
     """Synthetic documents beside their d1: the first of the random draw, not chosen by looks."""
     return [
-        {"group": d1["group"], "d1_id": d1["doc_id"], "d1": d1["text"], "d2": row["text"]}
+        {"group": d1["group"], "d1_id": d1["doc_id"], "d1": _cut(d1["text"]), "d2": _cut(row["text"])}
         for row, d1 in ((row, documents[row["d1_id"]]) for row in synthetic)
     ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]} […]"
 
 
 # One pass over the corpus

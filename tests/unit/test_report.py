@@ -1,0 +1,170 @@
+"""The page and the table, from a report of invented numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+
+from sbp_ray.report import render_page, render_summary
+from sbp_ray.report.words import answer, scale_sentence, scale_warning, scaled, signed
+
+
+def interval(value: float, spread: float = 0.01) -> dict[str, float]:
+    return {"value": value, "low": value - spread, "high": value + spread}
+
+
+def comparison(difference: float) -> dict[str, Any]:
+    arm = {"nats_per_token": 6.0, "nats_per_byte": 1.5, "perplexity": 403.4, "bits_per_byte": 2.16}
+    return {
+        "units": 10,
+        "tokens": 100,
+        "bytes": 400,
+        "arms": {"repetition": arm, "sbp": arm},
+        "difference": {"nats_per_token": interval(difference), "nats_per_byte": interval(difference / 4)},
+    }
+
+
+def text_column() -> dict[str, Any]:
+    return {
+        "documents": 3,
+        "repetition": interval(0.02),
+        "exact_duplicates": 0.0,
+        "near_duplicates": 0.1,
+        "tokens": {"mean": 20.0, "median": 19.0, "p10": 10.0, "p90": 30.0},
+        "lengths": [10, 20, 30],
+        "novel": {"1": 0.0, "4": 0.9, "13": None},
+    }
+
+
+def report() -> dict[str, Any]:
+    copied = {"pairs": 3, "copied_share": interval(0.1), "copies": interval(0.0), "any_copied": interval(0.3)}
+    close = {"pairs": 3, "irrelevant": interval(0.3), "mean_cosine": interval(0.5), "cosines": [0.1, 0.5, 0.9]}
+    curve = [{"step": 1, "tokens": 100, "loss_nats": 8.0}, {"step": 2, "tokens": 200, "loss_nats": 7.0}]
+    curve[1]["validation_nats"] = 7.1
+    return {
+        "scale": {
+            "parameters": 1_312_128,
+            "documents": 1882,
+            "tokens": 393_867,
+            "synthetic_documents": 443,
+            "trained_tokens": {"repetition": 1_000_000, "sbp": 1_000_000, "synthesizer": 300_000},
+            "mixture": {
+                "repetition": {"real": {"passes": 2.5}},
+                "sbp": {"real": {"passes": 2.2}, "synthetic": {"passes": 1.0, "share": 0.125}},
+            },
+        },
+        "held_out": comparison(0.02),
+        "questions": {"not_in_corpus": 0, "splits": {"train": comparison(-0.05), "validation": comparison(0.0)}},
+        "pairs": {
+            "pairs": 5462,
+            "same_group_share": 0.977,
+            "conditional_gain": {"pairs": 9, "nll_given_d1": 5.0, "nll_given_random": 5.2, "nll_alone": 5.1},
+        },
+        "quality": {
+            "shingle_tokens": 13,
+            "near_jaccard": 0.6,
+            "copy_containment": 0.5,
+            "texts": {name: text_column() for name in ("synthetic", "real_train", "real_held_out")},
+            "copying": {"synthetic": copied, "mined": copied},
+            "relevance": {"threshold": 0.2, "synthetic": close, "mined": close, "random": close},
+        },
+        "curves": {"repetition": curve, "sbp": curve, "synthesizer": curve},
+        "flow": [
+            {
+                "artifact": "1_corpus", "stage": "ingest", "wall_s": 30.7, "peak_mem_gib": 2.0, "stats": {},
+                "counts": {"documents": 1882}, "drops": {"exact_duplicate": 3},
+            }
+        ],
+        "samples": [{"group": "A & B", "d1_id": "0", "d1": "<img src=x onerror=alert(1)>", "d2": "{{ 7 * 7 }}"}],
+        "settings": {"run_dir": "runs/demo"},
+    }  # fmt: skip
+
+
+def empty_report() -> dict[str, Any]:
+    """A run with no question file, nothing held out, no synthetic documents and no manifests."""
+    found = report()
+    found |= {"held_out": None, "questions": None, "samples": []}
+    found["pairs"] = {"pairs": None, "same_group_share": None, "conditional_gain": None}
+    found["quality"]["texts"] |= {"synthetic": None, "real_held_out": None}
+    found["quality"] |= {"copying": {"synthetic": None, "mined": None}, "relevance": None}
+    found["curves"] = {"repetition": [], "sbp": [], "synthesizer": []}
+    found["scale"]["trained_tokens"] = {"repetition": None, "sbp": None, "synthesizer": None}
+    found["scale"]["mixture"] = {"repetition": None, "sbp": None}
+    found["flow"][0] |= {"wall_s": None, "peak_mem_gib": None, "counts": {}, "drops": {}}
+    return found
+
+
+@cache
+def full_page() -> str:
+    return render_page(report())
+
+
+@cache
+def empty_page() -> str:
+    return render_page(empty_report())
+
+
+@pytest.mark.parametrize("make_page", [full_page, empty_page])
+def test_the_page_needs_nothing_but_itself(make_page: Callable[[], str]) -> None:
+    page = make_page()
+    assert not re.search(r"https?://|<script|<link|<iframe|@import|<[^>]*\ssrc=", page)
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', page))
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+
+
+def test_no_two_parts_of_the_page_share_an_id() -> None:
+    ids = re.findall(r'\bid="([^"]*)"', full_page())
+    assert len(ids) == len(set(ids))
+
+
+def test_documents_are_text_and_never_markup() -> None:
+    page = full_page()
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page and "<img" not in page
+    assert "{{ 7 * 7 }}" in page
+    assert "A &amp; B" in page
+
+
+def test_what_was_not_measured_says_so() -> None:
+    page, table = empty_page(), render_summary(empty_report())
+    assert "Closed-book answers:</strong> not measured" in page
+    assert "Held-out perplexity:</strong> not measured" in page
+    assert table.count("not measured") == 3  # held-out text, answers, conditional gain
+    assert "not measured" not in full_page() + render_summary(report())
+
+
+def test_the_page_is_plotted_in_the_colours_of_its_theme() -> None:
+    page = full_page()
+    assert page.count("<svg") == 6
+    assert "var(--sbp)" in page and "#00000" not in page
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"), [(0.02, "worse than repetition"), (-0.02, "better than"), (0.0, "as far as this run can")]
+)
+def test_the_answer_follows_the_interval(difference: float, words: str) -> None:
+    assert words in answer(report() | {"held_out": comparison(difference)})
+
+
+def test_a_small_run_is_told_what_it_cannot_show() -> None:
+    warning = scale_warning(report())
+    assert warning is not None
+    assert "2,300 times the parameters and 200,000 times the tokens" in warning
+    big = report()
+    big["scale"] |= {"parameters": 3e9, "trained_tokens": {"sbp": 2e11, "repetition": 2e11}}
+    assert scale_warning(big) is None
+
+
+def test_unequal_training_is_not_called_a_comparison() -> None:
+    unequal = report()
+    unequal["scale"]["trained_tokens"]["sbp"] = 900_000
+    assert "cannot be compared" in scale_sentence(unequal)
+    assert "1 M training tokens for each arm" in scale_sentence(report())
+
+
+def test_numbers_in_words() -> None:
+    assert [scaled(n) for n in (443, 393_867, 1_312_128, 2e11, None)] == ["443", "394 k", "1.3 M", "200 B", "–"]
+    assert signed(-0.5, 1) == "−0.5"
