@@ -150,7 +150,8 @@ class Artifact:
         """A local path with the folder's files; a download, made once on each node, where the artifact is remote."""
         if self.is_local:
             return Path(self.path(folder))
-        digest = hashlib.sha256(f"{self.url}/{folder}/{self.fingerprint()}".encode()).hexdigest()[:16]
+        attempt = self.read_bytes(STARTED)  # holds the time too: an artifact that was redone is another one
+        digest = hashlib.sha256(f"{self.url}/{folder}".encode() + attempt).hexdigest()[:16]
         cache = Path(tempfile.gettempdir()) / f"sbp_ray-{os.getuid()}" / digest
         if not cache.exists():
             cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

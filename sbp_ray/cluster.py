@@ -163,13 +163,12 @@ def _lock_on_cluster(run_dir: str) -> Any:
     """
     import ray
 
-    @ray.remote(num_cpus=0)
     class RunLock:
         """Holds a name."""
 
     name = f"run-{hashlib.sha256(run_dir.encode()).hexdigest()[:16]}"
     try:
-        return RunLock.options(name=name).remote()
+        return ray.remote(RunLock).options(name=name, num_cpus=0).remote()
     except ValueError:
         raise SbpError(
             f"{run_dir} is in use by another job on this cluster: wait for it to end, or take another run_dir"

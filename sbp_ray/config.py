@@ -190,9 +190,10 @@ class TrainingConfig(Section):
     def _batch_divides(self) -> TrainingConfig:
         rows = self.resources.num_workers * self.micro_batch_rows
         if self.batch_rows % rows:
-            factors = f"{self.resources.num_workers} x {self.micro_batch_rows} = {rows}"
+            per_worker = f"{self.resources.num_workers} x {self.micro_batch_rows} = {rows}"
             raise ValueError(
-                f"batch_rows ({self.batch_rows}) must be a multiple of resources.num_workers x micro_batch_rows ({factors})"
+                f"batch_rows ({self.batch_rows}) must be a multiple of "
+                f"resources.num_workers x micro_batch_rows ({per_worker})"
             )
         return self
 

@@ -283,7 +283,8 @@ def _execute(stage: Stage, config: Config, run: RunStage) -> None:
     output = artifact(config, stage.writes)
     made_from = recipe(stage, config)
     if not output.exists(STARTED):
-        output.write_json(STARTED, {"fingerprint": fingerprint_of(made_from), "recipe": made_from})
+        started = {"fingerprint": fingerprint_of(made_from), "recipe": made_from, "started_at": _now()}
+        output.write_json(STARTED, started)
     for override in stage.overrides:
         key, _, value = override.removeprefix("pretrain.").partition("=")
         config = config.model_copy(update={"pretrain": config.pretrain.model_copy(update={key: value})})
@@ -301,11 +302,15 @@ def _execute(stage: Stage, config: Config, run: RunStage) -> None:
             "stats": stats,
             "wall_s": round(wall_s, 1),
             "peak_mem_gib": round(memory.peak_gib, 2),
-            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "finished_at": _now(),
             "sbp_ray": __version__,
         },
     )
     logger.info(f"{stage.name} | done in {duration(wall_s)} | peak {memory.peak_gib:.1f} GiB | {output.url}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 # One writer for each run directory
