@@ -16,7 +16,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.arms import Scores, TextSets, document_windows, score_checkpoint
 from sbp_ray.evaluation.comparison import ARMS, HELD_OUT, answer_table, held_out_table
 from sbp_ray.evaluation.flow import loss_curve, pair_facts, scale_facts, stage_rows
-from sbp_ray.evaluation.novelty import NgramTable, ngram_table
+from sbp_ray.evaluation.novelty import ngram_table
 from sbp_ray.evaluation.quality import quality_table
 from sbp_ray.evaluation.questions import Question, check_questions, draw_questions, iter_questions, question_example
 from sbp_ray.evaluation.samples import Row, Samples, draw_samples
@@ -102,10 +102,11 @@ def _scan_corpus(corpus: Artifact, samples: Samples, groups: set[str]) -> dict[S
 
     files = {split: corpus.files(split, ".parquet") for split in SPLITS}
     wanted = _by_shard(samples.wanted_ids(), len(files["train"]))
-    tables = ray.put({name: ngram_table(ids) for name, ids in samples.token_ids().items()})
-    scan = ray.remote(_scan).options(num_cpus=1)
+    tables = {name: ngram_table(ids) for name, ids in samples.token_ids().items()}
+    put = {"train": ray.put(tables), "validation": ray.put({})}  # novelty is against what the models have read
+    scan = ray.remote(scan_shard).options(num_cpus=1)
     calls = [
-        (split, partial(scan.remote, corpus, split, name, wanted.get(name, []), groups, tables))
+        (split, partial(scan.remote, corpus, name, wanted=wanted.get(name, []), groups=groups, tables=put[split]))
         for split in SPLITS
         for name in files[split]
     ]
@@ -115,13 +116,6 @@ def _scan_corpus(corpus: Artifact, samples: Samples, groups: set[str]) -> dict[S
         scans[split].add(found)
         progress.advance()
     return scans
-
-
-def _scan(
-    corpus: Artifact, split: Split, name: str, wanted: list[str], groups: set[str], tables: dict[str, NgramTable]
-) -> Scan:
-    """Novelty is against what the models have read: n-grams of the train split only."""
-    return scan_shard(corpus, name, wanted=wanted, groups=groups, tables=tables if split == "train" else {})
 
 
 def _by_shard(doc_ids: Iterable[str], num_shards: int) -> dict[str, list[str]]:
