@@ -24,6 +24,14 @@ def test_a_bucket_comes_back_from_all_files_in_the_order_written(new_artifact) -
     assert out.read_stats("c") == {"chunks": 2}
 
 
+def test_a_large_chunk_keeps_its_order(new_artifact) -> None:
+    out = new_artifact("any")
+    with bucket_writer(out, "a", SCHEMA) as writer:
+        writer.write(pa.table({"x": range(1000)}, schema=SCHEMA), np.arange(1000) % 3)
+        writer.finish({})
+    assert read_bucket(out, ["a"], 2, SCHEMA).column("x").to_pylist() == list(range(2, 1000, 3))
+
+
 def test_a_writer_that_fails_leaves_nothing(new_artifact, tmp_path) -> None:
     out = new_artifact("any")
     with pytest.raises(KeyError), bucket_writer(out, "a", SCHEMA) as writer:
