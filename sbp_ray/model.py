@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from sbp_ray.config import ModelConfig
@@ -75,6 +76,7 @@ def qwen3_config(model: ModelConfig, vocab_size: int, special: tuple[int, int, i
         max_position_embeddings=model.max_positions,
         rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
         tie_word_embeddings=model.tie_embeddings,
+        initializer_range=math.sqrt(2 / (5 * model.hidden_size)),
         bos_token_id=bos,
         eos_token_id=eos,
     )
