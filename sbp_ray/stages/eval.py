@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sbp_ray import metrics
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config, EvalConfig, Resources
 from sbp_ray.errors import SbpError
@@ -114,6 +115,8 @@ def _scan_corpus(corpus: Artifact, samples: Samples, groups: set[str]) -> dict[S
     progress = Progress("eval scan", len(calls), "shards")
     for split, found in _results(calls, at_once=_SCANS_AT_ONCE):
         scans[split].add(found)
+        metrics.count("sbp_documents", found.num_documents, stage="eval")
+        metrics.count("sbp_tokens", found.num_tokens, stage="eval")
         progress.advance()
     return scans
 
