@@ -94,7 +94,7 @@ def _pack(
     stage: str, cfg: PretrainConfig, inputs: dict[str, tuple[Artifact, str]], special: SpecialIds, out: Artifact
 ) -> dict[str, Stats]:
     """Rows of every source under `rows/`; returns the packing counts of each."""
-    items = [
+    items: list[dict[str, Any]] = [
         {"source": source, "file": file, "shard": shard}
         for source, (artifact, folder) in inputs.items()
         for shard, file in enumerate(artifact.files(folder, ".parquet"))

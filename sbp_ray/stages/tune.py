@@ -99,7 +99,7 @@ def _refuse_no_pairs(cfg: TuneConfig, packed: Stats, out: Artifact) -> None:
 
 def _pack(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: SpecialIds, out: Artifact) -> dict[str, Stats]:
     """Rows of both splits' pairs under `rows/`; returns the packing counts of each."""
-    items = [
+    items: list[dict[str, Any]] = [
         {"split": split, "shard": shard} for split in SPLITS for shard in range(len(pairs.files(split, ".parquet")))
     ]
     todo = [item for item in items if not out.exists(shard_name(rows_folder(_SOURCES[item["split"]]), item["shard"]))]

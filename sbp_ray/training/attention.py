@@ -53,12 +53,12 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Hugging Face's attention interface. Returns [B, T, H, D]."""
     assert attention_mask is None, "documents are told apart by their bounds"
-    rows, _, seq_len, _ = query_BHTD.shape
+    rows, seq_len = query_BHTD.shape[0], query_BHTD.shape[2]
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query_BHTD, key_BKTD, value_BKTD))
     if query.is_cuda and query.dtype in _VARLEN_DTYPES:
         from torch.nn.attention.varlen import varlen_attn
 
-        mixed = varlen_attn(
+        mixed: Any = varlen_attn(  # a tensor: the log-sum-exp beside it was not asked for
             query,
             key,
             value,
@@ -75,7 +75,7 @@ def _attend(
     return mixed.unflatten(0, (rows, seq_len)), None
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_one_by_one(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds_N1: torch.Tensor, scaling: float
 ) -> torch.Tensor:

@@ -27,7 +27,7 @@ def is_exported(out: Artifact) -> bool:
 def export_model(plan: TrainingPlan, model: GradedLanguageModel) -> None:
     """Gather the weights on rank 0 and commit `model/`: safetensors, config, tokenizer. Called by every rank."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(model, options=options)  # empty but on rank 0
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)  # empty but on rank 0
     if dist.get_rank() == 0:
         _write(plan.out, plan.tokenizer, model.lm.config, {k.removeprefix("lm."): v for k, v in weights.items()})
     dist.barrier()

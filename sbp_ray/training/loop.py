@@ -55,7 +55,7 @@ def train(plan: TrainingPlan, on_step: OnStep | None = None, stop_after: int | N
         reader = RowReader(plan.out, plan.config.seq_len)
         for step in range(first_step + 1, plan.num_steps + 1):
             start = time.monotonic()
-            row = {"step": step, "tokens": step * plan.config.batch_rows * plan.config.seq_len}
+            row: dict[str, float] = {"step": step, "tokens": step * plan.config.batch_rows * plan.config.seq_len}
             row |= _update(plan, model, optimizer, reader, step, device)
             step_s = time.monotonic() - start
             wall_s += step_s
