@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from typing import Any
@@ -10,6 +11,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution import context as report_context
 from transformers.utils.logging import disable_progress_bar
 
 from sbp_ray import metrics
@@ -46,7 +48,7 @@ def fit(plan: TrainingPlan) -> None:
             name=plan.stage,
             storage_path=f"{plan.out.url}/ray_train",
             failure_config=FailureConfig(max_failures=plan.config.max_failures),
-            logging_config=LoggingConfig(log_level="WARNING"),  # else every report is a line, and the journal has them
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     result = _fit_in_thread(trainer)
@@ -79,6 +81,8 @@ def _fit_in_thread(trainer: TorchTrainer) -> Result:
 def _work(plan: TrainingPlan) -> None:
     """The whole life of one worker."""
     set_up_logging()
+    # Ray Train logs every report, under a name (its file's) that LoggingConfig does not reach; the journal has them.
+    logging.getLogger(report_context.__file__).setLevel(logging.WARNING)
     disable_progress_bar()
     if plan.config.resources.num_threads:
         torch.set_num_threads(plan.config.resources.num_threads)
