@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -266,10 +267,17 @@ def _wait_until_running(name: str, start: float) -> None:
 
 
 def _cause(message: str) -> str:
-    """The line of a remote traceback that names the error: the last one that starts at the margin."""
-    lines = [line for line in message.splitlines() if line and not line[0].isspace()]
-    errors = [line for line in lines if "Error" in line.split(":")[0] or "Exception" in line.split(":")[0]]
-    return (errors or lines or ["no cause is known, see the logs of Ray Serve"])[-1].strip()
+    """What a remote traceback says went wrong, in one line: its last line at the margin, and the one that explains it.
+
+    Pydantic's errors, of which vLLM's settings have many, name the reason in the line after.
+    """
+    lines = [line for line in message.splitlines() if line.strip()]
+    margins = [number for number, line in enumerate(lines) if not line[0].isspace()]
+    if not margins:
+        return "no cause is known, see the logs of Ray Serve"
+    errors = [number for number in margins if re.match(r"[\w.]*(Error|Exception)\b", lines[number])]
+    last = (errors or margins)[-1]
+    return " ".join(line.strip() for line in lines[last : last + 2])[:400]
 
 
 def _stop(name: str, *, everything: bool) -> None:

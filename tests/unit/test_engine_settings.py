@@ -1,0 +1,38 @@
+"""Engine settings in the words of Serve and vLLM, and errors in one line."""
+
+from sbp_ray.config import EngineConfig, Resources
+from sbp_ray.engine.deploy import _cause, _cpu_environment, _cpu_kwargs, _deployment_options
+
+
+def test_a_window_fits_one_step_on_cpu() -> None:
+    """Prompts are never prefilled in parts there, so a step must hold the longest."""
+    assert _cpu_kwargs(EngineConfig(max_model_len=20_000))["max_num_batched_tokens"] == 20_000
+    assert not _cpu_kwargs(EngineConfig())["enable_chunked_prefill"]
+
+
+def test_threads_are_the_cpus_unless_set() -> None:
+    assert _cpu_environment(EngineConfig(resources=Resources(num_cpus=1.5)))["OMP_NUM_THREADS"] == "2"
+    assert _cpu_environment(EngineConfig(resources=Resources(num_cpus=4, num_threads=3)))["OMP_NUM_THREADS"] == "3"
+
+
+def test_replicas_scale_only_where_the_limits_differ() -> None:
+    fixed = _deployment_options(EngineConfig(min_replicas=2, max_replicas=2))
+    assert fixed["num_replicas"] == 2
+    assert "autoscaling_config" not in fixed
+    scaled = _deployment_options(EngineConfig(min_replicas=0, max_replicas=8, max_num_seqs=64))
+    assert scaled["autoscaling_config"] == {"min_replicas": 0, "max_replicas": 8, "target_ongoing_requests": 64}
+
+
+def test_the_cause_is_the_last_error_of_a_remote_traceback_with_its_reason() -> None:
+    message = (
+        "The deployment failed to start 1 times in a row.\n"
+        "ray.exceptions.ActorDiedError: died\n"
+        "  File x, line 3\n"
+        "RuntimeError: 1 validation error for ModelConfig\n"
+        "  max_model_len (4096) is greater than 1024\n"
+        "    For further information visit a page\n"
+    )
+    assert _cause(message) == (
+        "RuntimeError: 1 validation error for ModelConfig max_model_len (4096) is greater than 1024"
+    )
+    assert _cause("no CPUs are left") == "no CPUs are left"
