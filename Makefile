@@ -66,7 +66,8 @@ $(UV):
 $(READY): $(UV) pyproject.toml requirements/$(EXTRA).txt
 	@echo "setting up: .venv with requirements/$(EXTRA).txt"
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
-	@$(UV) pip sync --quiet --python .venv $(TORCH) requirements/$(EXTRA).txt
+	@# Compiled here, once: every Ray worker imports torch, and some users forbid Python to write bytecode.
+	@$(UV) pip sync --quiet --compile-bytecode --python .venv $(TORCH) requirements/$(EXTRA).txt
 	@$(UV) pip install --quiet --python .venv --no-deps --editable .
 	@rm -f .venv/ready-*
 	@touch $@
