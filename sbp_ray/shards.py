@@ -66,6 +66,7 @@ def map_shards(
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus,
     )
+    dataset.set_name(stage)  # as the dashboard lists it
     progress = Progress(stage, total, "shards", done=num_done)
     finished = num_done
     documents, start = 0, time.monotonic()

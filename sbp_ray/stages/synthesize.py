@@ -125,6 +125,7 @@ def _run(todo: list[dict[str, int]], arguments: tuple[Any, ...], *, num_workers:
         compute=ray.data.ActorPoolStrategy(size=num_workers, max_concurrent_calls_per_actor=_OPEN_SHARDS),
         num_cpus=0.5,
     )
+    dataset.set_name(_STAGE)
     for row in dataset.iter_rows():
         metrics.count_drops(json.loads(row["stats"])["drops"], stage=_STAGE)
 
