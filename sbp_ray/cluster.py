@@ -66,15 +66,19 @@ def connected(config: Config, jobs: Sequence[str]) -> Iterator[None]:
 def _start_local(cluster: ClusterConfig, runtime_env: dict[str, Any]) -> None:
     import ray
 
+    port = _free_port(cluster.dashboard_port)
+    # Ray Train's watchers ask the dashboard whether their run is alive, and look for one by themselves. Where another
+    # Ray runs on the machine they would ask that one, which says no, and end the training.
+    env_vars = {**runtime_env["env_vars"], "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
     context = ray.init(
         address="local",
         num_cpus=cluster.num_cpus,
         object_store_memory=int(cluster.object_store_gib * 2**30),
         namespace=NAMESPACE,
-        runtime_env=runtime_env,
+        runtime_env={**runtime_env, "env_vars": env_vars},
         include_dashboard=True,
         dashboard_host="127.0.0.1",
-        dashboard_port=_free_port(cluster.dashboard_port),
+        dashboard_port=port,
         logging_level=logging.WARNING,
     )
     token = (

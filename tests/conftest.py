@@ -17,7 +17,10 @@ def local_ray() -> Iterator[None]:
     """One Ray for all tests that need a cluster in this process."""
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False)
+    # Without a dashboard of its own, Ray Train's watchers would find that of another Ray on the machine, be told that
+    # their run is not alive, and end it.
+    nowhere = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}}
+    ray.init(address="local", num_cpus=4, include_dashboard=False, runtime_env=nowhere)
     yield
     ray.shutdown()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from typing import Any
 
@@ -22,8 +21,6 @@ from sbp_ray.training.export import is_exported
 from sbp_ray.training.loop import is_evaluation, train
 from sbp_ray.training.plan import TrainingPlan
 
-_RECONCILIATION = "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION"  # marks runs whose driver died; needs RAY_ADDRESS
-
 
 def fit(plan: TrainingPlan) -> None:
     """Run the plan on the cluster, from its newest checkpoint, until `model/` is written.
@@ -34,7 +31,6 @@ def fit(plan: TrainingPlan) -> None:
     """
     if is_exported(plan.out):
         return
-    os.environ.setdefault(_RECONCILIATION, "1" if "RAY_ADDRESS" in os.environ else "0")
     resources = plan.config.resources
     trainer = TorchTrainer(
         lambda: _work(plan),
@@ -51,9 +47,9 @@ def fit(plan: TrainingPlan) -> None:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    result = _fit_in_thread(trainer)
-    if result.metrics and "error" in result.metrics:
-        raise SbpError(result.metrics["error"])
+    if problem := _fit_in_thread(trainer).return_value:
+        raise SbpError(problem)
+    assert is_exported(plan.out), f"{plan.stage} ended without {plan.out.url}/model"
 
 
 def _per_worker(resources: Resources) -> dict[str, float]:
@@ -78,8 +74,8 @@ def _fit_in_thread(trainer: TorchTrainer) -> Result:
     return outcome[0]
 
 
-def _work(plan: TrainingPlan) -> None:
-    """The whole life of one worker."""
+def _work(plan: TrainingPlan) -> str | None:
+    """The whole life of one worker; returns what the user must fix."""
     set_up_logging()
     # Ray Train logs every report, under a name (its file's) that LoggingConfig does not reach; the journal has them.
     logging.getLogger(report_context.__file__).setLevel(logging.WARNING)
@@ -100,4 +96,5 @@ def _work(plan: TrainingPlan) -> None:
     try:
         train(plan, on_step)
     except SbpError as error:  # the same on every rank, and a restart would meet it again
-        ray.train.report({"error": str(error)})
+        return str(error)
+    return None

@@ -189,6 +189,20 @@ def test_a_window_beyond_the_base_lms_context_is_refused(
         )
 
 
+def test_a_training_that_diverges_says_so_in_one_line(
+    run: dict[str, Artifact], local_ray: None, tmp_path: Path
+) -> None:
+    with pytest.raises(SbpError, match=r"pretrain-repetition step 2: loss .* lower peak_lr \(1e\+30\)"):
+        pretrain(
+            PRETRAIN.model_copy(update={"peak_lr": 1e30, "warmup_share": 0.0}),
+            model=MODEL,
+            mixture=MixtureConfig(),
+            corpus=run["corpus"],
+            synthetic=None,
+            out=Artifact("base_lm", str(tmp_path)),
+        )
+
+
 def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
     run: dict[str, Artifact], local_ray: None
 ) -> None:
