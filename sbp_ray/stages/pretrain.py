@@ -56,9 +56,13 @@ def pretrain(
         special=special,
         model=model,
     )
+    sources = ", ".join(
+        f"{name}: {counts['rows']:,} rows, {counts['passes']:.2f} passes"
+        for name, counts in realised(plan.mixture, packed).items()
+    )
     logger.info(
         f"{stage} | {num_parameters(model, vocab_size):,} parameters | {plan.num_steps} steps x {cfg.batch_rows} rows "
-        f"x {cfg.seq_len} tokens | {realised(plan.mixture, packed)}"
+        f"x {cfg.seq_len} tokens | {sources}"
     )
     fit(plan)
     return {
