@@ -275,7 +275,7 @@ class SynthesizeConfig(Section):
     keep_unfinished: bool = False
     """Keep results that reached `max_tokens` without ending."""
     max_in_flight: PositiveInt = 256
-    """Requests open at one engine."""
+    """Requests that one sending actor keeps open; there is one for each of `engine.max_replicas`."""
 
 
 class EvalConfig(Section):

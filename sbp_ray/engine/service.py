@@ -63,8 +63,8 @@ class ModelFiles(CallbackBase):  # type: ignore[misc]  # Ray's classes are untyp
 class OneProcessEngine(VLLMEngine):  # type: ignore[misc]
     """A CPU engine whose worker lives in the engine's own process.
 
-    vLLM's default is a process more, which waits for the other by spinning: 31 s of processor time beside 53 s of work
-    on two cores, 0.5 GiB, and another import of vLLM at the start.
+    vLLM's default is a process more: it waits for the other by spinning, which costs a core, holds 0.5 GiB, and imports
+    vLLM once more at the start.
     """
 
     def _prepare_engine_config(self, callback_ctx: CallbackCtx) -> tuple[Any, Any, Any]:
