@@ -45,8 +45,10 @@ def of_node(node):
     return {"resources": resources, "market": node["Labels"].get("market")}
 
 seen = {"before": len(workers())}
-on_gpu, on_cpu = Work.options(num_gpus=1).remote(), Work.remote()  # actors: both hold their place at the same time
-nodes = ray.get([on_gpu.where.remote(), on_cpu.where.remote()], timeout=120)
+on_gpu = Work.options(num_gpus=1).remote()
+nodes = [ray.get(on_gpu.where.remote(), timeout=120)]  # it holds its node's only CPU, where other work could go in
+on_cpu = Work.remote()
+nodes.append(ray.get(on_cpu.where.remote(), timeout=120))
 known = {node["NodeID"]: of_node(node) for node in workers()}
 seen["gpu_work"], seen["cpu_work"] = (known[node] for node in nodes)
 seen["during"] = len(known)
