@@ -1,0 +1,53 @@
+"""A cluster of a test's own that asks for its token, and takes jobs."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_head import Head, free_ports, ray_head, wait_for
+
+REPO = Path(__file__).parents[2]
+ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Takes jobs."""
+
+    head: Head
+    token: str
+
+    def submit(self, entrypoint: str) -> tuple[str, str, int | None]:
+        """Run a job with the repository as its working folder; its status, its log and its exit status."""
+        from ray.job_submission import JobSubmissionClient
+
+        client = JobSubmissionClient(self.head.dashboard_url, headers={"Authorization": f"Bearer {self.token}"})
+        job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPO)})
+        wait_for(lambda: client.get_job_status(job).value in ENDED, entrypoint, timeout_s=300)
+        info = client.get_job_info(job)
+        return info.status.value, client.get_job_logs(job), info.driver_exit_code
+
+
+@contextmanager
+def token_cluster() -> Iterator[Cluster]:
+    """A cluster of one node that asks for its token."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name:
+        home = Path(name)
+        environment = {"RAY_AUTH_MODE": "token", "HOME": name, "RAY_metrics_report_interval_ms": "1000"}
+        made = subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"],
+            env={key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        token = made.stdout.strip()
+        [gcs_port] = free_ports(1)
+        with ray_head(home, environment=environment, gcs_port=gcs_port, num_cpus=4) as head:
+            yield Cluster(head, token)
+        assert head.processes() == []
