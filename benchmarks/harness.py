@@ -1,0 +1,90 @@
+"""What the benchmarks share: turns, one line of JSON for each comparison, the machine, peak memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+from sbp_ray.cluster import MemoryMeter
+
+
+def alternate(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Measure every case `rounds` times, in turn: what slows the machine for a while slows all of them.
+
+    Args:
+        cases: by name, a function that does the work once and returns what it measured.
+        rounds: how often.
+
+    Returns:
+        By name, the measurements in the order in which they were made. Report their median.
+    """
+    measured: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, measure in cases.items():
+            measured[name].append(measure())
+    return measured
+
+
+def emit(
+    benchmark: str,
+    case: str,
+    metric: str,
+    unit: str,
+    ours: float,
+    peer_name: str,
+    peer: float,
+    *,
+    higher_is_better: bool,
+) -> float:
+    """Print one comparison as a line of JSON.
+
+    Returns:
+        `ratio`: above 1 ours is better, whichever way the metric points.
+    """
+    ratio = ours / peer if higher_is_better else peer / ours
+    line = {
+        "benchmark": benchmark,
+        "case": case,
+        "metric": metric,
+        "unit": unit,
+        "ours": _rounded(ours),
+        "peer_name": peer_name,
+        "peer": _rounded(peer),
+        "ratio": _rounded(ratio),
+        "hardware": hardware(),
+    }
+    print(json.dumps(line, ensure_ascii=False), flush=True)
+    return ratio
+
+
+def _rounded(value: float) -> float:
+    """To 4 significant digits: the rest is noise."""
+    return float(f"{value:.4g}")
+
+
+def hardware() -> str:
+    """CPU model, cores that this process may use, memory, and the GPU if torch sees one."""
+    cores = len(os.sched_getaffinity(0))
+    parts = [_cpu_model(), f"{cores} cores", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"]
+    import torch
+
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
+
+
+def _cpu_model() -> str:
+    [name] = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1] or ["CPU"]
+    return name
+
+
+class PeakMemory(MemoryMeter):
+    """The most memory that this process and its descendants held in the block, shared pages once: `peak_gib`."""
+
+    def __init__(self) -> None:
+        super().__init__(every_s=0.2)
