@@ -7,13 +7,12 @@ the Jaccard index of their shingles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import blake2b, shake_256
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sbp_ray.text.shingles import shingle_hashes
+from sbp_ray.text.shingles import shingle_hashes, word_ids
 
 # S = distinct shingles, H = hashes, M = pairs of documents
 
@@ -29,14 +28,12 @@ _FACTOR_H = _RANDOM[:NUM_HASHES] | np.uint32(1)  # odd: a permutation of the uin
 _OFFSET_H = _RANDOM[NUM_HASHES:]
 
 
-def document_signature(text: str, input_ids: Sequence[int] | NDArray, num_tokens: int) -> tuple[NDArray[np.uint8], int]:
-    """The signature of a document and the number of its distinct shingles, each of `num_tokens` tokens.
+def document_signature(text: str, num_words: int) -> tuple[NDArray[np.uint8], int]:
+    """The signature of a document and the number of its distinct shingles, each of `num_words` words.
 
-    Args:
-        text: the whole document.
-        input_ids: its tokens, without special tokens.
+    Words are those of `word_ids`; a shorter document has one shingle, all of it.
     """
-    shingles = shingle_hashes(input_ids, num_tokens)
+    shingles = shingle_hashes(word_ids(text), num_words)
     return signature(shingles), shingles.size
 
 

@@ -124,10 +124,17 @@ def test_memory_stays_small_for_a_long_document() -> None:
     assert peak < 2 << 20  # all ranks at once would be 100 MiB
 
 
-def test_a_document_of_n_tokens_has_n_minus_12_shingles() -> None:
-    made, number = document_signature(" ".join(map(str, range(40))), list(range(40)), 13)
+def test_a_document_of_n_words_has_n_minus_12_shingles() -> None:
+    made, number = document_signature(" ".join(map(str, range(40))), 13)
     assert number == 28
     assert made.shape == (NUM_HASHES,)
+
+
+def test_case_white_space_and_punctuation_do_not_change_a_signature() -> None:
+    made, number = document_signature("The Normans (Norman: Nourmands) were the people who", 3)
+    other, other_number = document_signature("THE  NORMANS – Norman «Nourmands»\nwere\tthe people, who…", 3)
+    np.testing.assert_array_equal(made, other)
+    assert number == other_number == 6
 
 
 def test_a_group_is_a_number_of_64_bits() -> None:
