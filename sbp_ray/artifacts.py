@@ -31,6 +31,7 @@ from sbp_ray.errors import SbpError, one_line
 STARTED = "started.json"
 MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
+_ARROW_MAGIC = b"ARROW1"
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,15 @@ class Artifact:
             pq.write_table(table, stream, compression="zstd")
 
     def read_stats(self, name: str) -> dict[str, Any]:
-        """What `write_table` was given as `stats`."""
+        """What `write_table`, or a `BucketWriter`, was given as `stats`."""
         with self.fs.open_input_file(self.path(name)) as file:
-            return json.loads(pq.read_metadata(file).metadata[b"stats"])
+            is_arrow = file.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC
+            file.seek(0)
+            if not is_arrow:
+                return json.loads(pq.read_metadata(file).metadata[b"stats"])
+            with pa.ipc.open_file(file) as batches:
+                last = batches.get_batch_with_custom_metadata(batches.num_record_batches - 1)
+                return json.loads(last.custom_metadata[b"stats"])
 
     @contextmanager
     def _committed(self, name: str) -> Iterator[str]:
