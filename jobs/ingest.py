@@ -9,7 +9,7 @@ from sbp_ray.job import Job, Stats, main
 def run(job: Job) -> Stats:
     from sbp_ray.stages.ingest import ingest_documents
 
-    return ingest_documents(job.config.ingest, out=job.output)
+    return ingest_documents(job.config.ingest, decontaminate=job.config.decontaminate, out=job.output)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ def run(job: Job) -> Stats:
     return synthesize_documents(
         job.config.synthesize,
         engine=job.config.engine,
+        decontaminate=job.config.decontaminate,
         corpus=job.inputs["corpus"],
         synthesizer=job.inputs["synthesizer"],
         out=job.output,

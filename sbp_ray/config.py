@@ -74,6 +74,15 @@ class IngestConfig(Section):
     resources: Resources = Resources()
 
 
+class DecontaminateConfig(Section):
+    """Evaluation sets that nothing may be trained on: kept out of the train split and of the synthetic text."""
+
+    evaluation_sets: tuple[str, ...] = ()
+    """Files, globs or folders of JSONL (plain, .gz, .zst); all strings in their rows count, except ids."""
+    ngram_words: PositiveInt = 13
+    """A document that shares a run of so many words with an evaluation set is dropped as contaminated."""
+
+
 class EmbedConfig(Section):
     """Documents -> unit vectors."""
 
@@ -86,7 +95,7 @@ class EmbedConfig(Section):
     dtype: Dtype = "float32"
     """Weights and activations of the embedder; bfloat16 where the hardware multiplies it."""
     shingle_tokens: PositiveInt = 13
-    """Tokens in a shingle of the MinHash signature that travels beside the vector: what near-duplicates are told by."""
+    """Words in a shingle of the MinHash signature that travels beside the vector: what near-duplicates are told by."""
     resources: Resources = Resources()
 
 
@@ -321,6 +330,7 @@ class Config(Section):
     run_dir: str
     """Where all artifacts lie: a local folder, or s3:// or gs://."""
     ingest: IngestConfig
+    decontaminate: DecontaminateConfig = DecontaminateConfig()
     embed: EmbedConfig = EmbedConfig()
     neighbors: NeighborsConfig = NeighborsConfig()
     pair: PairConfig = PairConfig()

@@ -21,6 +21,7 @@ from sbp_ray.config import Config, load_config
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration, set_up_logging
 from sbp_ray.sources import HUGGING_FACE, list_input_files
+from sbp_ray.text.contamination import list_evaluation_files
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +56,17 @@ class Stage:
 
 
 STAGES = (
-    Stage("ingest", "ingest", (), "corpus", ("ingest",)),
+    Stage("ingest", "ingest", (), "corpus", ("ingest", "decontaminate")),
     Stage("embed", "embed", ("corpus",), "embeddings", ("embed",)),
     Stage("neighbors", "neighbors", ("embeddings",), "neighbors", ("neighbors",)),
-    Stage("pair", "pair", ("corpus", "neighbors"), "pairs", ("pair",)),
+    Stage("pair", "pair", ("neighbors",), "pairs", ("pair",)),
     Stage(
         "pretrain-repetition", "pretrain", ("corpus",), "base_lm", ("model", "pretrain"), ("pretrain.arm=repetition",)
     ),
     Stage("tune", "tune", ("corpus", "pairs", "base_lm"), "synthesizer", ("tune",)),
-    Stage("synthesize", "synthesize", ("corpus", "synthesizer"), "synthetic", ("synthesize", "engine")),
+    Stage(
+        "synthesize", "synthesize", ("corpus", "synthesizer"), "synthetic", ("synthesize", "engine", "decontaminate")
+    ),
     Stage(
         "pretrain-sbp",
         "pretrain",
@@ -205,22 +208,23 @@ def recipe(stage: Stage, config: Config) -> dict[str, Any]:
         settings["pretrain"]["arm"] = "sbp" if stage.writes == "lm" else "repetition"
     chosen = {section: _without_resources(settings[section]) for section in stage.sections}
     inputs = {name: _fingerprint_if_started(artifact(config, name)) for name in stage.reads}
-    if stage.job == "ingest":
-        inputs["files"] = _fingerprint_of_files(config)
+    made = artifact(config, stage.writes)
+    if stage.job == "ingest" and not any(pattern.startswith(HUGGING_FACE) for pattern in config.ingest.input):
+        inputs["files"] = _fingerprint_of_files(made, lambda: list_input_files(config.ingest.input))
+    if "decontaminate" in stage.sections and config.decontaminate.evaluation_sets:
+        inputs["evaluation sets"] = _fingerprint_of_files(made, lambda: list_evaluation_files(config.decontaminate))
     return {"settings": chosen, "inputs": inputs}
 
 
-def _fingerprint_of_files(config: Config) -> str | None:
-    """Names and sizes of the input files; None for a hub's dataset, and when a finished corpus' input has gone."""
-    if any(pattern.startswith(HUGGING_FACE) for pattern in config.ingest.input):
-        return None
+def _fingerprint_of_files(made: Artifact, files: Callable[[], list[tuple[str, int]]]) -> str | None:
+    """Names and sizes of the files; None when the artifact is finished and they have gone."""
     try:
-        files = list_input_files(config.ingest.input)
+        found = files()
     except SbpError:
-        if artifact(config, "corpus").exists(MANIFEST):
+        if made.exists(MANIFEST):
             return None
         raise
-    return fingerprint_of({str(number): [Path(path).name, size] for number, (path, size) in enumerate(files)})
+    return fingerprint_of({str(number): [Path(path).name, size] for number, (path, size) in enumerate(found)})
 
 
 def _without_resources(section: dict[str, Any]) -> dict[str, Any]:

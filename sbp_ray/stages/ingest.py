@@ -2,7 +2,8 @@
 
 Three steps, each resumed file by file: every input file is parsed into a scratch file whose rows lie sorted by output
 shard; the tokenizer is trained on a sample; every output shard is gathered from the scratch files, freed of exact
-duplicates, tokenised and written. No process holds more than one shard, or 64 MiB of an input file.
+duplicates and of train documents that share text with an evaluation set, tokenised and written. No process holds more
+than one shard, or 64 MiB of an input file.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import pyarrow as pa
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import BucketWriter, bucket_writer, read_bucket
-from sbp_ray.config import IngestConfig
+from sbp_ray.config import DecontaminateConfig, IngestConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOCUMENT, SPLITS, Split, shard_of
 from sbp_ray.shards import Stats, add_stats, map_shards, shard_name
+from sbp_ray.text.contamination import EvaluationNgrams, read_evaluation_sets, told
 from sbp_ray.text.records import BadRow, Record, RecordReader, Unit, input_units
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, train_tokenizer
 
@@ -51,34 +53,42 @@ _ENCODE_ROWS = 1000
 _HASHES_KEPT = 1024  # for counting groups
 
 
-def ingest_documents(cfg: IngestConfig, *, out: Artifact) -> Stats:
-    """Read, split, deduplicate and tokenise the input.
+def ingest_documents(cfg: IngestConfig, *, decontaminate: DecontaminateConfig, out: Artifact) -> Stats:
+    """Read, split, deduplicate, decontaminate and tokenise the input.
+
+    Held-out documents stay although they share text with an evaluation set: nothing is trained on them.
 
     Returns:
-        Documents, tokens and groups of each split; rows read and drops by reason.
+        Documents, tokens and groups of each split; rows read, drops by reason, and what the evaluation sets hit.
 
     Raises:
-        SbpError: the input is not there, is empty, has no usable text column, or too much of it is unusable.
+        SbpError: the input or an evaluation set is not there, is empty, has no usable text, or too much of the input
+            is unusable.
     """
-    if cfg.tokenizer is not None:
-        load_tokenizer(cfg.tokenizer)  # before any work
     if not out.exists(_STATS):
+        if cfg.tokenizer is not None:
+            load_tokenizer(cfg.tokenizer)  # before any work
+        ngrams = read_evaluation_sets(decontaminate)
         _parse_all(input_units(cfg.input), cfg, out)
         _refuse_bad_input(cfg, out)
-        _write_all(cfg, out)
-        out.write_json(_STATS, _total_stats(cfg, out))
+        _write_all(cfg, decontaminate, out)
+        out.write_json(_STATS, _total_stats(cfg, ngrams, out))
     _remove_scratch(out)
-    return out.read_json(_STATS)
+    stats = out.read_json(_STATS)
+    if stats["contaminated"]:
+        logger.info(f"ingest | {told(stats['contaminated'])}")
+    return stats
 
 
 # Step 1: input files -> scratch files, sorted by shard
 
 
 def _parse_all(units: list[Unit], cfg: IngestConfig, out: Artifact) -> None:
+    done = {*out.files(SCRATCH, ".parquet")}
     todo = [
         {"unit": number, "paths": list(unit.paths), "part": unit.part, "num_parts": unit.num_parts}
         for number, unit in enumerate(units)
-        if not out.exists(shard_name(SCRATCH, number))
+        if shard_name(SCRATCH, number) not in done
     ]
     num_done = len(units) - len(todo)
     map_shards("ingest-parse", FileParser, (cfg, out), todo, num_done=num_done, resources=cfg.resources)
@@ -208,8 +218,9 @@ class TokenizerMaker:
     The sample is whole shards, which are random parts of the corpus, up to 10^8 characters.
     """
 
-    def __init__(self, cfg: IngestConfig, out: Artifact, limit: int) -> None:
+    def __init__(self, cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact, limit: int) -> None:
         self._cfg, self._out, self._limit = cfg, out, limit
+        self._ngrams = read_evaluation_sets(decontaminate)
         self._num_chars = 0
 
     def __call__(self, item: dict[str, Any]) -> Stats:
@@ -225,7 +236,8 @@ class TokenizerMaker:
     def _texts(self) -> Iterator[str]:
         for shard in range(self._cfg.num_shards):
             documents, _ = gather_shard(self._out, shard, self._limit)
-            for text in documents["train"].column("text").to_pylist():
+            clean, _ = drop_contaminated(documents["train"], self._ngrams)
+            for text in clean.column("text").to_pylist():
                 if self._num_chars >= _TOKENIZER_CHARS:
                     return
                 self._num_chars += len(text)
@@ -235,22 +247,25 @@ class TokenizerMaker:
 # Step 3: scratch files -> shards of both splits
 
 
-def _write_all(cfg: IngestConfig, out: Artifact) -> None:
+def _write_all(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact) -> None:
     limit = _limit(cfg, out)
     if not out.exists(_TOKENIZER_DONE):
         todo: list[dict[str, Any]] = [{"folder": TOKENIZER}]
-        map_shards("ingest-tokenizer", TokenizerMaker, (cfg, out, limit), todo, num_done=0, resources=cfg.resources)
+        arguments = (cfg, decontaminate, out, limit)
+        map_shards("ingest-tokenizer", TokenizerMaker, arguments, todo, num_done=0, resources=cfg.resources)
     missing = _missing_shards(cfg, out)
     todo = [{"shard": shard} for shard in missing]
     num_done = cfg.num_shards - len(missing)
-    map_shards("ingest", ShardMaker, (out, limit), todo, num_done=num_done, resources=cfg.resources)
+    arguments = (decontaminate, out, limit)
+    map_shards("ingest", ShardMaker, arguments, todo, num_done=num_done, resources=cfg.resources)
 
 
 class ShardMaker:
     """Writes one shard of both splits."""
 
-    def __init__(self, out: Artifact, limit: int) -> None:
+    def __init__(self, decontaminate: DecontaminateConfig, out: Artifact, limit: int) -> None:
         self._out, self._limit = out, limit
+        self._ngrams = read_evaluation_sets(decontaminate)
         self._tokenizer = load_tokenizer(out.local_copy(TOKENIZER))
 
     def __call__(self, item: dict[str, Any]) -> Stats:
@@ -258,11 +273,19 @@ class ShardMaker:
         both = []
         for split in SPLITS:
             table = documents[split]
+            hits: Counter[str] = Counter()
+            if split == "train":
+                table, hits = drop_contaminated(table, self._ngrams)
             tokenised = self._tokenised(table)
+            drops = {
+                "exact_duplicate": num_duplicates[split],
+                "contaminated": len(documents[split]) - len(table),
+            }
             stats = {
                 "documents": len(table),
                 "tokens": len(tokenised.column("input_ids").combine_chunks().values) if len(table) else 0,
-                "drops": {"exact_duplicate": num_duplicates[split]} if num_duplicates[split] else {},
+                "drops": {reason: count for reason, count in drops.items() if count},
+                "contaminated": dict(hits),
             }
             smallest = np.unique(table.column("group_hash").to_numpy())[:_HASHES_KEPT].tolist()
             name = shard_name(split, item["shard"])
@@ -301,31 +324,51 @@ def gather_shard(out: Artifact, shard: int, limit: int) -> tuple[dict[Split, pa.
     return documents, num_duplicates
 
 
+def drop_contaminated(table: pa.Table, ngrams: EvaluationNgrams) -> tuple[pa.Table, Counter[str]]:
+    """The rows that share no n-gram with an evaluation set; and how many of the others share one with each set."""
+    hits: dict[int, tuple[str, ...]] = {}
+    for start in range(0, len(table) if ngrams.num_ngrams else 0, _ENCODE_ROWS):
+        found = ngrams.find(table.column("text").slice(start, _ENCODE_ROWS).to_pylist())
+        hits |= {start + row: names for row, names in found.items()}
+    if hits:
+        table = table.take(pa.array(np.setdiff1d(np.arange(len(table)), list(hits))))
+    return table, Counter(name for names in hits.values() for name in names)
+
+
 def _missing_shards(cfg: IngestConfig, out: Artifact) -> list[int]:
     there = {name for split in SPLITS for name in out.files(split, ".parquet")}
     return [s for s in range(cfg.num_shards) if any(shard_name(split, s) not in there for split in SPLITS)]
 
 
-def _total_stats(cfg: IngestConfig, out: Artifact) -> Stats:
+def _total_stats(cfg: IngestConfig, ngrams: EvaluationNgrams, out: Artifact) -> Stats:
     parsed = _parse_stats(out)
     by_split: dict[str, Stats] = {split: _split_stats(cfg, out, split) for split in SPLITS}
     if by_split["train"]["documents"] == 0:
-        raise SbpError("no document is left in the train split: lower ingest.validation_share")
+        raise SbpError(
+            "no document is left in the train split: lower ingest.validation_share, or shorten "
+            "decontaminate.evaluation_sets"
+        )
     total = add_stats(by_split.values())
+    hits = [part.pop("contaminated") for part in by_split.values()]
     return {
         "rows": parsed["rows"],
         "documents": total["documents"],
         "tokens": total["tokens"],
         "drops": add_stats([parsed["drops"], total["drops"]]),
+        "contaminated": ngrams.counted(total["drops"].get("contaminated", 0), add_stats(hits)),
         "tokenizer": out.read_json(_TOKENIZER_DONE),
         **by_split,
     }
 
 
 def _split_stats(cfg: IngestConfig, out: Artifact, split: Split) -> Stats:
-    parts = [out.read_stats(shard_name(split, shard)) for shard in range(cfg.num_shards)]
-    smallest = sorted({number for part in parts for number in part.pop("group_hashes")})[:_HASHES_KEPT]
-    return {"groups": _num_distinct(smallest), **add_stats(parts)}
+    total: Stats = {}
+    smallest: list[int] = []
+    for shard in range(cfg.num_shards):  # one at a time: a thousand hashes of each of 10^4 shards would be 0.5 GB
+        part = out.read_stats(shard_name(split, shard))
+        smallest = sorted({*smallest, *part.pop("group_hashes")})[:_HASHES_KEPT]
+        total = add_stats([total, part])
+    return {"groups": _num_distinct(smallest), **total}
 
 
 def _num_distinct(smallest: list[int]) -> int:

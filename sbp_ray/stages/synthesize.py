@@ -25,12 +25,13 @@ from ray.exceptions import RayError
 
 from sbp_ray import metrics, schema
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import EngineConfig, SynthesizeConfig
+from sbp_ray.config import DecontaminateConfig, EngineConfig, SynthesizeConfig
 from sbp_ray.engine.deploy import DEPLOYMENT, running_synthesizer
 from sbp_ray.engine.messages import Draw, Drawn, sample_seed
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import Progress, set_up_logging
 from sbp_ray.shards import Stats, add_stats, shard_name
+from sbp_ray.text.contamination import read_evaluation_sets, told
 from sbp_ray.text.pair_format import prompt_ids
 from sbp_ray.text.quality import repetition_share
 from sbp_ray.text.shingles import containment, shingle_hashes
@@ -52,17 +53,24 @@ class Source(NamedTuple):
 
 
 def synthesize_documents(
-    cfg: SynthesizeConfig, *, engine: EngineConfig, corpus: Artifact, synthesizer: Artifact, out: Artifact
+    cfg: SynthesizeConfig,
+    *,
+    engine: EngineConfig,
+    decontaminate: DecontaminateConfig,
+    corpus: Artifact,
+    synthesizer: Artifact,
+    out: Artifact,
 ) -> Stats:
     """Write `samples_per_document` documents for each of `num_documents` train documents drawn uniformly.
 
     Returns:
-        Counts: `documents` kept, `tokens` in them, `d1` drawn, `samples` asked for, `drops` by reason;
-        kept and dropped samples add up to `samples`.
+        Counts: `documents` kept, `tokens` in them, `d1` drawn, `samples` asked for, `drops` by reason, and what the
+        evaluation sets hit; kept and dropped samples add up to `samples`.
 
     Raises:
-        SbpError: there is nothing to draw from, or the engine cannot start.
+        SbpError: there is nothing to draw from, an evaluation set cannot be read, or the engine cannot start.
     """
+    ngrams = read_evaluation_sets(decontaminate)  # before any work
     shards = corpus.files("train", ".parquet")
     quotas = shard_quotas(cfg, [corpus.num_rows(shard) for shard in shards])
     todo = [{"shard": shard, "quota": quota} for shard, quota in enumerate(quotas) if not out.exists(_name(shard))]
@@ -75,9 +83,13 @@ def synthesize_documents(
             running_synthesizer(engine, synthesizer, owner=out.url) as app_name,
             _reported(total, done=total - todo_samples) as tally,
         ):
-            worker = (cfg, engine, corpus, synthesizer, out, app_name, tally)
+            worker = (cfg, engine, decontaminate, corpus, synthesizer, out, app_name, tally)
             _run(todo, worker, num_workers=min(max(engine.max_replicas, 1), len(todo)))
-    return add_stats(out.read_stats(_name(shard)) for shard in range(len(shards)))
+    stats = add_stats(out.read_stats(_name(shard)) for shard in range(len(shards)))
+    stats["contaminated"] = ngrams.counted(stats["drops"].get("contaminated", 0), stats["contaminated"])
+    if stats["contaminated"]:
+        logger.info(f"{_STAGE} | {told(stats['contaminated'])}")
+    return stats
 
 
 def _name(shard: int) -> str:
@@ -137,6 +149,7 @@ class Synthesizer:
         self,
         cfg: SynthesizeConfig,
         engine: EngineConfig,
+        decontaminate: DecontaminateConfig,
         corpus: Artifact,
         synthesizer: Artifact,
         out: Artifact,
@@ -144,6 +157,7 @@ class Synthesizer:
         tally: Any,
     ) -> None:
         set_up_logging()
+        self._ngrams = read_evaluation_sets(decontaminate)
         self._cfg, self._window, self._corpus, self._out, self._tally = cfg, engine.max_model_len, corpus, out, tally
         self._version = synthesizer.fingerprint()
         self._tokenizer = load_tokenizer(synthesizer.local_copy("model"))
@@ -198,21 +212,22 @@ class Synthesizer:
         self, samples: list[tuple[Source, int]], drawn: list[tuple[Draw, Drawn | None]]
     ) -> tuple[pa.Table, Stats]:
         """The rows to keep, in the samples' order, and counts of all."""
+        reasons, texts = self._judged(samples, drawn)
+        contaminated = self._ngrams.find(texts)
         rows: list[dict[str, Any]] = []
         drops: Counter[str] = Counter()
-        texts: set[str] = set()
-        for (source, sample), (draw, written) in zip(samples, drawn, strict=True):
-            if written is None:
-                drops["prompt_too_long"] += 1
-                continue
-            reason = drop_reason(written, source.input_ids, self._cfg, text_ids=self._text_ids)
-            text = "" if reason else self._tokenizer.decode(written.input_ids)
-            if reason is None and text in texts:
+        seen: set[str] = set()
+        for number, ((source, sample), (draw, written)) in enumerate(zip(samples, drawn, strict=True)):
+            reason, text = reasons[number], texts[number]
+            if reason is None and number in contaminated:
+                reason = "contaminated"
+            if reason is None and text in seen:
                 reason = "duplicate"
             if reason is not None:
                 drops[reason] += 1
                 continue
-            texts.add(text)
+            assert written is not None
+            seen.add(text)
             rows.append(self._row(source, sample, draw, written, text))
         return pa.Table.from_pylist(rows, schema=schema.SYNTHETIC), {
             "samples": len(samples),
@@ -220,7 +235,22 @@ class Synthesizer:
             "tokens": sum(len(row["input_ids"]) for row in rows),
             "tokens_generated": sum(len(written.input_ids) for _, written in drawn if written),
             "drops": dict(drops),
+            "contaminated": dict(Counter(name for names in contaminated.values() for name in names)),
         }
+
+    def _judged(
+        self, samples: list[tuple[Source, int]], drawn: list[tuple[Draw, Drawn | None]]
+    ) -> tuple[list[str | None], list[str]]:
+        """For each sample: why it is not sound, and its text if it is."""
+        reasons: list[str | None] = []
+        texts: list[str] = []
+        for (source, _), (_, written) in zip(samples, drawn, strict=True):
+            reason: str | None = "prompt_too_long"
+            if written is not None:
+                reason = drop_reason(written, source.input_ids, self._cfg, text_ids=self._text_ids)
+            reasons.append(reason)
+            texts.append("" if reason or written is None else self._tokenizer.decode(written.input_ids))
+        return reasons, texts
 
     def _row(self, source: Source, sample: int, draw: Draw, written: Drawn, text: str) -> dict[str, Any]:
         return {

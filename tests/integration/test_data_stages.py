@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import EmbedConfig, IngestConfig, NeighborsConfig, PairConfig, Resources
+from sbp_ray.config import DecontaminateConfig, EmbedConfig, IngestConfig, NeighborsConfig, PairConfig, Resources
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import SPLITS
 from sbp_ray.stages.embed import embed_corpus
@@ -52,7 +52,7 @@ def run_stages(source: Path, root: Path, num_workers: int) -> dict[str, Any]:
         resources=resources,
     )
     return {
-        "ingest": ingest_documents(ingest, out=corpus),
+        "ingest": ingest_documents(ingest, decontaminate=DecontaminateConfig(), out=corpus),
         "embed": embed_corpus(EmbedConfig(max_tokens=64, resources=resources), corpus=corpus, out=embeddings),
         "neighbors": find_neighbors(
             NeighborsConfig(num_neighbors=8, resources=resources), embeddings=embeddings, out=neighbors
@@ -116,5 +116,5 @@ def test_a_mistake_in_a_worker_reaches_the_user_as_one_line(tmp_path: Path) -> N
     (tmp_path / "in.jsonl").write_text('{"body": "x"}\n')
     cfg = IngestConfig(input=(str(tmp_path / "in.jsonl"),))
     with pytest.raises(SbpError) as error:
-        ingest_documents(cfg, out=Artifact("corpus", str(tmp_path / "corpus")))
+        ingest_documents(cfg, decontaminate=DecontaminateConfig(), out=Artifact("corpus", str(tmp_path / "corpus")))
     assert str(error.value) == f"{tmp_path}/in.jsonl: no text in column 'text': set ingest.text_column to one of body"

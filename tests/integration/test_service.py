@@ -1,10 +1,12 @@
 """The service with a real engine: one tiny model behind Ray Serve, asked over HTTP and by the batch stage."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import openai
@@ -15,7 +17,7 @@ import requests
 
 from sbp_ray import schema
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import EngineConfig, Resources, SynthesizeConfig
+from sbp_ray.config import DecontaminateConfig, EngineConfig, Resources, SynthesizeConfig
 from sbp_ray.engine.messages import sample_seed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -218,7 +220,8 @@ def test_every_sample_is_a_row_or_a_counted_drop_and_a_rerun_does_nothing(
 
     cfg = SynthesizeConfig(samples_per_document=3, max_tokens=100, min_tokens=2, seed=5, max_in_flight=8)
     out = new_artifact("synthetic")
-    inputs = {"engine": ENGINE, "corpus": corpus, "synthesizer": service.synthesizer, "out": out}
+    made_from = {"decontaminate": DecontaminateConfig(), "corpus": corpus, "synthesizer": service.synthesizer}
+    inputs = {"engine": ENGINE, "out": out, **made_from}
     stats = synthesize_documents(cfg, **inputs)
 
     files = out.files(suffix=".parquet")
@@ -245,13 +248,36 @@ def test_a_missing_shard_is_drawn_again_the_same(service: Service, corpus: Artif
 
     cfg = SynthesizeConfig(num_documents=10, max_tokens=20, min_tokens=2, keep_unfinished=True)
     out = new_artifact("synthetic")
-    inputs = {"engine": ENGINE, "corpus": corpus, "synthesizer": service.synthesizer, "out": out}
+    made_from = {"decontaminate": DecontaminateConfig(), "corpus": corpus, "synthesizer": service.synthesizer}
+    inputs = {"engine": ENGINE, "out": out, **made_from}
     stats = synthesize_documents(cfg, **inputs)
     assert stats["d1"] == 10
     whole = out.read_table("part-00001.parquet")
     out.fs.delete_file(out.path("part-00001.parquet"))
     assert synthesize_documents(cfg, **inputs) == stats
     assert out.read_table("part-00001.parquet").equals(whole)
+
+
+def test_a_synthetic_document_that_an_evaluation_set_shares_is_dropped(
+    service: Service, corpus: Artifact, new_artifact: Any, tmp_path: Path
+) -> None:
+    """The same draws twice: the second time, a text of the first is in an evaluation set."""
+    from sbp_ray.stages.synthesize import synthesize_documents
+
+    cfg = SynthesizeConfig(num_documents=10, max_tokens=100, min_tokens=2, keep_unfinished=True)
+    inputs = {"engine": ENGINE, "corpus": corpus, "synthesizer": service.synthesizer}
+    before, after = new_artifact("before"), new_artifact("after")
+    stats = synthesize_documents(cfg, decontaminate=DecontaminateConfig(), out=before, **inputs)
+    assert stats["contaminated"] is None
+    texts = [row["text"] for file in before.files() for row in before.read_table(file).to_pylist()]
+    target = max(texts, key=lambda text: len(re.findall(r"[^\W_]+", text)))
+    (tmp_path / "leaked.jsonl").write_text(json.dumps({"question": f"Is this so: {target}?"}))
+    sets = DecontaminateConfig(evaluation_sets=(str(tmp_path / "*.jsonl"),), ngram_words=5)
+    clean = synthesize_documents(cfg, decontaminate=sets, out=after, **inputs)
+    assert clean["contaminated"]["sets"]["leaked"] == {"items": 1, "too_short": 0, "documents": 1}
+    assert clean["drops"] == {**stats["drops"], "contaminated": 1}
+    kept = [row["text"] for file in after.files() for row in after.read_table(file).to_pylist()]
+    assert kept == [text for text in texts if text != target]
 
 
 def test_an_engine_that_dies_is_replaced_and_the_seed_draws_the_same(service: Service) -> None:

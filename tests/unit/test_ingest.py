@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import IngestConfig
+from sbp_ray.config import DecontaminateConfig, IngestConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOCUMENT, SPLITS, shard_of
 from sbp_ray.stages import ingest
-from sbp_ray.stages.ingest import group_hash, ingest_documents, validation_limit
+from sbp_ray.stages.ingest import group_hash, validation_limit
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -35,6 +35,10 @@ def articles(num_articles: int, num_each: int = 3) -> list[dict[str, Any]]:
 def config(path: Path, **changes: Any) -> IngestConfig:
     settings = {"input": (str(path),), "group_column": "title", "num_shards": 3, "vocab_size": 300} | changes
     return IngestConfig(**settings)
+
+
+def ingest_documents(cfg: IngestConfig, *, out: Artifact, **decontaminate: Any) -> dict[str, Any]:
+    return ingest.ingest_documents(cfg, decontaminate=DecontaminateConfig(**decontaminate), out=out)
 
 
 def rows_of(out: Artifact, split: str) -> list[dict[str, Any]]:
@@ -224,3 +228,58 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
     in_process.clear()
     ingest_documents(cfg, out=out)
     assert in_process == []
+
+
+def test_train_documents_that_an_evaluation_set_shares_are_dropped_and_held_out_ones_stay(
+    tmp_path: Path, new_artifact
+) -> None:
+    """Subjects 3 and 5 of ten are asked about, and one more set has nothing to do with them."""
+    write_rows(tmp_path / "in.jsonl", articles(10))
+    asked = [{"id": n, "question": f"Is it that PARAGRAPH 0: about subject {n}, or not?"} for n in (3, 5)]
+    write_rows(tmp_path / "asked.jsonl", [*asked, {"id": 0, "question": "Why?"}])
+    write_rows(tmp_path / "other.jsonl", [{"question": "Nothing of this is anywhere in the documents."}])
+    sets = {"evaluation_sets": (str(tmp_path / "asked.jsonl"), str(tmp_path / "other.jsonl")), "ngram_words": 5}
+    cfg = config(tmp_path / "in.jsonl", validation_share=0.5)
+    before, after = new_artifact("before"), new_artifact("after")
+    all_stats = ingest_documents(cfg, out=before)
+    stats = ingest_documents(cfg, out=after, **sets)
+    in_train = [n for n in (3, 5) if group_hash(0, f"Subject {n}") >= 2**63]
+    assert len(in_train) == 1  # so that both splits are put to the test
+    lost = f"Paragraph 0 about subject {in_train[0]}."
+    assert [row["text"] for row in rows_of(after, "train")] == [
+        row["text"] for row in rows_of(before, "train") if row["text"] != lost
+    ]
+    assert len(rows_of(after, "validation")) == len(rows_of(before, "validation"))
+    assert all_stats["contaminated"] is None
+    assert stats["contaminated"] == {
+        "ngram_words": 5,
+        "ngrams": (3 + 3 + 3) + 4,  # three that both questions have, three of each, and four
+        "documents": 1,
+        "sets": {
+            "asked": {"items": 3, "too_short": 1, "documents": 1},
+            "other": {"items": 1, "too_short": 0, "documents": 0},
+        },
+    }
+    assert stats["drops"] == stats["train"]["drops"] == {"contaminated": 1}
+    assert stats["rows"] == stats["documents"] + 1
+    assert stats["tokenizer"]["trained_on_chars"] == all_stats["tokenizer"]["trained_on_chars"] - len(lost)
+
+
+def test_a_missing_evaluation_set_is_noticed_before_any_work(tmp_path: Path, new_artifact, in_process: list) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(3))
+    with pytest.raises(SbpError, match=r"^decontaminate.evaluation_sets: .*none.jsonl: there is no such file or folde"):
+        ingest_documents(
+            config(tmp_path / "in.jsonl"), out=new_artifact("corpus"), evaluation_sets=(f"{tmp_path}/none.jsonl",)
+        )
+    assert in_process == []
+
+
+def test_a_corpus_that_is_all_in_the_evaluation_sets_is_refused(tmp_path: Path, new_artifact) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(3))
+    with pytest.raises(SbpError, match=r"no document is left in the train split: .*decontaminate.evaluation_sets"):
+        ingest_documents(
+            config(tmp_path / "in.jsonl"),
+            out=new_artifact("corpus"),
+            evaluation_sets=(str(tmp_path / "in.jsonl"),),
+            ngram_words=1,
+        )

@@ -126,6 +126,30 @@ def test_a_changed_input_file_is_refused(run: Run, folder: Path, capsys: pytest.
     assert "1_corpus was made with other input files" in _error(capsys)
 
 
+def test_a_changed_evaluation_set_is_refused_where_it_decides_the_result(
+    run: Run, ran: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "arc.jsonl").write_text('{"query": "Why?"}\n')
+    sets = f"decontaminate.evaluation_sets=[{folder}/arc*.jsonl]"
+    assert run("pipeline", sets) == 0
+    for name in ("corpus", "synthetic"):
+        assert _manifest(folder, name)["settings"]["decontaminate"]["evaluation_sets"] == [f"{folder}/arc*.jsonl"]
+    assert run("pipeline", sets) == 0
+    assert len(ran) == len(STAGES)
+    (folder / "arc.jsonl").write_text('{"query": "Why not?"}\n')
+    assert run("ingest", sets) == 1
+    assert "1_corpus was made with other evaluation sets" in _error(capsys)
+    assert run("synthesize", sets) == 1
+    assert "7_synthetic was made with other evaluation sets" in _error(capsys)
+    assert run("embed", sets) == 0
+    (folder / "arc.jsonl").unlink()
+    (folder / "docs.jsonl").unlink()
+    assert run("pipeline", sets) == 0  # what is finished needs its input no more
+    assert run("synthesize", "--redo", "synthesize", sets) == 1
+    assert _error(capsys).startswith(f"decontaminate.evaluation_sets: {folder}/arc*.jsonl: there is no such file")
+    assert len(ran) == len(STAGES)
+
+
 def test_resources_may_change(run: Run, ran: list[str]) -> None:
     assert run("ingest") == 0
     assert run("ingest", "ingest.resources.num_workers=3", "ingest.resources.num_cpus=2") == 0
