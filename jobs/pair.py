@@ -1,4 +1,4 @@
-"""corpus, neighbors -> pairs (d1, d2): related, not copies
+"""neighbors -> pairs (d1, d2): related, not copies
 
 ray job submit --working-dir . -- python jobs/pair.py --config configs/h200.yaml
 """
@@ -9,9 +9,7 @@ from sbp_ray.job import Job, Stats, main
 def run(job: Job) -> Stats:
     from sbp_ray.stages.pair import pair_documents
 
-    return pair_documents(
-        job.config.pair, corpus=job.inputs["corpus"], neighbors=job.inputs["neighbors"], out=job.output
-    )
+    return pair_documents(job.config.pair, neighbors=job.inputs["neighbors"], out=job.output)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,19 @@ _BINS_PER_UNIT = 20
 
 def cosine_histogram(cosines: NDArray[np.floating]) -> dict[str, int]:
     """Count by lower edge: 0.61 belongs to "0.60". Only bins that hold something, in rising order."""
+    numbers, counts = np.unique(bin_numbers(cosines), return_counts=True)
+    return {bin_edge(number): int(count) for number, count in zip(numbers, counts, strict=True)}
+
+
+def bin_numbers(cosines: NDArray[np.floating]) -> NDArray[np.int64]:
+    """The bin of each; 0 starts at 0.00."""
     bins = np.floor(cosines * _BINS_PER_UNIT + 1e-4).astype(int)  # 0.65 in float32 lies a hair below its edge
-    bins = np.minimum(bins, _BINS_PER_UNIT - 1)  # 1.0 belongs to the last bin
-    numbers, counts = np.unique(bins, return_counts=True)
-    return {f"{number / _BINS_PER_UNIT:.2f}": int(count) for number, count in zip(numbers, counts, strict=True)}
+    return np.minimum(bins, _BINS_PER_UNIT - 1)  # 1.0 belongs to the last bin
+
+
+def bin_edge(number: int) -> str:
+    """The lower edge of a bin, as histograms name it."""
+    return f"{number / _BINS_PER_UNIT:.2f}"
 
 
 def sorted_histogram(histogram: Mapping[str, int]) -> dict[str, int]:

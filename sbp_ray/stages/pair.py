@@ -1,77 +1,129 @@
-"""corpus, neighbors -> pairs (d1, d2): related, not copies, both directions
+"""neighbors -> pairs (d1, d2): related, not copies, both directions
 
-    listed      worker of a shard of neighbours: neighbours within the cosine band, each as two directed pairs, each
-                put into the bucket of the shard that holds its d1
-    judged      worker of a shard: its pairs from all buckets, each once; near-duplicates go; then, since every pair is
-                there in both directions, the pairs in which its documents are d2 are known too, and hubs are capped;
-                those left are put into the bucket of the shard that holds *their* d1
-    train, validation
-                worker of a shard: its pairs from all buckets, sorted
+    list        worker of a shard of neighbours: those in the cosine band that are no near-duplicates, each as two
+                directed pairs, each put into the bucket of the shard of its d1
+    cap         worker of a shard: its pairs from all buckets, each once. As every pair is there in both directions, the
+                pairs in which its documents are d2 are known too: of these, each document keeps the most similar ones,
+                `max_as_d2`, and they are put into the bucket of the shard of *their* d1
+    write       worker of a shard: its pairs from all buckets; each d1 keeps the most similar ones, `max_as_d1`
 
-Each worker holds one shard's pairs and shingles, and one more shard of documents at a time.
+The caps are greedy and in this order, so that a hub is taken away before it can fill a d1's places; equally similar
+pairs go by id. Both keep the most similar, so what they keep above a threshold does not depend on the threshold.
+
+Each worker holds one shard's pairs as columns of numbers. No text is read: how alike two documents' shingles are came
+with the neighbours.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
+import pyarrow.parquet as pq
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.buckets import bucket_writer, read_bucket
+from sbp_ray.buckets import BucketWriter, bucket_writer, read_bucket
 from sbp_ray.config import PairConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.neighbors.histogram import cosine_histogram, sorted_histogram, threshold_for
-from sbp_ray.schema import PAIR, SPLITS, Split, shard_of
+from sbp_ray.neighbors.histogram import cosine_histogram, sorted_histogram
+from sbp_ray.pairing.candidates import (
+    CANDIDATE,
+    REASONS,
+    RELATED,
+    Candidates,
+    decode_ids,
+    each_once,
+    from_table,
+    hex_digits,
+    judge,
+    near_duplicates,
+    ranked,
+    shards_of,
+)
+from sbp_ray.pairing.guide import (
+    Sample,
+    band_rows,
+    degree_counts,
+    degree_summary,
+    draw_samples,
+    explain_no_pairs,
+    fewest,
+    in_slots,
+    positive,
+    threshold_rows,
+    what_if_slots,
+)
+from sbp_ray.schema import NEIGHBORS, SPLITS, Split
 from sbp_ray.shards import Stats, add_stats, map_shards, shard_name
-from sbp_ray.text.shingles import containment, jaccard, shingle_hashes
 
 logger = logging.getLogger(__name__)
 
+GUIDE = "guide.json"
 SCRATCH = "scratch"
-CANDIDATE = pa.schema([("d1_id", pa.string()), ("d2_id", pa.string()), ("cosine", pa.float32())])
-JUDGED = pa.schema([*PAIR, ("same_group", pa.bool_())])
 _STATS = "stats.json"
-_PAIRS_PER_DOCUMENT = 0.1  # the least for which a threshold is worth suggesting
+_BATCH_DOCUMENTS = 4096  # with 200 neighbours each about 60 MB
+_WRITE_ROWS = 4_000_000  # of 42 bytes; fewer would make buckets of many small pieces
+
+Names = dict[Split, list[str]]
 
 
-def pair_documents(cfg: PairConfig, *, corpus: Artifact, neighbors: Artifact, out: Artifact) -> Stats:
-    """Choose the pairs of both splits.
+def pair_documents(cfg: PairConfig, *, neighbors: Artifact, out: Artifact) -> Stats:
+    """Choose the pairs of both splits, and write `guide.json`, which tells how to choose the thresholds.
 
     Returns:
         Pairs, documents that are d1 of one, drops by reason, histogram of cosines, and the share of the pairs whose
-        documents share a group, of each split.
+        documents share a group, of each split. Reasons that name a setting of the band or a near-duplicate count listed
+        neighbours, the caps count directed pairs.
 
     Raises:
-        SbpError: the train split has no pair; says which threshold would give some.
+        SbpError: a shard of the neighbours is missing; or the train split has no pair: says which threshold would give
+            some.
     """
     if not out.exists(_STATS):
-        names = {split: neighbors.files(split, ".parquet") for split in SPLITS}
-        for step, worker in (("list", CandidateLister), ("judge", PairJudge), ("write", PairWriter)):
-            _run_step(step, worker, (cfg, corpus, neighbors, out, names), cfg, names, out)
-        by_split = {split: _split_stats(out, names[split], neighbors) for split in SPLITS}
-        if by_split["train"]["pairs"] == 0:
-            raise SbpError(_no_pairs(cfg, by_split["train"], neighbors, names["train"]))
+        names: Names = {split: neighbors.files(split, ".parquet") for split in SPLITS}
+        _require_shards(neighbors, names)
+        num_documents = {split: sum(map(neighbors.num_rows, names[split])) for split in SPLITS}
+        slots = {split: what_if_slots(num_documents[split]) for split in SPLITS}
+        for step, worker in (("list", CandidateLister), ("cap", D2Capper), ("write", PairWriter)):
+            _run_step(step, worker, (cfg, neighbors, out, names, slots), cfg, names, out)
+        found = {split: _split_stats(out, names[split], split) for split in SPLITS}
+        if found["train"]["histogram"] == {}:
+            raise SbpError(explain_no_pairs(cfg, found["train"]))
+        out.write_json(GUIDE, {split: _guide(found[split]) for split in SPLITS})
+        by_split = {split: _manifest_stats(found[split]) for split in SPLITS}
         total = add_stats({"pairs": part["pairs"], "drops": part["drops"]} for part in by_split.values())
         out.write_json(_STATS, {**total, **by_split})
     _remove_scratch(out)
     return out.read_json(_STATS)
 
 
-_FOLDERS = {"list": f"{SCRATCH}/listed-", "judge": f"{SCRATCH}/judged-", "write": ""}
+_FOLDERS = {"list": f"{SCRATCH}/listed-", "cap": f"{SCRATCH}/capped-", "write": ""}
 
 
 def _file(step: str, split: Split, shard: int) -> str:
     return shard_name(f"{_FOLDERS[step]}{split}", shard)
 
 
+def _require_shards(neighbors: Artifact, names: Names) -> None:
+    """A gap in the numbers; `CandidateLister` sees whether the last ones are missing."""
+    for split in SPLITS:
+        for shard, name in enumerate(names[split]):
+            if name != shard_name(split, shard):
+                raise SbpError(_missing(neighbors, shard_name(split, shard)))
+        if not names[split]:
+            raise SbpError(_missing(neighbors, shard_name(split, 0)))
+
+
+def _missing(neighbors: Artifact, what: str) -> str:
+    return f"{neighbors.url}: {what} is missing: make it again with --redo neighbors"
+
+
 def _run_step(
-    step: str, worker: type, arguments: tuple[Any, ...], cfg: PairConfig, names: dict[Split, list[str]], out: Artifact
+    step: str, worker: type, arguments: tuple[Any, ...], cfg: PairConfig, names: Names, out: Artifact
 ) -> None:
     every = [(split, shard) for split in SPLITS for shard in range(len(names[split]))]
     todo = [{"split": split, "shard": shard} for split, shard in every if not out.exists(_file(step, split, shard))]
@@ -83,92 +135,115 @@ class _Worker:
     """What the three steps have in common."""
 
     def __init__(
-        self,
-        cfg: PairConfig,
-        corpus: Artifact,
-        neighbors: Artifact,
-        out: Artifact,
-        names: dict[Split, list[str]],
+        self, cfg: PairConfig, neighbors: Artifact, out: Artifact, names: Names, slots: dict[Split, int]
     ) -> None:
-        self._cfg, self._corpus, self._neighbors, self._out, self._names = cfg, corpus, neighbors, out, names
+        self._cfg, self._neighbors, self._out, self._names, self._slots = cfg, neighbors, out, names, slots
 
-    def _bucket(self, step: str, split: Split, shard: int, schema: pa.Schema) -> pa.Table:
+    def _bucket(self, step: str, split: Split, shard: int) -> Candidates:
         files = [_file(step, split, other) for other in range(len(self._names[split]))]
-        return read_bucket(self._out, files, shard, schema).drop_columns("file")
+        return each_once(from_table(read_bucket(self._out, files, shard, CANDIDATE)))
 
-    def _shards_of(self, split: Split, doc_ids: list[str]) -> NDArray[np.int64]:
-        return np.array([shard_of(doc_id, len(self._names[split])) for doc_id in doc_ids], np.int64)
+    def _write(self, writer: BucketWriter, split: Split, parts: list[Candidates]) -> None:
+        """Each row into the bucket of its d1's shard."""
+        if parts:
+            buckets = [shards_of(part.d1_N2, len(self._names[split])) for part in parts]
+            writer.write(pa.concat_tables(part.to_table() for part in parts), np.concatenate(buckets))
 
 
 class CandidateLister(_Worker):
-    """Turns one shard of neighbours into directed pairs within the cosine band."""
+    """Turns one shard of neighbours into directed pairs within the cosine band.
+
+    Pairs below the band go along for a sample of the documents, for the guide.
+    """
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         split, shard = item["split"], item["shard"]
-        table = self._neighbors.read_table(self._names[split][shard])
-        lists = table.column("neighbor_ids").combine_chunks()
-        cosine_N = table.column("cosines").combine_chunks().flatten().to_numpy()
-        is_low_N = cosine_N < np.float32(self._cfg.min_cosine)
-        is_high_N = cosine_N > np.float32(self._cfg.max_cosine)
-        kept = pa.array(np.flatnonzero(~is_low_N & ~is_high_N))
-        own = table.column("doc_id").combine_chunks().take(pc.list_parent_indices(lists).take(kept))
-        other, cosines = lists.flatten().take(kept), pa.array(cosine_N).take(kept)
-        drops = _positive({"below_min_cosine": int(is_low_N.sum()), "above_max_cosine": int(is_high_N.sum())})
+        total: Stats = {"documents": 0}
+        samples: list[Sample] = []
+        waiting: list[Candidates] = []
         with bucket_writer(self._out, _file("list", split, shard), CANDIDATE) as writer:
-            for d1_ids, d2_ids in ((own, other), (other, own)):
-                directed = pa.table([d1_ids, d2_ids, cosines], schema=CANDIDATE)
-                writer.write(directed, self._shards_of(split, d1_ids.to_pylist()))
-            writer.finish({"documents": len(table), "drops": drops})
-        return {"drops": drops}
+            for batch in self._batches(split, shard):
+                directed, stats, found = self._list(batch, split)
+                total, samples = add_stats([total, stats]), fewest([*samples, *found])
+                waiting += directed
+                if sum(map(len, waiting)) >= _WRITE_ROWS:
+                    self._write(writer, split, waiting)
+                    waiting = []
+            self._write(writer, split, waiting)
+            writer.finish({**total, "samples": samples})
+        return {"documents": total["documents"], "drops": total.get("drops", {})}
+
+    def _batches(self, split: Split, shard: int) -> Iterator[pa.RecordBatch]:
+        name = self._names[split][shard]
+        with self._neighbors.fs.open_input_file(self._neighbors.path(name)) as file:
+            for batch in pq.ParquetFile(file).iter_batches(_BATCH_DOCUMENTS, columns=NEIGHBORS.names):
+                own_N2 = decode_ids(hex_digits(batch.column("doc_id")))
+                if (shards_of(own_N2, len(self._names[split])) != shard).any():
+                    raise SbpError(_missing(self._neighbors, f"a shard of {split} after {self._names[split][-1]}"))
+                yield batch
+
+    def _list(self, batch: pa.RecordBatch, split: Split) -> tuple[list[Candidates], Stats, list[Sample]]:
+        """Pairs of one batch in both directions, counts for the guide, and sample pairs."""
+        cfg, slots = self._cfg, self._slots[split]
+        own = hex_digits(batch.column("doc_id"))
+        lists = batch.column("neighbor_ids")
+        other_ND = hex_digits(lists.flatten())
+        parent_N = pc.list_parent_indices(lists).to_numpy()
+        columns = {name: batch.column(f"{name}s").flatten().to_numpy() for name in ("cosine", "jaccard", "containment")}
+        duplicate_N = near_duplicates(columns["jaccard"], columns["containment"], cfg)
+        verdict_N = judge(columns["cosine"], duplicate_N, cfg)
+        in_band_N = verdict_N == RELATED
+        is_low_N = (verdict_N == 1) & (duplicate_N == RELATED)  # in the sample only
+        is_own_drawn = in_slots(decode_ids(own[:, 16:]), slots)
+        drawn_N = is_low_N & is_own_drawn[parent_N]
+        other_drawn_N = is_low_N & in_slots(decode_ids(other_ND[:, 16:]), slots)
+        chosen = np.flatnonzero(in_band_N | drawn_N | other_drawn_N)
+        same_group = batch.column("same_group").flatten().to_numpy(zero_copy_only=False)
+        there = Candidates(
+            decode_ids(own[parent_N[chosen]]),
+            decode_ids(other_ND[chosen]),
+            columns["cosine"][chosen],
+            columns["jaccard"][chosen],
+            same_group[chosen],
+            np.zeros(len(chosen), np.bool_),
+        )
+        back = there.turned(is_listed=True)
+        directed = [there.take((in_band_N | drawn_N)[chosen]), back.take((in_band_N | other_drawn_N)[chosen])]
+        lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+        last = columns["cosine"][np.cumsum(lengths)[lengths > 0] - 1]
+        stats = {
+            "documents": len(own),
+            "what_if_documents": int(is_own_drawn.sum()),
+            "drops": positive({reason: int((verdict_N == i).sum()) for i, reason in enumerate(REASONS, start=1)}),
+            "listed": cosine_histogram(columns["cosine"]),
+            "last": cosine_histogram(last),
+            **{r: cosine_histogram(columns["cosine"][duplicate_N == REASONS.index(r) + 1]) for r in REASONS[2:]},
+        }
+        return directed, stats, draw_samples(own[parent_N], other_ND, columns, duplicate_N)
 
 
-class PairJudge(_Worker):
-    """Takes near-duplicates and the pairs of hubs out of one shard's pairs."""
+class D2Capper(_Worker):
+    """Takes hubs out of one shard's pairs: those in which its documents are d2 too often."""
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         split, shard = item["split"], item["shard"]
-        candidates = _each_once(self._bucket("list", split, shard, CANDIDATE))
-        drops: Counter[str] = Counter()
-        related = self._without_near_duplicates(split, shard, candidates, drops)
-        kept = cap_hubs(related, self._cfg.max_appearances)
-        drops["hub_cap"] = len(related) - len(kept)
-        drops = Counter(_positive(drops))
-        turned = kept.select(["d2_id", "d1_id", "cosine", "jaccard", "same_group"]).rename_columns(JUDGED.names)
-        with bucket_writer(self._out, _file("judge", split, shard), JUDGED) as writer:
-            writer.write(turned, self._shards_of(split, turned.column("d1_id").to_pylist()))
-            writer.finish({"drops": dict(drops)})
-        return {"drops": dict(drops)}
-
-    def _without_near_duplicates(self, split: Split, shard: int, candidates: pa.Table, drops: Counter[str]) -> pa.Table:
-        """Rows of `JUDGED`."""
-        own = self._read_shingles(split, shard, set(candidates.column("d1_id").to_pylist()))
-        by_shard: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for row in candidates.to_pylist():
-            by_shard[shard_of(row["d2_id"], len(self._names[split]))].append(row)
-        kept = []
-        for other, rows in sorted(by_shard.items()):
-            others = own if other == shard else {}
-            wanted = {row["d2_id"] for row in rows} - others.keys()
-            others = others | self._read_shingles(split, other, wanted) if wanted else others
-            for row in rows:
-                (group_1, shingles_1), (group_2, shingles_2) = own[row["d1_id"]], others[row["d2_id"]]
-                reason = near_duplicate(shingles_1, shingles_2, self._cfg)
-                if reason:
-                    drops[reason] += 1
-                else:
-                    similarity = {"jaccard": jaccard(shingles_1, shingles_2), "same_group": group_1 == group_2}
-                    kept.append({**row, **similarity})
-        return pa.Table.from_pylist(kept, JUDGED)
-
-    def _read_shingles(self, split: Split, shard: int, wanted: set[str]) -> dict[str, tuple[str, NDArray[np.uint64]]]:
-        """Group and shingles of the wanted documents of a shard."""
-        table = self._corpus.read_table(shard_name(split, shard), ["doc_id", "group", "input_ids"])
-        table = table.filter(pc.is_in(table.column("doc_id"), pa.array(sorted(wanted), pa.string())))
-        found = {}
-        for doc_id, group, input_ids in zip(*table.columns, strict=True):
-            shingles = shingle_hashes(input_ids.values.to_numpy(), self._cfg.shingle_tokens)
-            found[doc_id.as_py()] = (group.as_py(), shingles)
-        return found
+        found, rank_N = ranked(self._bucket("list", split, shard))
+        in_band_N = found.cosine_N >= np.float32(self._cfg.min_cosine)
+        kept_N = rank_N < self._cfg.max_as_d2
+        is_drawn_N = in_slots(found.d1_N2, self._slots[split])
+        drops = positive({"d2_cap": int((in_band_N & ~kept_N).sum())})
+        document_N = np.cumsum(rank_N == 0) - 1
+        stats = {
+            "drops": drops,
+            "nearest": cosine_histogram(found.cosine_N[is_drawn_N & (rank_N == 0)]),
+            "within_cap": cosine_histogram(found.cosine_N[is_drawn_N & kept_N]),
+            "listed_by": degree_counts(np.bincount(document_N[in_band_N & found.is_listed_N])),
+            "as_d2": degree_counts(np.bincount(document_N[in_band_N & kept_N])),
+        }
+        with bucket_writer(self._out, _file("cap", split, shard), CANDIDATE) as writer:
+            self._write(writer, split, [found.take(in_band_N & kept_N).turned(is_listed=False)])
+            writer.finish(stats)
+        return {"drops": drops}
 
 
 class PairWriter(_Worker):
@@ -176,82 +251,53 @@ class PairWriter(_Worker):
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         split, shard = item["split"], item["shard"]
-        table = self._bucket("judge", split, shard, JUDGED)
-        table = table.sort_by([("d1_id", "ascending"), ("cosine", "descending"), ("d2_id", "ascending")])
+        found, rank_N = ranked(self._bucket("cap", split, shard))
+        kept_N = rank_N < self._cfg.max_as_d1
+        pairs = found.take(kept_N)
         stats = {
-            "pairs": len(table),
-            "documents_with_pair": pc.count_distinct(table.column("d1_id")).as_py(),
-            "same_group_pairs": pc.sum(table.column("same_group")).as_py() or 0,
-            "histogram": cosine_histogram(table.column("cosine").to_numpy()),
+            "pairs": len(pairs),
+            "documents_with_pair": int((rank_N == 0).sum()),
+            "same_group_pairs": int(pairs.same_group_N.sum()),
+            "histogram": cosine_histogram(pairs.cosine_N),
+            "as_d1": degree_counts(np.bincount((np.cumsum(rank_N == 0) - 1)[kept_N])),
+            "drops": positive({"d1_cap": len(found) - len(pairs)}),
         }
-        self._out.write_table(_file("write", split, shard), table.select(PAIR.names).cast(PAIR), stats=stats)
-        return {"pairs": len(table)}
+        self._out.write_table(_file("write", split, shard), pairs.to_pairs(), stats=stats)
+        return {"pairs": len(pairs), "drops": stats["drops"]}
 
 
-def near_duplicate(a: NDArray[np.uint64], b: NDArray[np.uint64], cfg: PairConfig) -> str | None:
-    """The reason why two documents, given by their shingles, are too much alike; None when they are not."""
-    if jaccard(a, b) > cfg.max_jaccard:
-        return "near_duplicate_jaccard"
-    if max(containment(a, b), containment(b, a)) > cfg.max_containment:
-        return "near_duplicate_containment"
-    return None
+# What the driver makes of the workers' counts
 
 
-def cap_hubs(pairs: pa.Table, max_appearances: int) -> pa.Table:
-    """Keep, for each d1, its most similar pairs; equally similar ones by the id of d2."""
-    ranked = pairs.sort_by([("d1_id", "ascending"), ("cosine", "descending"), ("d2_id", "ascending")])
-    if len(ranked) == 0:
-        return ranked
-    ids = ranked.column("d1_id").to_numpy()
-    starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
-    lengths = np.diff([*starts, len(ids)])
-    rank_N = np.arange(len(ids)) - np.repeat(starts, lengths)
-    return ranked.filter(pa.array(rank_N < max_appearances))
+def _split_stats(out: Artifact, names: list[str], split: Split) -> Stats:
+    """Every count of the split's shards added up, and the sample pairs."""
+    total: Stats = {}
+    samples: list[Sample] = []
+    for shard in range(len(names)):
+        for step in _FOLDERS:
+            part = out.read_stats(_file(step, split, shard))
+            samples = fewest([*samples, *part.pop("samples", [])])
+            total = add_stats([total, part])
+    return {**total, "histogram": sorted_histogram(total["histogram"]), "samples": samples}
 
 
-def _each_once(candidates: pa.Table) -> pa.Table:
-    """A pair that both documents list is there twice, and its cosines may differ in the last bit: the higher counts."""
-    grouped = candidates.group_by(["d1_id", "d2_id"]).aggregate([("cosine", "max")])
-    return grouped.rename_columns(["d1_id", "d2_id", "cosine"]).sort_by(
-        [("d1_id", "ascending"), ("d2_id", "ascending")]
-    )
-
-
-def _positive(counts: dict[str, int]) -> dict[str, int]:
-    return {reason: count for reason, count in counts.items() if count}
-
-
-def _split_stats(out: Artifact, names: list[str], neighbors: Artifact) -> Stats:
-    [split] = {name.split("/")[0] for name in names}
-    files = {step: [_file(step, split, shard) for shard in range(len(names))] for step in _FOLDERS}  # type: ignore[arg-type]
-    stats = add_stats(out.read_stats(name) for name in files["write"])
-    same_group = stats.pop("same_group_pairs")
-    before = add_stats(out.read_stats(name) for step in ("list", "judge") for name in files[step])
+def _manifest_stats(found: Stats) -> Stats:
+    pairs = found["pairs"]
     return {
-        **stats,
-        "documents": before["documents"],
-        "same_group_share": round(same_group / stats["pairs"], 4) if stats["pairs"] else None,
-        "histogram": sorted_histogram(stats["histogram"]),
-        "drops": before["drops"],
+        **{key: found[key] for key in ("pairs", "documents_with_pair", "documents", "histogram", "drops")},
+        "same_group_share": round(found["same_group_pairs"] / pairs, 4) if pairs else None,
     }
 
 
-def _no_pairs(cfg: PairConfig, train: Stats, neighbors: Artifact, names: list[str]) -> str:
-    """What there is instead, and a setting that would give some."""
-    drops = ", ".join(f"{count:,} {reason}" for reason, count in train["drops"].items()) or "no neighbours"
-    histogram = add_stats(neighbors.read_stats(name)["histogram_all"] for name in names)
-    fact = f"no pairs with pair.min_cosine={cfg.min_cosine}, pair.max_cosine={cfg.max_cosine} ({drops})"
-    in_band = {edge: count for edge, count in histogram.items() if float(edge) < cfg.max_cosine}
-    if not in_band:
-        return f"{fact}: the train split needs at least two documents that are not copies of each other"
-    line = " ".join(f"{edge}:{count}" for edge, count in sorted_histogram(histogram).items())
-    threshold, num_pairs = threshold_for(in_band, _PAIRS_PER_DOCUMENT * train["documents"])
-    if threshold >= cfg.min_cosine:
-        return f"{fact}; cosines of neighbours {line}: raise pair.max_jaccard and pair.max_containment"
-    return (
-        f"{fact}; cosines of neighbours {line}: use --redo pair pair.min_cosine={threshold:.2f}, "
-        f"which keeps about {num_pairs:,} for {train['documents']:,} documents"
-    )
+def _guide(found: Stats) -> Stats:
+    return {
+        "documents": found["documents"],
+        "what_if_documents": found["what_if_documents"],
+        "bands": band_rows(found),
+        "thresholds": threshold_rows(found),
+        "degrees": {name: degree_summary(found[name], found["documents"]) for name in ("listed_by", "as_d2", "as_d1")},
+        "samples": found["samples"],
+    }
 
 
 def _remove_scratch(out: Artifact) -> None:

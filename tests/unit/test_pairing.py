@@ -1,0 +1,84 @@
+"""The parts that pairing is made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sbp_ray.pairing import guide
+from sbp_ray.pairing.candidates import decode_ids, encode_ids, hex_digits, shards_of
+from sbp_ray.pairing.guide import degree_counts, degree_summary, in_slots, threshold_rows, what_if_slots
+from sbp_ray.schema import shard_of
+
+
+def random_ids(number: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [rng.bytes(16).hex() for _ in range(number)]
+
+
+def test_ids_come_back_from_their_halves_and_sort_alike() -> None:
+    ids = [*random_ids(50), "0" * 32, "f" * 32]
+    halves_N2 = decode_ids(hex_digits(pa.array(ids)))
+    assert encode_ids(halves_N2).to_pylist() == ids
+    assert [int(high) << 64 | int(low) for high, low in halves_N2] == [int(one, 16) for one in ids]
+    assert hex_digits(pa.array(ids)[3:5]).tobytes().decode() == "".join(ids[3:5])  # a slice of a column
+    assert encode_ids(decode_ids(hex_digits(pa.array([], pa.string())))).to_pylist() == []
+
+
+@pytest.mark.parametrize("num_shards", [1, 3, 4850])
+def test_a_document_lies_in_the_same_shard_for_all(num_shards: int) -> None:
+    ids = random_ids(100)
+    found = shards_of(decode_ids(hex_digits(pa.array(ids))), num_shards)
+    assert found.tolist() == [shard_of(one, num_shards) for one in ids]
+
+
+def test_ids_of_another_length_are_refused() -> None:
+    with pytest.raises(pa.ArrowInvalid):
+        hex_digits(pa.array(["ab" * 16, "ab" * 15]))
+
+
+def test_documents_are_followed_below_the_threshold_as_many_as_wanted() -> None:
+    assert what_if_slots(20_000) == what_if_slots(0) == 65_536
+    assert what_if_slots(40_000) == 32_768
+    assert what_if_slots(582_000_000) == 3  # 26,600 documents; two slots would be 17,800
+    ids_N2 = np.random.default_rng(0).integers(0, 2**64, (100_000, 2), np.uint64)
+    assert in_slots(ids_N2, what_if_slots(100_000)).sum() == pytest.approx(20_000, rel=0.03)
+    assert in_slots(ids_N2, 65_536).all()
+
+
+def test_estimates_are_scaled_from_the_documents_that_were_followed() -> None:
+    stats = {
+        "documents": 1000, "what_if_documents": 100, "listed": {"0.60": 300, "0.50": 900}, "last": {"0.50": 250},
+        "near_duplicate_jaccard": {"0.60": 30}, "near_duplicate_containment": {"0.50": 30},
+        "nearest": {"0.60": 20, "0.50": 30}, "within_cap": {"0.60": 40, "0.50": 85},
+    }  # fmt: skip
+    low, high = threshold_rows(stats)
+    assert high == {
+        "min_cosine": 0.6, "listed": 300, "duplicate_share": 0.1, "documents_share": 0.2, "pairs": 400, "full_share": 0
+    }  # fmt: skip
+    assert low == {
+        "min_cosine": 0.5, "listed": 1200, "duplicate_share": 0.05, "documents_share": 0.5, "pairs": 1250,
+        "full_share": 0.25,
+    }  # fmt: skip
+
+
+def test_degrees_are_summed_up_with_those_that_are_zero() -> None:
+    counts = degree_counts(np.array([0, 3, 1, 3, 700]))
+    assert counts == {"0": 1, "1": 1, "3": 2, "700": 1}
+    assert degree_summary(counts, 10) == {
+        "mean": 70.7, "p50": 0, "p90": 3, "p99": 700, "max": 700, "histogram": {"0": 6, "1": 1, "2": 2, "512": 1},
+    }  # fmt: skip
+    assert degree_summary({}, 0)["max"] == 0
+
+
+def test_a_few_samples_are_drawn_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guide, "SAMPLES_PER_BAND", 1)
+    digits_ND = hex_digits(pa.array(random_ids(2000)))
+    columns = {name: np.full(1999, 0.62, np.float32) for name in ("cosine", "jaccard", "containment")}
+    none = np.zeros(1999, np.int8)
+    [one] = guide.draw_samples(digits_ND[:-1], digits_ND[1:], columns, none)
+    [same] = guide.draw_samples(digits_ND[1:][::-1], digits_ND[:-1][::-1], columns, none)  # listed by the other
+    assert one == same
+    assert {one["d1_id"], one["d2_id"]} < set(random_ids(2000))
+    assert one["d1_id"] < one["d2_id"]
