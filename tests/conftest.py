@@ -84,7 +84,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any
             worker(*arguments)(item)
             ran.append((stage, item))
 
-    for name in ("ingest", "embed", "neighbors", "pair"):
-        if module := sys.modules.get(f"sbp_ray.stages.{name}"):  # the test has imported what it runs
+    for name in ("stages.ingest", "stages.embed", "stages.neighbors", "stages.pair", "training.pair_rows"):
+        if module := sys.modules.get(f"sbp_ray.{name}"):  # the test has imported what it runs
             monkeypatch.setattr(module, "map_shards", run_here)
     return ran

@@ -251,8 +251,8 @@ def _write_all(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artif
     limit = _limit(cfg, out)
     if not out.exists(_TOKENIZER_DONE):
         todo: list[dict[str, Any]] = [{"folder": TOKENIZER}]
-        arguments = (cfg, decontaminate, out, limit)
-        map_shards("ingest-tokenizer", TokenizerMaker, arguments, todo, num_done=0, resources=cfg.resources)
+        maker = (cfg, decontaminate, out, limit)
+        map_shards("ingest-tokenizer", TokenizerMaker, maker, todo, num_done=0, resources=cfg.resources)
     missing = _missing_shards(cfg, out)
     todo = [{"shard": shard} for shard in missing]
     num_done = cfg.num_shards - len(missing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,21 +18,20 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TuneConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture
-from sbp_ray.schema import SPLITS
+from sbp_ray.schema import shard_of
 from sbp_ray.scoring import sum_nll
-from sbp_ray.shards import Stats, map_shards, shard_name
-from sbp_ray.text.packing import pack_examples
+from sbp_ray.shards import Stats, shard_name
 from sbp_ray.text.pair_format import Example, pair_example, unconditional_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
 from sbp_ray.training.journal import last_row
 from sbp_ray.training.packed import packed_source, packing_stats, realised
+from sbp_ray.training.pair_rows import SOURCES, pack_pairs
 from sbp_ray.training.plan import TrainingPlan, rows_folder
 from sbp_ray.training.worker import fit
 
 logger = logging.getLogger(__name__)
 
 STAGE = "tune"
-_SOURCES = {"train": "pairs", "validation": "validation"}
 
 
 def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base_lm: Artifact, out: Artifact) -> Stats:
@@ -43,7 +42,10 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
     """
     _refuse_short_context(cfg, base_lm)
     special = special_ids(load_tokenizer(corpus.local_copy("tokenizer")))
-    packed = _pack(cfg, corpus, pairs, special, out)
+    pack_pairs(cfg, corpus=corpus, pairs=pairs, special=special, out=out)
+    packed = {source: packing_stats(out, source) for source in SOURCES.values()}
+    for stats in packed.values():
+        stats.pop("shortest_pair", None)  # of one shard; it does not add up
     _refuse_no_pairs(cfg, packed["pairs"], out)
     source = packed_source(out, "pairs")
     num_steps = max(1, math.ceil(cfg.num_epochs * source.num_rows / cfg.batch_rows))
@@ -89,28 +91,12 @@ def _refuse_no_pairs(cfg: TuneConfig, packed: Stats, out: Artifact) -> None:
         return
     if not packed.get("pairs"):
         raise SbpError("there are no train pairs: lower pair.min_cosine, or add related documents")
-    files = out.files(rows_folder(_SOURCES["train"]), ".parquet")
+    files = out.files(rows_folder(SOURCES["train"]), ".parquet")
     shortest = min(stats["shortest_pair"] for file in files if (stats := out.read_stats(file))["pairs"])
     raise SbpError(
         f"none of the {packed['pairs']:,} train pairs fits tune.seq_len={cfg.seq_len}, the shortest has {shortest} "
         "tokens: raise tune.seq_len"
     )
-
-
-def _pack(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: SpecialIds, out: Artifact) -> dict[str, Stats]:
-    """Rows of both splits' pairs under `rows/`; returns the packing counts of each."""
-    items: list[dict[str, Any]] = [
-        {"split": split, "shard": shard} for split in SPLITS for shard in range(len(pairs.files(split, ".parquet")))
-    ]
-    todo = [item for item in items if not out.exists(shard_name(rows_folder(_SOURCES[item["split"]]), item["shard"]))]
-    arguments = (cfg.seq_len, special, corpus, pairs, out)
-    map_shards(
-        f"{STAGE} packing", _PackPairs, arguments, todo, num_done=len(items) - len(todo), resources=cfg.resources
-    )
-    packed = {source: packing_stats(out, source) for source in _SOURCES.values()}
-    for stats in packed.values():
-        stats.pop("shortest_pair", None)  # of one shard; it does not add up
-    return packed
 
 
 def read_documents(corpus: Artifact, split: str, doc_ids: Iterable[str]) -> dict[str, list[int]]:
@@ -122,39 +108,13 @@ def read_documents(corpus: Artifact, split: str, doc_ids: Iterable[str]) -> dict
     wanted = set(doc_ids)
     num_shards = len(corpus.files(split, ".parquet"))
     found: dict[str, list[int]] = {}
-    for shard in sorted({int(doc_id[:8], 16) % num_shards for doc_id in wanted}):
+    for shard in sorted({shard_of(doc_id, num_shards) for doc_id in wanted}):
         table = corpus.read_table(shard_name(split, shard), columns=["doc_id", "input_ids"])
         table = table.filter(pc.is_in(table["doc_id"], pa.array(sorted(wanted))))
         found |= zip(table["doc_id"].to_pylist(), table["input_ids"].to_pylist(), strict=True)
     if missing := wanted - found.keys():
         raise SbpError(f"{corpus.url} lacks {len(missing)} documents of the pairs, such as {min(missing)}: redo pair")
     return found
-
-
-class _PackPairs:
-    """Packs the pairs of one shard, which are the pairs whose d1 is in that shard of the corpus."""
-
-    def __init__(self, seq_len: int, special: SpecialIds, corpus: Artifact, pairs: Artifact, out: Artifact) -> None:
-        self._seq_len, self._special, self._corpus, self._pairs, self._out = seq_len, special, corpus, pairs, out
-
-    def __call__(self, item: dict[str, Any]) -> Stats:
-        split, shard = item["split"], item["shard"]
-        table = self._pairs.read_table(shard_name(split, shard), columns=["d1_id", "d2_id"])
-        d1_ids, d2_ids = table["d1_id"].to_pylist(), table["d2_id"].to_pylist()
-        texts = read_documents(self._corpus, split, {*d1_ids, *d2_ids})
-        examples, drops, shortest = [], {"too_long": 0}, 0
-        for d1_id, d2_id in zip(d1_ids, d2_ids, strict=True):
-            length = len(texts[d1_id]) + len(texts[d2_id]) + 3
-            shortest = min(shortest or length, length)
-            example = pair_example(texts[d1_id], texts[d2_id], self._special, self._seq_len)
-            if example is None:
-                drops["too_long"] += 1
-            else:
-                examples.append(example)
-        rows, stats = pack_examples(examples, self._seq_len)
-        stats |= {"pairs": len(d1_ids), "shortest_pair": shortest, "drops": drops}
-        self._out.write_table(shard_name(rows_folder(_SOURCES[split]), shard), rows, stats)
-        return {"documents": len(d1_ids), "drops": drops}
 
 
 # What d1 is worth
@@ -199,10 +159,12 @@ def held_out_pairs(
 
 def _groups(corpus: Artifact, texts: dict[str, list[int]]) -> dict[str, str]:
     groups: dict[str, str] = {}
-    for file in corpus.files("validation", ".parquet"):
-        table = corpus.read_table(file, columns=["doc_id", "group"])
+    files = corpus.files("validation", ".parquet")
+    for shard in sorted({shard_of(doc_id, len(files)) for doc_id in texts}):
+        table = corpus.read_table(files[shard], columns=["doc_id", "group"])
+        table = table.filter(pc.is_in(table["doc_id"], pa.array(sorted(texts))))
         groups |= zip(table["doc_id"].to_pylist(), table["group"].to_pylist(), strict=True)
-    return {doc_id: groups[doc_id] for doc_id in texts}
+    return groups
 
 
 def _measure_gain(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: SpecialIds, out: Artifact) -> Stats:

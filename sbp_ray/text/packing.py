@@ -5,14 +5,15 @@ Legend: R rows, T tokens a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sbp_ray.schema import PACKED_ROW
-from sbp_ray.text.pair_format import Example
+from sbp_ray.text.pair_format import Example, ExampleArrays
 
 PADDING = -1  # document_ids of padding
 
@@ -34,29 +35,35 @@ def pack_examples(examples: Iterable[Example], seq_len: int) -> tuple[pa.Table, 
         num_examples += 1
         num_splits += len(parts) > 1
         pieces += parts
-    rows = _best_fit([len(piece.input_ids) for piece in pieces], seq_len)
+    lengths = [len(piece.input_ids) for piece in pieces]
+    rows = best_fit(lengths, seq_len)
+    table = filled_rows(rows, pieces.__getitem__, seq_len)
+    return table, {
+        "rows": len(rows),
+        "examples": num_examples,
+        "splits": num_splits,
+        "tokens": sum(lengths),
+        "graded_tokens": pc.sum(table["loss_mask"].combine_chunks().values).as_py() or 0,
+        "padding": len(rows) * seq_len - sum(lengths),
+    }
+
+
+def filled_rows(rows: list[list[int]], example: Callable[[int], Example | ExampleArrays], seq_len: int) -> pa.Table:
+    """Rows of `PACKED_ROW`: each holds the examples of these numbers."""
     input_ids_RT = np.zeros((len(rows), seq_len), dtype=np.int32)
     loss_mask_RT = np.zeros((len(rows), seq_len), dtype=bool)
     document_ids_RT = np.full((len(rows), seq_len), PADDING, dtype=np.int32)
     for row, members in enumerate(rows):
         start = 0
-        for document, member in enumerate(members):
-            end = start + len(pieces[member].input_ids)
-            input_ids_RT[row, start:end] = pieces[member].input_ids
-            loss_mask_RT[row, start:end] = pieces[member].loss_mask
+        for document, number in enumerate(members):
+            piece = example(number)
+            end = start + len(piece.input_ids)
+            input_ids_RT[row, start:end] = piece.input_ids
+            loss_mask_RT[row, start:end] = piece.loss_mask
             document_ids_RT[row, start:end] = document
             start = end
-    num_tokens = int((document_ids_RT != PADDING).sum())
-    stats = {
-        "rows": len(rows),
-        "examples": num_examples,
-        "splits": num_splits,
-        "tokens": num_tokens,
-        "graded_tokens": int(loss_mask_RT.sum()),
-        "padding": len(rows) * seq_len - num_tokens,
-    }
     columns = (input_ids_RT, loss_mask_RT, document_ids_RT)
-    return pa.table([_lists(column) for column in columns], schema=PACKED_ROW), stats
+    return pa.table([_lists(column) for column in columns], schema=PACKED_ROW)
 
 
 def _pieces(example: Example, seq_len: int) -> Iterator[Example]:
@@ -66,8 +73,8 @@ def _pieces(example: Example, seq_len: int) -> Iterator[Example]:
         yield Example(example.input_ids[start : start + seq_len], [False, *loss_mask[1:]])
 
 
-def _best_fit(lengths: list[int], seq_len: int) -> list[list[int]]:
-    """Row by row, the numbers of the pieces in it."""
+def best_fit(lengths: list[int], seq_len: int) -> list[list[int]]:
+    """Row by row, the numbers of the pieces in it; none is longer than a row."""
     rows: list[list[int]] = []
     rows_with_room: list[list[int]] = [[] for _ in range(seq_len + 1)]
     rooms = 0  # bit n is set when a row has room for exactly n more tokens

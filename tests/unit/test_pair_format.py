@@ -1,4 +1,15 @@
-from sbp_ray.text.pair_format import Example, document_example, pair_example, prompt_ids, unconditional_example
+import numpy as np
+import pytest
+
+from sbp_ray.text.pair_format import (
+    PAIR_MARKS,
+    Example,
+    document_example,
+    pair_arrays,
+    pair_example,
+    prompt_ids,
+    unconditional_example,
+)
 from sbp_ray.text.tokenizer import SpecialIds
 
 SPECIAL = SpecialIds(bos=0, eos=1, related=2)
@@ -33,3 +44,12 @@ def test_a_document_is_graded_but_for_bos() -> None:
 def test_alone_d2_is_graded_on_the_same_tokens_as_in_a_pair() -> None:
     alone = unconditional_example([7, 8], SPECIAL)
     assert alone == Example([0, 2, 7, 8, 1], [False, False, True, True, True])
+
+
+@pytest.mark.parametrize(("d1", "d2"), [([5, 6], [7]), ([], [7, 8, 9]), ([5], [6, 7])])
+def test_as_arrays_a_pair_is_the_same(d1: list[int], d2: list[int]) -> None:
+    made = pair_arrays(np.array(d1, np.int32), np.array(d2, np.int32), SPECIAL)
+    whole = pair_example(d1, d2, SPECIAL, max_tokens=100)
+    assert whole is not None
+    assert (made.input_ids.tolist(), made.loss_mask.tolist()) == whole
+    assert len(made.input_ids) == len(d1) + len(d2) + PAIR_MARKS

@@ -1,0 +1,201 @@
+"""pairs, corpus -> packed rows of pairs: each pair joined to the tokens of its two documents.
+
+    wanted      worker of a shard of pairs: the ids of its d2, each once, put into the bucket of the corpus shard that
+                holds it
+    fetched     worker of a shard of the corpus: the tokens of the documents in its bucket, put into the bucket of the
+                shard of pairs that wants them
+    rows        worker of a shard of pairs: its d2 from all buckets, its d1 from the corpus shard of the same number
+
+Each corpus shard is read twice, however many there are, and each file that a worker commits is not made again. A worker
+holds a shard of documents, or the ids of a shard's pairs and the tokens of their documents.
+
+Not `ray.data.Dataset.join`: its shuffle would put the tokens of both documents of every pair into the object store
+(60 M pairs of 4,096 tokens each: 2 TB), and begin anew when the driver dies.
+
+Legend: N pairs, D documents, T tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.buckets import bucket_writer, read_bucket
+from sbp_ray.config import TuneConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.schema import DOCUMENT, PACKED_ROW, SPLITS, Split, shard_of
+from sbp_ray.shards import Stats, map_shards, shard_name
+from sbp_ray.text.packing import best_fit, filled_rows
+from sbp_ray.text.pair_format import PAIR_MARKS, ExampleArrays, pair_arrays
+from sbp_ray.text.tokenizer import SpecialIds
+from sbp_ray.training.plan import rows_folder
+
+SOURCES: dict[Split, str] = {"train": "pairs", "validation": "validation"}
+"""What the packed rows of a split's pairs are called."""
+SCRATCH = "scratch"
+WANTED = pa.schema([("doc_id", pa.string())])
+FETCHED = pa.schema([("doc_id", pa.string()), DOCUMENT.field("input_ids")])
+_FETCH_TOKENS = 8 << 20  # held twice while they are written
+_WRITE_TOKENS = 4 << 20  # of rows, padding included; 9 bytes each
+
+
+def pack_pairs(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, special: SpecialIds, out: Artifact) -> None:
+    """Commit the rows of both splits' pairs, a shard for each shard of pairs, under `rows/`.
+
+    Raises:
+        SbpError: the corpus lacks a document of the pairs.
+    """
+    every = [(split, shard) for split in SPLITS for shard in range(len(pairs.files(split, ".parquet")))]
+    if _missing("rows", every, out):
+        for step, worker in (("wanted", WantLister), ("fetched", TokenFetcher), ("rows", PairPacker)):
+            todo = _missing(step, every, out)
+            arguments = (cfg.seq_len, special, corpus, pairs, out)
+            map_shards(
+                f"tune-{step}", worker, arguments, todo, num_done=len(every) - len(todo), resources=cfg.resources
+            )
+    if out.exists(SCRATCH):
+        out.fs.delete_dir(out.path(SCRATCH))
+
+
+def _folder(step: str, split: Split) -> str:
+    return rows_folder(SOURCES[split]) if step == "rows" else f"{SCRATCH}/{step}-{split}"
+
+
+def _missing(step: str, every: list[tuple[Split, int]], out: Artifact) -> list[dict[str, Any]]:
+    there = {name for split in SPLITS for name in out.files(_folder(step, split))}
+    return [
+        {"split": split, "shard": shard}
+        for split, shard in every
+        if shard_name(_folder(step, split), shard) not in there
+    ]
+
+
+class _Worker:
+    """What the three steps have in common."""
+
+    def __init__(self, seq_len: int, special: SpecialIds, corpus: Artifact, pairs: Artifact, out: Artifact) -> None:
+        self._seq_len, self._special, self._corpus, self._pairs, self._out = seq_len, special, corpus, pairs, out
+
+    def _bucket(self, step: str, split: Split, shard: int, schema: pa.Schema) -> pa.Table:
+        return read_bucket(self._out, self._out.files(_folder(step, split)), shard, schema)
+
+    def _documents(self, split: Split, shard: int) -> pa.Table:
+        return self._corpus.read_table(shard_name(split, shard), columns=["doc_id", "input_ids"])
+
+    def _rows_of(self, doc_ids: pa.ChunkedArray, documents: pa.Table) -> NDArray[np.int64]:
+        """Where each document lies in the table."""
+        found = pc.index_in(doc_ids, value_set=documents["doc_id"].combine_chunks())
+        if found.null_count:
+            missing = pc.unique(doc_ids.filter(pc.is_null(found))).to_pylist()
+            raise SbpError(
+                f"{self._corpus.url} lacks {len(missing)} documents of the pairs, such as {min(missing)}: redo pair"
+            )
+        return found.to_numpy().astype(np.int64)
+
+
+class WantLister(_Worker):
+    """Tells each shard of the corpus which of its documents are d2 in one shard of pairs."""
+
+    def __call__(self, item: dict[str, Any]) -> Stats:
+        split, shard = item["split"], item["shard"]
+        ids = pc.unique(self._pairs.read_table(shard_name(split, shard), columns=["d2_id"])["d2_id"])
+        num_shards = len(self._corpus.files(split, ".parquet"))
+        bucket_D = np.array([shard_of(doc_id, num_shards) for doc_id in ids.to_pylist()], np.int64)
+        with bucket_writer(self._out, shard_name(_folder("wanted", split), shard), WANTED) as writer:
+            writer.write(pa.table([ids], schema=WANTED), bucket_D)
+            writer.finish({})
+        return {}
+
+
+class TokenFetcher(_Worker):
+    """Sends the documents of one shard of the corpus to the shards of pairs that want them."""
+
+    def __call__(self, item: dict[str, Any]) -> Stats:
+        split, shard = item["split"], item["shard"]
+        wanted = self._bucket("wanted", split, shard, WANTED)  # lies in the order of the shards of pairs
+        documents = self._documents(split, shard).combine_chunks()
+        row_D = self._rows_of(wanted["doc_id"], documents)
+        length_D = pc.list_value_length(documents["input_ids"]).to_numpy()[row_D]
+        target_D = wanted["file"].to_numpy()
+        with bucket_writer(self._out, shard_name(_folder("fetched", split), shard), FETCHED) as writer:
+            for start, end in _parts(length_D, _FETCH_TOKENS):
+                writer.write(documents.take(pa.array(row_D[start:end])).cast(FETCHED), target_D[start:end])
+            writer.finish({})
+        return {}
+
+
+def _parts(length_D: NDArray[np.integer], num_tokens: int) -> Iterator[tuple[int, int]]:
+    """Slices of so many tokens, or as much more as their last document has."""
+    number_D = (np.cumsum(length_D) - length_D) // num_tokens
+    edges = [0, *(np.flatnonzero(np.diff(number_D)) + 1).tolist(), len(length_D)]
+    return ((start, end) for start, end in itertools.pairwise(edges) if end > start)
+
+
+class PairPacker(_Worker):
+    """Packs the pairs of one shard."""
+
+    def __call__(self, item: dict[str, Any]) -> Stats:
+        split, shard = item["split"], item["shard"]
+        table = self._pairs.read_table(shard_name(split, shard), columns=["d1_id", "d2_id"])
+        d1 = self._tokens(table["d1_id"], self._documents(split, shard))
+        d2 = self._tokens(table["d2_id"], self._bucket("fetched", split, shard, FETCHED))
+        length_N = d1.length_N + d2.length_N + PAIR_MARKS
+        kept = np.flatnonzero((length_N <= self._seq_len) & (d2.length_N > 0))
+        rows = best_fit(length_N[kept].tolist(), self._seq_len)
+        num_tokens = int(length_N[kept].sum())
+        drops = {"too_long": len(table) - len(kept)}
+        stats = {
+            "rows": len(rows),
+            "examples": len(kept),
+            "splits": 0,
+            "tokens": num_tokens,
+            "graded_tokens": int((d2.length_N[kept] + 1).sum()),
+            "padding": len(rows) * self._seq_len - num_tokens,
+            "pairs": len(table),
+            "shortest_pair": int(length_N.min()) if len(table) else 0,
+            "drops": drops,
+        }
+
+        def example(number: int) -> ExampleArrays:
+            return pair_arrays(d1.of(kept[number]), d2.of(kept[number]), self._special)
+
+        num_rows = max(1, _WRITE_TOKENS // self._seq_len)
+        with (
+            self._out.writing(shard_name(_folder("rows", split), shard)) as stream,
+            pq.ParquetWriter(stream, PACKED_ROW, compression="zstd") as writer,
+        ):
+            for start in range(0, len(rows), num_rows):
+                writer.write_table(filled_rows(rows[start : start + num_rows], example, self._seq_len))
+            writer.add_key_value_metadata({"stats": json.dumps(stats)})
+        return {"documents": len(table), "drops": drops}
+
+    def _tokens(self, doc_ids: pa.ChunkedArray, documents: pa.Table) -> _Tokens:
+        return _Tokens(documents["input_ids"], self._rows_of(doc_ids, documents))
+
+
+class _Tokens:
+    """The tokens of one side of each pair, where Arrow holds them: 4 bytes a token, each document once."""
+
+    def __init__(self, lists: pa.ChunkedArray, row_N: NDArray[np.int64]) -> None:
+        chunks = lists.chunks
+        nothing = np.empty(0, np.int64)
+        offsets = [chunk.offsets.to_numpy() for chunk in chunks]
+        numbers = [np.full(len(chunk), number) for number, chunk in enumerate(chunks)]
+        self._values = [chunk.values.to_numpy() for chunk in chunks]
+        self._chunk_N = np.concatenate([nothing, *numbers])[row_N]
+        self._start_N = np.concatenate([nothing, *(part[:-1] for part in offsets)])[row_N]
+        self._end_N = np.concatenate([nothing, *(part[1:] for part in offsets)])[row_N]
+        self.length_N = self._end_N - self._start_N
+
+    def of(self, pair: int) -> NDArray[np.int32]:
+        """int32[T]"""
+        return self._values[self._chunk_N[pair]][self._start_N[pair] : self._end_N[pair]]

@@ -1,0 +1,153 @@
+"""The join of pairs to tokens, beside a plain one that has everything in memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import TuneConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.schema import DOCUMENT, PACKED_ROW, PAIR, SPLITS, shard_of
+from sbp_ray.shards import shard_name
+from sbp_ray.text.packing import pack_examples
+from sbp_ray.text.pair_format import pair_example
+from sbp_ray.text.tokenizer import SpecialIds
+from sbp_ray.training import pair_rows
+from sbp_ray.training.pair_rows import SOURCES, pack_pairs
+
+pytestmark = pytest.mark.usefixtures("in_process")
+
+SPECIAL = SpecialIds(bos=0, eos=1, related=2)
+NUM_SHARDS = 3
+CONFIG = TuneConfig(seq_len=40, batch_rows=1, peak_lr=1.0)
+
+
+class Run:
+    """A corpus and its pairs on storage, and the same in plain dicts."""
+
+    def __init__(self, new_artifact: Callable[[str], Artifact], seed: int) -> None:
+        self.corpus, self.pairs = new_artifact("corpus"), new_artifact("pairs")
+        draw = random.Random(seed)
+        self.tokens: dict[str, list[int]] = {}
+        self.chosen: dict[tuple[str, int], list[tuple[str, str]]] = {}
+        for split in SPLITS:
+            ids = [f"{draw.getrandbits(128):032x}" for _ in range(30)]
+            tokens = {doc_id: [draw.randint(3, 99) for _ in range(draw.randint(0, 25))] for doc_id in ids}
+            self.tokens |= tokens
+            pairs = [(a, b) for a in ids for b in draw.sample(ids, draw.randint(0, 8)) if a != b]
+            for shard in range(NUM_SHARDS):
+                documents = [
+                    {"doc_id": doc_id, "group": "", "text": "", "input_ids": tokens[doc_id]}
+                    for doc_id in sorted(ids)
+                    if shard_of(doc_id, NUM_SHARDS) == shard
+                ]
+                own = [pair for pair in pairs if shard_of(pair[0], NUM_SHARDS) == shard]
+                own = [] if (split, shard) == ("validation", 1) else own
+                self.chosen[split, shard] = own
+                rows = [{"d1_id": a, "d2_id": b, "cosine": 0.8, "jaccard": 0.1} for a, b in own]
+                self.corpus.write_table(shard_name(split, shard), pa.Table.from_pylist(documents, DOCUMENT))
+                self.pairs.write_table(shard_name(split, shard), pa.Table.from_pylist(rows, PAIR))
+
+    def pack(self, out: Artifact) -> None:
+        pack_pairs(CONFIG, corpus=self.corpus, pairs=self.pairs, special=SPECIAL, out=out)
+
+    def expect(self, out: Artifact) -> None:
+        """The rows and counts are those of the plain join."""
+        for (split, shard), pairs in self.chosen.items():
+            made = [pair_example(self.tokens[a], self.tokens[b], SPECIAL, CONFIG.seq_len) for a, b in pairs]
+            rows, stats = pack_examples([example for example in made if example is not None], CONFIG.seq_len)
+            lengths = [len(self.tokens[a]) + len(self.tokens[b]) + 3 for a, b in pairs]
+            name = shard_name(f"rows/{SOURCES[split]}", shard)
+            table = out.read_table(name)
+            assert table.schema.remove_metadata() == PACKED_ROW
+            assert table.to_pylist() == rows.to_pylist()
+            assert out.read_stats(name) == {
+                **stats,
+                "pairs": len(pairs),
+                "shortest_pair": min(lengths, default=0),
+                "drops": {"too_long": made.count(None)},
+            }
+        assert out.files("scratch/wanted-train") == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_rows_are_those_of_a_plain_join(new_artifact: Any, seed: int) -> None:
+    run, out = Run(new_artifact, seed), new_artifact("synthesizer")
+    run.pack(out)
+    run.expect(out)
+    assert not out.exists("scratch")
+
+
+def test_small_parts_change_nothing(new_artifact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, out = Run(new_artifact, 0), new_artifact("synthesizer")
+    monkeypatch.setattr(pair_rows, "_FETCH_TOKENS", 30)
+    monkeypatch.setattr(pair_rows, "_WRITE_TOKENS", 80)
+    run.pack(out)
+    run.expect(out)
+
+
+def test_each_shard_of_the_corpus_is_read_twice(new_artifact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, out = Run(new_artifact, 0), new_artifact("synthesizer")
+    reads: list[str] = []
+    read_table = Artifact.read_table
+
+    def counting(self: Artifact, name: str, columns: list[str] | None = None) -> pa.Table:
+        reads.extend([name] if self.name == "corpus" else [])
+        return read_table(self, name, columns)
+
+    monkeypatch.setattr(Artifact, "read_table", counting)
+    run.pack(out)
+    assert sorted(reads) == sorted(2 * [shard_name(split, shard) for split in SPLITS for shard in range(NUM_SHARDS)])
+
+
+@pytest.mark.parametrize("survivors", range(0, 19, 3))
+def test_an_interrupted_join_goes_on_and_makes_nothing_twice(
+    new_artifact: Any, monkeypatch: pytest.MonkeyPatch, survivors: int, in_process: list
+) -> None:
+    run, out = Run(new_artifact, 1), new_artifact("synthesizer")
+    run_here, calls = pair_rows.map_shards, 0
+
+    def dying(stage: str, worker: type, arguments: tuple, todo: list, **settings: Any) -> None:
+        nonlocal calls
+        for item in todo:
+            if calls == survivors:
+                raise KeyboardInterrupt
+            calls += 1
+            run_here(stage, worker, arguments, [item], **settings)
+
+    monkeypatch.setattr(pair_rows, "map_shards", dying)
+    if survivors < 18:
+        with pytest.raises(KeyboardInterrupt):
+            run.pack(out)
+    monkeypatch.setattr(pair_rows, "map_shards", run_here)
+    run.pack(out)
+    run.expect(out)
+    assert [stage for stage, _ in in_process] == ["tune-wanted"] * 6 + ["tune-fetched"] * 6 + ["tune-rows"] * 6
+    in_process.clear()
+    run.pack(out)
+    assert in_process == []
+
+
+@pytest.mark.parametrize("side", ["d1_id", "d2_id"])
+def test_a_document_that_the_corpus_lacks_is_one_line(new_artifact: Any, side: str) -> None:
+    run = Run(new_artifact, 2)
+    name = shard_name("train", 1)
+    table = run.pairs.read_table(name)
+    unknown = f"{1:08x}{'0' * 24}"
+    ids = [unknown, *table[side].to_pylist()[1:]]
+    index = table.schema.get_field_index(side)
+    run.pairs.write_table(name, table.set_column(index, PAIR.field(side), pa.array(ids)))
+    with pytest.raises(SbpError, match=rf"corpus lacks 1 documents of the pairs, such as {unknown}: redo pair"):
+        run.pack(new_artifact("synthesizer"))
+
+
+def test_a_part_ends_with_the_document_that_fills_it() -> None:
+    length_D = np.array([5, 5, 30, 1, 1, 1, 9, 0, 0, 12])
+    assert list(pair_rows._parts(length_D, 10)) == [(0, 2), (2, 3), (3, 7), (7, 10)]
+    assert list(pair_rows._parts(np.array([], np.int64), 10)) == []
