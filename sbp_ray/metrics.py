@@ -12,6 +12,7 @@ from typing import Literal
 _COUNTERS = {
     "sbp_documents": ("Documents that a stage finished.", ("stage",)),
     "sbp_tokens": ("Tokens that a stage read, trained on or generated.", ("stage",)),
+    "sbp_padding_tokens": ("Padding that a stage computed beside its tokens.", ("stage",)),
     "sbp_pairs": ("Pairs kept.", ("stage",)),
     "sbp_drops": ("Rows that a stage dropped, by reason.", ("stage", "reason")),
 }

@@ -41,8 +41,8 @@ def map_shards(
     Args:
         stage: named in progress lines and metrics.
         worker: a class; its `__init__` builds what is expensive, its `__call__` takes one item, commits its result and
-            returns counts, of which `documents`, `tokens`, `pairs` and `drops` (reason to number) are exported as
-            metrics.
+            returns counts, of which `documents`, `tokens`, `padding_tokens`, `pairs` and `drops` (reason to number)
+            are exported as metrics.
         arguments: for the constructor; anything that pickles.
         todo: one small dict for each unit of work, such as `{"split": "train", "shard": 3}`.
         num_done: units that an earlier run committed.
@@ -75,7 +75,7 @@ def map_shards(
         if row["error"]:
             raise SbpError(row["error"])
         stats = json.loads(row["stats"])
-        for name in ("documents", "tokens", "pairs"):
+        for name in ("documents", "tokens", "padding_tokens", "pairs"):
             metrics.count(f"sbp_{name}", stats.get(name, 0), stage=stage)
         metrics.count_drops(stats.get("drops", {}), stage=stage)
         documents += stats.get("documents", 0)

@@ -31,6 +31,7 @@ from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 logger = logging.getLogger(__name__)
 
 _SCANS_AT_ONCE = 64  # shards whose results are not yet taken in; bounds the object store, not the cluster
+_EMBED_ROWS = 256  # between two lines of progress; batches are formed within them
 _SHOWN_CHARS = 2000  # of a sample in the report
 
 
@@ -65,7 +66,7 @@ def evaluate_run(
         else None,
         "pairs": pair_facts(artifacts),
         "quality": quality_table(
-            samples, scans["train"], vectors, shingle_tokens=settings.pair.shingle_tokens, seed=cfg.seed
+            samples, scans["train"], vectors, shingle_tokens=settings.embed.shingle_tokens, seed=cfg.seed
         ),
         "curves": curves,
         "flow": stage_rows(artifacts),
@@ -206,8 +207,8 @@ def _embed(settings: Config, resources: Resources, rows: Sequence[Row]) -> dict[
     embedder = load_embedder(settings.embed.model_copy(update={"resources": resources}))
     progress = Progress("eval embed", len(rows), "texts")
     vectors: dict[str, np.ndarray] = {}
-    for start in range(0, len(rows), settings.embed.batch_size):
-        part = rows[start : start + settings.embed.batch_size]
+    for start in range(0, len(rows), _EMBED_ROWS):
+        part = rows[start : start + _EMBED_ROWS]
         made = np.nan_to_num(embedder([row["text"] for row in part]))  # no direction: related to nothing
         vectors |= dict(zip((row["doc_id"] for row in part), made, strict=True))
         progress.advance(len(part))

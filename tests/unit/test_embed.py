@@ -1,41 +1,56 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from tiny_embedder import make_bert
 
-from sbp_ray.artifacts import Artifact
+from sbp_ray.artifacts import MANIFEST, Artifact
 from sbp_ray.config import EmbedConfig
-from sbp_ray.embedder import Embedded, load_embedder
+from sbp_ray.embedder import Embedded, Tokenized
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOCUMENT, embedding_schema
 from sbp_ray.stages import embed
-from sbp_ray.stages.embed import embed_corpus
+from sbp_ray.stages.embed import embed_corpus, one_ahead
+from sbp_ray.text.minhash import document_signature, group_hash
 
 pytestmark = pytest.mark.usefixtures("in_process")
-TEXTS = ["A cat sat on a mat.", "word " * 300, "Kittens sleep a lot.", "Interest rates rose."]
+
+
+class Finished:
+    def __init__(self, embedded: Embedded) -> None:
+        self._embedded = embedded
+
+    def result(self) -> Embedded:
+        return self._embedded
 
 
 class SmallEmbedder:
-    """A vector that follows from the text's length; texts of `!` have none."""
+    """A vector that follows from the text's length; texts of `!` have none. Each call pads one token."""
 
     dim = 2
-    max_tokens = 10
 
-    def embed(self, texts: list[str]) -> Embedded:
+    def tokenize(self, texts: list[str]) -> Tokenized:
         lengths = np.array([len(text) for text in texts])
+        inputs = {"input_ids": [np.full(length, ord(text[0])) for text, length in zip(texts, lengths, strict=True)]}
+        return Tokenized(inputs, {}, np.minimum(lengths, 10), lengths > 10)
+
+    def start(self, texts: Tokenized) -> Finished:
+        lengths = np.array([len(row) for row in texts.inputs["input_ids"]])
         vectors = np.stack([np.cos(lengths), np.sin(lengths)], axis=1).astype(np.float32)
-        vectors[[text == "!" for text in texts]] = np.nan
-        return Embedded(vectors, lengths)
+        vectors[[row[0] == ord("!") for row in texts.inputs["input_ids"]]] = np.nan
+        return Finished(Embedded(vectors, 1))
 
 
 def write_corpus(corpus: Artifact, train: list[list[str]], validation: list[list[str]]) -> None:
     for split, shards in (("train", train), ("validation", validation)):
         for shard, texts in enumerate(shards):
-            rows = [{"doc_id": f"{split}-{shard}-{i}", "group": "g", "text": t} for i, t in enumerate(texts)]
+            rows = [{"doc_id": f"{split}-{shard}-{i}", "group": f"g{i}", "text": t} for i, t in enumerate(texts)]
             corpus.write_table(f"{split}/part-{shard:05d}.parquet", pa.Table.from_pylist(rows, DOCUMENT))
 
 
@@ -45,23 +60,49 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_each_document_keeps_its_place_and_long_ones_are_counted(new_artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed, "_CHUNK_ROWS", 2)
+@pytest.mark.parametrize(("piece_rows", "chunk_pieces"), [(1, 1), (1, 2), (2, 64), (256, 64)])
+def test_each_document_keeps_its_place_and_long_ones_are_counted(
+    new_artifact, monkeypatch: pytest.MonkeyPatch, piece_rows: int, chunk_pieces: int
+) -> None:
+    monkeypatch.setattr(embed, "_PIECE_ROWS", piece_rows)
+    monkeypatch.setattr(embed, "_CHUNK_PIECES", chunk_pieces)
     corpus, out = new_artifact("corpus"), new_artifact("embeddings")
-    write_corpus(corpus, [["a" * 3, "a" * 10, "a" * 12], []], [["a"], []])
+    write_corpus(corpus, [["a" * n for n in (3, 10, 12, 5, 6)], []], [["a"], []])
     stats = embed_corpus(EmbedConfig(), corpus=corpus, out=out)
     table = out.read_table("train/part-00000.parquet")
     assert table.schema.remove_metadata() == embedding_schema(2)
-    assert table.column("doc_id").to_pylist() == ["train-0-0", "train-0-1", "train-0-2"]
-    expected = [[np.cos(n), np.sin(n)] for n in (3, 10, 12)]
+    assert table.column("doc_id").to_pylist() == [f"train-0-{i}" for i in range(5)]
+    expected = [[np.cos(n), np.sin(n)] for n in (3, 10, 12, 5, 6)]
     np.testing.assert_allclose(np.array(table.column("vector").to_pylist(), float), expected, atol=5e-4)
     assert out.num_rows("validation/part-00001.parquet") == 0
-    assert (stats["dim"], stats["documents"], stats["drops"]) == (2, 4, {})
+    assert (stats["dim"], stats["documents"], stats["drops"]) == (2, 6, {})
     assert {key: stats["train"][key] for key in ("documents", "tokens", "truncated")} == {
-        "documents": 3,
-        "tokens": 3 + 10 + 10,
+        "documents": 5,
+        "tokens": 3 + 10 + 10 + 5 + 6,
         "truncated": 1,
     }
+
+
+@pytest.mark.usefixtures("small")
+def test_padding_is_told_as_a_share_of_all_tokens_computed(new_artifact) -> None:
+    corpus, out = new_artifact("corpus"), new_artifact("embeddings")
+    write_corpus(corpus, [["a" * 10, "a" * 9]], [["a" * 9]])
+    stats = embed_corpus(EmbedConfig(), corpus=corpus, out=out)
+    assert (stats["train"]["padding_tokens"], stats["validation"]["padding_tokens"]) == (1, 1)
+    assert stats["padding_share"] == round(2 / 30, 4)
+
+
+@pytest.mark.usefixtures("small")
+def test_what_pairing_needs_to_know_travels_beside_the_vector(new_artifact) -> None:
+    corpus, out = new_artifact("corpus"), new_artifact("embeddings")
+    texts = ["one two three four five", "One, two: THREE four\nfive!", "six seven"]
+    write_corpus(corpus, [texts], [["a"]])
+    embed_corpus(EmbedConfig(shingle_tokens=3), corpus=corpus, out=out)
+    rows = out.read_table("train/part-00000.parquet").to_pylist()
+    assert [row["num_shingles"] for row in rows] == [3, 3, 1]
+    assert rows[0]["signature"] == document_signature(texts[0], 3)[0].tobytes() == rows[1]["signature"]
+    assert rows[2]["signature"] != rows[0]["signature"]
+    assert [row["group_hash"] for row in rows] == [group_hash(group) for group in ("g0", "g1", "g2")]
 
 
 @pytest.mark.usefixtures("small")
@@ -85,31 +126,88 @@ def test_a_document_without_a_direction_is_named(new_artifact) -> None:
     assert out.files("train") == []
 
 
-def test_the_packaged_model_gives_unit_vectors_in_the_order_of_the_texts() -> None:
-    embedder = load_embedder(EmbedConfig(max_tokens=128, batch_size=2))
-    assert embedder.dim == 384
-    embedded = embedder.embed(TEXTS)
-    np.testing.assert_allclose(np.linalg.norm(embedded.vectors_ND, axis=1), 1, atol=1e-6)
-    cosine = embedded.vectors_ND @ embedded.vectors_ND.T
-    assert cosine[0, 2] > cosine[0, 3] + 0.1  # cats are nearer to kittens than to interest rates
-    assert embedded.num_tokens_N.tolist() == [9, 302, 8, 6]  # with the two marks of the model
-    alone = np.concatenate([embedder([text]) for text in TEXTS])
-    np.testing.assert_allclose(embedded.vectors_ND, alone, atol=1e-5)
-    cut = embedder(["word " * 126])  # what is left of the long text
-    np.testing.assert_allclose(cut[0], embedded.vectors_ND[1], atol=1e-5)
+def test_an_embedder_of_another_length_is_refused_and_nothing_is_lost(new_artifact, tmp_path: Path) -> None:
+    corpus, out = new_artifact("corpus"), new_artifact("embeddings")
+    write_corpus(corpus, [["one", "two"], ["three"]], [["four"], []])
+    wide = EmbedConfig(model=make_bert(tmp_path / "wide", dim=32), max_tokens=64)
+    narrow = EmbedConfig(model=make_bert(tmp_path / "narrow", dim=16), max_tokens=64)
+    assert embed_corpus(wide, corpus=corpus, out=out)["dim"] == 32
+    before = {name: out.read_bytes(name) for name in out.files("train")}
+    last = Path(out.path("train/part-00001.parquet"))
+    last.unlink()
+    with pytest.raises(SbpError, match=r"gives vectors of length 16, the finished shards of .* have 32: bring back"):
+        embed_corpus(narrow, corpus=corpus, out=out)
+    assert not last.exists()
+    assert embed_corpus(wide, corpus=corpus, out=out)["documents"] == 4
+    for name in before:
+        assert out.read_table(name).equals(pa.parquet.read_table(pa.BufferReader(before[name])))
 
 
-def test_bfloat16_turns_no_vector_far() -> None:
-    whole, half = (load_embedder(EmbedConfig(dtype=dtype))(TEXTS) for dtype in ("float32", "bfloat16"))
-    assert ((whole * half).sum(axis=1) > 0.99).all()
+def test_nodes_with_other_embedders_are_noticed(new_artifact, tmp_path: Path) -> None:
+    corpus, out, other = (new_artifact(name) for name in ("corpus", "embeddings", "other"))
+    write_corpus(corpus, [["one"], ["two"]], [["three"], []])
+    for made, dim in ((out, 32), (other, 16)):
+        cfg = EmbedConfig(model=make_bert(tmp_path / str(dim), dim=dim), max_tokens=64)
+        embed_corpus(cfg, corpus=corpus, out=made)
+    out.write_bytes("train/part-00001.parquet", other.read_bytes("train/part-00001.parquet"))
+    with pytest.raises(SbpError, match=r"part-00001.parquet has vectors of length 16, train/part-00000.parquet of 32"):
+        embed_corpus(cfg, corpus=corpus, out=out)
 
 
-def test_more_tokens_than_the_model_reads_are_refused() -> None:
-    with pytest.raises(SbpError, match=r"embed.max_tokens \(5000\) is more than .* reads \(256\)"):
-        load_embedder(EmbedConfig(max_tokens=5000))
+@pytest.mark.usefixtures("small")
+def test_a_missing_shard_of_the_corpus_is_named_before_work_begins(new_artifact, in_process: list) -> None:
+    corpus, out = new_artifact("corpus"), new_artifact("embeddings")
+    write_corpus(corpus, [["a"], ["b"], ["c"]], [["d"], [], []])
+    Path(corpus.path("train/part-00001.parquet")).unlink()
+    with pytest.raises(SbpError, match=r"train/part-00001.parquet is missing \(1 of 6 shards are\): put it back"):
+        embed_corpus(EmbedConfig(), corpus=corpus, out=out)
+    assert in_process == []
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
-    with pytest.raises(SbpError, match=f"embed.model={tmp_path}: cannot be loaded"):
-        load_embedder(EmbedConfig(model=str(tmp_path)))
+@pytest.mark.usefixtures("small")
+def test_a_missing_last_shard_is_known_from_the_manifest(new_artifact) -> None:
+    corpus, out = new_artifact("corpus"), new_artifact("embeddings")
+    write_corpus(corpus, [["a"], ["b"]], [["d"], []])
+    corpus.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": 3}}})
+    with pytest.raises(SbpError, match=r"train/part-00002.parquet is missing \(2 of 6 shards are\)"):
+        embed_corpus(EmbedConfig(), corpus=corpus, out=out)
+
+
+def test_the_real_stage_counts_what_it_cuts_and_pads(new_artifact, tmp_path: Path) -> None:
+    corpus, out = new_artifact("corpus"), new_artifact("embeddings")
+    texts = ["!" * length for length in (1, 19, 20, 20, 70)]
+    write_corpus(corpus, [texts], [[]])
+    cfg = EmbedConfig(model=make_bert(tmp_path), max_tokens=64)
+    stats = embed_corpus(cfg, corpus=corpus, out=out)
+    counted = {key: stats["train"][key] for key in ("documents", "tokens", "padding_tokens", "truncated")}
+    assert counted == {"documents": 5, "tokens": 1 + 19 + 20 + 20 + 64, "padding_tokens": 1, "truncated": 1}
+    assert json.loads(json.dumps(stats)) == stats
+
+
+# One ahead
+
+
+def test_the_next_item_is_made_while_one_is_used() -> None:
+    made = [threading.Event() for _ in range(4)]
+
+    def items() -> Iterator[int]:
+        for number, event in enumerate(made):
+            event.set()
+            yield number
+
+    ahead = one_ahead(items())
+    assert next(ahead) == 0
+    assert made[1].wait(10)
+    assert not made[2].is_set()  # and no more than one
+    assert list(ahead) == [1, 2, 3]
+
+
+def test_an_error_while_making_the_next_item_is_raised() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise SbpError("unreadable")
+
+    ahead = one_ahead(items())
+    assert next(ahead) == 1
+    with pytest.raises(SbpError, match="unreadable"):
+        next(ahead)

@@ -45,7 +45,7 @@ def ran() -> list[str]:
 
 @pytest.fixture
 def run(folder: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`run("embed", "embed.batch_size=8")`: the exit status of `python jobs/embed.py --config small.yaml …`."""
+    """`run("embed", "embed.batch_tokens=512")`: the exit status of `python jobs/embed.py --config small.yaml …`."""
 
     def stage(job: Job) -> Stats:
         ran.append(job.stage.name)
@@ -92,10 +92,10 @@ def test_the_pipeline_runs_every_stage_once_in_order_and_shows_the_summary(
 
 def test_a_manifest_tells_what_it_was_made_from_and_what_came_of_it(run: Run, folder: Path) -> None:
     assert run("ingest") == 0
-    assert run("embed", "embed.batch_size=8") == 0
+    assert run("embed", "embed.batch_tokens=512") == 0
     manifest = _manifest(folder, "embeddings")
     assert manifest["artifact"] == "embeddings"
-    assert manifest["settings"]["embed"]["batch_size"] == 8
+    assert manifest["settings"]["embed"]["batch_tokens"] == 512
     assert manifest["inputs"] == {"corpus": _manifest(folder, "corpus")["fingerprint"]}
     assert manifest["stats"] == {"documents": 1}
     assert manifest["wall_s"] >= 0
@@ -158,7 +158,7 @@ def test_resources_may_change(run: Run, ran: list[str]) -> None:
 
 def test_a_setting_of_another_stage_may_change(run: Run, ran: list[str]) -> None:
     assert run("ingest") == 0
-    assert run("ingest", "embed.batch_size=8") == 0
+    assert run("ingest", "embed.batch_tokens=512") == 0
     assert ran == ["ingest"]
 
 

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from tiny_embedder import make_bert, make_qwen3
+
+from sbp_ray import embedder
+from sbp_ray.config import EmbedConfig, Resources
+from sbp_ray.embedder import joined, load_embedder, plan_batches
+from sbp_ray.errors import SbpError
+
+TEXTS = ["A cat sat on a mat.", "word " * 300, "Kittens sleep a lot.", "Interest rates rose."]
+
+
+def planned(num_tokens: list[int], batch_tokens: int) -> list[list[int]]:
+    return [batch.tolist() for batch in plan_batches(np.array(num_tokens, np.int64), batch_tokens)]
+
+
+def test_a_batch_closes_at_its_budget() -> None:
+    assert planned([10] * 5, batch_tokens=20) == [[0, 1], [2, 3], [4]]
+    assert planned([10] * 2, batch_tokens=19) == [[0], [1]]
+
+
+def test_a_batch_closes_before_its_padding_passes_five_percent() -> None:
+    assert planned([90, 100], batch_tokens=1000) == [[1, 0]]  # 10 of 200: just 5 %
+    assert planned([89, 100], batch_tokens=1000) == [[1], [0]]
+    assert planned([100, 1, 100, 1], batch_tokens=1000) == [[0, 2], [1, 3]]
+
+
+def test_a_text_longer_than_the_budget_goes_alone_and_first() -> None:
+    assert planned([5, 500, 5], batch_tokens=100) == [[1], [0, 2]]
+
+
+def test_nothing_makes_no_batch() -> None:
+    assert planned([], batch_tokens=100) == []
+
+
+def test_every_text_is_in_one_batch_and_no_batch_has_more_padding() -> None:
+    num_tokens_N = np.random.default_rng(0).lognormal(4, 1, 2000).astype(np.int64) + 1
+    batches = plan_batches(num_tokens_N, 4096)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(2000))
+    for batch in batches:
+        computed = len(batch) * num_tokens_N[batch].max()
+        assert computed <= 4096 or len(batch) == 1
+        assert computed - num_tokens_N[batch].sum() <= 0.05 * computed
+
+
+def test_the_packaged_model_gives_unit_vectors_in_the_order_of_the_texts() -> None:
+    packaged = load_embedder(EmbedConfig(max_tokens=128, batch_tokens=16))
+    assert packaged.dim == 384
+    texts = packaged.tokenize(TEXTS)
+    assert texts.num_tokens_N.tolist() == [9, 128, 8, 6]  # with the two marks of the model
+    assert texts.truncated_N.tolist() == [False, True, False, False]
+    vectors_ND = packaged.start(texts).result().vectors_ND
+    np.testing.assert_allclose(np.linalg.norm(vectors_ND, axis=1), 1, atol=1e-6)
+    cosine = vectors_ND @ vectors_ND.T
+    assert cosine[0, 2] > cosine[0, 3] + 0.1  # cats are nearer to kittens than to interest rates
+    alone = np.concatenate([packaged([text]) for text in TEXTS])
+    np.testing.assert_allclose(vectors_ND, alone, atol=1e-5)
+    cut = packaged(["word " * 126])  # what is left of the long text
+    np.testing.assert_allclose(cut[0], vectors_ND[1], atol=1e-5)
+
+
+def test_a_text_of_just_the_limit_is_not_cut() -> None:
+    packaged = load_embedder(EmbedConfig(max_tokens=10))
+    texts = packaged.tokenize(["word " * 8, "word " * 9])
+    assert texts.num_tokens_N.tolist() == [10, 10]
+    assert texts.truncated_N.tolist() == [False, True]
+
+
+def test_padding_is_counted(tmp_path: Path) -> None:
+    tiny = load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64))
+    texts = tiny.tokenize(["!" * 20, "!" * 20, "!" * 19, "!"])  # a batch of 3 and one of 1
+    assert texts.num_tokens_N.tolist() == [20, 20, 19, 1]
+    assert tiny.start(texts).result().padding_tokens == 1
+
+
+def test_no_texts_make_no_vectors(tmp_path: Path) -> None:
+    assert load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64))([]).shape == (0, 16)
+
+
+def test_joined_texts_are_embedded_as_if_they_had_come_together(tmp_path: Path) -> None:
+    tiny = load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64))
+    whole = tiny.tokenize(TEXTS)
+    parts = joined([tiny.tokenize(TEXTS[:1]), tiny.tokenize(TEXTS[1:])])
+    assert parts.truncated_N.tolist() == whole.truncated_N.tolist() == [False, True, False, False]
+    np.testing.assert_array_equal(tiny.start(parts).result().vectors_ND, tiny.start(whole).result().vectors_ND)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("make", [make_bert, make_qwen3])
+def test_prompts_padding_and_pooling_are_those_of_encode(tmp_path: Path, make, num_threads: int) -> None:
+    """A decoder that pads left, pools its last token and has a default prompt; an encoder that does not normalise."""
+    path = make(tmp_path)
+    texts = [" ".join(TEXTS[:1] * n)[: 7 * n] for n in range(1, 12)]
+    plain = SentenceTransformer(path, device="cpu")
+    expected = plain.encode(texts, batch_size=4)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    cfg = EmbedConfig(model=path, max_tokens=64, batch_tokens=80, resources=Resources(num_threads=num_threads))
+    np.testing.assert_allclose(load_embedder(cfg)(texts), expected, atol=1e-5)
+    if plain.default_prompt_name:  # the comparison would notice
+        without = plain.encode(texts, prompt="")
+        assert np.abs(without - expected).max() > 0.01
+
+
+def test_an_error_in_the_model_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(tiny._model, "forward", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        tiny(TEXTS)
+
+
+def test_bfloat16_turns_no_vector_far() -> None:
+    whole, half = (load_embedder(EmbedConfig(dtype=dtype))(TEXTS) for dtype in ("float32", "bfloat16"))
+    assert ((whole * half).sum(axis=1) > 0.999).all()
+
+
+@pytest.mark.parametrize(("capabilities", "warned"), [({"avx2": True}, True), ({"avx512_bf16": True}, False)])
+def test_bfloat16_on_a_cpu_without_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, capabilities: dict, warned: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(logging.getLogger("sbp_ray"), "propagate", True)
+    with caplog.at_level(logging.WARNING, logger=embedder.__name__):
+        load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64, dtype="bfloat16"))(TEXTS)
+    assert ["embed.dtype=bfloat16: this CPU has no" in line for line in caplog.messages] == [True] * warned
+
+
+def test_more_tokens_than_the_model_reads_are_refused() -> None:
+    with pytest.raises(SbpError, match=r"embed.max_tokens \(5000\) is more than .* reads \(256\)"):
+        load_embedder(EmbedConfig(max_tokens=5000))
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
+    with pytest.raises(SbpError, match=f"embed.model={tmp_path}: cannot be loaded"):
+        load_embedder(EmbedConfig(model=str(tmp_path)))
