@@ -112,6 +112,8 @@ class ShardEmbedder:
             )
 
     def __call__(self, item: dict[str, Any]) -> Stats:
+        if self._out.exists(item["name"]):  # Ray repeats a task whose actor died after the commit
+            return self._out.read_stats(item["name"])
         start_s = time.monotonic()
         schema = embedding_schema(self._embedder.dim)
         stats = {"documents": 0, "tokens": 0, "padding_tokens": 0, "truncated": 0}

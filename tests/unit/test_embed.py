@@ -16,7 +16,7 @@ from sbp_ray.embedder import Embedded, Tokenized
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOCUMENT, embedding_schema
 from sbp_ray.stages import embed
-from sbp_ray.stages.embed import embed_corpus, one_ahead
+from sbp_ray.stages.embed import ShardEmbedder, embed_corpus, one_ahead
 from sbp_ray.text.minhash import document_signature, group_hash
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -115,6 +115,17 @@ def test_finished_shards_are_left_alone(new_artifact, in_process: list) -> None:
     second = embed_corpus(EmbedConfig(), corpus=corpus, out=out)
     assert [item["name"] for _, item in in_process] == ["train/part-00001.parquet"]
     assert second["train"]["documents"] == first["train"]["documents"] == 2
+
+
+@pytest.mark.usefixtures("small")
+def test_a_shard_whose_actor_died_after_the_commit_is_not_computed_again(new_artifact) -> None:
+    corpus, out = new_artifact("corpus"), new_artifact("embeddings")
+    write_corpus(corpus, [["a", "b"]], [[]])
+    worker, item = ShardEmbedder(EmbedConfig(), corpus, out, None), {"name": "train/part-00000.parquet"}
+    first = worker(item)
+    before = Path(out.path(item["name"])).stat()
+    assert worker(item).items() >= first.items()
+    assert Path(out.path(item["name"])).stat() == before
 
 
 @pytest.mark.usefixtures("small")
