@@ -26,7 +26,7 @@ UV  := .uv/bin/uv
 BIN := .venv/bin
 READY := .venv/ready-$(EXTRA)
 
-.PHONY: help setup demo test check format lock clean
+.PHONY: help setup demo test check bench format lock clean
 help:
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
@@ -43,6 +43,9 @@ check: $(READY) ## style, types and layers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@PATH="$(BIN):$$PATH" lint-imports
+
+bench: $(READY) $(if $(filter neighbors,$(NAME)),.venv/ready-bench) ## us beside a peer: NAME=neighbors|embed|…, ARGS=--quick
+	@$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
 format: $(READY) ## rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
@@ -70,4 +73,9 @@ $(READY): $(UV) pyproject.toml requirements/$(EXTRA).txt
 	@$(UV) pip sync --quiet --compile-bytecode --python .venv $(TORCH) requirements/$(EXTRA).txt
 	@$(UV) pip install --quiet --python .venv --no-deps --editable .
 	@rm -f .venv/ready-*
+	@touch $@
+
+.venv/ready-bench: $(READY) requirements/bench.txt
+	@echo "setting up: the peers of requirements/bench.txt"
+	@$(UV) pip install --quiet --compile-bytecode --python .venv $(TORCH) -c requirements/$(EXTRA).txt -r requirements/bench.txt
 	@touch $@
