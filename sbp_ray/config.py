@@ -104,6 +104,20 @@ class NeighborsConfig(Section):
 
     num_neighbors: PositiveInt = 200
     """Nearest neighbours kept for each document."""
+    min_recall: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Share of the true neighbours that must be found, with 95 % confidence: the stage searches wider until it is, or
+    fails."""
+    recall_queries: PositiveInt = 1000
+    """Documents whose neighbours are also searched exactly, to measure the recall."""
+    cell_documents: PositiveInt = 256
+    """Documents that live in a cell, on average. A document is compared with those of its own cell and of the cells
+    that it visits, or that visit it."""
+    max_visits: PositiveInt = 64
+    """Other cells that a document visits at most."""
+    worker_gib: PositiveFloat = 1.0
+    """Memory that a worker spends on documents: says how many cells are searched together."""
+    seed: int = 0
+    """Draws the documents that the cells are made from."""
     resources: Resources = Resources()
 
 

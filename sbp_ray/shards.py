@@ -6,10 +6,11 @@ is not run again, so a stage that dies goes on where it was.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sbp_ray import metrics
@@ -52,10 +53,7 @@ def map_shards(
         SbpError: the first one that a worker raised; what other workers committed by then stays.
     """
     items = list(todo)
-    total = num_done + len(items)
-    if num_done:
-        logger.info(f"{stage} | {num_done} of {total} shards are there already")
-    if not items:
+    if not _announce(stage, num_done, items):
         return
     import ray
 
@@ -67,10 +65,59 @@ def map_shards(
         num_gpus=resources.num_gpus,
     )
     dataset.set_name(stage)  # as the dashboard lists it
+    _follow(stage, dataset.iter_rows(), len(items), num_done)
+
+
+def run_tasks(
+    stage: str,
+    worker: type,
+    arguments: tuple[Any, ...],
+    todo: Iterable[dict[str, Any]],
+    *,
+    num_done: int,
+    resources: Resources,
+) -> None:
+    """The same as `map_shards` with a Ray task for each item: for workers that are cheap to build.
+
+    A pool of Ray Data takes seconds to start; a stage of many short steps would spend its time on that. A task whose
+    process dies is run again, three times.
+    """
+    items = list(todo)
+    if not _announce(stage, num_done, items):
+        return
+    import ray
+
+    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(_run_item)
+    shared = ray.put((worker, arguments))
+
+    def finished() -> Iterator[dict[str, Any]]:
+        waiting = iter(items)
+        running = [task.remote(shared, item) for item in itertools.islice(waiting, resources.num_workers)]
+        while running:
+            [done], running = ray.wait(running, num_returns=1)
+            running += [task.remote(shared, item) for item in itertools.islice(waiting, 1)]
+            yield ray.get(done)
+
+    _follow(stage, finished(), len(items), num_done)
+
+
+def _run_item(shared: tuple[type, tuple[Any, ...]], item: dict[str, Any]) -> dict[str, Any]:
+    return _OnItem(*shared)(item)
+
+
+def _announce(stage: str, num_done: int, items: list[dict[str, Any]]) -> bool:
+    if num_done:
+        logger.info(f"{stage} | {num_done} of {num_done + len(items)} shards are there already")
+    return bool(items)
+
+
+def _follow(stage: str, rows: Iterable[dict[str, Any]], num_items: int, num_done: int) -> None:
+    """Report each finished item's counts as metrics and progress; raise the first error."""
+    total = num_done + num_items
     progress = Progress(stage, total, "shards", done=num_done)
     finished = num_done
     documents, start = 0, time.monotonic()
-    for row in dataset.iter_rows():
+    for row in rows:
         finished += 1
         if row["error"]:
             raise SbpError(row["error"])

@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sbp_ray.config import PairConfig
+from sbp_ray.doc_ids import bytes_to_ids, digits_to_bytes
 from sbp_ray.schema import PAIR
 
 # N = directed pairs; 2 = the two halves of a document's id, 64 bits each
@@ -27,7 +28,6 @@ CANDIDATE = pa.schema(
 )
 RELATED = 0
 REASONS = ("below_min_cosine", "above_max_cosine", "near_duplicate_jaccard", "near_duplicate_containment")
-_HEX_PAIRS_256_2 = np.frombuffer(bytes(range(256)).hex().encode(), np.uint8).reshape(256, 2)
 
 
 @dataclass(frozen=True)
@@ -74,26 +74,14 @@ def from_table(table: pa.Table) -> Candidates:
 # Ids
 
 
-def hex_digits(ids: pa.Array) -> NDArray[np.uint8]:
-    """The ASCII codes of ids of 32 hex digits, uint8[N, 32]."""
-    fixed = ids.cast(pa.binary()).cast(pa.binary(32))
-    if len(fixed) == 0:
-        return np.empty((0, 32), np.uint8)
-    return np.frombuffer(fixed.buffers()[1], np.uint8).reshape(-1, 32)[fixed.offset : fixed.offset + len(fixed)]
-
-
 def decode_ids(digits_ND: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """uint64[N, 2] of `hex_digits`, or the like of any multiple of 16 digits."""
-    values_ND = (digits_ND & 15) + 9 * (digits_ND >> 6)  # "a" is 0x61: 1 + 9
-    bytes_ND = (values_ND[:, ::2] << 4) | values_ND[:, 1::2]
-    return np.ascontiguousarray(bytes_ND).view(">u8").astype(np.uint64)
+    return digits_to_bytes(digits_ND).view(">u8").astype(np.uint64)
 
 
 def encode_ids(ids_N2: NDArray[np.uint64]) -> pa.Array:
     """The inverse of `decode_ids`, as strings."""
-    bytes_ND = np.ascontiguousarray(ids_N2.astype(">u8")).view(np.uint8).reshape(len(ids_N2), 16)
-    text = pa.py_buffer(_HEX_PAIRS_256_2[bytes_ND].tobytes())
-    return pa.Array.from_buffers(pa.binary(32), len(ids_N2), [None, text]).cast(pa.binary()).cast(pa.string())
+    return bytes_to_ids(np.ascontiguousarray(ids_N2.astype(">u8")).view(np.uint8).reshape(len(ids_N2), 16))
 
 
 def shards_of(ids_N2: NDArray[np.uint64], num_shards: int) -> NDArray[np.int64]:

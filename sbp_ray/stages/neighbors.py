@@ -1,133 +1,231 @@
 """embeddings -> neighbors: the nearest documents of each document, within its split
 
-Each worker takes the vectors of one shard and streams the shards of the database past them, so it holds two shards
-whatever the size of the corpus.
+    cells       a worker for each split: centroids from a sample, and how many cells a document must visit
+    routed      worker of a shard of embeddings: each document into the bucket of every group of cells that it lives in
+                or visits; on the way, the nearest documents of the recall's queries, exactly
+    found       worker of a group: everyone who lives there or visits is compared; each one's nearest go into the
+                bucket of its shard
+    train, validation
+                worker of a shard: the nearest of what all groups found
+    recall      the queries' lists beside the exact ones; too low, and all starts again with a wider margin
+
+A worker holds a shard, or a group of `neighbors.worker_gib`, whatever the size of the corpus.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.neighbors.histogram import cosine_histogram, sorted_histogram
-from sbp_ray.neighbors.search import NO_ROW, TopK, empty_top_k, merge_top_k, search_block, without_row
-from sbp_ray.schema import NEIGHBORS, SPLITS, Split
-from sbp_ray.shards import Stats, add_stats, map_shards
+from sbp_ray.neighbors.histogram import sorted_histogram
+from sbp_ray.neighbors.plan import log_plan, plan_search, refuse_what_cannot_fit
+from sbp_ray.neighbors.recall import interval, recall_of
+from sbp_ray.neighbors.steps import (
+    SCRATCH,
+    CellMaker,
+    GroupSearcher,
+    ListMerger,
+    Router,
+    cells_file,
+    found_file,
+    read_cells,
+    read_exact,
+    read_lists,
+    routed_file,
+    vector_length,
+)
+from sbp_ray.schema import SPLITS, Split
+from sbp_ray.shards import Stats, add_stats, run_tasks, shard_name
 
-# Q = queries, B = vectors of a database shard, D = vector length, K = neighbours
+logger = logging.getLogger(__name__)
 
-_SHARD_BITS = 32  # a document's row number is its shard's number, shifted, plus its place there
+_ATTEMPTS = 3
+_STATS = "stats.json"
+_RECALL = f"{SCRATCH}/recall.json"
 
 
 def find_neighbors(cfg: NeighborsConfig, *, embeddings: Artifact, out: Artifact) -> Stats:
     """Find the nearest documents of each document of both splits.
 
     Returns:
-        Documents, mean cosine of the nearest neighbour, and histograms of cosines, of each split.
+        Documents, mean cosine of the nearest neighbour, histograms of cosines and the measured recall, of each split.
 
     Raises:
-        SbpError: vectors of different lengths.
+        SbpError: a shard is missing, vectors of different lengths or without a direction, more than the machines can
+            hold, or a recall below `neighbors.min_recall` however wide the search.
     """
-    names = {split: embeddings.files(split, ".parquet") for split in SPLITS}
-    todo = [
-        {"split": split, "name": name, "shard": shard}
-        for split in SPLITS
-        for shard, name in enumerate(names[split])
-        if not out.exists(name)
+    if not out.exists(_STATS):
+        out.write_json(_STATS, _search_both(cfg, embeddings, out))
+    if out.exists(SCRATCH):
+        out.fs.delete_dir(out.path(SCRATCH))
+    return out.read_json(_STATS)
+
+
+def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> Stats:
+    rows = {split: _shard_rows(embeddings, split) for split in SPLITS}
+    plan = plan_search(cfg, sum(rows["train"]), vector_length(embeddings, "train"))
+    log_plan(plan)
+    refuse_what_cannot_fit(plan, out)
+    recall: dict[str, Any] = out.read_json(_RECALL) if out.exists(_RECALL) else {}
+    for attempt in range(_ATTEMPTS):
+        splits = [split for split in SPLITS if not _is_enough(cfg, recall.get(split))]
+        splits = [split for split in splits if recall.get(split, {}).get("attempt", -1) < attempt]
+        for step in (_make_cells, _route, _search, _merge):
+            step(cfg, embeddings, out, {split: rows[split] for split in splits}, attempt)
+        for split in splits:
+            recall[split] = _measure_recall(cfg, out, split, rows[split], attempt)
+        out.write_json(_RECALL, recall)
+    for split in SPLITS:
+        _refuse_low_recall(cfg, split, recall[split])
+    by_split = {split: _split_stats(out, split, recall[split]) for split in SPLITS}
+    return {
+        "documents": sum(part["documents"] for part in by_split.values()),
+        "drops": {},
+        "plan": plan._asdict(),
+        **by_split,
+    }
+
+
+def _shard_rows(embeddings: Artifact, split: Split) -> list[int]:
+    """Documents of each shard.
+
+    Raises:
+        SbpError: a shard is missing.
+    """
+    names = embeddings.files(split, ".parquet")
+    for shard, name in enumerate(names):
+        if name != shard_name(split, shard):
+            raise _missing(embeddings, shard_name(split, shard))
+    if not names:
+        raise _missing(embeddings, shard_name(split, 0))
+    rows = [embeddings.num_rows(name) for name in names]
+    manifest = embeddings.manifest()
+    if manifest and sum(rows) != manifest["stats"][split]["documents"]:
+        raise _missing(embeddings, f"a shard of {split} after {names[-1]}")
+    return rows
+
+
+def _missing(embeddings: Artifact, what: str) -> SbpError:
+    return SbpError(f"{embeddings.url}: {what} is missing: make it again with --redo embed")
+
+
+# The steps: each does what an earlier run has not done
+
+
+def _make_cells(
+    cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: dict[Split, list[int]], attempt: int
+) -> None:
+    items = [{"split": split, "attempt": attempt} for split in rows]
+    todo = [item for item in items if not out.exists(cells_file(item["split"], attempt))]
+    run_tasks("neighbors cells", CellMaker, (cfg, embeddings, out, rows), todo, num_done=0, resources=cfg.resources)
+
+
+def _route(
+    cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: dict[Split, list[int]], attempt: int
+) -> None:
+    items = [
+        {"split": split, "shard": shard, "attempt": attempt} for split in rows for shard in range(len(rows[split]))
     ]
-    num_done = sum(map(len, names.values())) - len(todo)
-    arguments = (cfg, embeddings, out, names)
-    map_shards("neighbors", ShardSearcher, arguments, todo, num_done=num_done, resources=cfg.resources)
-    by_split: dict[str, Stats] = {split: _split_stats(out, names[split]) for split in SPLITS}
-    return {"documents": sum(part["documents"] for part in by_split.values()), "drops": {}, **by_split}
+    todo = [item for item in items if not out.exists(routed_file(item["split"], attempt, item["shard"]))]
+    _run("neighbors routing", Router, (cfg, embeddings, out), todo, items, cfg)
 
 
-def _split_stats(out: Artifact, names: list[str]) -> Stats:
-    total = add_stats(out.read_stats(name) for name in names)
+def _search(
+    cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: dict[Split, list[int]], attempt: int
+) -> None:
+    items = [
+        {"split": split, "group": group, "attempt": attempt, "num_shards": len(rows[split])}
+        for split in rows
+        for group in range(int(read_cells(out, split, attempt).group_C.max(initial=0)) + 1)
+    ]
+    todo = [item for item in items if not out.exists(found_file(item["split"], attempt, item["group"]))]
+    _run("neighbors", GroupSearcher, (cfg, out), todo, items, cfg)
+
+
+def _merge(
+    cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: dict[Split, list[int]], attempt: int
+) -> None:
+    items = [
+        {"split": split, "shard": shard, "attempt": attempt} for split in rows for shard in range(len(rows[split]))
+    ]
+    todo = [item for item in items if not _is_merged(out, shard_name(item["split"], item["shard"]), attempt)]
+    _run("neighbors merging", ListMerger, (cfg, embeddings, out), todo, items, cfg)
+
+
+def _is_merged(out: Artifact, name: str, attempt: int) -> bool:
+    """A shard of an earlier, narrower attempt does not count."""
+    return out.exists(name) and out.read_stats(name)["attempt"] == attempt
+
+
+def _run(
+    stage: str,
+    worker: type,
+    arguments: tuple[Any, ...],
+    todo: list[dict[str, Any]],
+    items: list[dict[str, Any]],
+    cfg: NeighborsConfig,
+) -> None:
+    run_tasks(stage, worker, arguments, todo, num_done=len(items) - len(todo), resources=cfg.resources)
+
+
+# Recall
+
+
+def _measure_recall(cfg: NeighborsConfig, out: Artifact, split: Split, rows: list[int], attempt: int) -> dict[str, Any]:
+    cells = read_cells(out, split, attempt)
+    exact = read_exact(out, split, attempt, range(len(rows)), len(cells.query_id_Q), cfg.num_neighbors)
+    cosines, ids = read_lists(out, split, cells.query_id_Q, len(rows))
+    num_documents = sum(rows)
+    shares = recall_of(exact, cosines, ids)
+    mean, low, high = interval(shares, num_documents) if len(shares) else (1.0, 1.0, 1.0)
+    routed = add_stats(out.read_stats(routed_file(split, attempt, shard)) for shard in range(len(rows)))
+    measured = {
+        "k": cfg.num_neighbors,
+        "queries": len(shares),
+        "recall": round(mean, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "min_recall": cfg.min_recall,
+        "attempt": attempt,
+        "cells": len(cells.cell_CD),
+        "groups": int(cells.group_C.max(initial=0)) + 1,
+        "margin": round(cells.margin, 4),
+        "probes": round(1 + routed["visits"] / max(1, num_documents), 2),
+        "copies": round(routed["copies"] / max(1, num_documents), 2),
+    }
+    logger.info(
+        f"neighbors | {split}: recall@{cfg.num_neighbors} {mean:.4f} [{low:.4f}, {high:.4f}] of {len(shares):,} queries "
+        f"| {measured['cells']:,} cells, {measured['probes']} probed by a document"
+    )
+    return measured
+
+
+def _is_enough(cfg: NeighborsConfig, recall: dict[str, Any] | None) -> bool:
+    return recall is not None and recall["low"] >= cfg.min_recall
+
+
+def _refuse_low_recall(cfg: NeighborsConfig, split: Split, recall: dict[str, Any]) -> None:
+    if not _is_enough(cfg, recall):
+        raise SbpError(
+            f"{split}: recall@{recall['k']} is {recall['recall']} [{recall['low']}, {recall['high']}] after {_ATTEMPTS} "
+            f"attempts, and neighbors.min_recall is {cfg.min_recall}: use --redo neighbors with a higher "
+            f"neighbors.max_visits ({cfg.max_visits}), more neighbors.recall_queries ({cfg.recall_queries}) or a lower "
+            "neighbors.min_recall"
+        )
+
+
+def _split_stats(out: Artifact, split: Split, recall: dict[str, Any]) -> Stats:
+    total = add_stats(out.read_stats(name) for name in out.files(split, ".parquet"))
+    if not total:
+        return {"documents": 0, "documents_with_neighbors": 0, "neighbors": 0, "recall": recall}
+    total.pop("attempt")
     num_with, cosine_sum = total["documents_with_neighbors"], total.pop("nearest_cosine_sum")
     total["mean_nearest_cosine"] = round(cosine_sum / num_with, 4) if num_with else None
     for key in ("histogram_nearest", "histogram_all"):
         total[key] = sorted_histogram(total[key])
-    return total
-
-
-class ShardSearcher:
-    """Finds the neighbours of one shard's documents."""
-
-    def __init__(
-        self, cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, names: dict[Split, list[str]]
-    ) -> None:
-        self._k, self._embeddings, self._out, self._names = cfg.num_neighbors, embeddings, out, names
-        if cfg.resources.num_threads:
-            import faiss
-
-            faiss.omp_set_num_threads(cfg.resources.num_threads)
-
-    def __call__(self, item: dict[str, Any]) -> Stats:
-        database = self._names[item["split"]]
-        query_QD = self._read_vectors(item["name"])
-        own_row_Q = (item["shard"] << _SHARD_BITS) + np.arange(len(query_QD), dtype=np.int64)
-        found = empty_top_k(len(query_QD))
-        for shard, name in enumerate(database):
-            block_BD = self._read_vectors(name)
-            if query_QD.size and block_BD.size:
-                self._require_same_length(item["name"], query_QD, name, block_BD)
-                part = search_block(query_QD, block_BD, self._k + 1, shard << _SHARD_BITS)
-                found = merge_top_k(found, part, self._k + 1)
-        found = without_row(found, own_row_Q, self._k)
-        table = self._to_table(item["name"], found, database)
-        stats = _search_stats(found)
-        self._out.write_table(item["name"], table, stats=stats)
-        return {"documents": stats["documents"]}
-
-    def _read_vectors(self, name: str) -> NDArray[np.float32]:
-        """Unit vectors, float32 [N, D]; rounding to float16 has left them a hair longer or shorter."""
-        column = self._embeddings.read_table(name, ["vector"]).column("vector").combine_chunks()
-        vectors_ND = column.flatten().to_numpy().astype(np.float32).reshape(len(column), column.type.list_size)
-        return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-
-    def _require_same_length(
-        self, query: str, query_QD: NDArray[np.float32], block: str, block_BD: NDArray[np.float32]
-    ) -> None:
-        if query_QD.shape[1] != block_BD.shape[1]:
-            raise SbpError(
-                f"{self._embeddings.url}: {query} holds {query_QD.shape[1]}-d vectors and {block} "
-                f"{block_BD.shape[1]}-d ones: make them again with --redo embed"
-            )
-
-    def _to_table(self, own: str, found: TopK, database: list[str]) -> pa.Table:
-        """Rows of `NEIGHBORS`: row numbers become ids, one shard of ids at a time."""
-        is_there_QK = found.row_QK != NO_ROW
-        rows_M = found.row_QK[is_there_QK]  # M = neighbours of all lists, one list after the other
-        ids_M = np.empty(len(rows_M), "S32")
-        for shard, name in enumerate(database):
-            chosen_M = rows_M >> _SHARD_BITS == shard
-            if chosen_M.any():
-                ids = np.array(self._read_ids(name).to_numpy(zero_copy_only=False), "S32")
-                ids_M[chosen_M] = ids[rows_M[chosen_M] & (2**_SHARD_BITS - 1)]
-        offsets = np.concatenate([[0], np.cumsum(is_there_QK.sum(axis=1))]).astype(np.int32)
-        neighbor_ids = pa.ListArray.from_arrays(offsets, pa.array(ids_M.astype(str), pa.string()))
-        cosines = pa.ListArray.from_arrays(offsets, pa.array(found.cosine_QK[is_there_QK], pa.float32()))
-        return pa.table([self._read_ids(own), neighbor_ids, cosines], schema=NEIGHBORS)
-
-    def _read_ids(self, name: str) -> pa.Array:
-        return self._embeddings.read_table(name, ["doc_id"]).column("doc_id").combine_chunks()
-
-
-def _search_stats(found: TopK) -> Stats:
-    is_there_QK = found.row_QK != NO_ROW
-    nearest = found.cosine_QK[:, 0][is_there_QK[:, 0]] if found.row_QK.shape[1] else np.empty(0, np.float32)
-    return {
-        "documents": len(found.row_QK),
-        "documents_with_neighbors": len(nearest),
-        "neighbors": int(is_there_QK.sum()),
-        "nearest_cosine_sum": float(nearest.sum(dtype=np.float64)),
-        "histogram_nearest": cosine_histogram(nearest),
-        "histogram_all": cosine_histogram(found.cosine_QK[is_there_QK]),
-    }
+    return {**total, "recall": recall}

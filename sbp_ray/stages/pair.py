@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import BucketWriter, bucket_writer, read_bucket
 from sbp_ray.config import PairConfig
+from sbp_ray.doc_ids import hex_digits
 from sbp_ray.errors import SbpError
 from sbp_ray.neighbors.histogram import cosine_histogram, sorted_histogram
 from sbp_ray.pairing.candidates import (
@@ -38,7 +39,6 @@ from sbp_ray.pairing.candidates import (
     decode_ids,
     each_once,
     from_table,
-    hex_digits,
     judge,
     near_duplicates,
     ranked,

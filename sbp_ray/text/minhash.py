@@ -86,8 +86,13 @@ def estimate_jaccard(a_MH: NDArray[np.uint8], b_MH: NDArray[np.uint8]) -> NDArra
         # Eight bytes at a time: each is summed over 32 words, so none runs over.
         sums = is_equal_MH.view(np.uint64).sum(axis=1, dtype=np.uint64)
         equal_M[rows] = sums.view(np.uint8).reshape(-1, 8).sum(axis=1, dtype=np.uint16)
-    share_M = equal_M / np.float32(NUM_HASHES)
-    return np.clip((share_M - np.float32(_CHANCE)) / np.float32(1 - _CHANCE), 0, 1)
+    return jaccard_of(equal_M)
+
+
+def jaccard_of(num_equal: NDArray[np.number]) -> NDArray[np.float32]:
+    """The Jaccard index of documents whose signatures agree in so many bytes; see `estimate_jaccard`."""
+    share = num_equal.astype(np.float32) / np.float32(NUM_HASHES)
+    return np.clip((share - np.float32(_CHANCE)) / np.float32(1 - _CHANCE), 0, 1)
 
 
 def estimate_containment(

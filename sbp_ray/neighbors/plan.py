@@ -1,0 +1,149 @@
+"""What a search will take, worked out before it starts from the number of documents and the length of their vectors.
+
+The constants were measured on one core of an AMD EPYC (AVX-512 VNNI) at 100,000 to 1,000,000 documents of 384
+dimensions; see docs/scaling.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import NeighborsConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.logs import duration
+from sbp_ray.neighbors.group import num_candidates
+from sbp_ray.schema import SIGNATURE_BYTES
+
+logger = logging.getLogger(__name__)
+
+ROUTING_ROWS = 16_384  # documents that a worker routes at a time
+EXACT_BELOW = 20_000  # documents: fewer are one cell, and every pair is compared
+_BASE_GIB = 0.6  # a worker before it reads anything: Python, Ray, torch, FAISS, Numba
+_COPIES = 2.5  # groups that a document lives in or visits
+_VISITS = 24  # cells that it visits
+_PAIRS_PER_S = 4e8  # of 384 dimensions, a core: product and scan together
+_DOCUMENT_S = 60e-6  # reading, routing, writing, merging, and the exact search of 1,000 queries, a core
+
+
+class Plan(NamedTuple):
+    """What the search of one split takes."""
+
+    documents: int
+    dim: int
+    workers: int
+    groups: int
+    """Parts that are searched by themselves."""
+    group_documents: int
+    """Documents in one of them, visitors included."""
+    worker_gib: float
+    """Most memory of a worker."""
+    vram_gib: float
+    """Most memory of its GPU, where it has one."""
+    shuffle_gib: float
+    """Written and read once between the steps, and deleted at the end: disk space too."""
+    output_gib: float
+    """The lists."""
+    tera_ops: float
+    """Multiplications and additions, of 8-bit integers."""
+    seconds: float
+    """On `workers` cores."""
+
+
+def document_bytes(dim: int, k: int, max_visits: int) -> int:
+    """Memory that a document takes in the search of its group, all copies and buffers counted."""
+    routed = 2 * dim + 4 * max_visits + SIGNATURE_BYTES + 40
+    sorted_copies = 2 * 2 * dim + dim + 2 * 4 * max_visits
+    return routed + sorted_copies + 8 * num_candidates(k) + 8 * k
+
+
+def num_groups(cfg: NeighborsConfig, documents: int, dim: int) -> int:
+    """As few as fit into the workers' memory, since a document is copied into each that it visits; one a worker."""
+    if documents < EXACT_BELOW:
+        return 1
+    fitting = int(cfg.worker_gib * 2**30 / document_bytes(dim, cfg.num_neighbors, cfg.max_visits))
+    if fitting < 2 * cfg.cell_documents:
+        raise SbpError(
+            f"neighbors.worker_gib={cfg.worker_gib} holds {fitting} documents of {dim} dimensions, less than two cells "
+            f"of {cfg.cell_documents}: raise it"
+        )
+    return max(cfg.resources.num_workers, math.ceil(documents * _COPIES / fitting))
+
+
+def plan_search(cfg: NeighborsConfig, documents: int, dim: int) -> Plan:
+    """The plan for so many documents."""
+    k, workers = cfg.num_neighbors, cfg.resources.num_workers
+    groups = num_groups(cfg, documents, dim)
+    copies = min(groups, _COPIES)
+    pairs = documents * (_VISITS * cfg.cell_documents if documents >= EXACT_BELOW else documents)
+    group_documents = math.ceil(documents * copies / groups)
+    shuffled = documents * copies * (2 * dim + 4 * cfg.max_visits + SIGNATURE_BYTES + 40 + 29 * k)
+    return Plan(
+        documents=documents,
+        dim=dim,
+        workers=workers,
+        groups=groups,
+        group_documents=group_documents,
+        worker_gib=_gib(group_documents * document_bytes(dim, k, cfg.max_visits)) + _BASE_GIB,
+        vram_gib=_gib(group_documents * dim),
+        shuffle_gib=_gib(shuffled),
+        output_gib=_gib(documents * (32 + 45 * k)),
+        tera_ops=round(2 * pairs * dim / 1e12, 3),
+        seconds=round((pairs * dim / 384 / _PAIRS_PER_S + documents * _DOCUMENT_S) / workers, 1),
+    )
+
+
+def _gib(num_bytes: float) -> float:
+    return round(num_bytes / 2**30, 3)
+
+
+def log_plan(plan: Plan) -> None:
+    """One line before anything starts."""
+    logger.info(
+        f"neighbors | plan: {plan.documents:,} documents x {plan.dim}, {plan.groups} groups of about "
+        f"{plan.group_documents:,} | {plan.workers} workers of {plan.worker_gib:.1f} GiB, {plan.vram_gib:.1f} GiB on a "
+        f"GPU | disk {plan.shuffle_gib + plan.output_gib:.2f} GiB, {plan.shuffle_gib:.2f} of it shuffled | "
+        f"{plan.tera_ops:,.1f} T operations | about {duration(plan.seconds)}"
+    )
+
+
+def refuse_what_cannot_fit(plan: Plan, out: Artifact) -> None:
+    """Compare the plan with the machine's memory and the disk's free space.
+
+    Raises:
+        SbpError: it does not fit; says what would.
+    """
+    memory_gib = _memory_gib()
+    wanted_gib = plan.workers * plan.worker_gib
+    if wanted_gib > memory_gib:
+        raise SbpError(
+            f"neighbors wants {plan.workers} workers of {plan.worker_gib:.1f} GiB, there are {memory_gib:.1f} GiB: lower "
+            "neighbors.worker_gib (more and smaller groups) or neighbors.resources.num_workers"
+        )
+    if out.is_local:
+        free_gib = shutil.disk_usage(_existing(out.path())).free / 2**30
+        wanted_gib = plan.shuffle_gib + plan.output_gib
+        if wanted_gib > free_gib:
+            raise SbpError(
+                f"neighbors wants {wanted_gib:.1f} GiB of disk under {out.url}, {free_gib:.1f} GiB are free: free some, "
+                "use another run_dir, or lower neighbors.num_neighbors"
+            )
+
+
+def _memory_gib() -> float:
+    """Of the cluster, as Ray counts it, or of this machine."""
+    import ray
+
+    if ray.is_initialized():
+        return float(ray.cluster_resources().get("memory", psutil.virtual_memory().total)) / 2**30
+    return float(psutil.virtual_memory().total) / 2**30
+
+
+def _existing(path: str) -> str:
+    return str(next(folder for folder in [Path(path), *Path(path).parents] if folder.exists()))
