@@ -86,5 +86,6 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any
 
     for name in ("stages.ingest", "stages.embed", "stages.neighbors", "stages.pair", "training.pair_rows"):
         if module := sys.modules.get(f"sbp_ray.{name}"):  # the test has imported what it runs
-            monkeypatch.setattr(module, "map_shards", run_here)
+            runs = "run_tasks" if hasattr(module, "run_tasks") else "map_shards"
+            monkeypatch.setattr(module, runs, run_here)
     return ran

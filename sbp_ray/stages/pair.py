@@ -58,7 +58,7 @@ from sbp_ray.pairing.guide import (
     what_if_slots,
 )
 from sbp_ray.schema import NEIGHBORS, SPLITS, Split
-from sbp_ray.shards import Stats, add_stats, map_shards, shard_name
+from sbp_ray.shards import Stats, add_stats, run_tasks, shard_name
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def _run_step(
     every = [(split, shard) for split in SPLITS for shard in range(len(names[split]))]
     todo = [{"split": split, "shard": shard} for split, shard in every if not out.exists(_file(step, split, shard))]
     stage = "pair" if step == "write" else f"pair-{step}"
-    map_shards(stage, worker, arguments, todo, num_done=len(every) - len(todo), resources=cfg.resources)
+    run_tasks(stage, worker, arguments, todo, num_done=len(every) - len(todo), resources=cfg.resources)
 
 
 class _Worker:

@@ -353,7 +353,7 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
     steps = sorted(map(str, in_process))
     assert len(steps) == 18
     in_process.clear()
-    run_here, calls = pair.map_shards, 0
+    run_here, calls = pair.run_tasks, 0
 
     def dying(stage: str, worker: type, arguments: tuple, todo: list, **settings: Any) -> None:
         nonlocal calls
@@ -364,10 +364,10 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
             run_here(stage, worker, arguments, [item], **settings)
 
     out = new_artifact("pairs")
-    monkeypatch.setattr(pair, "map_shards", dying)
+    monkeypatch.setattr(pair, "run_tasks", dying)
     with pytest.raises(KeyboardInterrupt):
         pair_documents(cfg, neighbors=neighbors, out=out)
-    monkeypatch.setattr(pair, "map_shards", run_here)
+    monkeypatch.setattr(pair, "run_tasks", run_here)
     assert pair_documents(cfg, neighbors=neighbors, out=out) == whole
     assert sorted(map(str, in_process)) == steps  # nothing twice
     assert read_pairs(out) == read_pairs(new_artifact("whole"))

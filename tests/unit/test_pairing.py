@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sbp_ray.doc_ids import hex_digits
 from sbp_ray.pairing import guide
-from sbp_ray.pairing.candidates import decode_ids, encode_ids, hex_digits, shards_of
+from sbp_ray.pairing.candidates import decode_ids, encode_ids, shards_of
 from sbp_ray.pairing.guide import degree_counts, degree_summary, in_slots, threshold_rows, what_if_slots
 from sbp_ray.schema import shard_of
 
