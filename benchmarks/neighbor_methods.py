@@ -221,14 +221,15 @@ class NNDescent:
 
     def builds(self, num: int) -> Iterator[Params]:
         """See `Peer`."""
-        for neighbors in (11, 15, 20, 30):
-            for candidates in (15, 30, 60):
-                yield {"metric": "dot", "n_neighbors": neighbors, "max_candidates": candidates}
+        for neighbors in (12, 14, 16, 20):
+            for candidates in (12, 16, 24):
+                yield {"metric": "dot", "n_neighbors": neighbors, "max_candidates": candidates, "low_memory": False}
 
     def near(self, params: Params, growth: float) -> Iterator[Params]:
         """See `Peer`."""
         yield params
-        yield params | {"max_candidates": round(params["max_candidates"] * 1.3)}
+        yield params | {"n_neighbors": params["n_neighbors"] + 2}
+        yield params | {"n_neighbors": params["n_neighbors"] + 6}
 
     def ladders(self, build: Params) -> Iterator[list[Params]]:
         """See `Peer`."""

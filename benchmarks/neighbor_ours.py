@@ -81,8 +81,12 @@ def _start_ray(threads: int) -> None:
         runtime_env=nowhere,
         logging_level="WARNING",
     )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    ray.get([ray.remote(os.getpid).remote() for _ in range(threads)])
+
+    @ray.remote
+    def _warmed_up() -> int:
+        return os.getpid()
+
+    ray.get([_warmed_up.remote() for _ in range(threads)])
 
 
 # Rows and ids: shards come out even, and the row can be read off the id

@@ -153,15 +153,18 @@ class Case:
     def tune(self, method: str) -> None:
         """Search a peer's settings, around those for the next smaller set of its family where there are any."""
         table = json.loads(TUNED.read_text()) if TUNED.exists() else {}
-        smaller = [entry for entry in _family(table.get(method, {}), self.name) if entry[0] < self.num]
-        near = (max(smaller)[1], self.num / max(smaller)[0]) if smaller else None
+        sizes = [entry for entry in _family(table.get(method, {}), self.name) if self.num / 10 < entry[0] < self.num]
+        size, settings = max(sizes, key=lambda entry: entry[0], default=(0, None))
+        near = (settings, self.num / size) if size else None
         with tempfile.TemporaryDirectory() as folder:
             best = self._ask("tune", folder, method=method, near=near, min_recall=MIN_RECALL)["best"]
         if best is None:
             _say(f"{self.name} {method}: nothing reached recall {MIN_RECALL}")
             return
         table.setdefault(method, {})[self.name] = {"num": self.num, "params": best}
-        TUNED.write_text(json.dumps(table, indent=1) + "\n")
+        temporary = TUNED.with_suffix(f".tmp-{os.getpid()}")
+        temporary.write_text(json.dumps(table, indent=1) + "\n")
+        temporary.replace(TUNED)
 
     def _ask(self, action: str, folder: str, **request: Any) -> dict[str, Any]:
         """Have neighbor_process.py do something; the answer, and the most memory held until it came."""
