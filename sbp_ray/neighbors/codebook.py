@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from sbp_ray.neighbors.kernels import NO_ROW, new_heaps, offer_rows
-from sbp_ray.neighbors.quantize import Quantizer, coarse, unit
+from sbp_ray.neighbors.quantize import Quantizer, encode, unit
 
 # N = documents, D = vector length, C = cells, G = coarse regions, P = cells that a document visits, Q = queries
 
@@ -53,6 +53,10 @@ class Codebook(NamedTuple):
     @property
     def quantizer(self) -> Quantizer:
         return Quantizer(float(self.max_abs))
+
+    @property
+    def num_groups(self) -> int:
+        return int(self.group_C.max()) + 1
 
     def to_bytes(self) -> bytes:
         """As a file of NumPy's."""
@@ -90,7 +94,6 @@ def train(sample_ND: NDArray[np.float32], num_cells: int, seed: int) -> Codebook
         members = sample_ND[region_N == region]
         cells.append(_centroids(members, wanted, seed) if count else region_GD[region : region + 1])
     first_cell_G1 = np.concatenate([[0], np.cumsum([len(part) for part in cells])])
-    encode = quantizer.encode
     codebook = Codebook(quantizer.max_abs, encode(region_GD), encode(np.concatenate(cells)), first_cell_G1)
     encoded_ND = encode(sample_ND)
     for _ in range(_POLISHING if num_regions > 1 else 0):
@@ -114,7 +117,7 @@ def _moved(codebook: Codebook, sample_ND: NDArray[np.float32], home_N: NDArray[n
     order = np.argsort(home_N, kind="stable")
     living, first_N = np.unique(home_N[order], return_index=True)
     cell_CD = codebook.cell_CD.copy()
-    cell_CD[living] = codebook.quantizer.encode(unit(np.add.reduceat(sample_ND[order], first_N, axis=0)))
+    cell_CD[living] = encode(unit(np.add.reduceat(sample_ND[order], first_N, axis=0)))
     return codebook._replace(cell_CD=cell_CD)
 
 
@@ -133,6 +136,7 @@ def _centroids(sample_ND: NDArray[np.float32], num: int, seed: int) -> NDArray[n
         max_points_per_centroid=SAMPLES_PER_CELL * max(1, len(sample_ND) // num),
     )
     kmeans.train(np.ascontiguousarray(sample_ND))
+    assert kmeans.centroids is not None
     return kmeans.centroids
 
 
@@ -155,14 +159,14 @@ def assign(codebook: Codebook, encoded_ND: NDArray[np.int16], max_visits: int, m
 
 def _nearest_cells(codebook: Codebook, encoded_ND: NDArray[np.int16], num: int, margin: float) -> NDArray[np.int64]:
     """Heaps of cells, int64[N, num]."""
-    document_ND = torch.from_numpy(coarse(encoded_ND))
+    document_ND = torch.from_numpy(codebook.quantizer.coarse(encoded_ND))
     heaps_NW = new_heaps(len(encoded_ND), num)
     best_N = np.full(len(encoded_ND), -(2**31))
-    margin = min(codebook.quantizer.coarse_product(margin), 2**31)
+    margin = min(codebook.quantizer.product(margin), 2**31)
     num_tried = min(_REGIONS_TRIED, len(codebook.region_GD))
-    region_scores_NG = torch._int_mm(document_ND, torch.from_numpy(coarse(codebook.region_GD)).t())
+    region_scores_NG = torch._int_mm(document_ND, torch.from_numpy(codebook.quantizer.coarse(codebook.region_GD)).t())
     tried_NT = torch.topk(region_scores_NG, num_tried, dim=1, sorted=False).indices.numpy()
-    cell_CD = torch.from_numpy(coarse(codebook.cell_CD))
+    cell_CD = torch.from_numpy(codebook.quantizer.coarse(codebook.cell_CD))
     for region in np.unique(tried_NT):
         documents = np.flatnonzero((tried_NT == region).any(axis=1))
         first, end = codebook.first_cell_G1[region : region + 2]
@@ -181,7 +185,7 @@ def calibrate(
     Returns:
         The margin, as a difference of cosines; infinite where no margin reaches the recall with `max_visits`.
     """
-    encoded_ND = codebook.quantizer.encode(held_out_ND)
+    encoded_ND = encode(held_out_ND)
     cells = assign(codebook, encoded_ND, max_visits, WHOLE)
     query_QD = held_out_ND[:num_queries]
     scores_QN = query_QD @ held_out_ND.T

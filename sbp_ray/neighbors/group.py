@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from sbp_ray.neighbors.kernels import LANES, NO_ROW, new_heaps, offer_both, rank
-from sbp_ray.neighbors.quantize import Quantizer, coarse
+from sbp_ray.neighbors.quantize import ENCODED_SCALE, Quantizer
 
 # N = documents of the group, D = vector length, P = cells that a document visits, K = neighbours, R = rows of a block
 
+_QUANTIZED_ROWS = 16_384
 _BLOCK_ROWS = 512
 _BLOCK_COLUMNS = 1024  # scores of 2 MiB a block: they stay in the cache between the product and the scan
 
@@ -52,16 +53,24 @@ def search_group(
         device: where the products are computed; the rest is the CPU's.
     """
     heaps_NW = new_heaps(len(encoded_ND), min(num_candidates(k), max(1, len(encoded_ND) - 1)))
-    padded = np.zeros((len(encoded_ND) + LANES, -(-encoded_ND.shape[1] // 8) * 8), np.int8)
-    padded[: len(encoded_ND), : encoded_ND.shape[1]] = coarse(encoded_ND)
-    vectors_ND = torch.from_numpy(padded).to(device)
+    vectors_ND = torch.from_numpy(_padded(encoded_ND, quantizer)).to(device)
     visitors = _visitors(home_N, visits_NP, owned_cells)
     for visiting in (False, True):  # at home first: near scores raise the floor, and most of the others stay below it
         for cell, (first, num_owned, visitors_V) in visitors.items():
             documents = visitors_V if visiting else np.arange(first, first + num_owned)
             _meet(vectors_ND, documents, first, num_owned, cell, home_N, visits_NP, heaps_NW)
-    cosine_NK, row_NK = rank(heaps_NW, encoded_ND, np.arange(len(encoded_ND)), k, quantizer.step**2)
+    cosine_NK, row_NK = rank(heaps_NW, encoded_ND, np.arange(len(encoded_ND)), k, ENCODED_SCALE)
     return Found(cosine_NK, row_NK)
+
+
+def _padded(encoded_ND: NDArray[np.int16], quantizer: Quantizer) -> NDArray[np.int8]:
+    """Coarse vectors, with rows after the last for blocks that reach over it; a GPU wants lengths in multiples of 8."""
+    num, dim = encoded_ND.shape
+    coarse_ND = np.zeros((num + LANES, -(-dim // 8) * 8), np.int8)
+    for start in range(0, num, _QUANTIZED_ROWS):
+        end = min(start + _QUANTIZED_ROWS, num)
+        coarse_ND[start:end, :dim] = quantizer.coarse(encoded_ND[start:end])
+    return coarse_ND
 
 
 def _visitors(

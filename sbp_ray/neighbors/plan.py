@@ -70,8 +70,8 @@ def num_groups(cfg: NeighborsConfig, documents: int, dim: int) -> int:
     fitting = int(cfg.worker_gib * 2**30 / document_bytes(dim, cfg.num_neighbors, cfg.max_visits))
     if fitting < 2 * cfg.cell_documents:
         raise SbpError(
-            f"neighbors.worker_gib={cfg.worker_gib} holds {fitting} documents of {dim} dimensions, less than two cells "
-            f"of {cfg.cell_documents}: raise it"
+            f"neighbors.worker_gib={cfg.worker_gib} holds {fitting} documents of {dim} dimensions, less than two "
+            f"cells of {cfg.cell_documents}: raise it"
         )
     return max(cfg.resources.num_workers, math.ceil(documents * _COPIES / fitting))
 
@@ -123,16 +123,16 @@ def refuse_what_cannot_fit(plan: Plan, out: Artifact) -> None:
     wanted_gib = plan.workers * plan.worker_gib
     if wanted_gib > memory_gib:
         raise SbpError(
-            f"neighbors wants {plan.workers} workers of {plan.worker_gib:.1f} GiB, there are {memory_gib:.1f} GiB: lower "
-            "neighbors.worker_gib (more and smaller groups) or neighbors.resources.num_workers"
+            f"neighbors wants {plan.workers} workers of {plan.worker_gib:.1f} GiB, there are {memory_gib:.1f} GiB: "
+            "lower neighbors.worker_gib (more and smaller groups) or neighbors.resources.num_workers"
         )
     if out.is_local:
         free_gib = shutil.disk_usage(_existing(out.path())).free / 2**30
         wanted_gib = plan.shuffle_gib + plan.output_gib
         if wanted_gib > free_gib:
             raise SbpError(
-                f"neighbors wants {wanted_gib:.1f} GiB of disk under {out.url}, {free_gib:.1f} GiB are free: free some, "
-                "use another run_dir, or lower neighbors.num_neighbors"
+                f"neighbors wants {wanted_gib:.1f} GiB of disk under {out.url}, {free_gib:.1f} GiB are free: free "
+                "some, use another run_dir, or lower neighbors.num_neighbors"
             )
 
 

@@ -1,4 +1,4 @@
-"""Vectors as integers: 16 bits for exact cosines, their upper 8 bits for the search.
+"""Unit vectors as integers: 16 bits for cosines, 8 bits for the search.
 
 Integer products run four times as fast as float32 ones on a CPU with VNNI (measured: 400 against 85 billion operations
 a second and core), and their sums are exact, so that a graph does not depend on the order of additions.
@@ -14,37 +14,34 @@ from numpy.typing import NDArray
 # N = vectors, D = vector length
 
 _LEVELS = 32767
-_COARSE_STEP = 256  # levels of 16 bits in one of 8 bits
+_COARSE_LEVELS = 127
+ENCODED_SCALE = 1 / _LEVELS**2
+"""The cosine that a product of 1 of two encoded vectors stands for."""
+
+
+def encode(unit_ND: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Rounded to multiples of 1 / 32767: cosines come out right to 0.0001, as they do after float16."""
+    return np.rint(unit_ND * np.float32(_LEVELS)).astype(np.int16)
 
 
 class Quantizer(NamedTuple):
-    """Maps float components to integers; the same for all vectors of a split."""
+    """Maps encoded vectors to 8 bits; the same for all vectors of a split."""
 
     max_abs: float
-    """The component that becomes the highest level; larger ones are cut to it."""
+    """The component that becomes the highest level; larger ones are cut to it, which costs a little recall."""
 
-    @property
-    def step(self) -> float:
-        """Distance of two levels of 16 bits."""
-        return self.max_abs / _LEVELS
+    def coarse(self, encoded_ND: NDArray[np.int16]) -> NDArray[np.int8]:
+        """Rounded to 255 levels."""
+        levels_ND = np.rint(encoded_ND * np.float32(_COARSE_LEVELS / (self.max_abs * _LEVELS)))
+        return np.clip(levels_ND, -_COARSE_LEVELS, _COARSE_LEVELS).astype(np.int8)
 
-    def encode(self, unit_ND: NDArray[np.float32]) -> NDArray[np.int16]:
-        """Rounded to the nearest level: an error of at most `step / 2` a component."""
-        return np.clip(np.rint(unit_ND * np.float32(1 / self.step)), -_LEVELS, _LEVELS).astype(np.int16)
+    def cosine(self, products: NDArray[np.int32]) -> NDArray[np.float32]:
+        """What products of two coarse vectors stand for."""
+        return products.astype(np.float32) * np.float32((self.max_abs / _COARSE_LEVELS) ** 2)
 
-    def cosine(self, coarse_products: NDArray[np.int32]) -> NDArray[np.float32]:
-        """What products of two `coarse` vectors stand for."""
-        return coarse_products.astype(np.float32) * np.float32((self.step * _COARSE_STEP) ** 2)
-
-    def coarse_product(self, cosine: float) -> int:
+    def product(self, cosine: float) -> int:
         """The inverse of `cosine`."""
-        return round(cosine / (self.step * _COARSE_STEP) ** 2)
-
-
-def coarse(encoded_ND: NDArray[np.int16]) -> NDArray[np.int8]:
-    """The upper byte, rounded."""
-    half = np.int16(_COARSE_STEP // 2)
-    return (np.minimum(encoded_ND, np.int16(_LEVELS - half)) + half >> 8).astype(np.int8)
+        return round(cosine / (self.max_abs / _COARSE_LEVELS) ** 2)
 
 
 def unit(vectors_ND: NDArray[np.floating]) -> NDArray[np.float32]:

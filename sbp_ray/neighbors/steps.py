@@ -24,6 +24,7 @@ from sbp_ray.neighbors.group import search_group
 from sbp_ray.neighbors.histogram import cosine_histogram
 from sbp_ray.neighbors.kernels import NO_ROW, equal_bytes
 from sbp_ray.neighbors.plan import EXACT_BELOW, ROUTING_ROWS, num_groups
+from sbp_ray.neighbors.quantize import encode
 from sbp_ray.neighbors.recall import ID, Exact, merged, nearest, no_neighbors
 from sbp_ray.schema import NEIGHBORS, SIGNATURE_BYTES, Split, shard_of
 from sbp_ray.shards import Stats, shard_name
@@ -37,20 +38,27 @@ _CALIBRATION_DOCUMENTS = 20_000
 _FAIR_SHARE = 0.8  # of the misses that `min_recall` allows: the first attempt is calibrated to these
 
 
+def _folder(split: Split, attempt: int) -> str:
+    return f"{SCRATCH}/{split}-{attempt}"
+
+
 def cells_file(split: Split, attempt: int) -> str:
-    return f"{SCRATCH}/{split}-{attempt}/cells.npz"
+    """Where the `Codebook` lies."""
+    return f"{_folder(split, attempt)}/cells.npz"
 
 
 def routed_file(split: Split, attempt: int, shard: int) -> str:
-    return f"{SCRATCH}/{split}-{attempt}/routed-{shard:05d}.arrow"
+    """Where the documents of a shard lie, in a bucket for each group."""
+    return f"{_folder(split, attempt)}/routed-{shard:05d}.arrow"
 
 
-def exact_file(split: Split, attempt: int, shard: int) -> str:
-    return f"{SCRATCH}/{split}-{attempt}/exact-{shard:05d}.npz"
+def _exact_file(split: Split, attempt: int, shard: int) -> str:
+    return f"{_folder(split, attempt)}/exact-{shard:05d}.npz"
 
 
 def found_file(split: Split, attempt: int, group: int) -> str:
-    return f"{SCRATCH}/{split}-{attempt}/found-{group:05d}.arrow"
+    """Where the lists that a group found lie, in a bucket for each shard."""
+    return f"{_folder(split, attempt)}/found-{group:05d}.arrow"
 
 
 def read_cells(out: Artifact, split: Split, attempt: int) -> Codebook:
@@ -126,15 +134,17 @@ def _read_vectors(embeddings: Artifact, name: str, columns: list[str], dim: int 
             bad = np.flatnonzero(~(np.isfinite(length_N) & (length_N > 0)))
             if len(bad):
                 raise SbpError(
-                    f"{embeddings.url}: {name}: the vector of document {batch.column('doc_id')[int(bad[0])]} is zero or "
-                    "not finite: make it again with --redo embed"
+                    f"{embeddings.url}: {name}: the vector of document {batch.column('doc_id')[int(bad[0])]} is zero "
+                    "or not finite: make it again with --redo embed"
                 )
             yield _Vectors(batch.column("doc_id"), vectors_ND / length_N[:, None], pa.Table.from_batches([batch]))
 
 
 def _sample(embeddings: Artifact, names: Iterable[str], num: int) -> tuple[NDArray[np.float32], NDArray[np.bytes_]]:
     """The first `num` documents of these shards; any are a random sample, since ids are hashes."""
-    vectors, ids, left = [], [], num
+    vectors: list[NDArray[np.float32]] = []
+    ids: list[NDArray[np.bytes_]] = []
+    left = num
     for name in names:
         dim = vectors[0].shape[1] if vectors else 0
         for part in _read_vectors(embeddings, name, [], dim):
@@ -188,7 +198,7 @@ class CellMaker:
         margin = cells.calibrate(made, held_out_ND, _CALIBRATION_QUERIES, k, cfg.max_visits, 1 - misses)
         margin = min(margin, cells.WHOLE)
         groups = num_groups(cfg, num_documents, sample_ND.shape[1])
-        assigned = cells.assign(made, made.quantizer.encode(held_out_ND), 0, 0.0)
+        assigned = cells.assign(made, encode(held_out_ND), 0, 0.0)
         return made._replace(
             margin=margin,
             group_C=cells.in_groups(assigned.home_N, len(made.cell_CD), groups),
@@ -240,7 +250,7 @@ class Router:
                 stats["documents"] += len(ids)
                 stats["visits"] += int((_values(table, "visits", np.int32, self._cfg.max_visits) != NO_ROW).sum())
                 stats["copies"] += len(document_V)
-            self._write_exact(exact, exact_file(split, attempt, shard))
+            self._write_exact(exact, _exact_file(split, attempt, shard))
             writer.finish(stats)
         return {}
 
@@ -248,7 +258,7 @@ class Router:
         self, made: Codebook, part: _Vectors, ids: NDArray, rows_N: NDArray[np.int64], schema: pa.Schema
     ) -> tuple[pa.Table, NDArray[np.int64], NDArray[np.int64]]:
         """Rows, and which of them go into which group."""
-        encoded_ND = made.quantizer.encode(part.unit_ND)
+        encoded_ND = encode(part.unit_ND)
         found = cells.assign(made, encoded_ND, self._cfg.max_visits, made.margin)
         visits_NP = np.full((len(ids), self._cfg.max_visits), NO_ROW, np.int32)
         visits_NP[:, : found.visits_NP.shape[1]] = found.visits_NP
@@ -260,11 +270,10 @@ class Router:
             "vector": _column(encoded_ND),
         }
         rest = [part.table.column(name) for name in schema.names[len(columns) :]]
-        num_groups = int(made.group_C.max()) + 1
         cells_NP = np.concatenate([found.home_N[:, None], found.visits_NP], axis=1)
         document_V, place_V = np.nonzero(cells_NP != NO_ROW)
-        pairs = np.unique(document_V * num_groups + made.group_C[cells_NP[document_V, place_V]])
-        return pa.table([*columns.values(), *rest], schema=schema), pairs // num_groups, pairs % num_groups
+        pairs = np.unique(document_V * made.num_groups + made.group_C[cells_NP[document_V, place_V]])
+        return pa.table([*columns.values(), *rest], schema=schema), pairs // made.num_groups, pairs % made.num_groups
 
     def _write_exact(self, exact: Exact, name: str) -> None:
         stream = io.BytesIO()
@@ -276,7 +285,7 @@ def read_exact(out: Artifact, split: Split, attempt: int, shards: Iterable[int],
     """The nearest documents of the queries, of all shards."""
     exact = no_neighbors(num_queries)
     for shard in shards:
-        with np.load(io.BytesIO(out.read_bytes(exact_file(split, attempt, shard)))) as arrays:
+        with np.load(io.BytesIO(out.read_bytes(_exact_file(split, attempt, shard)))) as arrays:
             exact = merged(exact, Exact(**arrays), k)
     return exact
 
@@ -366,7 +375,7 @@ class ListMerger:
         k = self._cfg.num_neighbors
         name = shard_name(split, shard)
         doc_ids = self._embeddings.read_table(name, ["doc_id"]).column("doc_id")
-        num_groups = int(read_cells(self._out, split, attempt).group_C.max(initial=0)) + 1
+        num_groups = read_cells(self._out, split, attempt).num_groups
         files = [found_file(split, attempt, group) for group in range(num_groups)]
         table = read_bucket(self._out, files, shard, _found_schema(k))
         cosine_M = _values(table, "cosines", np.float32, k).ravel()

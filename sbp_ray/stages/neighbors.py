@@ -17,8 +17,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import numpy as np
-
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig
 from sbp_ray.errors import SbpError
@@ -82,7 +80,7 @@ def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> S
         out.write_json(_RECALL, recall)
     for split in SPLITS:
         _refuse_low_recall(cfg, split, recall[split])
-    by_split = {split: _split_stats(out, split, recall[split]) for split in SPLITS}
+    by_split: dict[str, Stats] = {split: _split_stats(out, split, recall[split]) for split in SPLITS}
     return {
         "documents": sum(part["documents"] for part in by_split.values()),
         "drops": {},
@@ -116,45 +114,40 @@ def _missing(embeddings: Artifact, what: str) -> SbpError:
 
 # The steps: each does what an earlier run has not done
 
+Items = list[dict[str, Any]]
+Rows = dict[Split, list[int]]
 
-def _make_cells(
-    cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: dict[Split, list[int]], attempt: int
-) -> None:
-    items = [{"split": split, "attempt": attempt} for split in rows]
+
+def _make_cells(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:
+    items: Items = [{"split": split, "attempt": attempt} for split in rows]
     todo = [item for item in items if not out.exists(cells_file(item["split"], attempt))]
-    run_tasks("neighbors cells", CellMaker, (cfg, embeddings, out, rows), todo, num_done=0, resources=cfg.resources)
+    _run("neighbors cells", CellMaker, (cfg, embeddings, out, rows), todo, items, cfg)
 
 
-def _route(
-    cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: dict[Split, list[int]], attempt: int
-) -> None:
-    items = [
-        {"split": split, "shard": shard, "attempt": attempt} for split in rows for shard in range(len(rows[split]))
-    ]
+def _route(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:
+    items = _every_shard(rows, attempt)
     todo = [item for item in items if not out.exists(routed_file(item["split"], attempt, item["shard"]))]
     _run("neighbors routing", Router, (cfg, embeddings, out), todo, items, cfg)
 
 
-def _search(
-    cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: dict[Split, list[int]], attempt: int
-) -> None:
-    items = [
+def _search(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:
+    items: Items = [
         {"split": split, "group": group, "attempt": attempt, "num_shards": len(rows[split])}
         for split in rows
-        for group in range(int(read_cells(out, split, attempt).group_C.max(initial=0)) + 1)
+        for group in range(read_cells(out, split, attempt).num_groups)
     ]
     todo = [item for item in items if not out.exists(found_file(item["split"], attempt, item["group"]))]
     _run("neighbors", GroupSearcher, (cfg, out), todo, items, cfg)
 
 
-def _merge(
-    cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: dict[Split, list[int]], attempt: int
-) -> None:
-    items = [
-        {"split": split, "shard": shard, "attempt": attempt} for split in rows for shard in range(len(rows[split]))
-    ]
+def _merge(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:
+    items = _every_shard(rows, attempt)
     todo = [item for item in items if not _is_merged(out, shard_name(item["split"], item["shard"]), attempt)]
     _run("neighbors merging", ListMerger, (cfg, embeddings, out), todo, items, cfg)
+
+
+def _every_shard(rows: Rows, attempt: int) -> Items:
+    return [{"split": split, "shard": shard, "attempt": attempt} for split in rows for shard in range(len(rows[split]))]
 
 
 def _is_merged(out: Artifact, name: str, attempt: int) -> bool:
@@ -162,14 +155,7 @@ def _is_merged(out: Artifact, name: str, attempt: int) -> bool:
     return out.exists(name) and out.read_stats(name)["attempt"] == attempt
 
 
-def _run(
-    stage: str,
-    worker: type,
-    arguments: tuple[Any, ...],
-    todo: list[dict[str, Any]],
-    items: list[dict[str, Any]],
-    cfg: NeighborsConfig,
-) -> None:
+def _run(stage: str, worker: type, arguments: tuple[Any, ...], todo: Items, items: Items, cfg: NeighborsConfig) -> None:
     run_tasks(stage, worker, arguments, todo, num_done=len(items) - len(todo), resources=cfg.resources)
 
 
@@ -193,14 +179,14 @@ def _measure_recall(cfg: NeighborsConfig, out: Artifact, split: Split, rows: lis
         "min_recall": cfg.min_recall,
         "attempt": attempt,
         "cells": len(cells.cell_CD),
-        "groups": int(cells.group_C.max(initial=0)) + 1,
+        "groups": cells.num_groups,
         "margin": round(cells.margin, 4),
         "probes": round(1 + routed["visits"] / max(1, num_documents), 2),
         "copies": round(routed["copies"] / max(1, num_documents), 2),
     }
     logger.info(
-        f"neighbors | {split}: recall@{cfg.num_neighbors} {mean:.4f} [{low:.4f}, {high:.4f}] of {len(shares):,} queries "
-        f"| {measured['cells']:,} cells, {measured['probes']} probed by a document"
+        f"neighbors | {split}: recall@{cfg.num_neighbors} {mean:.4f} [{low:.4f}, {high:.4f}] of {len(shares):,} "
+        f"queries | {measured['cells']:,} cells, {measured['probes']} probed by a document"
     )
     return measured
 
@@ -212,8 +198,8 @@ def _is_enough(cfg: NeighborsConfig, recall: dict[str, Any] | None) -> bool:
 def _refuse_low_recall(cfg: NeighborsConfig, split: Split, recall: dict[str, Any]) -> None:
     if not _is_enough(cfg, recall):
         raise SbpError(
-            f"{split}: recall@{recall['k']} is {recall['recall']} [{recall['low']}, {recall['high']}] after {_ATTEMPTS} "
-            f"attempts, and neighbors.min_recall is {cfg.min_recall}: use --redo neighbors with a higher "
+            f"{split}: recall@{recall['k']} is {recall['recall']} [{recall['low']}, {recall['high']}] after "
+            f"{_ATTEMPTS} attempts, and neighbors.min_recall is {cfg.min_recall}: use --redo neighbors with a higher "
             f"neighbors.max_visits ({cfg.max_visits}), more neighbors.recall_queries ({cfg.recall_queries}) or a lower "
             "neighbors.min_recall"
         )

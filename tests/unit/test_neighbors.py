@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import NeighborsConfig
+from sbp_ray.config import NeighborsConfig, Resources
 from sbp_ray.errors import SbpError
+from sbp_ray.neighbors import plan, steps
 from sbp_ray.neighbors.histogram import cosine_histogram, sorted_histogram, threshold_for
-from sbp_ray.neighbors.search import NO_ROW, TopK, empty_top_k, merge_top_k, search_block, without_row
-from sbp_ray.schema import NEIGHBORS, embedding_schema
+from sbp_ray.schema import NEIGHBORS, SIGNATURE_BYTES, embedding_schema, shard_of
+from sbp_ray.shards import shard_name
+from sbp_ray.stages import neighbors
 from sbp_ray.stages.neighbors import find_neighbors
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -22,47 +25,66 @@ def unit_vectors(num: int, dim: int = 16, seed: int = 0) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def top_k(*lists: list[tuple[float, int]]) -> TopK:
-    cosine, row = zip(*[zip(*pairs, strict=True) for pairs in lists], strict=True)
-    return TopK(np.array(cosine, np.float32), np.array(row, np.int64))
+def clustered_vectors(num: int, dim: int = 16, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((max(1, num // 100), dim))
+    vectors = centres[rng.integers(len(centres), size=num)] + 0.5 * rng.standard_normal((num, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-# Search and merge
+def doc_id(number: int, shard: int, num_shards: int) -> str:
+    """An id that belongs into the shard."""
+    return f"{number * num_shards + shard:08x}{number * 7919 % 2**32:024x}"
 
 
-@pytest.mark.parametrize("sizes", [(50,), (20, 30), (1, 48, 1), (0, 50)])
-def test_blocks_merged_are_brute_force(sizes: tuple[int, ...]) -> None:
-    query, database = unit_vectors(7), unit_vectors(50, seed=1)
-    found, first = empty_top_k(7), 0
-    for size in sizes:
-        found = merge_top_k(found, search_block(query, database[first : first + size], 5, first), 5)
-        first += size
-    scores = query @ database.T
-    expected = np.argsort(-scores, axis=1)[:, :5]
-    assert (found.row_QK == expected).all()
-    np.testing.assert_allclose(found.cosine_QK, np.take_along_axis(scores, expected, axis=1), atol=1e-6)
+def write_embeddings(artifact: Artifact, shards: dict[str, list[np.ndarray]], **columns: Any) -> dict[str, np.ndarray]:
+    """Write vectors, split by split and shard by shard; returns them by id, as stored."""
+    vectors = {}
+    for split, parts in shards.items():
+        for shard, part in enumerate(parts):
+            ids = [doc_id(row, shard, len(parts)) for row in range(len(part))]
+            assert all(shard_of(name, len(parts)) == shard for name in ids)
+            stored = part.astype(np.float16)
+            signatures = columns.get("signature", lambda name: bytes(SIGNATURE_BYTES))
+            groups = columns.get("group_hash", lambda name: 0)
+            table = {
+                "doc_id": pa.array(ids, pa.string()),
+                "vector": pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), part.shape[1]),
+                "signature": pa.array([signatures(name) for name in ids], pa.binary(SIGNATURE_BYTES)),
+                "num_shingles": pa.array([100] * len(ids), pa.int32()),
+                "group_hash": pa.array([groups(name) for name in ids], pa.int64()),
+            }
+            artifact.write_table(shard_name(split, shard), pa.table(table, schema=embedding_schema(part.shape[1])))
+            vectors |= {f"{split}/{name}": row for name, row in zip(ids, stored.astype(np.float32), strict=True)}
+    return vectors
 
 
-def test_merging_prefers_the_higher_and_among_equals_the_earlier_row() -> None:
-    a, b = top_k([(0.9, 4), (0.5, 2)]), top_k([(0.9, 1), (0.7, 8)])
-    assert merge_top_k(a, b, 3).row_QK.tolist() == [[1, 4, 8]]
-    assert merge_top_k(b, a, 3).row_QK.tolist() == [[1, 4, 8]]
+def read_lists(out: Artifact, split: str) -> dict[str, list[tuple[str, float]]]:
+    rows = [row for name in out.files(split) for row in out.read_table(name).to_pylist()]
+    return {row["doc_id"]: list(zip(row["neighbor_ids"], row["cosines"], strict=True)) for row in rows}
 
 
-def test_a_query_is_not_its_own_neighbour_wherever_it_stands() -> None:
-    found = top_k([(1.0, 3), (0.9, 5), (0.8, 7)], [(1.0, 1), (0.9, 9), (0.8, 2)])
-    others = without_row(found, np.array([5, 4]), 2)
-    assert others.row_QK.tolist() == [[3, 7], [1, 9]]  # the second one's own row was not among the best
-    np.testing.assert_allclose(others.cosine_QK, [[1.0, 0.8], [1.0, 0.9]])
+def exact_lists(vectors: dict[str, np.ndarray], split: str, k: int) -> dict[str, list[tuple[str, float]]]:
+    """By brute force, in float64."""
+    names = [name.removeprefix(f"{split}/") for name in vectors if name.startswith(split)]
+    unit = np.stack([vectors[f"{split}/{name}"] for name in names]).astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -2)
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+    return {name: [(names[j], cosine[i, j]) for j in order[i] if j != i] for i, name in enumerate(names)}
 
 
-def test_a_list_that_is_too_short_ends_in_no_row() -> None:
-    assert without_row(top_k([(1.0, 0)]), np.array([0]), 5).row_QK.tolist() == [[NO_ROW]]
+def split_up(vectors: np.ndarray, num_shards: int) -> list[np.ndarray]:
+    return np.array_split(vectors, num_shards)
 
 
-def test_vectors_of_different_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="16 dimensions, the block has 8"):
-        search_block(unit_vectors(2), unit_vectors(2, dim=8), 1, 0)
+@pytest.fixture
+def small_cells(monkeypatch: pytest.MonkeyPatch) -> NeighborsConfig:
+    """Settings under which 3,000 documents are searched as millions are: many cells, several groups."""
+    for module in (plan, steps):
+        monkeypatch.setattr(module, "EXACT_BELOW", 100)
+    return NeighborsConfig(num_neighbors=10, cell_documents=50, recall_queries=300, resources=Resources(num_workers=3))
 
 
 # Histogram
@@ -83,95 +105,205 @@ def test_threshold_that_keeps_as_many_as_wanted(wanted: float, answer: tuple[flo
     assert threshold_for({"0.10": 10, "0.80": 2, "0.50": 4}, wanted) == answer
 
 
-# Stage
-
-
-def write_embeddings(artifact: Artifact, shards: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
-    """Vectors by id; ids are `<split>-<shard>-<row>`."""
-    vectors = {}
-    for split, parts in shards.items():
-        for shard, part in enumerate(parts):
-            ids = [f"{split}-{shard}-{row}" for row in range(len(part))]
-            values = pa.FixedSizeListArray.from_arrays(pa.array(part.astype(np.float16).ravel()), part.shape[1])
-            table = pa.table([pa.array(ids, pa.string()), values], schema=embedding_schema(part.shape[1]))
-            artifact.write_table(f"{split}/part-{shard:05d}.parquet", table)
-            vectors |= dict(zip(ids, part.astype(np.float16).astype(np.float32), strict=True))
-    return vectors
-
-
-def read_lists(out: Artifact, split: str) -> dict[str, list[tuple[str, float]]]:
-    rows = [row for name in out.files(split) for row in out.read_table(name).to_pylist()]
-    return {row["doc_id"]: list(zip(row["neighbor_ids"], row["cosines"], strict=True)) for row in rows}
+# Few documents: exact
 
 
 def test_lists_are_those_of_brute_force_within_the_split(new_artifact) -> None:
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     every = unit_vectors(40)
-    vectors = write_embeddings(
-        embeddings,
-        {"train": [every[:11], every[11:30], every[30:30]], "validation": [every[30:], every[:0], every[:0]]},
-    )
+    shards = {"train": [every[:11], every[11:30], every[30:30]], "validation": [every[30:], every[:0], every[:0]]}
+    vectors = write_embeddings(embeddings, shards)
     stats = find_neighbors(NeighborsConfig(num_neighbors=4), embeddings=embeddings, out=out)
     for split in ("train", "validation"):
-        lists = read_lists(out, split)
-        names = [name for name in vectors if name.startswith(split)]
-        assert list(lists) == names
-        for name in names:
-            unit = {other: vectors[other] / np.linalg.norm(vectors[other]) for other in names}
-            cosines = {other: float(unit[name] @ unit[other]) for other in names if other != name}
-            expected = sorted(cosines, key=lambda other: -cosines[other])[:4]
-            assert [other for other, _ in lists[name]] == expected
-            assert [cosine for _, cosine in lists[name]] == pytest.approx([cosines[o] for o in expected], abs=1e-6)
+        found, expected = read_lists(out, split), exact_lists(vectors, split, 4)
+        assert list(found) == list(expected)
+        for name, neighbors_of in expected.items():
+            assert [other for other, _ in found[name]] == [other for other, _ in neighbors_of]
+            assert [cos for _, cos in found[name]] == pytest.approx([cos for _, cos in neighbors_of], abs=1e-4)
     assert out.read_table("train/part-00000.parquet").schema.remove_metadata() == NEIGHBORS
     nearest = [found[0][1] for found in read_lists(out, "train").values()]
     assert stats["train"]["mean_nearest_cosine"] == pytest.approx(np.mean(nearest), abs=1e-4)
     assert stats["train"]["histogram_nearest"] == cosine_histogram(np.array(nearest, np.float32))
     assert sum(stats["train"]["histogram_all"].values()) == stats["train"]["neighbors"] == 30 * 4
     assert stats["documents"] == 40
+    assert (stats["train"]["recall"]["recall"], stats["train"]["recall"]["low"]) == (1, 1)
+    assert not out.exists("scratch")
+
+
+def test_lists_tell_what_signatures_and_groups_say_of_the_neighbour(new_artifact) -> None:
+    embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
+    shards = {"train": [unit_vectors(2), unit_vectors(1, seed=1)], "validation": [unit_vectors(1)] * 2}
+    half = bytes(128) + bytes([1] * 128)  # agrees with the zeros in half of its bytes
+    alike = doc_id(0, 0, 2)
+    write_embeddings(
+        embeddings,
+        shards,
+        signature=lambda name: half if name == alike else bytes(256),
+        group_hash=lambda name: 7 if name.startswith("0000000") and name[7] in "02" else 8,
+    )
+    find_neighbors(NeighborsConfig(num_neighbors=2), embeddings=embeddings, out=out)
+    [row] = [row for row in out.read_table("train/part-00000.parquet").to_pylist() if row["doc_id"] == alike]
+    jaccard = (0.5 - 1 / 256) / (1 - 1 / 256)
+    assert row["jaccards"] == pytest.approx([jaccard] * 2, abs=1e-6)
+    assert row["containments"] == pytest.approx([jaccard / (1 + jaccard) * 200 / 100] * 2, abs=1e-6)
+    same_group = dict(zip(row["neighbor_ids"], row["same_group"], strict=True))
+    assert same_group == {doc_id(1, 0, 2): True, doc_id(0, 1, 2): False}
 
 
 def test_lists_are_shorter_in_a_small_corpus_and_empty_for_a_lonely_document(new_artifact) -> None:
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     write_embeddings(embeddings, {"train": [unit_vectors(2), unit_vectors(1, seed=1)], "validation": [unit_vectors(1)]})
     stats = find_neighbors(NeighborsConfig(num_neighbors=200), embeddings=embeddings, out=out)
-    assert {name: len(found) for name, found in read_lists(out, "train").items()} == {
-        "train-0-0": 2,
-        "train-0-1": 2,
-        "train-1-0": 2,
-    }
-    assert read_lists(out, "validation") == {"validation-0-0": []}
+    assert [len(found) for found in read_lists(out, "train").values()] == [2, 2, 2]
+    assert list(read_lists(out, "validation").values()) == [[]]
     assert stats["validation"]["mean_nearest_cosine"] is None
 
 
-def test_copies_are_found_and_only_the_document_itself_is_left_out(new_artifact) -> None:
+@pytest.mark.parametrize("num", [3, 2000])
+def test_identical_documents_are_each_others_neighbours(new_artifact, num: int) -> None:
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
-    same = np.tile(unit_vectors(1), (3, 1))
-    write_embeddings(embeddings, {"train": [same[:2], same[2:]], "validation": [same[:1], same[:0]]})
+    same = np.tile(unit_vectors(1), (num, 1))
+    write_embeddings(embeddings, {"train": [same[: num // 2], same[num // 2 :]], "validation": [same[:1], same[:0]]})
     find_neighbors(NeighborsConfig(num_neighbors=2), embeddings=embeddings, out=out)
-    lists = {name: [other for other, _ in found] for name, found in read_lists(out, "train").items()}
-    assert lists == {
-        "train-0-0": ["train-0-1", "train-1-0"],
-        "train-0-1": ["train-0-0", "train-1-0"],
-        "train-1-0": ["train-0-0", "train-0-1"],
-    }
-    cosines = [cosine for found in read_lists(out, "train").values() for _, cosine in found]
-    assert cosines == pytest.approx([1.0] * 6, abs=1e-6)
-    assert max(cosines) <= 1
+    for name, found in read_lists(out, "train").items():
+        assert len({other for other, _ in found} - {name}) == 2
+        assert [cosine for _, cosine in found] == pytest.approx([1.0] * 2, abs=1e-4)
+        assert all(cosine <= 1 for _, cosine in found)
+
+
+# Many documents: cells
+
+
+def test_cells_find_what_the_certificate_says(new_artifact, small_cells: NeighborsConfig) -> None:
+    embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
+    shards = {"train": split_up(clustered_vectors(3000), 4), "validation": split_up(clustered_vectors(60), 4)}
+    vectors = write_embeddings(embeddings, shards)
+    stats = find_neighbors(small_cells, embeddings=embeddings, out=out)
+    recall = stats["train"]["recall"]
+    assert recall["cells"] > 30 and recall["groups"] == 3 and recall["queries"] == 300
+    assert recall["probes"] < 0.5 * recall["cells"]  # much of the corpus was not looked at
+    found, expected = read_lists(out, "train"), exact_lists(vectors, "train", 10)
+    assert list(found) == list(expected)
+    hits = [len({other for other, _ in found[name]} & {other for other, _ in expected[name]}) for name in expected]
+    assert recall["low"] - 0.01 <= np.mean(hits) / 10 <= recall["high"] + 0.01
+    assert np.mean(hits) / 10 >= 0.95
+    for name, neighbors_of in found.items():
+        others = [other for other, _ in neighbors_of]
+        assert len(set(others) - {name}) == len(others) <= 10
+        cosines = dict(zip(others, [cosine for _, cosine in neighbors_of], strict=True))
+        for other, cosine in expected[name]:
+            assert other not in cosines or cosines[other] == pytest.approx(cosine, abs=1e-4)
+
+
+def test_more_cells_are_searched_until_the_recall_is_reached(
+    new_artifact, small_cells: NeighborsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
+    shards = {"train": split_up(clustered_vectors(3000), 2), "validation": split_up(clustered_vectors(60), 2)}
+    vectors = write_embeddings(embeddings, shards)
+    monkeypatch.setattr(steps, "_FAIR_SHARE", 2.5)  # the first attempt aims at a recall of 0.875
+    recall = find_neighbors(small_cells, embeddings=embeddings, out=out)["train"]["recall"]
+    assert recall["attempt"] > 0 and recall["low"] >= 0.95
+    found, expected = read_lists(out, "train"), exact_lists(vectors, "train", 10)
+    hits = [len({other for other, _ in found[name]} & {other for other, _ in expected[name]}) for name in expected]
+    assert np.mean(hits) / 10 >= 0.95
+
+
+def test_a_recall_that_cannot_be_reached_is_an_error_that_says_what_to_change(
+    new_artifact, small_cells: NeighborsConfig
+) -> None:
+    embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
+    write_embeddings(embeddings, {"train": split_up(unit_vectors(3000), 2), "validation": [unit_vectors(5)] * 2})
+    blind = small_cells.model_copy(update={"max_visits": 1})
+    with pytest.raises(
+        SbpError, match=r"train: recall@10 is 0\.\d+ .* neighbors\.min_recall is 0\.95: .*max_visits \(1\)"
+    ):
+        find_neighbors(blind, embeddings=embeddings, out=out)
+
+
+class Killed(BaseException):
+    """As if the process had ended here."""
+
+
+@pytest.mark.parametrize("commits_before", [1, 4, 6, 9, 12, 14])
+def test_a_killed_search_goes_on_and_ends_alike(
+    new_artifact,
+    small_cells: NeighborsConfig,
+    commits_before: int,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: list,
+) -> None:
+    embeddings = new_artifact("embeddings")
+    shards = {"train": split_up(clustered_vectors(1500), 3), "validation": split_up(clustered_vectors(60), 3)}
+    write_embeddings(embeddings, shards)
+    undisturbed, out = new_artifact("undisturbed"), new_artifact("neighbors")
+    expected = find_neighbors(small_cells, embeddings=embeddings, out=undisturbed)
+    run_here, left = neighbors.run_tasks, [commits_before]
+
+    def run_until_killed(stage: str, worker: type, arguments: tuple, todo: list, **options: Any) -> None:
+        for item in todo:
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            run_here(stage, worker, arguments, [item], **options)
+
+    monkeypatch.setattr(neighbors, "run_tasks", run_until_killed)
+    with pytest.raises(Killed):
+        find_neighbors(small_cells, embeddings=embeddings, out=out)
+    monkeypatch.setattr(neighbors, "run_tasks", run_here)
+    num_all = len(in_process) - commits_before
+    in_process.clear()
+    assert find_neighbors(small_cells, embeddings=embeddings, out=out) == expected
+    assert len(in_process) == num_all - commits_before  # what was committed was not done again
+    for split in ("train", "validation"):
+        for name in undisturbed.files(split):
+            assert out.read_table(name).equals(undisturbed.read_table(name))
+
+
+# Bad input
 
 
 def test_shards_of_different_dimension_are_refused(new_artifact) -> None:
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     parts = {"train": [unit_vectors(2), unit_vectors(2, dim=8)], "validation": [unit_vectors(1), unit_vectors(1)]}
     write_embeddings(embeddings, parts)
-    with pytest.raises(SbpError, match=r"train/part-00000.parquet holds 16-d vectors and .*00001.parquet 8-d"):
+    with pytest.raises(SbpError, match=r"00001.parquet holds 8-d vectors and others 16-d ones: .*--redo embed"):
         find_neighbors(NeighborsConfig(), embeddings=embeddings, out=out)
 
 
-def test_finished_shards_are_left_alone(new_artifact, in_process: list) -> None:
+@pytest.mark.parametrize("value", [0, np.nan, np.inf])
+def test_a_vector_without_direction_is_refused(new_artifact, value: float) -> None:
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
-    write_embeddings(embeddings, {"train": [unit_vectors(5), unit_vectors(4)], "validation": [unit_vectors(3)] * 2})
-    first = find_neighbors(NeighborsConfig(), embeddings=embeddings, out=out)
-    Path(out.path("validation/part-00000.parquet")).unlink()
-    in_process.clear()
-    assert find_neighbors(NeighborsConfig(), embeddings=embeddings, out=out) == first
-    assert [item["name"] for _, item in in_process] == ["validation/part-00000.parquet"]
+    bad = unit_vectors(3)
+    bad[1] = value
+    write_embeddings(embeddings, {"train": [bad], "validation": [unit_vectors(1)]})
+    with pytest.raises(SbpError, match=rf"document {doc_id(1, 0, 1)} is zero or not finite: .*--redo embed"):
+        find_neighbors(NeighborsConfig(), embeddings=embeddings, out=out)
+
+
+def test_a_missing_shard_is_refused(new_artifact) -> None:
+    embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
+    write_embeddings(embeddings, {"train": [unit_vectors(3)] * 3, "validation": [unit_vectors(1)] * 3})
+    Path(embeddings.path("train/part-00001.parquet")).unlink()
+    with pytest.raises(SbpError, match=r"train/part-00001.parquet is missing: .*--redo embed"):
+        find_neighbors(NeighborsConfig(), embeddings=embeddings, out=out)
+
+
+def test_a_missing_last_shard_is_noticed_by_the_manifest(new_artifact) -> None:
+    embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
+    write_embeddings(embeddings, {"train": [unit_vectors(3)] * 3, "validation": [unit_vectors(1)] * 3})
+    embeddings.write_json("manifest.json", {"stats": {"train": {"documents": 9}, "validation": {"documents": 3}}})
+    Path(embeddings.path("train/part-00002.parquet")).unlink()
+    with pytest.raises(SbpError, match=r"a shard of train after train/part-00001.parquet is missing"):
+        find_neighbors(NeighborsConfig(), embeddings=embeddings, out=out)
+
+
+def test_what_cannot_fit_is_refused_before_it_starts(new_artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
+    write_embeddings(embeddings, {"train": [unit_vectors(3)], "validation": [unit_vectors(1)]})
+    cfg = NeighborsConfig(resources=Resources(num_workers=10_000))
+    with pytest.raises(SbpError, match=r"wants 10000 workers of 0\.6 GiB, .* lower neighbors.worker_gib"):
+        find_neighbors(cfg, embeddings=embeddings, out=out)
+    assert not out.exists("scratch")
+    with pytest.raises(SbpError, match=r"worker_gib=0.001 holds \d+ documents of 384 dimensions, less than two cells"):
+        plan.plan_search(NeighborsConfig(worker_gib=0.001), 10**6, 384)
