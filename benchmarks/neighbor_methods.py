@@ -79,7 +79,7 @@ class Scann:
             builder.score_ah(
                 params["dims_per_block"],
                 anisotropic_quantization_threshold=params["threshold"] or math.nan,
-                training_sample_size=params["sample"],
+                training_sample_size=params["score_sample"],
             )
             builder.reorder(100, quantize=kind)  # how many: given with each search
         else:
@@ -109,7 +109,7 @@ class Scann:
                     yield self._tree(round(factor * math.sqrt(num))) | {"iterations": iterations} | score
 
     def _tree(self, leaves: int) -> Params:
-        return {"leaves": leaves, "sample": 64 * leaves, "spherical": True}
+        return {"leaves": leaves, "sample": 64 * leaves, "score_sample": 10_000, "spherical": True}
 
     def near(self, params: Params, growth: float) -> Iterator[Params]:
         """See `Peer`."""
@@ -221,8 +221,8 @@ class NNDescent:
 
     def builds(self, num: int) -> Iterator[Params]:
         """See `Peer`."""
-        for neighbors in (12, 14, 16, 20):
-            for candidates in (12, 16, 24):
+        for neighbors in (16, 14, 20):
+            for candidates in (16, 24):
                 yield {"metric": "dot", "n_neighbors": neighbors, "max_candidates": candidates, "low_memory": False}
 
     def near(self, params: Params, growth: float) -> Iterator[Params]:

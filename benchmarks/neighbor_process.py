@@ -52,7 +52,8 @@ def search_settings(request: dict[str, Any]) -> None:
     _, exact_QK = exact_neighbors(vectors_ND, query_Q, request["k"])
     builds = list(peer.near(*request["near"]) if request["near"] else peer.builds(len(vectors_ND)))
     _warm_up(peer, vectors_ND, request["k"], request["threads"], builds[0])
-    best = tune(peer, builds, vectors_ND, query_Q, exact_QK, request["min_recall"], request["threads"])
+    limits = request["min_recall"], request["threads"], request["budget_s"]
+    best = tune(peer, builds, vectors_ND, query_Q, exact_QK, *limits)
     print(json.dumps({"best": best}), flush=True)
 
 

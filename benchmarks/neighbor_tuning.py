@@ -51,14 +51,21 @@ def tune(
     exact_QK: Vectors,
     min_recall: float,
     threads: int,
+    budget_s: float,
 ) -> Params | None:
     """The settings with the least time to build and to search, estimated from a part of the searches.
+
+    No build begins when `budget_s` is over.
 
     Returns:
         Settings of both; None when nothing reached the recall.
     """
     best: tuple[float, Params] | None = None
+    begun = time.perf_counter()
     for build in builds:
+        if time.perf_counter() - begun > budget_s:
+            _say("the time for tuning is over")
+            break
         start = time.perf_counter()
         index = peer.build(vectors_ND, exact_QK.shape[1] + 1, threads, build)
         build_s = time.perf_counter() - start

@@ -63,7 +63,7 @@ def main() -> None:
         methods = [method for method in options.methods if _is_installed(method)]
         if options.tune:
             for method in methods:
-                run.tune(method)
+                run.tune(method, options.tune_s)
             continue
         for number in range(options.rounds):
             for method in methods:
@@ -95,6 +95,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with SQuAD's docs.jsonl.gz, for the case `squad`")
     parser.add_argument("--results", type=Path, help=f"measurements are appended to it ({RESULTS})")
     parser.add_argument("--tune", action="store_true", help="search the peers' settings and keep them")
+    parser.add_argument("--tune-s", type=float, default=1800, help="seconds after which --tune begins no other build")
     options = parser.parse_args()
     options.cases = options.cases or list(QUICK_CASES if options.quick else CASES)
     options.rounds = options.rounds if options.rounds is not None else (1 if options.quick else 3)
@@ -150,14 +151,14 @@ class Case:
         about = {"case": self.name, "method": method, "num": self.num, "dim": self._vectors_ND.shape[1]}
         return about | {"hardware": hardware(), "time": time.time(), "params": params, "recall": recall} | answer
 
-    def tune(self, method: str) -> None:
+    def tune(self, method: str, budget_s: float) -> None:
         """Search a peer's settings, around those for the next smaller set of its family where there are any."""
         table = json.loads(TUNED.read_text()) if TUNED.exists() else {}
         sizes = [entry for entry in _family(table.get(method, {}), self.name) if self.num / 10 < entry[0] < self.num]
         size, settings = max(sizes, key=lambda entry: entry[0], default=(0, None))
         near = (settings, self.num / size) if size else None
         with tempfile.TemporaryDirectory() as folder:
-            best = self._ask("tune", folder, method=method, near=near, min_recall=MIN_RECALL)["best"]
+            best = self._ask("tune", folder, method=method, near=near, min_recall=MIN_RECALL, budget_s=budget_s)["best"]
         if best is None:
             _say(f"{self.name} {method}: nothing reached recall {MIN_RECALL}")
             return
