@@ -1,0 +1,170 @@
+"""jobs/embed.py, its driver and its actors killed at random moments: every document has one vector, made once."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pyarrow as pa
+import pytest
+import yaml
+from tiny_embedder import make_bert
+
+from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
+from sbp_ray.config import EmbedConfig, Resources
+from sbp_ray.job import FOLDERS
+from sbp_ray.schema import DOCUMENT, SPLITS
+from sbp_ray.stages import embed  # noqa: F401  so that `in_process` finds it
+from sbp_ray.stages.embed import embed_corpus
+
+pytestmark = pytest.mark.slow
+
+REPO = Path(__file__).parents[2]
+SEED = 7
+NUM_SHARDS = 12
+SHARD_ROWS = 250  # some tenths of a second each: slow enough to be caught in the middle
+ATTEMPTS = 6
+
+
+class Strike(NamedTuple):
+    """What to kill once so many shards are committed."""
+
+    num_shards: int
+    victim: str
+
+
+def planned_strikes() -> list[Strike]:
+    rng = random.Random(SEED)
+    moments = sorted(rng.sample(range(1, 2 * NUM_SHARDS - 2), 3))
+    victims = ["driver", "driver", "actor"]
+    rng.shuffle(victims)
+    return [Strike(*strike) for strike in zip(moments, victims, strict=True)]
+
+
+def write_corpus(corpus: Artifact) -> None:
+    rng = random.Random(SEED)
+    words = [f"w{number}" for number in range(500)]
+    for split in SPLITS:
+        for shard in range(NUM_SHARDS):
+            rows = [
+                {"doc_id": f"{split}-{shard}-{row}", "group": str(row), "text": " ".join(rng.choices(words, k=120))}
+                for row in range(SHARD_ROWS if shard else 0)  # the first is empty
+            ]
+            corpus.write_table(f"{split}/part-{shard:05d}.parquet", pa.Table.from_pylist(rows, DOCUMENT))
+    corpus.write_json(STARTED, {"fingerprint": "00c0ffee00c0ffee"})
+    corpus.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": NUM_SHARDS}}})
+
+
+class Run:
+    """A run directory, and attempts at jobs/embed.py in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log = folder, folder / "log.txt"
+        self.corpus, self.out = (Artifact(name, str(folder / FOLDERS[name])) for name in ("corpus", "embeddings"))
+        write_corpus(self.corpus)
+        settings = yaml.safe_load((REPO / "tests/unit/small.yaml").read_text())
+        resources = {"num_workers": 2, "num_cpus": 1, "num_threads": 1}
+        settings |= {
+            "run_dir": str(folder),
+            "embed": {"model": make_bert(folder / "model"), "max_tokens": 64, "resources": resources},
+            "cluster": {"num_cpus": 2, "object_store_gib": 0.2},
+        }
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+    def start(self) -> subprocess.Popen[bytes]:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        with self.log.open("ab") as log:
+            command = [sys.executable, "jobs/embed.py", "--config", str(self.folder / "config.yaml")]
+            return subprocess.Popen(command, cwd=REPO, env=environment, stdout=log, stderr=log)
+
+    def committed(self) -> dict[str, tuple[int, int, bytes]]:
+        """Inode, time and content of each committed shard."""
+        found = {}
+        for split in SPLITS:
+            for name in self.out.files(split, ".parquet"):
+                status = Path(self.out.path(name)).stat()
+                found[name] = (status.st_ino, status.st_mtime_ns, self.out.read_bytes(name))
+        return found
+
+    def actors(self, driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        """The processes of the driver's own Ray that embed."""
+        children = psutil.Process(driver.pid).children(recursive=True)
+        return [child for child in children if "_OnItem" in " ".join(_command_line(child))]
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
+
+
+def kill_driver(run: Run, driver: subprocess.Popen[bytes]) -> None:
+    """Its actors end by themselves; the rest of its Ray, which takes a minute for that, is ended here."""
+    family, actors = psutil.Process(driver.pid).children(recursive=True), run.actors(driver)
+    driver.kill()
+    driver.wait()
+    _, alive = psutil.wait_procs(actors, timeout=60)
+    assert alive == []
+    for process in family:
+        if process.is_running():
+            process.kill()
+
+
+def attempt(run: Run, strikes: list[Strike], kept: dict[str, tuple[int, int, bytes]]) -> int:
+    """Run the job until it ends by itself or is killed; strikes that were made are taken from the list."""
+    driver = run.start()
+    while driver.poll() is None:
+        if strikes and sum(len(run.out.files(split, ".parquet")) for split in SPLITS) >= strikes[0].num_shards:
+            kept |= run.committed()
+            if strikes[0].victim == "driver":
+                kill_driver(run, driver)
+                strikes.pop(0)
+            elif actors := run.actors(driver):
+                random.Random(SEED).choice(actors).kill()
+                strikes.pop(0)
+        time.sleep(0.01)  # only how often we look
+    return driver.returncode
+
+
+@pytest.mark.usefixtures("in_process")
+def test_killed_at_random_moments_every_document_has_one_vector_made_once(tmp_path: Path) -> None:
+    run, strikes = Run(tmp_path / "run"), planned_strikes()
+    kept: dict[str, tuple[int, int, bytes]] = {}
+    codes = []
+    while not codes or codes[-1] != 0:
+        assert len(codes) < ATTEMPTS, run.log.read_text()[-5000:]
+        codes.append(attempt(run, strikes, kept))
+        assert codes[-1] in (0, 1, -9), run.log.read_text()[-5000:]  # done, one line, or killed by us; no traceback
+    assert strikes == []  # each found its victim before the work was done
+    assert codes.count(-9) == 2
+    assert len(kept) >= planned_strikes()[-1].num_shards
+
+    after = run.committed()
+    assert {name: after[name] for name in kept} == kept  # not computed again: same file, same ledger
+    for name in after:
+        ids = run.corpus.read_table(name, ["doc_id"]).column("doc_id")
+        assert run.out.read_table(name, ["doc_id"]).column("doc_id").equals(ids)
+        assert run.out.read_stats(name)["documents"] == len(ids)
+    assert len(after) == 2 * NUM_SHARDS
+    manifest = run.out.manifest()
+    assert manifest is not None
+    num_documents = (NUM_SHARDS - 1) * SHARD_ROWS
+    assert [manifest["stats"][split]["documents"] for split in SPLITS] == [num_documents] * 2
+
+    undisturbed = Artifact("embeddings", str(tmp_path / "undisturbed"))
+    resources = Resources(num_threads=1)
+    cfg = EmbedConfig(model=str(run.folder / "model/model"), max_tokens=64, resources=resources)
+    stats = embed_corpus(cfg, corpus=run.corpus, out=undisturbed)
+    assert stats["train"]["tokens"] == manifest["stats"]["train"]["tokens"]
+    for name in after:
+        assert run.out.read_table(name).equals(undisturbed.read_table(name))
+
+    assert attempt(run, [], {}) == 0  # a run more finds nothing to do
+    assert run.committed() == after
