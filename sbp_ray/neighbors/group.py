@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from sbp_ray.neighbors.kernels import LANES, NO_ROW, new_heaps, offer_both, rank
-from sbp_ray.neighbors.quantize import ENCODED_SCALE, Quantizer
+from sbp_ray.neighbors.quantize import Quantizer, inverse_lengths
 
 # N = documents of the group, D = vector length, P = cells that a document visits, K = neighbours, R = rows of a block
 
@@ -59,7 +59,7 @@ def search_group(
         for cell, (first, num_owned, visitors_V) in visitors.items():
             documents = visitors_V if visiting else np.arange(first, first + num_owned)
             _meet(vectors_ND, documents, first, num_owned, cell, home_N, visits_NP, heaps_NW)
-    cosine_NK, row_NK = rank(heaps_NW, encoded_ND, np.arange(len(encoded_ND)), k, ENCODED_SCALE)
+    cosine_NK, row_NK = rank(heaps_NW, encoded_ND, inverse_lengths(encoded_ND), np.arange(len(encoded_ND)), k)
     return Found(cosine_NK, row_NK)
 
 

@@ -138,15 +138,15 @@ def _visits(visits_P, cell):  # type: ignore[no-untyped-def]  # compiled
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def rank(heaps_NW, encoded_ND, documents, k, scale):  # type: ignore[no-untyped-def]  # compiled
+def rank(heaps_NW, encoded_ND, inverse_length_N, documents, k):  # type: ignore[no-untyped-def]  # compiled
     """The `k` nearest of the kept candidates, by the cosine of their 16-bit vectors.
 
     Args:
         heaps_NW: candidates.
         encoded_ND: int16 vectors.
+        inverse_length_N: of these vectors, which rounding has left a hair longer or shorter than others.
         documents: which documents to rank, int64[R].
         k: neighbours wanted.
-        scale: what a product of 1 stands for.
 
     Returns:
         float32[R, K] falling, and int32[R, K] rows, `NO_ROW` after the last.
@@ -164,7 +164,7 @@ def rank(heaps_NW, encoded_ND, documents, k, scale):  # type: ignore[no-untyped-
             product = np.float32(0)
             for d in range(own.shape[0]):
                 product += np.float32(own[d]) * np.float32(other[d])
-            cosine = min(product * np.float32(scale), np.float32(1))
+            cosine = min(product * inverse_length_N[documents[r]] * inverse_length_N[row], np.float32(1))
             place = min(found, k)
             while place > 0 and _is_before(cosine, row, cosine_RK[r, place - 1], row_RK[r, place - 1]):
                 if place < k:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 # Q = queries, B = documents of a block, D = vector length, K = neighbours
 
 ID = "S16"  # raw ids: as long as each other, so that the zeros NumPy ignores at the end tell nothing apart
-_TIE = 1e-4  # the 16-bit vectors' error: a neighbour as near as the last true one, but for that, is as good
+_TIE = 1e-5  # the 16-bit vectors' error: a neighbour as near as the last true one, but for that, is as good
 
 
 class Exact(NamedTuple):

@@ -140,20 +140,28 @@ def _read_vectors(embeddings: Artifact, name: str, columns: list[str], dim: int 
             yield _Vectors(batch.column("doc_id"), vectors_ND / length_N[:, None], pa.Table.from_batches([batch]))
 
 
-def _sample(embeddings: Artifact, names: Iterable[str], num: int) -> tuple[NDArray[np.float32], NDArray[np.bytes_]]:
-    """The first `num` documents of these shards; any are a random sample, since ids are hashes."""
+def _sample(
+    embeddings: Artifact, shards: list[tuple[str, int]], num: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.bytes_]]:
+    """About `num` documents at random, from as few of these shards as hold so many.
+
+    A shard is a random part of the corpus, since ids are hashes; its rows may have an order.
+    """
+    used, num_there = [], 0
+    for name, num_rows in shards:
+        if num_there < num:
+            used.append(name)
+            num_there += num_rows
+    rng = np.random.default_rng(seed)
     vectors: list[NDArray[np.float32]] = []
     ids: list[NDArray[np.bytes_]] = []
-    left = num
-    for name in names:
-        dim = vectors[0].shape[1] if vectors else 0
-        for part in _read_vectors(embeddings, name, [], dim):
-            vectors.append(part.unit_ND[:left])
-            ids.append(_raw_ids(part.doc_ids)[:left])
-            left -= len(ids[-1])
-            if left == 0:
-                return np.concatenate(vectors), np.concatenate(ids)
-    return np.concatenate(vectors), np.concatenate(ids)
+    for name in used:
+        for part in _read_vectors(embeddings, name, [], vectors[0].shape[1] if vectors else 0):
+            chosen = rng.random(len(part.doc_ids)) < num / num_there
+            vectors.append(part.unit_ND[chosen])
+            ids.append(_raw_ids(part.doc_ids)[chosen])
+    order = rng.permutation(sum(map(len, ids)))
+    return np.concatenate(vectors)[order], np.concatenate(ids)[order]
 
 
 # Step 1
@@ -169,29 +177,30 @@ class CellMaker:
     def __call__(self, item: dict[str, Any]) -> Stats:
         cfg, split, attempt = self._cfg, item["split"], item["attempt"]
         rows = self._rows[split]
-        names = [shard_name(split, shard) for shard in range(len(rows)) if rows[shard]]
+        shards = [(shard_name(split, shard), num) for shard, num in enumerate(rows) if num]
         num_documents = sum(rows)
         if num_documents == 0:
             empty = np.zeros((1, vector_length(self._embeddings, split)), np.int16)
             made = Codebook(1.0, empty, empty, np.array([0, 1]))
         elif num_documents < EXACT_BELOW:
-            sample_ND, ids = _sample(self._embeddings, names, num_documents)
+            sample_ND, ids = _sample(self._embeddings, shards, num_documents, cfg.seed)
             made = cells.train(sample_ND, 1, cfg.seed)
-            chosen = np.random.default_rng(cfg.seed).permutation(len(ids))[: cfg.recall_queries]
-            made = made._replace(query_QD=sample_ND[chosen], query_id_Q=ids[chosen])
+            made = made._replace(query_QD=sample_ND[: cfg.recall_queries], query_id_Q=ids[: cfg.recall_queries])
         else:
-            made = self._many(names, num_documents, attempt)
+            made = self._many(shards, num_documents, attempt)
         self._out.write_bytes(cells_file(split, attempt), made.to_bytes())
         return {}
 
-    def _many(self, names: list[str], num_documents: int, attempt: int) -> Codebook:
+    def _many(self, shards: list[tuple[str, int]], num_documents: int, attempt: int) -> Codebook:
         cfg = self._cfg
         num_cells = num_documents // cfg.cell_documents
         num_held_out = min(_CALIBRATION_DOCUMENTS, num_documents // 4)
-        held_out_ND, held_out_ids = _sample(self._embeddings, names[::-1], num_held_out + cfg.recall_queries)
+        num_held_out += cfg.recall_queries
+        held_out_ND, held_out_ids = _sample(self._embeddings, shards[::-1], num_held_out, cfg.seed + 1)
         query_QD, query_id_Q = held_out_ND[: cfg.recall_queries], held_out_ids[: cfg.recall_queries]
         held_out_ND = held_out_ND[cfg.recall_queries :]  # the margin is not chosen on the queries that judge it
-        sample_ND, _ = _sample(self._embeddings, names, min(cells.SAMPLES_PER_CELL * num_cells, num_documents // 2))
+        num_sample = min(cells.SAMPLES_PER_CELL * num_cells, num_documents // 2)
+        sample_ND, _ = _sample(self._embeddings, shards, num_sample, cfg.seed)
         made = cells.train(sample_ND, num_cells, cfg.seed)
         k = max(1, round(cfg.num_neighbors * len(held_out_ND) / num_documents))
         misses = _FAIR_SHARE * (1 - cfg.min_recall) / 2**attempt

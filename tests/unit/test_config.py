@@ -34,7 +34,7 @@ def _write(tmp_path: Path, text: str) -> Path:
         ("pair.min_cosin=0.5", "pair.min_cosin=0.5: no such setting; did you mean pair.min_cosine?"),
         ("pretrain.resources.num_worker=2", "did you mean pretrain.resources.num_workers?"),
         ("embd.dtype=float32", "no such setting; did you mean embed?"),
-        ("neighbors.qqq=1", "no such setting; there are num_neighbors, resources"),
+        ("neighbors.qqq=1", "no such setting; there are num_neighbors, min_recall, "),
     ],
 )
 def test_a_misspelt_setting_is_named_with_the_nearest_real_one(override: str, words: str) -> None:
