@@ -48,6 +48,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         plots=_plots(report),
         quality_rows=_quality_rows(report["quality"]),
         pair_rows=_pair_rows(report["quality"]),
+        degree_rows=[(label, name) for name, label, _ in _DEGREES],
         settings=json.dumps(report["settings"], indent=2, ensure_ascii=False),
     )
 
@@ -88,6 +89,26 @@ def _plots(report: Mapping[str, Any]) -> dict[str, Markup | None]:
         "relevance": _relevance_plot(quality["relevance"]),
         "lengths": _lengths_plot(texts),
         "novelty": plots.novelty([(label, colour, measures["novel"]) for label, colour, measures in texts]),
+        **_mining_plots(report["mining"]),
+    }
+
+
+_DEGREES = (
+    ("listed_by", "In lists of others, in the band", plots.MUTED),
+    ("as_d2", "As d2, after max_as_d2", plots.SBP),
+    ("as_d1", "As d1, after both caps", plots.REPETITION),
+)
+
+
+def _mining_plots(mining: Mapping[str, Any] | None) -> dict[str, Markup | None]:
+    if mining is None or not mining["bands"]:
+        return dict.fromkeys(("bands", "thresholds", "degrees"))
+    limits = mining["limits"]["min_cosine"], mining["limits"]["max_cosine"]
+    degrees = [(label, colour, mining["degrees"][name]["histogram"]) for name, label, colour in _DEGREES]
+    return {
+        "bands": plots.bands(mining["bands"], limits),
+        "thresholds": plots.thresholds(mining["thresholds"], limits),
+        "degrees": plots.degrees(degrees),
     }
 
 

@@ -140,3 +140,74 @@ def novelty(series: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> Ma
         axis.legend()
 
     return _plot("novelty", "Novel n-grams by length", draw)
+
+
+def bands(rows: Sequence[Mapping[str, Any]], limits: tuple[float, float]) -> Markup:
+    """Listed neighbours in each band of 0.05, near-duplicates on top; the thresholds as lines. `rows`: rising bands."""
+    width = 0.05
+    edges = [float(row["band"]) for row in rows]
+    duplicates = [row["near_duplicate_jaccard"] + row["near_duplicate_containment"] for row in rows]
+    related = [row["listed"] - duplicate for row, duplicate in zip(rows, duplicates, strict=True)]
+
+    def draw(axis: Any) -> None:
+        bars = {"align": "edge", "width": 0.9 * width}
+        axis.bar(edges, related, color=REPETITION, label="others", **bars)
+        axis.bar(edges, duplicates, bottom=related, color=SBP, label="near-duplicates", **bars)
+        _limits(axis, limits)
+        axis.set_xlabel("cosine of a document and its neighbour")
+        axis.set_ylabel("listed neighbours")
+        axis.yaxis.set_major_formatter(mpl.ticker.EngFormatter())
+        axis.grid(axis="x", visible=False)
+        axis.legend()
+
+    return _plot("bands", "Neighbours by cosine", draw)
+
+
+def thresholds(rows: Sequence[Mapping[str, Any]], limits: tuple[float, float]) -> Markup:
+    """What each threshold would give: the share of documents with a pair, and of near-duplicates."""
+    cosines = [row["min_cosine"] for row in rows]
+
+    def draw(axis: Any) -> None:
+        for key, label, colour in (
+            ("documents_share", "documents with a pair", REPETITION),
+            ("duplicate_share", "near-duplicates among the neighbours", SBP),
+        ):
+            axis.plot(cosines, [row[key] for row in rows], marker="o", markersize=3.5, color=colour, label=label)
+        _limits(axis, limits)
+        axis.set_xlabel("min_cosine")
+        axis.set_ylim(-0.03, 1.03)
+        axis.yaxis.set_major_formatter(_PERCENT)
+        axis.legend()
+
+    return _plot("thresholds", "Yield and near-duplicates as the threshold moves", draw)
+
+
+def _limits(axis: Any, limits: tuple[float, float]) -> None:
+    """The chosen band of cosines; the upper end only where it cuts something off."""
+    low, high = limits
+    axis.axvline(low, color=INK, linestyle=":", linewidth=1.2, label=f"min_cosine {low:g}")
+    if high < 1:
+        axis.axvline(high, color=INK, linestyle="--", linewidth=1.2, label=f"max_cosine {high:g}")
+
+
+def degrees(series: Sequence[tuple[str, str, Mapping[str, int]]]) -> Markup:
+    """How many documents appear how often: histograms by powers of two. `series`: label, colour, counts by edge."""
+    edges = sorted({int(edge) for _, _, counts in series for edge in counts})
+    places = {0: 0} | {1 << power: power + 1 for power in range(edges[-1].bit_length())}
+    width = 0.8 / len(series)
+
+    def draw(axis: Any) -> None:
+        for number, (label, colour, counts) in enumerate(series):
+            x = [places[int(edge)] - 0.4 + width * (number + 0.5) for edge in counts]
+            axis.bar(x, list(counts.values()), width=width, color=colour, label=label)
+        labels = [str(edge) if edge < 2 else f"{edge}–{2 * edge - 1}" for edge in places]
+        axis.set_xticks(list(places.values()), labels, rotation=45 if len(labels) > 6 else 0)
+        axis.set_xlabel("times")
+        axis.set_ylabel("documents")
+        axis.set_yscale("log")  # a hub is one document among millions
+        axis.set_ylim(0.7, 20 * max(max(counts.values()) for _, _, counts in series))  # room for the legend
+        axis.yaxis.set_major_formatter(mpl.ticker.EngFormatter())
+        axis.grid(axis="x", visible=False)
+        axis.legend()
+
+    return _plot("degrees", "How often a document appears", draw)

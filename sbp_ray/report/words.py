@@ -112,6 +112,18 @@ def scale_warning(report: Mapping[str, Any]) -> str | None:
     )
 
 
+def recall_sentence(recall: Mapping[str, Any] | None) -> str:
+    """The certificate of the neighbours' search."""
+    if not recall:
+        return f"Recall of the lists of neighbours: {NOT_MEASURED}."
+    found = percent_interval({"value": recall["recall"], "low": recall["low"], "high": recall["high"]})
+    wanted = percent(recall["min_recall"])
+    return (
+        f"The lists of neighbours hold {found} of the true {recall['k']:,} nearest (95 % confidence; "
+        f"{recall['queries']:,} documents were searched exactly). The run asks for {wanted} or more."
+    )
+
+
 def _times(ratio: float) -> str:
     """Two significant digits: `2,300`."""
     return f"{float(f'{ratio:.2g}'):,.0f}"

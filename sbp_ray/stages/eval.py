@@ -17,6 +17,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.arms import Scores, TextSets, document_windows, score_checkpoint
 from sbp_ray.evaluation.comparison import ARMS, HELD_OUT, answer_table, held_out_table
 from sbp_ray.evaluation.flow import loss_curve, pair_facts, scale_facts, stage_rows
+from sbp_ray.evaluation.mining import guide_ids, mining_facts, read_guide
 from sbp_ray.evaluation.novelty import ngram_table
 from sbp_ray.evaluation.quality import quality_table
 from sbp_ray.evaluation.questions import Question, check_questions, draw_questions, iter_questions, question_example
@@ -52,7 +53,8 @@ def evaluate_run(
     """
     asked_groups = check_questions(cfg)
     samples = draw_samples(cfg, artifacts)
-    scans = _scan_corpus(artifacts["corpus"], samples, asked_groups or set())
+    guide = read_guide(artifacts["pairs"])
+    scans = _scan_corpus(artifacts["corpus"], samples, guide_ids(guide), asked_groups or set())
     questions, num_unknown = _choose_questions(cfg, scans)
     texts = _texts_to_score(artifacts["corpus"], settings, samples, questions)
     scores, vectors = _score_and_embed(cfg, artifacts, settings, samples, texts)
@@ -65,6 +67,7 @@ def evaluate_run(
         if questions
         else None,
         "pairs": pair_facts(artifacts),
+        "mining": mining_facts(guide, settings.pair, artifacts["neighbors"], scans["train"].documents),
         "quality": quality_table(
             samples, scans["train"], vectors, shingle_tokens=settings.embed.shingle_tokens, seed=cfg.seed
         ),
@@ -98,12 +101,12 @@ def _cut(text: str) -> str:
 # One pass over the corpus
 
 
-def _scan_corpus(corpus: Artifact, samples: Samples, groups: set[str]) -> dict[Split, Scan]:
+def _scan_corpus(corpus: Artifact, samples: Samples, ids: set[str], groups: set[str]) -> dict[Split, Scan]:
     """Stream the corpus once: the pairs' texts, the questions' articles, and the samples' n-grams."""
     import ray
 
     files = {split: corpus.files(split, ".parquet") for split in SPLITS}
-    wanted = _by_shard(samples.wanted_ids(), len(files["train"]))
+    wanted = _by_shard(samples.wanted_ids() | ids, len(files["train"]))
     tables = {name: ngram_table(ids) for name, ids in samples.token_ids().items()}
     put = {"train": ray.put(tables), "validation": ray.put({})}  # novelty is against what the models have read
     scan = ray.remote(scan_shard).options(num_cpus=1)

@@ -61,6 +61,28 @@ def settings(run_dir: Path, **evaluation: object) -> Config:
     )
 
 
+def guide(doc_ids: list[str]) -> dict[str, object]:
+    """What pairing leaves beside the pairs."""
+    numbers = {"cosine": 0.7, "jaccard": 0.1, "containment": 0.2, "near_duplicate": None, "order": 0}
+    samples = [{"band": "0.70", "d1_id": a, "d2_id": b, **numbers} for a, b in itertools.pairwise(doc_ids[:3])]
+    degree = {"mean": 1.0, "p50": 1, "p90": 2, "p99": 2, "max": 2, "histogram": {"1": 30, "2": 2}}
+    return {
+        "documents": 32,
+        "what_if_documents": 32,
+        "bands": [
+            {"band": "0.70", "listed": 31, "near_duplicate_jaccard": 0, "near_duplicate_containment": 0, "pairs": 31}
+        ],
+        "thresholds": [
+            {
+                "min_cosine": 0.7, "listed": 31, "duplicate_share": 0.0, "documents_share": 1.0, "pairs": 31,
+                "full_share": 0.0,
+            }
+        ],
+        "degrees": dict.fromkeys(("listed_by", "as_d2", "as_d1"), degree),
+        "samples": samples,
+    }  # fmt: skip
+
+
 def make_run(run_dir: Path) -> dict[str, Artifact]:
     """Artifacts as the stages before eval leave them."""
     names = ("corpus", "embeddings", "neighbors", "pairs", "base_lm", "synthesizer", "synthetic", "lm")
@@ -101,6 +123,7 @@ def make_run(run_dir: Path) -> dict[str, Artifact]:
         for a, b in itertools.pairwise(train)
     ]
     artifacts["pairs"].write_table(shard_name("train", 0), pa.Table.from_pylist(pairs, PAIR))
+    artifacts["pairs"].write_json("guide.json", {"train": guide([str(row["doc_id"]) for row in train])})
     synthetic = [
         {
             "doc_id": f"{i:032x}", "d1_id": row["doc_id"], "sample": 0, "text": str(row["text"]) + "<script>",
@@ -118,9 +141,11 @@ def make_run(run_dir: Path) -> dict[str, Artifact]:
         lines = [{"step": s, "tokens": 128 * s, "loss_nats": 6.0 - s / 10} for s in range(1, 9)]
         lines[-1]["validation_nats"] = 5.5
         artifacts[name].write_bytes("metrics.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    recall = {"k": 5, "queries": 32, "recall": 0.98, "low": 0.97, "high": 0.99, "min_recall": 0.95}
     stats: dict[str, dict[str, object]] = {
         "corpus": {"train": {"documents": 32}, "validation": {"documents": 8}, "drops": {"exact_duplicate": 3}},
         "pairs": {"train": {"pairs": len(pairs), "same_group_share": 0.25}},
+        "neighbors": {"train": {"recall": recall}},
         "synthesizer": {"validation": {"pairs": 4, "nll_given_d1": 5.1, "nll_given_random": 5.3, "nll_alone": 5.2}},
     }
     for name, artifact in artifacts.items():
@@ -162,6 +187,10 @@ def test_a_run_is_measured_from_its_artifacts(tmp_path: Path, local_ray: None) -
     assert report["quality"]["texts"]["synthetic"]["novel"]["13"] == 0
     assert report["quality"]["texts"]["synthetic"]["documents"] == 12
     assert len(report["samples"]) == 3
+    [band] = report["mining"]["samples"]
+    assert [pair["verdict"] for pair in band["pairs"]] == ["below min_cosine"] * 2  # 0.7, and the default is 0.75
+    assert band["pairs"][0]["d1"].endswith("number 0.") and band["pairs"][0]["d2"].endswith("number 1.")
+    assert report["mining"]["recall"]["recall"] == 0.98
     page = out.read_bytes("report.html").decode()
     assert "&lt;script&gt;" in page and "<script" not in page
     assert "SBP" in out.read_bytes("summary.txt").decode()

@@ -40,6 +40,33 @@ def text_column() -> dict[str, Any]:
     }
 
 
+def mining() -> dict[str, Any]:
+    band = {"band": "0.60", "listed": 50, "near_duplicate_jaccard": 3, "near_duplicate_containment": 1, "pairs": 90}
+    row = {
+        "min_cosine": 0.6,
+        "listed": 50,
+        "duplicate_share": 0.08,
+        "documents_share": 0.7,
+        "pairs": 92,
+        "full_share": 0.1,
+    }
+    degree = {"mean": 2.5, "p50": 2, "p90": 6, "p99": 20, "max": 1234, "histogram": {"0": 5, "1": 9, "1024": 1}}
+    pair = {
+        "verdict": "near-duplicate: jaccard", "d1_id": "0", "d2_id": "1", "cosine": 0.61, "jaccard": 0.71,
+        "containment": 0.92, "d1": "<b>bold & bad</b>", "d2": "other",
+    }  # fmt: skip
+    return {
+        "documents": 1_000_000,
+        "what_if_documents": 20_000,
+        "bands": [band],
+        "thresholds": [row, row | {"min_cosine": 0.65, "documents_share": 0.43}],
+        "degrees": dict.fromkeys(("listed_by", "as_d2", "as_d1"), degree),
+        "limits": {"min_cosine": 0.6, "max_cosine": 0.95, "max_jaccard": 0.6, "max_containment": 0.8},
+        "recall": {"k": 20, "queries": 1000, "recall": 0.973, "low": 0.968, "high": 0.978, "min_recall": 0.95},
+        "samples": [{"band": "0.60", "pairs": [pair]}],
+    }
+
+
 def report() -> dict[str, Any]:
     copied = {"pairs": 3, "copied_share": interval(0.1), "copies": interval(0.0), "any_copied": interval(0.3)}
     close = {"pairs": 3, "irrelevant": interval(0.3), "mean_cosine": interval(0.5), "cosines": [0.1, 0.5, 0.9]}
@@ -64,6 +91,7 @@ def report() -> dict[str, Any]:
             "same_group_share": 0.977,
             "conditional_gain": {"pairs": 9, "nll_given_d1": 5.0, "nll_given_random": 5.2, "nll_alone": 5.1},
         },
+        "mining": mining(),
         "quality": {
             "shingle_tokens": 13,
             "near_jaccard": 0.6,
@@ -87,7 +115,7 @@ def report() -> dict[str, Any]:
 def empty_report() -> dict[str, Any]:
     """A run with no question file, nothing held out, no synthetic documents and no manifests."""
     found = report()
-    found |= {"held_out": None, "questions": None, "samples": []}
+    found |= {"held_out": None, "questions": None, "samples": [], "mining": None}
     found["pairs"] = {"pairs": None, "same_group_share": None, "conditional_gain": None}
     found["quality"]["texts"] |= {"synthetic": None, "real_held_out": None}
     found["quality"] |= {"copying": {"synthetic": None, "mined": None}, "relevance": None}
@@ -128,17 +156,42 @@ def test_documents_are_text_and_never_markup() -> None:
     assert "A &amp; B" in page
 
 
+def test_the_thresholds_are_shown_with_what_each_gives() -> None:
+    page = full_page()
+    assert "hold 97.3 % [96.8, 97.8] of the true 20 nearest" in page
+    assert "The run asks for 95.0 % or more" in page
+    assert re.search(r'class="chosen"><th>0.60</th><td>70.0 %</td><td>92</td><td>8.0 %</td><td>10.0 %</td>', page)
+    assert page.count('class="chosen"') == 1
+    assert "estimated from 20,000 documents" in page
+    assert "min_cosine 0.6<" in page and "max_cosine 0.95<" in page  # lines of the plots
+    assert "<td>1,234</td>" in page
+    assert "Near-duplicate: jaccard" in page and "&lt;b&gt;bold &amp; bad&lt;/b&gt;" in page
+
+
+def test_an_unmeasured_recall_says_so() -> None:
+    found = report()
+    found["mining"]["recall"] = None
+    assert "Recall of the lists of neighbours: not measured." in render_page(found)
+
+
+def test_a_run_without_neighbours_has_no_plots_of_them() -> None:
+    found = report()
+    found["mining"] |= {"bands": [], "thresholds": [], "samples": []}
+    assert render_page(found).count("<svg") == 6
+
+
 def test_what_was_not_measured_says_so() -> None:
     page, table = empty_page(), render_summary(empty_report())
     assert "Closed-book answers:</strong> not measured" in page
     assert "Held-out perplexity:</strong> not measured" in page
+    assert "Neighbours and thresholds:</strong> not measured" in page
     assert table.count("not measured") == 3  # held-out text, answers, conditional gain
     assert "not measured" not in full_page() + render_summary(report())
 
 
 def test_the_page_is_plotted_in_the_colours_of_its_theme() -> None:
     page = full_page()
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 9
     assert "var(--sbp)" in page and "#00000" not in page
 
 
