@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 ROUTING_ROWS = 16_384  # documents that a worker routes at a time
 EXACT_BELOW = 20_000  # documents: fewer are one cell, and every pair is compared
+_GROUP_DOCUMENTS = 50_000  # smaller groups are not worth sharing out
+_GROUPS_WANTED = 16
 _BASE_GIB = 0.6  # a worker before it reads anything: Python, Ray, torch, FAISS, Numba
 _COPIES = 2.5  # groups that a document lives in or visits
 _VISITS = 24  # cells that it visits
@@ -64,7 +66,10 @@ def document_bytes(dim: int, k: int, max_visits: int) -> int:
 
 
 def num_groups(cfg: NeighborsConfig, documents: int, dim: int) -> int:
-    """As few as fit into the workers' memory, since a document is copied into each that it visits; one a worker."""
+    """As few as fit into a worker's memory, since a document is copied into each that it visits.
+
+    A small corpus has some more, for the workers to share. They do not depend on the number of workers, which may change from run to run while the graph may not.
+    """
     if documents < EXACT_BELOW:
         return 1
     fitting = int(cfg.worker_gib * 2**30 / document_bytes(dim, cfg.num_neighbors, cfg.max_visits))
@@ -73,7 +78,8 @@ def num_groups(cfg: NeighborsConfig, documents: int, dim: int) -> int:
             f"neighbors.worker_gib={cfg.worker_gib} holds {fitting} documents of {dim} dimensions, less than two "
             f"cells of {cfg.cell_documents}: raise it"
         )
-    return max(cfg.resources.num_workers, math.ceil(documents * _COPIES / fitting))
+    for_parallelism = min(_GROUPS_WANTED, math.ceil(documents / _GROUP_DOCUMENTS))
+    return max(for_parallelism, math.ceil(documents * _COPIES / fitting))
 
 
 def plan_search(cfg: NeighborsConfig, documents: int, dim: int) -> Plan:

@@ -84,7 +84,7 @@ def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> S
     return {
         "documents": sum(part["documents"] for part in by_split.values()),
         "drops": {},
-        "plan": plan._asdict(),
+        "plan": {key: value for key, value in plan._asdict().items() if key not in ("workers", "seconds")},
         **by_split,
     }
 

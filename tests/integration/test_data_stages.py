@@ -57,9 +57,7 @@ def run_stages(source: Path, root: Path, num_workers: int) -> dict[str, Any]:
         "neighbors": find_neighbors(
             NeighborsConfig(num_neighbors=8, resources=resources), embeddings=embeddings, out=neighbors
         ),
-        "pair": pair_documents(
-            PairConfig(min_cosine=0.45, resources=resources), corpus=corpus, neighbors=neighbors, out=pairs
-        ),
+        "pair": pair_documents(PairConfig(min_cosine=0.45, resources=resources), neighbors=neighbors, out=pairs),
     }
 
 

@@ -84,7 +84,8 @@ def small_cells(monkeypatch: pytest.MonkeyPatch) -> NeighborsConfig:
     """Settings under which 3,000 documents are searched as millions are: many cells, several groups."""
     for module in (plan, steps):
         monkeypatch.setattr(module, "EXACT_BELOW", 100)
-    return NeighborsConfig(num_neighbors=10, cell_documents=50, recall_queries=300, resources=Resources(num_workers=3))
+    monkeypatch.setattr(plan, "_GROUP_DOCUMENTS", 1000)
+    return NeighborsConfig(num_neighbors=10, cell_documents=50, recall_queries=300)
 
 
 # Histogram
@@ -234,7 +235,7 @@ def test_a_killed_search_goes_on_and_ends_alike(
     in_process: list,
 ) -> None:
     embeddings = new_artifact("embeddings")
-    shards = {"train": split_up(clustered_vectors(1500), 3), "validation": split_up(clustered_vectors(60), 3)}
+    shards = {"train": split_up(clustered_vectors(2500), 3), "validation": split_up(clustered_vectors(60), 3)}
     write_embeddings(embeddings, shards)
     undisturbed, out = new_artifact("undisturbed"), new_artifact("neighbors")
     expected = find_neighbors(small_cells, embeddings=embeddings, out=undisturbed)
