@@ -68,8 +68,8 @@ def document_bytes(dim: int, k: int, max_visits: int) -> int:
 def num_groups(cfg: NeighborsConfig, documents: int, dim: int) -> int:
     """As few as fit into a worker's memory, since a document is copied into each that it visits.
 
-    A small corpus has some more, for the workers to share. They do not depend on the number of workers, which may change
-    from run to run while the graph may not.
+    A small corpus has some more, for the workers to share. They do not depend on the number of workers: that may change
+    from run to run, and the graph may not.
     """
     if documents < EXACT_BELOW:
         return 1
