@@ -119,8 +119,10 @@ class Artifact:
         """Commit a Parquet file; `stats` travels in its metadata, for `read_stats`."""
         if stats is not None:
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), "stats": json.dumps(stats)})
+        # Vectors never repeat: looking for repeats would double the time to write them, and to read them.
+        has_vectors = any(pa.types.is_fixed_size_list(field.type) for field in table.schema)
         with self.writing(name) as stream:
-            pq.write_table(table, stream, compression="zstd")
+            pq.write_table(table, stream, compression="zstd", use_dictionary=not has_vectors)
 
     def read_stats(self, name: str) -> dict[str, Any]:
         """What `write_table`, or a `BucketWriter`, was given as `stats`."""

@@ -170,7 +170,8 @@ def _nearest_cells(codebook: Codebook, encoded_ND: NDArray[np.int16], num: int, 
     for region in np.unique(tried_NT):
         documents = np.flatnonzero((tried_NT == region).any(axis=1))
         first, end = codebook.first_cell_G1[region : region + 2]
-        scores = torch._int_mm(document_ND[torch.from_numpy(documents)], cell_CD[first:end].t())
+        chosen_ND = torch.index_select(document_ND, 0, torch.from_numpy(documents))
+        scores = torch._int_mm(chosen_ND, cell_CD[first:end].t())
         offer_rows(scores.numpy(), documents, first, margin, best_N, heaps_NW)
     return heaps_NW
 
@@ -188,10 +189,9 @@ def calibrate(
     encoded_ND = encode(held_out_ND)
     cells = assign(codebook, encoded_ND, max_visits, WHOLE)
     query_QD = held_out_ND[:num_queries]
-    scores_QN = query_QD @ held_out_ND.T
-    np.fill_diagonal(scores_QN, -np.inf)
-    k = min(k, len(held_out_ND) - 1)
-    neighbor_QK = np.argpartition(-scores_QN, k - 1, axis=1)[:, :k]
+    scores_QN = torch.from_numpy(query_QD) @ torch.from_numpy(held_out_ND).T
+    scores_QN.fill_diagonal_(-math.inf)
+    neighbor_QK = torch.topk(scores_QN, min(k, len(held_out_ND) - 1), dim=1).indices.numpy()
     query_Q1 = np.arange(len(query_QD))[:, None]
     gap_QK = np.minimum(_gap(cells, query_Q1, neighbor_QK), _gap(cells, neighbor_QK, query_Q1))
     return float(np.quantile(gap_QK, recall, method="higher"))

@@ -106,7 +106,7 @@ def _meet(
         rows_R = torch.from_numpy(documents_R)
         if vectors_ND.is_cuda:  # its integer product wants more than 16 rows
             rows_R = torch.nn.functional.pad(rows_R, (0, max(0, 32 - len(rows_R)))).to(vectors_ND.device)
-        block_RD = vectors_ND[rows_R]
+        block_RD = torch.index_select(vectors_ND, 0, rows_R)  # indexing with [] takes 15 times as long
         for column in range(first, first + num_owned, _BLOCK_COLUMNS):
             width = min(_BLOCK_COLUMNS, first + num_owned - column)
             columns_MD = vectors_ND[column : column + -(-width // LANES) * LANES]

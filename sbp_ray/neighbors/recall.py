@@ -42,11 +42,16 @@ def nearest(
     A document is not its own neighbour.
     """
     scores_QB = torch.from_numpy(query_QD) @ torch.from_numpy(block_BD).T
-    own_B = np.flatnonzero(np.isin(id_B, query_id_Q))
+    own_B = np.flatnonzero(np.isin(_first_half(id_B), _first_half(query_id_Q)))  # numbers, not strings: 20 times faster
+    own_B = own_B[np.isin(id_B[own_B], query_id_Q)]
     place_Q = np.argsort(query_id_Q)
     scores_QB[place_Q[np.searchsorted(query_id_Q[place_Q], id_B[own_B])], own_B] = -math.inf
     top = torch.topk(scores_QB, min(k, scores_QB.shape[1]), dim=1)
     return merged(seen, Exact(top.values.numpy(), id_B[top.indices.numpy()]), k)
+
+
+def _first_half(id_N: NDArray[np.bytes_]) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(id_N).view(np.uint64)[::2]
 
 
 def merged(a: Exact, b: Exact, k: int) -> Exact:

@@ -33,8 +33,8 @@ from sbp_ray.text.minhash import estimate_containment, jaccard_of
 # N = documents, D = vector length, K = neighbours, M = neighbours of all lists, one list after the other
 
 SCRATCH = "scratch"
-_CALIBRATION_QUERIES = 4000
-_CALIBRATION_DOCUMENTS = 20_000
+_CALIBRATION_QUERIES = 3000
+_CALIBRATION_DOCUMENTS = 12_000
 _FAIR_SHARE = 0.8  # of the misses that `min_recall` allows: the first attempt is calibrated to these
 
 
