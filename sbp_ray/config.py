@@ -112,7 +112,7 @@ class NeighborsConfig(Section):
     cell_documents: PositiveInt = 256
     """Documents that live in a cell, on average. A document is compared with those of its own cell and of the cells
     that it visits, or that visit it."""
-    max_visits: PositiveInt = 64
+    max_visits: PositiveInt = 128
     """Other cells that a document visits at most."""
     worker_gib: PositiveFloat = 1.0
     """Memory that a worker spends on documents: says how many cells are searched together."""

@@ -22,10 +22,10 @@ from sbp_ray.neighbors.quantize import Quantizer, encode, unit
 
 # N = documents, D = vector length, C = cells, G = coarse regions, P = cells that a document visits, Q = queries
 
-SAMPLES_PER_CELL = 40
+SAMPLES_PER_CELL = 64
 _ITERATIONS = 8
-_POLISHING = 3  # rounds in which documents at the border of a region may choose a cell of another
-_REGIONS_TRIED = 16  # the nearest of these hold practically all of a document's nearest cells
+_POLISHING = 6  # rounds in which documents at the border of a region may choose a cell of another
+_REGIONS_TRIED = 32  # the nearest of these hold practically all of a document's nearest cells
 _BLOCK = 8192
 WHOLE = 2.0  # no two cosines are further apart
 
@@ -118,7 +118,8 @@ def _moved(codebook: Codebook, sample_ND: NDArray[np.float32], home_N: NDArray[n
     living, first_N = np.unique(home_N[order], return_index=True)
     cell_CD = codebook.cell_CD.copy()
     cell_CD[living] = encode(unit(np.add.reduceat(sample_ND[order], first_N, axis=0)))
-    return codebook._replace(cell_CD=cell_CD)
+    region_GD = np.add.reduceat(cell_CD.astype(np.float32), codebook.first_cell_G1[:-1], axis=0)
+    return codebook._replace(cell_CD=cell_CD, region_GD=encode(unit(region_GD)))
 
 
 def _centroids(sample_ND: NDArray[np.float32], num: int, seed: int) -> NDArray[np.float32]:
