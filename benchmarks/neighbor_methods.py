@@ -113,12 +113,12 @@ class Scann:
 
     def near(self, params: Params, growth: float) -> Iterator[Params]:
         """See `Peer`."""
-        for factor in (1, 1.5):
-            yield params | self._tree(round(params["leaves"] * math.sqrt(growth) * factor))
+        for factor in (1.5, 1):
+            yield params | self._tree(round(params["leaves"] * math.sqrt(growth) * factor)) | {"iterations": 10}
 
     def ladders(self, build: Params) -> Iterator[list[Params]]:
         """See `Peer`."""
-        for reorder in (20, 40) if build["dims_per_block"] else (None,):
+        for reorder in (20, 40, 80, 160) if build["dims_per_block"] else (None,):
             yield [{"leaves_to_search": number, "reorder": reorder} for number in _steps(build["leaves"])]
 
 
@@ -221,15 +221,14 @@ class NNDescent:
 
     def builds(self, num: int) -> Iterator[Params]:
         """See `Peer`."""
-        for neighbors in (16, 14, 20):
+        for neighbors in (16, 14, 20, 32, 48):
             for candidates in (16, 24):
                 yield {"metric": "dot", "n_neighbors": neighbors, "max_candidates": candidates, "low_memory": False}
 
     def near(self, params: Params, growth: float) -> Iterator[Params]:
         """See `Peer`."""
-        yield params
-        yield params | {"n_neighbors": params["n_neighbors"] + 2}
-        yield params | {"n_neighbors": params["n_neighbors"] + 6}
+        for factor in (1.2, 1.5, 1.8):  # its recall falls as the set grows
+            yield params | {"n_neighbors": round(params["n_neighbors"] * factor)}
 
     def ladders(self, build: Params) -> Iterator[list[Params]]:
         """See `Peer`."""
