@@ -9,13 +9,13 @@ on and how many threads a pool has are inherited.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from neighbor_methods import OURS, PEERS, Params, Peer
 from neighbor_tuning import tune, without_self
 from vector_sets import exact_neighbors
@@ -35,12 +35,13 @@ def measure(request: dict[str, Any]) -> None:
         peer, k, params = PEERS[request["method"]], request["k"], request["params"]
         vectors_ND = np.load(request["vectors"])
         _warm_up(peer, vectors_ND, k, request["threads"], params)
-        base_gib = psutil.Process().memory_info().rss / 2**30
+        base_gib = _own_gib("VmRSS")
         start = time.perf_counter()
         index = peer.build(vectors_ND, k + 1, request["threads"], params)
         build_s = time.perf_counter() - start
         found_NK = peer.search(index, vectors_ND, k + 1, params)
-        _answer(time.perf_counter() - start, build_s=build_s, base_gib=base_gib)
+        seconds = time.perf_counter() - start
+        _answer(seconds, build_s=build_s, base_gib=base_gib, own_peak_gib=_own_gib("VmHWM"))
         found_QK = without_self(found_NK[query_Q], query_Q)
     np.save(request["found"], found_QK)
 
@@ -62,6 +63,12 @@ def _warm_up(peer: Peer, vectors_ND: np.ndarray, k: int, threads: int, params: P
     if peer.compiles:
         part_ND = vectors_ND[:2000].copy()
         peer.search(peer.build(part_ND, k + 1, threads, params), part_ND, k + 1, params)
+
+
+def _own_gib(key: str) -> float:
+    """Resident memory of this process, now (VmRSS) or at its peak (VmHWM): exact, however short the peak."""
+    [kib] = re.findall(rf"^{key}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(kib) / 2**20
 
 
 def _answer(seconds: float, **more: float) -> None:

@@ -11,7 +11,7 @@ graph is made in a fresh process on the same CPUs, methods in turn; a figure is 
 of building and searching together. Peers are given the vectors in memory and run with the settings in
 neighbors_tuned.json, the fastest found that reach the recall; pynndescent's compilation is left out. Ours reads files,
 writes files and certifies its recall within its time; Ray's start is left out. Memory is the most that the process and
-its children held at once (PSS), vectors, libraries and Ray included.
+its children held at once (shared pages once; a peer's exact high-water mark), vectors, libraries and Ray included.
 
 Measurements are appended to --results, so that cases may be run on different days. One line of JSON for each case and
 peer comes last on stdout; the table goes to stderr. Install the peers with requirements/bench.txt.
@@ -181,7 +181,8 @@ class Case:
         process.communicate()
         if process.returncode or answer is None:
             raise FailedError(f"{request['method']} failed on {self.name} with status {process.returncode}")
-        return answer | {"peak_gib": memory.peak_gib}
+        peak_gib = max(memory.peak_gib, answer.get("own_peak_gib", 0.0))
+        return answer | {"peak_gib": peak_gib}
 
 
 class TreeMemory:
