@@ -221,7 +221,7 @@ class NNDescent:
 
     def builds(self, num: int) -> Iterator[Params]:
         """See `Peer`."""
-        for neighbors in (16, 14, 20, 32, 48):
+        for neighbors in (16, 14, 11, 20, 32, 48):
             for candidates in (16, 24):
                 yield {"metric": "dot", "n_neighbors": neighbors, "max_candidates": candidates, "low_memory": False}
 
