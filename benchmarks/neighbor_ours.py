@@ -23,12 +23,17 @@ Rows = NDArray[np.int64]
 
 _NUM_SHARDS = 8
 _WRITTEN_ROWS = 50_000  # at a time
+_WARM_UP_ROWS = 21_000
 _OBJECT_STORE_BYTES = 256 * 2**20  # references travel, not vectors
 
 
 def our_settings(k: int, min_recall: float, threads: int) -> NeighborsConfig:
     """The stage's settings: what a user would write for this machine."""
-    return NeighborsConfig(num_neighbors=k, resources=Resources(num_workers=threads, num_threads=1))
+    return NeighborsConfig(
+        num_neighbors=k,
+        min_recall=min_recall,
+        resources=Resources(num_workers=1, num_cpus=threads, num_threads=threads),
+    )
 
 
 def run_ours(
@@ -54,13 +59,19 @@ def run_ours(
 
     from sbp_ray.stages.neighbors import find_neighbors
 
+    cfg = our_settings(k, min_recall, threads)
     with tempfile.TemporaryDirectory(prefix="sbp_ray-bench-") as folder:
-        embeddings, out = (Artifact(name, f"{folder}/{name}") for name in ("embeddings", "neighbors"))
-        _write_embeddings(np.load(vectors, mmap_mode="r"), embeddings)
+        embeddings, out, few, unused = (
+            Artifact(name, f"{folder}/{name}") for name in ("all", "graph", "few", "unused")
+        )
+        vectors_ND = np.load(vectors, mmap_mode="r")
+        _write_embeddings(vectors_ND, embeddings)
+        _write_embeddings(vectors_ND[:_WARM_UP_ROWS], few)
         _start_ray(threads)
         try:
+            find_neighbors(cfg, embeddings=few, out=unused)  # Ray's workers import and compile once, as peers do
             start = time.perf_counter()
-            find_neighbors(our_settings(k, min_recall, threads), embeddings=embeddings, out=out)
+            find_neighbors(cfg, embeddings=embeddings, out=out)
             measured(time.perf_counter() - start)
         finally:
             ray.shutdown()

@@ -109,13 +109,14 @@ class NeighborsConfig(Section):
     fails."""
     recall_queries: PositiveInt = 1000
     """Documents whose neighbours are also searched exactly, to measure the recall."""
-    cell_documents: PositiveInt = 256
-    """Documents that live in a cell, on average. A document is compared with those of its own cell and of the cells
-    that it visits, or that visit it."""
-    max_visits: PositiveInt = 128
-    """Other cells that a document visits at most."""
-    worker_gib: PositiveFloat = 1.0
-    """Memory that a worker spends on documents: says how many cells are searched together."""
+    cell_documents: PositiveInt = 384
+    """Documents that live in a cell, on average. A document is compared with those of its own cell and of the next
+    nearest ones, and then with its neighbours' neighbours."""
+    visits: PositiveInt = 4
+    """Cells whose documents a document is compared with, its own included."""
+    worker_gib: PositiveFloat = 4.0
+    """Memory that a worker spends on documents: says how many are searched together. Documents at the border of two
+    groups are searched in both, so fewer and larger groups cost less."""
     seed: int = 0
     """Draws the documents that the cells are made from."""
     resources: Resources = Resources()

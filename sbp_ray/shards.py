@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sbp_ray import metrics
@@ -76,33 +77,36 @@ def run_tasks(
     *,
     num_done: int,
     resources: Resources,
+    at_once: int = 1,
 ) -> None:
-    """The same as `map_shards` with a Ray task for each item: for workers that are cheap to build.
+    """The same as `map_shards` with Ray tasks: for workers that are cheap to build.
 
     A pool of Ray Data takes seconds to start; a stage of many short steps would spend its time on that. A task whose
-    process dies is run again, three times.
+    process dies is run again, three times. A task takes `at_once` items and works on them in as many threads: for
+    workers that keep no state and spend their time outside of Python.
     """
     items = list(todo)
     if not _announce(stage, num_done, items):
         return
     import ray
 
-    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(_run_item)
+    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(_run_items)
     shared = ray.put((worker, arguments))
+    waiting = iter([items[i : i + at_once] for i in range(0, len(items), at_once)])
 
     def finished() -> Iterator[dict[str, Any]]:
-        waiting = iter(items)
-        running = [task.remote(shared, item) for item in itertools.islice(waiting, resources.num_workers)]
+        running = [task.remote(shared, some) for some in itertools.islice(waiting, resources.num_workers)]
         while running:
             [done], running = ray.wait(running, num_returns=1)
-            running += [task.remote(shared, item) for item in itertools.islice(waiting, 1)]
-            yield ray.get(done)
+            running += [task.remote(shared, some) for some in itertools.islice(waiting, 1)]
+            yield from ray.get(done)
 
     _follow(stage, finished(), len(items), num_done)
 
 
-def _run_item(shared: tuple[type, tuple[Any, ...]], item: dict[str, Any]) -> dict[str, Any]:
-    return _OnItem(*shared)(item)
+def _run_items(shared: tuple[type, tuple[Any, ...]], items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    with ThreadPoolExecutor(len(items)) as pool:
+        return list(pool.map(_OnItem(*shared), items))
 
 
 def _announce(stage: str, num_done: int, items: list[dict[str, Any]]) -> bool:

@@ -1,6 +1,8 @@
-"""The loops that matrix products leave over, compiled by Numba: keeping the best, re-ranking, comparing signatures.
+"""The loops that matrix products leave over, compiled by Numba: keeping the best, joining lists, comparing signatures.
 
-A document's best candidates are kept in a heap of `score << 32 | row`: one integer sorts by score and names the row.
+A document's candidates are a sorted list of integers, `score << 32 | row << 1 | is_fresh`: an entry sorts by score,
+names its row, and tells whether the row has yet to be compared with the other candidates of the list. Scores are exact,
+so that the same pair has the same score wherever it is found, and duplicates come to stand next to each other.
 """
 
 from __future__ import annotations
@@ -10,161 +12,275 @@ import numpy as np
 from numpy.typing import NDArray
 
 # R = rows of a block of scores, M = its columns, N = documents, W = candidates kept, K = neighbours, D = vector length
-# P = cells that a document visits, L = lanes
+# B = documents whose lists name each other, U = updates
 
-LANES = 64  # columns whose maximum is taken together: four 512-bit registers
 NO_ROW = -1
-_LOW_32 = 0xFFFFFFFF
+NO_ENTRY = -(1 << 62)
+_LANES = 64  # columns whose maximum is taken together: four 512-bit registers
+_ROW = 0xFFFFFFFF
 _LOWEST = -(2**31)
-_HIGHEST = 2**31 - 1
-_NOTHING = _LOWEST << 32 | _LOW_32
 
 
-def new_heaps(num_documents: int, num_wanted: int) -> NDArray[np.int64]:
-    """int64[N, W], nothing found yet. The first of each row is the worst that is kept."""
-    return np.full((num_documents, num_wanted), _NOTHING, np.int64)
-
-
-@numba.njit(cache=True, nogil=True)
-def _replace_worst(heap_W, packed):  # type: ignore[no-untyped-def]  # compiled
-    size = heap_W.shape[0]
-    place = 0
-    while True:
-        child = 2 * place + 1
-        if child >= size:
-            break
-        if child + 1 < size and heap_W[child + 1] < heap_W[child]:
-            child += 1
-        if heap_W[child] >= packed:
-            break
-        heap_W[place] = heap_W[child]
-        place = child
-    heap_W[place] = packed
+def new_lists(num_documents: int, num_wanted: int) -> NDArray[np.int64]:
+    """int64[N, W], nothing found yet."""
+    return np.full((num_documents, num_wanted), NO_ENTRY, np.int64)
 
 
 @numba.njit(cache=True, nogil=True)
-def _mark_lanes(scores_M, floor_M, floor, is_above_L):  # type: ignore[no-untyped-def]  # compiled
-    """Tell for each lane whether one of the columns lane, lane + `LANES`, … is above its floor or above `floor`.
-
-    Whole registers and no branches: 0.1 ns a score, where a plain loop takes 0.5 ns. M is a multiple of `LANES`.
-    """
-    for lane in range(LANES):
-        is_above_L[lane] = 0
-    for block in range(len(scores_M) // LANES):
-        start = block * LANES
-        for lane in range(LANES):
-            is_above = scores_M[start + lane] > min(floor, floor_M[start + lane])
-            is_above_L[lane] = max(is_above_L[lane], np.int32(is_above))
+def _insert(list_W, entry):  # type: ignore[no-untyped-def]  # compiled
+    """Put an entry in its place, and the last one out; 0 when it is there already or not good enough, else 1."""
+    last = list_W.shape[0] - 1
+    if entry <= list_W[last]:
+        return 0
+    place = last
+    while place > 0 and list_W[place - 1] < entry:
+        place -= 1
+    if list_W[place] >> 1 == entry >> 1 or (place > 0 and list_W[place - 1] >> 1 == entry >> 1):
+        return 0
+    for i in range(last, place, -1):
+        list_W[i] = list_W[i - 1]
+    list_W[place] = entry
+    return 1
 
 
 @numba.njit(cache=True, nogil=True)
-def offer_rows(scores_RM, documents_R, first_row, margin, best_N, heaps_NW):  # type: ignore[no-untyped-def]  # compiled
-    """Offer to each of `documents_R` the rows `first_row`, `first_row` + 1, … with the scores of their columns.
+def _entry(score, row):  # type: ignore[no-untyped-def]  # compiled
+    return np.int64(score) << 32 | np.int64(row) << 1 | 1
 
-    Scores that are more than `margin` below a document's best, `best_N`, are not kept.
-    """
+
+@numba.njit(cache=True, nogil=True)
+def offer_columns(scores_RM, documents_R, first, end, lists_NW):  # type: ignore[no-untyped-def]  # compiled
+    """Offer to each of `documents_R` the documents `first` to `end`, whose columns these are, but not itself."""
+    num_columns, num_wanted = end - first, lists_NW.shape[1]
+    highest_L = np.empty(_LANES, np.int32)
     for r in range(len(documents_R)):
         document = documents_R[r]
-        heap_W = heaps_NW[document]
-        best = best_N[document]
-        for m in range(scores_RM.shape[1]):
-            best = max(best, np.int64(scores_RM[r, m]))
-        best_N[document] = best
-        floor = max(heap_W[0] >> 32, best - margin - 1)
+        list_W = lists_NW[document]
+        scores_M = scores_RM[r]
+        for start in range(0, num_columns, 8 * _LANES):
+            last = min(start + 8 * _LANES, num_columns)
+            _highest_of_lanes(scores_M[start:last], highest_L)
+            floor = list_W[-1] >> 32
+            if list_W[-1] == NO_ENTRY and num_wanted < _LANES:  # so many lanes hold something that is at least as high
+                floor = np.int64(np.sort(highest_L)[_LANES - num_wanted - 1]) - 1
+            for lane in range(_LANES):
+                if highest_L[lane] <= floor:
+                    continue
+                for m in range(start + lane, last, _LANES):
+                    if scores_M[m] > floor and first + m != document:
+                        _insert(list_W, _entry(scores_M[m], first + m))
+                        floor = max(floor, list_W[-1] >> 32)
+
+
+@numba.njit(cache=True, nogil=True)
+def _highest_of_lanes(scores_M, highest_L):  # type: ignore[no-untyped-def]  # compiled
+    """The highest of the columns lane, lane + L, …
+
+    Whole registers and no branches: 0.1 ns a score, where a plain loop takes 0.5 ns.
+    """
+    num_lanes = len(highest_L)
+    highest_L[:] = _LOWEST
+    for start in range(0, len(scores_M), num_lanes):
+        scores_L = scores_M[start : start + num_lanes]
+        for lane in range(len(scores_L)):
+            highest_L[lane] = max(highest_L[lane], scores_L[lane])
+
+
+@numba.njit(cache=True, nogil=True)
+def largest_columns(scores_RM, first_column, lists_RW):  # type: ignore[no-untyped-def]  # compiled
+    """Keep the largest scores of each row that has a list; columns are numbered from `first_column`."""
+    for r in range(lists_RW.shape[0]):
+        list_W = lists_RW[r]
+        floor = list_W[-1] >> 32
         for m in range(scores_RM.shape[1]):
             if scores_RM[r, m] > floor:
-                _replace_worst(heap_W, np.int64(scores_RM[r, m]) << 32 | np.int64(first_row + m))
-                floor = max(floor, heap_W[0] >> 32)
+                _insert(list_W, _entry(scores_RM[r, m], first_column + m))
+                floor = list_W[-1] >> 32
 
 
 @numba.njit(cache=True, nogil=True)
-def offer_both(scores_RM, visitors_R, first_owned, num_owned, cell, home_N, visits_NP, heaps_NW):  # type: ignore[no-untyped-def]  # compiled
-    """Offer visitors to the documents that live in a cell, and these to the visitors: each pair once.
+def rows_of(lists_NW):  # type: ignore[no-untyped-def]  # compiled
+    """The rows that entries name, int32[N, W], `NO_ROW` after the last."""
+    row_NW = np.empty(lists_NW.shape, np.int32)
+    for n in range(lists_NW.shape[0]):
+        for w in range(lists_NW.shape[1]):
+            entry = lists_NW[n, w]
+            row_NW[n, w] = NO_ROW if entry == NO_ENTRY else (entry & _ROW) >> 1
+    return row_NW
+
+
+# Joining lists
+
+
+@numba.njit(cache=True, nogil=True)
+def add_sources(lists_NW, width, first, end, joined_NB, num_N):  # type: ignore[no-untyped-def]  # compiled
+    """Collect the rows that documents `first` to `end` join: those of their lists, then those whose lists name them.
 
     Args:
-        scores_RM: int32; M a multiple of `LANES` and at least `num_owned`; the columns after that mean nothing.
-        visitors_R: the documents of the rows. Those that live in the cell are among the columns too, so they are
-            offered theirs from their own row alone.
-        first_owned: document of the first column; the others follow.
-        num_owned: columns that mean something.
-        cell: the cell in which the documents of the columns live.
-        home_N: the cell in which each document lives.
-        visits_NP: other cells that it visits, -1 after the last. Two documents that visit each other's cells meet
-            in both, and count in the one with the lower number.
-        heaps_NW: changed in place.
+        lists_NW: candidates.
+        width: how many of each list count, the nearest.
+        first: of the documents whose row of `joined_NB` is written; no other thread writes these.
+        end: the one after the last.
+        joined_NB: `row << 1 | is_fresh`, int32, changed in place. Of those who name a document, and whom it does not
+            name, the ones that name it first in their lists come first, until the row is full.
+        num_N: entries of each row of `joined_NB`, changed in place.
     """
-    num_columns = scores_RM.shape[1]
-    floor_M = np.full(num_columns, _HIGHEST, np.int32)
-    nothing_M = floor_M.copy()
-    for m in range(num_owned):
-        floor_M[m] = heaps_NW[first_owned + m, 0] >> 32
-    is_above_L = np.empty(LANES, np.int32)
-    for r in range(len(visitors_R)):
-        visitor = visitors_R[r]
-        home = home_N[visitor]
-        own_W = heaps_NW[visitor]
-        wanted_M = nothing_M if home == cell else floor_M
-        scores_M = scores_RM[r]
-        for start in range(0, num_columns, 16 * LANES):
-            end = min(start + 16 * LANES, num_columns)
-            _mark_lanes(scores_M[start:end], wanted_M[start:end], np.int32(own_W[0] >> 32), is_above_L)
-            for lane in range(LANES):
-                if is_above_L[lane] == 0:
-                    continue
-                for m in range(start + lane, min(end, num_owned), LANES):
-                    score = scores_M[m]
-                    is_near = score > own_W[0] >> 32
-                    is_wanted = score > wanted_M[m]
-                    if not (is_near or is_wanted):
-                        continue
-                    owned = first_owned + m
-                    if owned == visitor or (home < cell and _visits(visits_NP[owned], home)):
-                        continue
-                    if is_near:
-                        _replace_worst(own_W, np.int64(score) << 32 | np.int64(owned))
-                    if is_wanted:
-                        _replace_worst(heaps_NW[owned], np.int64(score) << 32 | np.int64(visitor))
-                        floor_M[m] = heaps_NW[owned, 0] >> 32
+    for n in range(first, end):
+        count = 0
+        while count < width and lists_NW[n, count] != NO_ENTRY:
+            joined_NB[n, count] = np.int32(lists_NW[n, count] & _ROW)
+            count += 1
+        num_N[n] = count
+    for w in range(width):
+        for n in range(lists_NW.shape[0]):
+            entry = lists_NW[n, w]
+            named = (entry & _ROW) >> 1
+            if entry == NO_ENTRY or named < first or named >= end or num_N[named] == joined_NB.shape[1]:
+                continue
+            mutual = (entry >> 32) << 32 | np.int64(n) << 1
+            if mutual | 1 >= lists_NW[named, width - 1] and _holds(lists_NW[named, :width], mutual):
+                continue
+            joined_NB[named, num_N[named]] = np.int32(n << 1 | (entry & 1))
+            num_N[named] += 1
 
 
 @numba.njit(cache=True, nogil=True)
-def _visits(visits_P, cell):  # type: ignore[no-untyped-def]  # compiled
-    for visited in visits_P:
-        if visited == cell:
-            return True
-        if visited < 0:
-            return False
-    return False
+def _holds(list_W, entry):  # type: ignore[no-untyped-def]  # compiled
+    found = False
+    for other in list_W:
+        found |= other >> 1 == entry >> 1
+    return found
+
+
+@numba.njit(cache=True, nogil=True)
+def forget_fresh(lists_NW, width):  # type: ignore[no-untyped-def]  # compiled
+    """Once the nearest `width` of each list have been collected for joining, they are not fresh any more."""
+    for n in range(lists_NW.shape[0]):
+        for w in range(width):
+            if lists_NW[n, w] != NO_ENTRY:
+                lists_NW[n, w] &= ~np.int64(1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _dot(a_D, b_D):  # type: ignore[no-untyped-def]  # compiled
+    total = np.int32(0)
+    for d in range(a_D.shape[0]):
+        total = np.int32(total + np.int32(a_D[d]) * np.int32(b_D[d]))  # casts keep it in 32 bits: three times as fast
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy(from_D, to_D):  # type: ignore[no-untyped-def]  # compiled
+    for d in range(from_D.shape[0]):  # assigning it whole takes seven times as long
+        to_D[d] = from_D[d]
+
+
+@numba.njit(cache=True, nogil=True)
+def join(joined_NB, num_N, first, end, vectors_ND, home_N, lists_NW, target_U, entry_U):  # type: ignore[no-untyped-def]  # compiled
+    """Compare the documents that a list brings together, and note which would better whose list.
+
+    Two documents are compared if one of them is fresh and they do not live in the same cell, where they have met.
+
+    Args:
+        joined_NB: the lists, see `add_sources`.
+        num_N: entries of each.
+        first: of the lists to join.
+        end: the one after the last.
+        vectors_ND: int8.
+        home_N: the cell where each document lives.
+        lists_NW: not changed: its last entries say what is good enough.
+        target_U: documents whose lists would be bettered, written.
+        entry_U: by which entry, written.
+
+    Returns:
+        The list at which it stopped, since the updates might not hold another, and how many updates there are.
+    """
+    width, dim = joined_NB.shape[1], vectors_ND.shape[1]
+    num_updates = 0
+    row_B, home_B, floor_B = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int32)
+    vector_BD = np.empty((width, dim), np.int16)  # products of 16 bits are faster than of 8
+    for n in range(first, end):
+        if num_updates + width * width > len(target_U):
+            return n, num_updates
+        num_fresh = 0
+        for is_fresh in (1, 0):
+            place = num_fresh
+            for b in range(num_N[n]):
+                if joined_NB[n, b] & 1 == is_fresh:
+                    row_B[place] = joined_NB[n, b] >> 1
+                    place += 1
+            if is_fresh:
+                num_fresh = place
+        if num_fresh == 0:
+            continue
+        for b in range(num_N[n]):
+            home_B[b] = home_N[row_B[b]]
+            floor_B[b] = max(lists_NW[row_B[b], -1] >> 32, _LOWEST)
+            _copy(vectors_ND[row_B[b]], vector_BD[b])
+        for i in range(num_fresh):
+            for j in range(i + 1, num_N[n]):
+                if home_B[i] == home_B[j]:
+                    continue
+                score = _dot(vector_BD[i], vector_BD[j])
+                if score > floor_B[i]:
+                    target_U[num_updates], entry_U[num_updates] = row_B[i], _entry(score, row_B[j])
+                    num_updates += 1
+                if score > floor_B[j]:
+                    target_U[num_updates], entry_U[num_updates] = row_B[j], _entry(score, row_B[i])
+                    num_updates += 1
+    return end, num_updates
+
+
+@numba.njit(cache=True, nogil=True)
+def better(target_U, entry_U, first, end, lists_NW):  # type: ignore[no-untyped-def]  # compiled
+    """Carry out the updates of documents `first` to `end`, which no other thread does; returns how many took effect."""
+    num = 0
+    for u in range(len(target_U)):
+        if first <= target_U[u] < end:
+            num += _insert(lists_NW[target_U[u]], entry_U[u])
+    return num
+
+
+@numba.njit(cache=True, nogil=True)
+def offer_back(lists_NW, source_NW, first, end):  # type: ignore[no-untyped-def]  # compiled
+    """Offer each document to those of documents `first` to `end` that its list names, in `source_NW`."""
+    for n in range(source_NW.shape[0]):
+        for entry in source_NW[n]:
+            named = (entry & _ROW) >> 1
+            if entry != NO_ENTRY and first <= named < end:
+                _insert(lists_NW[named], _entry(entry >> 32, n))
+
+
+# What was found
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def rank(heaps_NW, encoded_ND, inverse_length_N, documents, k):  # type: ignore[no-untyped-def]  # compiled
-    """The `k` nearest of the kept candidates, by the cosine of their 16-bit vectors.
+def rank(lists_NW, encoded_ND, inverse_length_N, first, cosine_RK, row_RK):  # type: ignore[no-untyped-def]  # compiled
+    """The nearest of the candidates of documents `first`, `first` + 1, …, by the cosine of their 16-bit vectors.
 
     Args:
-        heaps_NW: candidates.
+        lists_NW: candidates.
         encoded_ND: int16 vectors.
         inverse_length_N: of these vectors, which rounding has left a hair longer or shorter than others.
-        documents: which documents to rank, int64[R].
-        k: neighbours wanted.
-
-    Returns:
-        float32[R, K] falling, and int32[R, K] rows, `NO_ROW` after the last.
+        first: the first of R documents.
+        cosine_RK: float32, written: falling, -inf after the last.
+        row_RK: int32, written: `NO_ROW` after the last.
     """
-    cosine_RK = np.full((len(documents), k), -np.inf, np.float32)
-    row_RK = np.full((len(documents), k), NO_ROW, np.int32)
-    for r in range(len(documents)):
-        own = encoded_ND[documents[r]]
+    k = row_RK.shape[1]
+    cosine_RK[:] = -np.inf
+    row_RK[:] = NO_ROW
+    for r in range(row_RK.shape[0]):
+        own = encoded_ND[first + r]
         found = 0
-        for packed in np.sort(heaps_NW[documents[r]])[::-1]:
-            if packed == _NOTHING:
+        for entry in lists_NW[first + r]:
+            if entry == NO_ENTRY:
                 break
-            row = np.int32(packed & _LOW_32)
+            row = np.int32((entry & _ROW) >> 1)
             other = encoded_ND[row]
             product = np.float32(0)
             for d in range(own.shape[0]):
                 product += np.float32(own[d]) * np.float32(other[d])
-            cosine = min(product * inverse_length_N[documents[r]] * inverse_length_N[row], np.float32(1))
+            cosine = min(product * inverse_length_N[first + r] * inverse_length_N[row], np.float32(1))
             place = min(found, k)
             while place > 0 and _is_before(cosine, row, cosine_RK[r, place - 1], row_RK[r, place - 1]):
                 if place < k:
@@ -173,7 +289,6 @@ def rank(heaps_NW, encoded_ND, inverse_length_N, documents, k):  # type: ignore[
             if place < k:
                 cosine_RK[r, place], row_RK[r, place] = cosine, row
                 found = min(found + 1, k)
-    return cosine_RK, row_RK
 
 
 @numba.njit(cache=True, nogil=True)
@@ -195,3 +310,89 @@ def equal_bytes(signatures_NH, documents, row_RK):  # type: ignore[no-untyped-de
                     equal += np.int32(own[h] == other[h])
                 equal_RK[r, k] = equal
     return equal_RK
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def keep_exact(scores_QB, scale, error_Q, query_QD, block_BD, own_Q, first_row, cosine_QK, row_QK):  # type: ignore[no-untyped-def]  # compiled
+    """Compare queries in float32 with the documents of a block that may be among their nearest.
+
+    Args:
+        scores_QB: int32 products of rounded vectors; rows after the queries mean nothing.
+        scale: what one of these stands for.
+        error_Q: how far from the cosine such a product is at most.
+        query_QD: float32.
+        block_BD: float32.
+        own_Q: the column that is the query itself, or -1.
+        first_row: the number of the first column.
+        cosine_QK: falling, changed in place.
+        row_QK: the numbers of these, changed in place.
+    """
+    k = cosine_QK.shape[1]
+    highest_L = np.empty((k // _LANES + 2) * _LANES, np.int32)
+    for q in range(len(query_QD)):
+        scores_B = scores_QB[q]
+        _highest_of_lanes(scores_B, highest_L)
+        least = cosine_QK[q, k - 1]
+        # so many lanes hold a document that is at least as near, one of which may be the query itself
+        least = max(least, np.sort(highest_L)[len(highest_L) - k - 1] * scale - error_Q[q])
+        for lane in range(len(highest_L)):
+            if highest_L[lane] * scale + error_Q[q] < least:
+                continue
+            for b in range(lane, len(scores_B), len(highest_L)):
+                if scores_B[b] * scale + error_Q[q] < least or b == own_Q[q]:
+                    continue
+                cosine = np.float32(0)
+                for d in range(query_QD.shape[1]):
+                    cosine += query_QD[q, d] * block_BD[b, d]
+                if cosine > cosine_QK[q, k - 1]:
+                    place = k - 1
+                    while place > 0 and cosine > cosine_QK[q, place - 1]:
+                        cosine_QK[q, place], row_QK[q, place] = cosine_QK[q, place - 1], row_QK[q, place - 1]
+                        place -= 1
+                    cosine_QK[q, place], row_QK[q, place] = cosine, first_row + b
+                    least = max(least, cosine_QK[q, k - 1])
+
+
+@numba.njit(cache=True, nogil=True)
+def merge_lists(first_N1, list_M, cosine_MK, id_MK2, source_NK):  # type: ignore[no-untyped-def]  # compiled
+    """The nearest of what several lists of each document hold, each neighbour once; of equally near the lower id first.
+
+    Args:
+        first_N1: [N + 1] where the lists of each document begin in `list_M`.
+        list_M: numbers of lists, document after document.
+        cosine_MK: float32, falling, -inf after the last of a list.
+        id_MK2: the ids as two numbers each.
+        source_NK: list * K + place of each document's neighbours, nearest first, -1 after the last; written.
+    """
+    k = cosine_MK.shape[1]
+    for n in range(len(first_N1) - 1):
+        found = 0
+        source_NK[n] = -1
+        for m in list_M[first_N1[n] : first_N1[n + 1]]:
+            for j in range(k):
+                if cosine_MK[m, j] == -np.inf:
+                    break
+                place = found
+                while place > 0 and _is_nearer(
+                    cosine_MK, id_MK2, m, j, source_NK[n, place - 1] // k, source_NK[n, place - 1] % k
+                ):
+                    place -= 1
+                if place == k:
+                    break
+                if place > 0:
+                    other, i = source_NK[n, place - 1] // k, source_NK[n, place - 1] % k
+                    if id_MK2[other, i, 0] == id_MK2[m, j, 0] and id_MK2[other, i, 1] == id_MK2[m, j, 1]:
+                        continue
+                for i in range(min(found, k - 1), place, -1):
+                    source_NK[n, i] = source_NK[n, i - 1]
+                source_NK[n, place] = m * k + j
+                found = min(found + 1, k)
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_nearer(cosine_MK, id_MK2, m, j, other, i):  # type: ignore[no-untyped-def]  # compiled
+    if cosine_MK[m, j] != cosine_MK[other, i]:
+        return cosine_MK[m, j] > cosine_MK[other, i]
+    if id_MK2[m, j, 0] != id_MK2[other, i, 0]:
+        return id_MK2[m, j, 0] < id_MK2[other, i, 0]
+    return id_MK2[m, j, 1] < id_MK2[other, i, 1]

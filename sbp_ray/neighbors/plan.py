@@ -15,23 +15,21 @@ from typing import NamedTuple
 import psutil
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import NeighborsConfig
+from sbp_ray.config import NeighborsConfig, Resources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration
-from sbp_ray.neighbors.group import num_candidates
+from sbp_ray.neighbors.group import JOINED_BYTES, num_candidates
 from sbp_ray.schema import SIGNATURE_BYTES
 
 logger = logging.getLogger(__name__)
 
-ROUTING_ROWS = 16_384  # documents that a worker routes at a time
 EXACT_BELOW = 20_000  # documents: fewer are one cell, and every pair is compared
-_GROUP_DOCUMENTS = 50_000  # smaller groups are not worth sharing out
-_GROUPS_WANTED = 16
-_BASE_GIB = 0.6  # a worker before it reads anything: Python, Ray, torch, FAISS, Numba
-_COPIES = 2.5  # groups that a document lives in or visits
-_VISITS = 24  # cells that it visits
-_PAIRS_PER_S = 4e8  # of 384 dimensions, a core: product and scan together
-_DOCUMENT_S = 60e-6  # reading, routing, writing, merging, and the exact search of 1,000 queries, a core
+_BASE_GIB = 0.5  # a worker before it reads anything: Python, Ray, torch, Numba
+_ID_BYTES = 16
+_NUMBERS = 24  # bytes of row, home, number of shingles and hash of the group
+_COMPARED = 4000  # documents with which one is compared: centroids, cells, and neighbours of neighbours
+_PAIRS_PER_S = 1e8  # of 384 dimensions, a core
+_DOCUMENT_S = 25e-6  # reading, routing, writing, merging, and the exact search of 1,000 queries, a core
 
 
 class Plan(NamedTuple):
@@ -55,54 +53,71 @@ class Plan(NamedTuple):
     tera_ops: float
     """Multiplications and additions, of 8-bit integers."""
     seconds: float
-    """On `workers` cores."""
+    """On the cores of `workers`."""
 
 
-def document_bytes(dim: int, k: int, max_visits: int) -> int:
-    """Memory that a document takes in the search of its group, all copies and buffers counted."""
-    routed = 2 * dim + 4 * max_visits + SIGNATURE_BYTES + 40
-    sorted_copies = 2 * 2 * dim + dim + 2 * 4 * max_visits
-    return routed + sorted_copies + 8 * num_candidates(k) + 8 * k
+def threads_of(resources: Resources) -> int:
+    """Threads of a worker: as many as it has CPUs, unless told otherwise."""
+    return resources.num_threads or max(1, int(resources.num_cpus))
+
+
+def document_bytes(dim: int, k: int) -> int:
+    """Memory that a document takes in the search of its group, at the worst moment."""
+    described = SIGNATURE_BYTES + _ID_BYTES + _NUMBERS
+    lists = 8 * num_candidates(k)
+    while_reading = 2 * (2 * dim + described)
+    while_searching = 2 * dim + described + 2 * dim + lists + JOINED_BYTES
+    while_ranking = 2 * 2 * dim + described + lists + 8 * k
+    return max(while_reading, while_searching, while_ranking)
+
+
+def copies(num_groups: int) -> float:
+    """How many groups a document is searched in, as measured on vectors of texts; the margin decides how many it is."""
+    return 1 + 0.6 * math.log2(num_groups)
 
 
 def num_groups(cfg: NeighborsConfig, documents: int, dim: int) -> int:
-    """As few as fit into a worker's memory, since a document is copied into each that it visits.
+    """As few as fit into a worker's memory, since documents are copied into each whose border they are near.
 
-    A small corpus has some more, for the workers to share. They do not depend on the number of workers: that may change
-    from run to run, and the graph may not.
+    They do not depend on the number of workers: that may change from run to run, and the graph may not.
     """
     if documents < EXACT_BELOW:
         return 1
-    fitting = int(cfg.worker_gib * 2**30 / document_bytes(dim, cfg.num_neighbors, cfg.max_visits))
+    fitting = int(cfg.worker_gib * 2**30 / document_bytes(dim, cfg.num_neighbors))
     if fitting < 2 * cfg.cell_documents:
         raise SbpError(
             f"neighbors.worker_gib={cfg.worker_gib} holds {fitting} documents of {dim} dimensions, less than two "
             f"cells of {cfg.cell_documents}: raise it"
         )
-    for_parallelism = min(_GROUPS_WANTED, math.ceil(documents / _GROUP_DOCUMENTS))
-    return max(for_parallelism, math.ceil(documents * _COPIES / fitting))
+    groups = 1
+    while documents * copies(groups) / groups > fitting:
+        groups += 1
+    return groups
 
 
 def plan_search(cfg: NeighborsConfig, documents: int, dim: int) -> Plan:
     """The plan for so many documents."""
     k, workers = cfg.num_neighbors, cfg.resources.num_workers
     groups = num_groups(cfg, documents, dim)
-    copies = min(groups, _COPIES)
-    pairs = documents * (_VISITS * cfg.cell_documents if documents >= EXACT_BELOW else documents)
-    group_documents = math.ceil(documents * copies / groups)
-    shuffled = documents * copies * (2 * dim + 4 * cfg.max_visits + SIGNATURE_BYTES + 40 + 29 * k)
+    searched = documents * copies(groups)
+    pairs = searched * (_COMPARED if documents >= EXACT_BELOW else documents)
+    group_documents = math.ceil(searched / groups)
+    described = SIGNATURE_BYTES + _ID_BYTES + _NUMBERS
+    shuffled = searched * (2 * dim + described + 8 + 29 * k)
     return Plan(
         documents=documents,
         dim=dim,
         workers=workers,
         groups=groups,
         group_documents=group_documents,
-        worker_gib=_gib(group_documents * document_bytes(dim, k, cfg.max_visits)) + _BASE_GIB,
+        worker_gib=_gib(group_documents * document_bytes(dim, k)) + _BASE_GIB,
         vram_gib=_gib(group_documents * dim),
         shuffle_gib=_gib(shuffled),
         output_gib=_gib(documents * (32 + 45 * k)),
         tera_ops=round(2 * pairs * dim / 1e12, 3),
-        seconds=round((pairs * dim / 384 / _PAIRS_PER_S + documents * _DOCUMENT_S) / workers, 1),
+        seconds=round(
+            (pairs * dim / 384 / _PAIRS_PER_S + documents * _DOCUMENT_S) / workers / threads_of(cfg.resources), 1
+        ),
     )
 
 

@@ -34,18 +34,22 @@ class Quantizer(NamedTuple):
     max_abs: float
     """The component that becomes the highest level; larger ones are cut to it, which costs a little recall."""
 
-    def coarse(self, encoded_ND: NDArray[np.int16]) -> NDArray[np.int8]:
-        """Rounded to 255 levels."""
-        levels_ND = np.rint(encoded_ND * np.float32(_COARSE_LEVELS / (self.max_abs * _LEVELS)))
-        return np.clip(levels_ND, -_COARSE_LEVELS, _COARSE_LEVELS).astype(np.int8)
+    def coarse(self, unit_ND: NDArray[np.float32]) -> NDArray[np.int8]:
+        """Rounded to 255 levels; zeros make D a multiple of 8, as a GPU wants it."""
+        num, dim = unit_ND.shape
+        levels_ND = np.rint(unit_ND * np.float32(_COARSE_LEVELS / self.max_abs))
+        coarse_ND = np.zeros((num, -(-dim // 8) * 8), np.int8)
+        coarse_ND[:, :dim] = np.clip(levels_ND, -_COARSE_LEVELS, _COARSE_LEVELS, out=levels_ND)
+        return coarse_ND
 
-    def cosine(self, products: NDArray[np.int32]) -> NDArray[np.float32]:
-        """What products of two coarse vectors stand for."""
-        return products.astype(np.float32) * np.float32((self.max_abs / _COARSE_LEVELS) ** 2)
+    def coarse_of_encoded(self, encoded_ND: NDArray[np.int16]) -> NDArray[np.int8]:
+        """The same of 16-bit vectors."""
+        return self.coarse(encoded_ND.astype(np.float32) / np.float32(_LEVELS))
 
-    def product(self, cosine: float) -> int:
-        """The inverse of `cosine`."""
-        return round(cosine / (self.max_abs / _COARSE_LEVELS) ** 2)
+    @property
+    def cosine_of_one(self) -> float:
+        """What the product 1 of two coarse vectors stands for."""
+        return (self.max_abs / _COARSE_LEVELS) ** 2
 
 
 def unit(vectors_ND: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -9,10 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sbp_ray.neighbors.cells import products
+from sbp_ray.neighbors.kernels import keep_exact
+from sbp_ray.neighbors.quantize import Quantizer
+
 # Q = queries, B = documents of a block, D = vector length, K = neighbours
 
 ID = "S16"  # raw ids: as long as each other, so that the zeros NumPy ignores at the end tell nothing apart
 _TIE = 1e-5  # the 16-bit vectors' error: a neighbour as near as the last true one, but for that, is as good
+_ROUNDING = 1e-5  # of the bounds, which are sums in float32
 
 
 class Exact(NamedTuple):
@@ -29,29 +34,65 @@ def no_neighbors(num_queries: int) -> Exact:
     return Exact(np.empty((num_queries, 0), np.float32), np.empty((num_queries, 0), ID))
 
 
-def nearest(
-    seen: Exact,
-    query_QD: NDArray[np.float32],
-    query_id_Q: NDArray,
-    block_BD: NDArray[np.float32],
-    id_B: NDArray,
-    k: int,
-) -> Exact:
-    """Compare all queries with a block of documents, in float32, and keep the `k` nearest of all seen.
+class ExactSearch:
+    """The `k` nearest documents of each query among all that are shown, block after block.
 
-    A document is not its own neighbour.
+    Products of 8 bits say within proven bounds what the cosine is: it differs from the product of the rounded vectors
+    by at most the length of what rounding took from either. Only documents that might be among the nearest by these
+    bounds are compared in float32.
+
+    Args:
+        query_QD: unit vectors.
+        query_id_Q: their ids; a document is not its own neighbour.
+        k: neighbours wanted.
+        quantizer: makes 8 bits of vectors.
     """
-    scores_QB = torch.from_numpy(query_QD) @ torch.from_numpy(block_BD).T
-    own_B = np.flatnonzero(np.isin(_first_half(id_B), _first_half(query_id_Q)))  # numbers, not strings: 20 times faster
-    own_B = own_B[np.isin(id_B[own_B], query_id_Q)]
-    place_Q = np.argsort(query_id_Q)
-    scores_QB[place_Q[np.searchsorted(query_id_Q[place_Q], id_B[own_B])], own_B] = -math.inf
-    top = torch.topk(scores_QB, min(k, scores_QB.shape[1]), dim=1)
-    return merged(seen, Exact(top.values.numpy(), id_B[top.indices.numpy()]), k)
+
+    def __init__(self, query_QD: NDArray[np.float32], query_id_Q: NDArray, k: int, quantizer: Quantizer) -> None:
+        self._query_QD, self._quantizer = query_QD, quantizer
+        self._coarse_QD = quantizer.coarse(query_QD)
+        self._lost_Q = _lost(query_QD, self._coarse_QD, quantizer)
+        self._by_id = np.argsort(query_id_Q)
+        self._sorted_ids = query_id_Q[self._by_id]
+        self._seen = 0
+        self._ids: list[NDArray] = []
+        self._cosine_QK = np.full((len(query_QD), k), -np.inf, np.float32)
+        self._row_QK = np.full((len(query_QD), k), -1, np.int64)
+
+    def show(self, block_BD: NDArray[np.float32], coarse_BD: NDArray[np.int8], id_B: NDArray) -> None:
+        """Unit vectors, these in 8 bits, and their ids."""
+        self._ids.append(id_B)
+        if len(self._query_QD) and len(id_B):
+            scores_QB = products(torch.from_numpy(self._coarse_QD), torch.from_numpy(coarse_BD))
+            lengths = 1 + self._lost_Q  # of the rounded queries, at most
+            error_Q = self._lost_Q + lengths * _lost(block_BD, coarse_BD, self._quantizer).max() + _ROUNDING
+            own_Q = self._own_columns(id_B)
+            scale = self._quantizer.cosine_of_one
+            keep_exact(
+                scores_QB, scale, error_Q, self._query_QD, block_BD, own_Q, self._seen, self._cosine_QK, self._row_QK
+            )
+        self._seen += len(id_B)
+
+    def _own_columns(self, id_B: NDArray) -> NDArray[np.int64]:
+        """The column that is the query itself, -1 if it is not in the block."""
+        halves_B = np.ascontiguousarray(id_B).view(np.uint64)[::2]  # numbers, not strings: 20 times as fast
+        own_B = np.flatnonzero(np.isin(halves_B, np.ascontiguousarray(self._sorted_ids).view(np.uint64)[::2]))
+        own_B = own_B[np.isin(id_B[own_B], self._sorted_ids)]
+        own_Q = np.full(len(self._query_QD), -1)
+        own_Q[self._by_id[np.searchsorted(self._sorted_ids, id_B[own_B])]] = own_B
+        return own_Q
+
+    def result(self) -> Exact:
+        """The nearest so far."""
+        ids = np.concatenate([np.zeros(1, ID), *self._ids])
+        return Exact(self._cosine_QK, ids[self._row_QK + 1])
 
 
-def _first_half(id_N: NDArray[np.bytes_]) -> NDArray[np.uint64]:
-    return np.ascontiguousarray(id_N).view(np.uint64)[::2]
+def _lost(unit_ND: NDArray[np.float32], coarse_ND: NDArray[np.int8], quantizer: Quantizer) -> NDArray[np.float32]:
+    """The length of what rounding took from each vector."""
+    rounded_ND = coarse_ND[:, : unit_ND.shape[1]].astype(np.float32) * np.float32(math.sqrt(quantizer.cosine_of_one))
+    rounded_ND -= unit_ND
+    return np.sqrt(np.einsum("nd,nd->n", rounded_ND, rounded_ND))
 
 
 def merged(a: Exact, b: Exact, k: int) -> Exact:

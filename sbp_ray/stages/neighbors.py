@@ -20,23 +20,18 @@ from typing import Any
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.neighbors.histogram import sorted_histogram
-from sbp_ray.neighbors.plan import log_plan, plan_search, refuse_what_cannot_fit
-from sbp_ray.neighbors.recall import interval, recall_of
-from sbp_ray.neighbors.steps import (
+from sbp_ray.neighbors.files import (
     SCRATCH,
-    CellMaker,
-    GroupSearcher,
-    ListMerger,
-    Router,
-    cells_file,
     found_file,
-    read_cells,
-    read_exact,
-    read_lists,
+    partition_file,
+    read_partition,
     routed_file,
     vector_length,
 )
+from sbp_ray.neighbors.histogram import sorted_histogram
+from sbp_ray.neighbors.plan import log_plan, plan_search, refuse_what_cannot_fit, threads_of
+from sbp_ray.neighbors.recall import Exact, interval, recall_of
+from sbp_ray.neighbors.steps import GroupSearcher, ListMerger, Partitioner, Router, read_exact, read_lists
 from sbp_ray.schema import SPLITS, Split
 from sbp_ray.shards import Stats, add_stats, run_tasks, shard_name
 
@@ -73,7 +68,7 @@ def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> S
     for attempt in range(_ATTEMPTS):
         splits = [split for split in SPLITS if not _is_enough(cfg, recall.get(split))]
         splits = [split for split in splits if recall.get(split, {}).get("attempt", -1) < attempt]
-        for step in (_make_cells, _route, _search, _merge):
+        for step in (_partition, _route, _search, _merge):
             step(cfg, embeddings, out, {split: rows[split] for split in splits}, attempt)
         for split in splits:
             recall[split] = _measure_recall(cfg, out, split, rows[split], attempt)
@@ -118,32 +113,41 @@ Items = list[dict[str, Any]]
 Rows = dict[Split, list[int]]
 
 
-def _make_cells(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:
+def _partition(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:
     items: Items = [{"split": split, "attempt": attempt} for split in rows]
-    todo = [item for item in items if not out.exists(cells_file(item["split"], attempt))]
-    _run("neighbors cells", CellMaker, (cfg, embeddings, out, rows), todo, items, cfg)
+    todo = [item for item in items if not out.exists(partition_file(item["split"], attempt))]
+    _run("neighbors groups", Partitioner, (cfg, embeddings, out, rows), todo, items, cfg)
 
 
 def _route(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:
     items = _every_shard(rows, attempt)
     todo = [item for item in items if not out.exists(routed_file(item["split"], attempt, item["shard"]))]
-    _run("neighbors routing", Router, (cfg, embeddings, out), todo, items, cfg)
+    _run("neighbors routing", Router, (cfg, embeddings, out), todo, items, cfg, at_once=threads_of(cfg.resources))
 
 
 def _search(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:
+    dim = vector_length(embeddings, "train")
     items: Items = [
-        {"split": split, "group": group, "attempt": attempt, "num_shards": len(rows[split])}
+        {
+            "split": split,
+            "group": group,
+            "attempt": attempt,
+            "num_shards": len(rows[split]),
+            "num_documents": sum(rows[split]),
+            "dim": dim,
+        }
         for split in rows
-        for group in range(read_cells(out, split, attempt).num_groups)
+        for group in range(read_partition(out, split, attempt).num_groups)
     ]
     todo = [item for item in items if not out.exists(found_file(item["split"], attempt, item["group"]))]
     _run("neighbors", GroupSearcher, (cfg, out), todo, items, cfg)
 
 
 def _merge(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:
-    items = _every_shard(rows, attempt)
+    groups = {split: read_partition(out, split, attempt).num_groups for split in rows}
+    items = [{**item, "num_groups": groups[item["split"]]} for item in _every_shard(rows, attempt)]
     todo = [item for item in items if not _is_merged(out, shard_name(item["split"], item["shard"]), attempt)]
-    _run("neighbors merging", ListMerger, (cfg, embeddings, out), todo, items, cfg)
+    _run("neighbors merging", ListMerger, (cfg, embeddings, out), todo, items, cfg, at_once=threads_of(cfg.resources))
 
 
 def _every_shard(rows: Rows, attempt: int) -> Items:
@@ -155,19 +159,29 @@ def _is_merged(out: Artifact, name: str, attempt: int) -> bool:
     return out.exists(name) and out.read_stats(name)["attempt"] == attempt
 
 
-def _run(stage: str, worker: type, arguments: tuple[Any, ...], todo: Items, items: Items, cfg: NeighborsConfig) -> None:
-    run_tasks(stage, worker, arguments, todo, num_done=len(items) - len(todo), resources=cfg.resources)
+def _run(
+    stage: str,
+    worker: type,
+    arguments: tuple[Any, ...],
+    todo: Items,
+    items: Items,
+    cfg: NeighborsConfig,
+    at_once: int = 1,
+) -> None:
+    num_done = len(items) - len(todo)
+    run_tasks(stage, worker, arguments, todo, num_done=num_done, resources=cfg.resources, at_once=at_once)
 
 
 # Recall
 
 
 def _measure_recall(cfg: NeighborsConfig, out: Artifact, split: Split, rows: list[int], attempt: int) -> dict[str, Any]:
-    cells = read_cells(out, split, attempt)
-    exact = read_exact(out, split, attempt, range(len(rows)), len(cells.query_id_Q), cfg.num_neighbors)
-    cosines, ids = read_lists(out, split, cells.query_id_Q, len(rows))
+    made = read_partition(out, split, attempt)
+    exact = read_exact(out, split, attempt, range(len(rows)), len(made.query_id_Q), cfg.num_neighbors)
+    judging = made.query_id_Q[: cfg.recall_queries]  # the others told the search when to end
+    cosines, ids = read_lists(out, split, judging, len(rows))
     num_documents = sum(rows)
-    shares = recall_of(exact, cosines, ids)
+    shares = recall_of(Exact(exact.cosine_QK[: len(judging)], exact.id_QK[: len(judging)]), cosines, ids)
     mean, low, high = interval(shares, num_documents) if len(shares) else (1.0, 1.0, 1.0)
     routed = add_stats(out.read_stats(routed_file(split, attempt, shard)) for shard in range(len(rows)))
     measured = {
@@ -178,15 +192,12 @@ def _measure_recall(cfg: NeighborsConfig, out: Artifact, split: Split, rows: lis
         "high": round(high, 4),
         "min_recall": cfg.min_recall,
         "attempt": attempt,
-        "cells": len(cells.cell_CD),
-        "groups": cells.num_groups,
-        "margin": round(cells.margin, 4),
-        "probes": round(1 + routed["visits"] / max(1, num_documents), 2),
+        "groups": made.num_groups,
         "copies": round(routed["copies"] / max(1, num_documents), 2),
     }
     logger.info(
         f"neighbors | {split}: recall@{cfg.num_neighbors} {mean:.4f} [{low:.4f}, {high:.4f}] of {len(shares):,} "
-        f"queries | {measured['cells']:,} cells, {measured['probes']} probed by a document"
+        f"queries | {measured['groups']} groups, {measured['copies']} copies of a document"
     )
     return measured
 
@@ -200,7 +211,7 @@ def _refuse_low_recall(cfg: NeighborsConfig, split: Split, recall: dict[str, Any
         raise SbpError(
             f"{split}: recall@{recall['k']} is {recall['recall']} [{recall['low']}, {recall['high']}] after "
             f"{_ATTEMPTS} attempts, and neighbors.min_recall is {cfg.min_recall}: use --redo neighbors with a higher "
-            f"neighbors.max_visits ({cfg.max_visits}), more neighbors.recall_queries ({cfg.recall_queries}) or a lower "
+            f"neighbors.visits ({cfg.visits}), more neighbors.recall_queries ({cfg.recall_queries}) or a lower "
             "neighbors.min_recall"
         )
 

@@ -1,0 +1,151 @@
+"""Which groups of documents are searched together.
+
+Small cells of documents that are alike are put together to groups of about equal size. A document lives in the group of
+its nearest cell, and is copied into every other whose nearest cell is less than `margin` further away: two neighbours
+that a border parts still meet in a group, so many of them as the margin was chosen for.
+"""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sbp_ray.neighbors.cells import find_cells, in_blocks, nearest_cells, products
+from sbp_ray.neighbors.quantize import Quantizer
+
+# N = documents, D = vector length, C = cells, G = groups, Q = queries, K = neighbours
+
+CELLS_PER_GROUP = 64
+_MOST_CELLS = 4096
+_BLOCK_ROWS = 2048
+
+
+class Partition(NamedTuple):
+    """The groups of one split."""
+
+    max_abs: float
+    """Of the quantizer."""
+    center_CD: NDArray[np.int8]
+    """Centroids, those of a group next to each other."""
+    first_cell_G1: NDArray[np.int64]
+    """[G + 1] Where the cells of each group begin."""
+    margin: int = 0
+    """How much further than the nearest cell another group's may be, as a difference of products."""
+    query_QD: NDArray[np.float32] = np.empty((0, 0), np.float32)
+    """Vectors of the documents whose neighbours are also searched exactly."""
+    query_id_Q: NDArray[np.bytes_] = np.empty(0, "S16")
+    """Their ids."""
+
+    @property
+    def quantizer(self) -> Quantizer:
+        return Quantizer(float(self.max_abs))
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.first_cell_G1) - 1
+
+    def to_bytes(self) -> bytes:
+        """As a file of NumPy's."""
+        stream = io.BytesIO()
+        np.savez(stream, **self._asdict())
+        return stream.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Partition:
+        """The inverse of `to_bytes`."""
+        with np.load(io.BytesIO(data)) as arrays:
+            return cls(**{**arrays, "max_abs": float(arrays["max_abs"]), "margin": int(arrays["margin"])})
+
+
+def one_group(quantizer: Quantizer, dim: int) -> Partition:
+    """All documents are searched together."""
+    return Partition(quantizer.max_abs, np.zeros((1, dim), np.int8), np.array([0, 1]))
+
+
+def make_groups(
+    sample_ND: NDArray[np.int8], quantizer: Quantizer, num_groups: int, seed: int, pool: ThreadPoolExecutor
+) -> Partition:
+    """`num_groups` groups, or fewer where the sample is less varied, with no margin yet."""
+    vectors_ND = torch.from_numpy(sample_ND)
+    num_cells = min(_MOST_CELLS, CELLS_PER_GROUP * num_groups)
+    cells = find_cells(vectors_ND, num_cells, seed, pool)
+    home_N = nearest_cells(cells, vectors_ND, 1, pool)[:, 0]
+    living_C = np.bincount(home_N, minlength=len(cells.center_CD)) + 0.5  # a cell that the sample missed is not empty
+    center_CD = cells.center_CD.numpy()
+    group_C = np.zeros(len(center_CD), np.int64)
+    _halve(
+        center_CD.astype(np.float32),
+        living_C.astype(np.float64) + 0.5,
+        np.arange(len(center_CD)),
+        group_C,
+        0,
+        num_groups,
+    )
+    order = np.argsort(group_C, kind="stable")
+    num_cells_G = np.bincount(group_C, minlength=num_groups)
+    first_cell_G1 = np.append(0, np.cumsum(num_cells_G[num_cells_G > 0]))
+    return Partition(quantizer.max_abs, center_CD[order], first_cell_G1)
+
+
+def _halve(
+    center_CD: NDArray[np.float32],
+    living_C: NDArray[np.floating],
+    cells: NDArray[np.int64],
+    group_C: NDArray[np.int64],
+    first: int,
+    num_groups: int,
+) -> None:
+    """Cut `cells` in two where they spread furthest, and these again, until each part is a group."""
+    if num_groups == 1 or len(cells) == 1:
+        group_C[cells] = first
+        return
+    living = living_C[cells]
+    offset = center_CD[cells] - np.average(center_CD[cells], axis=0, weights=living)
+    _, axes = np.linalg.eigh((offset * living[:, None]).T @ offset)
+    cells = cells[np.argsort(offset @ axes[:, -1], kind="stable")]
+    half = num_groups // 2
+    before = np.cumsum(living_C[cells]) - living_C[cells] / 2
+    num_left = int(np.searchsorted(before, living.sum() * half / num_groups).clip(1, len(cells) - 1))
+    _halve(center_CD, living_C, cells[:num_left], group_C, first, half)
+    _halve(center_CD, living_C, cells[num_left:], group_C, first + half, num_groups - half)
+
+
+def gaps(made: Partition, coarse_ND: NDArray[np.int8], pool: ThreadPoolExecutor) -> NDArray[np.int32]:
+    """How much further than a document's nearest cell each group is: int32[N, G], 0 for the group where it lives."""
+    if made.num_groups == 1:
+        return np.zeros((len(coarse_ND), 1), np.int32)
+    centers = torch.from_numpy(made.center_CD)
+
+    def gaps_of(rows: slice) -> NDArray[np.int32]:
+        scores_NC = products(torch.from_numpy(coarse_ND[rows]), centers)[: rows.stop - rows.start]
+        nearest_NG = np.maximum.reduceat(scores_NC, made.first_cell_G1[:-1], axis=1)
+        return nearest_NG.max(axis=1, keepdims=True) - nearest_NG
+
+    none = np.empty((0, made.num_groups), np.int32)
+    return np.concatenate([none, *in_blocks(pool, len(coarse_ND), _BLOCK_ROWS, gaps_of)])
+
+
+def margin_for(
+    made: Partition,
+    vectors_ND: NDArray[np.float32],
+    coarse_ND: NDArray[np.int8],
+    num_queries: int,
+    k: int,
+    share: float,
+    pool: ThreadPoolExecutor,
+) -> int:
+    """The margin at which `share` of the true neighbours meet in a group, measured within a sample.
+
+    A sample of a share s of the documents holds about s k of a document's k neighbours; `k` is that number.
+    """
+    gap_NG = gaps(made, coarse_ND, pool)
+    scores_QN = torch.from_numpy(vectors_ND[:num_queries]) @ torch.from_numpy(vectors_ND).T
+    scores_QN.fill_diagonal_(-np.inf)
+    neighbor_QK = torch.topk(scores_QN, min(k, len(vectors_ND) - 1), dim=1).indices.numpy()
+    gap_QKG = np.maximum(gap_NG[:num_queries, None], gap_NG[neighbor_QK])
+    return int(np.quantile(gap_QKG.min(axis=2), share, method="higher"))
