@@ -21,7 +21,7 @@ from sbp_ray.shards import shard_name
 # N = documents, D = vector length, K = neighbours
 
 SCRATCH = "scratch"
-BATCH_ROWS = 16_384  # documents that a worker reads and writes at a time
+BATCH_ROWS = 4096  # documents that a worker reads and writes at a time
 
 
 def _folder(split: Split, attempt: int) -> str:

@@ -31,13 +31,16 @@ from sbp_ray.neighbors.quantize import Quantizer, inverse_lengths
 _BLOCK_ROWS = 512
 _BLOCK_COLUMNS = 1024  # scores of 2 MiB a block: they stay in the cache between the product and the scan
 _CROWDED = 4  # a cell of more than so many times the documents that a cell should have is split, however alike they are
-_JOINED = 16  # candidates whose lists are joined, and as many documents that name them
+_JOINED = 16  # the nearest of a document's candidates that are joined, and as many documents that name it
+_MORE_JOINED = 4  # further ones, once a round betters few lists
+_MOST_JOINED = 32
+_SLOW = 0.04  # of all candidates, changed in a round
 _CHUNK = 2048  # lists that a thread joins at a time
 _CHUNKS = 16  # whose updates are carried out together
 _UPDATES_PER_LIST = 24
 _ROUNDS = 12
-_SETTLED = 0.002  # of all candidates, changed in a round
-JOINED_BYTES = 4 * (2 * _JOINED + 1)  # a document
+_SETTLED = 0.002  # likewise: nothing more is to come
+JOINED_BYTES = 4 * (2 * _MOST_JOINED + 1)  # a document, at most
 
 
 class Effort(NamedTuple):
@@ -84,7 +87,7 @@ class _Homes(NamedTuple):
 
 def num_candidates(k: int) -> int:
     """Candidates kept by 8-bit scores, whose error is about 0.001, before 16 bits decide which are the `k` nearest."""
-    return k + max(10, k // 4)
+    return k + max(16, k // 4)
 
 
 def search_group(
@@ -205,18 +208,17 @@ def _join_until_found(
     num_threads: int,
 ) -> None:
     """Join lists in rounds, until they hold enough of the control's neighbours or hardly change any more."""
-    num = len(lists_NW)
-    width = min(_JOINED, lists_NW.shape[1])
-    joined_NB = np.empty((num, 2 * width), np.int32)
-    num_N = np.empty(num, np.int32)
+    num, most = len(lists_NW), min(_MOST_JOINED, lists_NW.shape[1])
+    width = min(_JOINED, most)
     shares = list(itertools.pairwise(np.linspace(0, num, num_threads + 1).astype(int)))
     for _ in range(_ROUNDS):
         if len(control.query_M) and _found_share(lists_NW, control) >= recall:
             break
-        list(pool.map(lambda share: kernels.add_sources(lists_NW, width, *share, joined_NB, num_N), shares))
-        kernels.forget_fresh(lists_NW, width)
-        if _join_all(coarse_ND, home_N, lists_NW, joined_NB, num_N, pool, shares) < _SETTLED * lists_NW.size:
+        num_new = _join_all(coarse_ND, home_N, lists_NW, width, pool, shares)
+        if width == most and num_new < _SETTLED * lists_NW.size:
             break
+        if num_new < _SLOW * lists_NW.size:
+            width = min(width + _MORE_JOINED, most)
 
 
 def _found_share(lists_NW: NDArray[np.int64], control: Control) -> float:
@@ -228,12 +230,15 @@ def _join_all(
     coarse_ND: NDArray[np.int8],
     home_N: NDArray[np.int32],
     lists_NW: NDArray[np.int64],
-    joined_NB: NDArray[np.int32],
-    num_N: NDArray[np.int32],
+    width: int,
     pool: ThreadPoolExecutor,
     shares: list[tuple[int, int]],
 ) -> int:
-    """One round; returns how many entries of lists are new."""
+    """One round, of the `width` nearest of each list; returns how many entries of lists are new."""
+    joined_NB = np.empty((len(lists_NW), 2 * width), np.int32)
+    num_N = np.empty(len(lists_NW), np.int32)
+    list(pool.map(lambda share: kernels.add_sources(lists_NW, width, *share, joined_NB, num_N), shares))
+    kernels.forget_fresh(lists_NW, width)
     num_updates = _CHUNK * _UPDATES_PER_LIST + joined_NB.shape[1] ** 2
     buffers = [(np.empty(num_updates, np.int32), np.empty(num_updates, np.int64)) for _ in range(_CHUNKS)]
     waiting = deque((start, min(start + _CHUNK, len(lists_NW))) for start in range(0, len(lists_NW), _CHUNK))

@@ -1,0 +1,163 @@
+"""The parts of the search, each beside brute force in NumPy."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from sbp_ray.neighbors import cells, group, kernels, partition
+from sbp_ray.neighbors.cells import find_cells, nearest_cells
+from sbp_ray.neighbors.group import Control, Effort, search_group
+from sbp_ray.neighbors.quantize import Quantizer, encode
+from sbp_ray.neighbors.recall import ExactSearch
+
+NO_CONTROL = Control(np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def vectors_of_topics(num: int, dim: int = 24, seed: int = 0) -> np.ndarray:
+    """Unit vectors, thirty or so of each topic."""
+    rng = np.random.default_rng(seed)
+    topics = rng.standard_normal((max(2, num // 30), dim))
+    vectors = topics[rng.integers(len(topics), size=num)] + 1.3 * rng.standard_normal((num, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def quantizer_of(vectors: np.ndarray) -> Quantizer:
+    return Quantizer(float(np.abs(vectors).max()))
+
+
+def brute_force(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and rows of the nearest others, in float64."""
+    cosine = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    np.fill_diagonal(cosine, -2)
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(cosine, order, axis=1), order
+
+
+def search(vectors: np.ndarray, k: int, effort: Effort, control: Control = NO_CONTROL, threads: int = 1) -> np.ndarray:
+    """Rows of the neighbours of each document, in the order of the documents."""
+    found = search_group(encode(vectors), k, quantizer_of(vectors), effort, control, num_threads=threads)
+    rows = np.full(found.row_NK.shape, -1)
+    rows[found.order_N] = np.where(found.row_NK >= 0, found.order_N[found.row_NK], -1)
+    return rows
+
+
+def recall(rows: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(rows, truth, strict=True)]))
+
+
+def test_neighbours_of_neighbours_find_what_cells_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = vectors_of_topics(4000)
+    _, truth = brute_force(vectors, 10)
+    assert recall(search(vectors, 10, Effort(40, 2, 1.0)), truth) > 0.97
+    monkeypatch.setattr(group, "_ROUNDS", 0)
+    assert recall(search(vectors, 10, Effort(40, 2, 1.0)), truth) < 0.9
+
+
+def test_the_search_ends_once_the_controls_neighbours_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = vectors_of_topics(4000)
+    _, truth = brute_force(vectors, 10)
+    control = Control(np.repeat(np.arange(0, 4000, 8), 10), truth[::8].ravel())
+    rounds = []
+    join_all = group._join_all
+    monkeypatch.setattr(group, "_join_all", lambda *arguments: rounds.append(1) or join_all(*arguments))
+    shares = [recall(search(vectors, 10, Effort(40, 2, wanted), control), truth) for wanted in (0.2, 0.93, 1.0)]
+    assert shares[0] < 0.93 < shares[1] + 0.01 < shares[2] + 0.01
+    num_rounds = len(rounds)
+    rounds.clear()
+    search(vectors, 10, Effort(40, 2, 0.2), control)
+    assert not rounds and num_rounds > 2
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_graph_does_not_depend_on_the_number_of_threads(threads: int) -> None:
+    vectors = vectors_of_topics(6000)
+    effort = Effort(60, 3, 1.0)
+    assert (search(vectors, 10, effort, threads=threads) == search(vectors, 10, effort)).all()
+
+
+def test_more_updates_than_a_buffer_holds_are_carried_out_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = vectors_of_topics(3000)
+    effort = Effort(50, 2, 1.0)
+    _, truth = brute_force(vectors, 10)
+    monkeypatch.setattr(group, "_UPDATES_PER_LIST", 0)  # room for a single list
+    assert recall(search(vectors, 10, effort), truth) > 0.97
+
+
+def test_lists_without_cells_are_those_of_brute_force() -> None:
+    vectors = vectors_of_topics(700)
+    _, truth = brute_force(vectors, 12)
+    assert (search(vectors, 12, Effort(700, 1, 1.0)) == truth).mean() > 0.999  # equal cosines may change places
+
+
+def test_a_crowd_of_identical_documents_is_compared_in_parts() -> None:
+    vectors = np.concatenate([np.repeat(vectors_of_topics(1), 3000, axis=0), vectors_of_topics(600, seed=1)])
+    compared = []
+    products = group.products
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group, "products", lambda a, b: compared.append(len(a) * len(b)) or products(a, b))
+        rows = search(vectors, 5, Effort(50, 2, 1.0))
+    assert (rows[:3000] < 3000).all()  # each has neighbours with a cosine of 1
+    assert sum(compared) < 3600 * 50 * 4 * 2 * 1.5  # not 3,000 squared
+
+
+def test_cells_of_regions_are_nearly_as_near_as_the_nearest_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = torch.from_numpy(quantizer_of(vectors_of_topics(3000)).coarse(vectors_of_topics(3000)))
+    monkeypatch.setattr(cells, "_FLAT_CELLS", 50)
+    with ThreadPoolExecutor(2) as pool:
+        made = find_cells(vectors, 200, 0, pool)
+        assert len(made.region_GD) > 1 and 150 < len(made.center_CD) <= 250
+        chosen = nearest_cells(made, vectors, 3, pool)
+    scores = vectors.numpy().astype(int) @ made.center_CD.numpy().astype(int).T
+    assert (np.diff(np.take_along_axis(scores, chosen, axis=1), axis=1) <= 0).all()
+    assert (scores.argmax(axis=1) == chosen[:, 0]).mean() > 0.9
+
+
+def test_as_many_neighbours_meet_in_a_group_as_the_margin_was_chosen_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "CELLS_PER_GROUP", 8)  # a hundred documents of the sample in each, as in earnest
+    vectors = vectors_of_topics(6000)
+    quantizer = quantizer_of(vectors)
+    coarse = quantizer.coarse(vectors)
+    _, truth = brute_force(vectors, 5)
+    with ThreadPoolExecutor(1) as pool:
+        made = partition.make_groups(coarse[:3000], quantizer, 4, 0, pool)
+        margin = partition.margin_for(made, vectors[3000:], coarse[3000:], 1000, 3, 0.95, pool)
+        is_in = partition.gaps(made, coarse, pool) <= margin
+        lives_in = partition.gaps(made, coarse, pool) == 0
+    assert made.num_groups == 4
+    met = (is_in[:, None] & is_in[truth]).any(axis=2).mean()
+    assert 0.92 < met < 0.99
+    assert 1 < is_in.sum(axis=1).mean() < 3
+    assert (lives_in.sum(axis=1) >= 1).all()
+    assert (np.abs(lives_in.mean(axis=0) - 0.25) < 0.06).all()  # groups of about equal size
+
+
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_the_exact_search_is_exact_block_after_block(k: int) -> None:
+    vectors = vectors_of_topics(2500)
+    ids = np.array([f"{row * 7919 % 99991:016d}" for row in range(2500)], "S16")
+    queries = np.arange(0, 2500, 50)
+    quantizer = Quantizer(0.6 * float(np.abs(vectors).max()))  # cuts some components: the bounds must allow for that
+    exact = ExactSearch(vectors[queries], ids[queries], k, quantizer)
+    for start in range(0, 2500, 700):
+        block = vectors[start : start + 700]
+        exact.show(block, quantizer.coarse(block), ids[start : start + 700])
+    cosines, rows = brute_force(vectors, k)
+    assert np.allclose(exact.result().cosine_QK, cosines[queries], atol=1e-6)
+    assert (exact.result().id_QK == ids[rows[queries]]).mean() > 0.999
+
+
+def test_merged_lists_hold_each_neighbour_once_nearest_first() -> None:
+    first_N1, lists = np.array([0, 2, 2, 3]), np.array([0, 2, 1])
+    cosines = np.array([[0.9, 0.5, 0.4], [0.7, -np.inf, -np.inf], [0.9, 0.6, 0.5]], np.float32)
+    names = np.array([[3, 8, 9], [5, 0, 0], [3, 7, 6]])  # documents 3 and 6 are found by both lists of the first
+    ids = np.stack([np.zeros_like(names), names], axis=2).astype(np.uint64)
+    source = np.empty((3, 3), np.int64)
+    kernels.merge_lists(first_N1, lists, cosines, ids, source)
+    assert source[0, 0] in (0, 6)
+    assert [names.ravel()[place] for place in source[0]] == [3, 7, 6]  # 6 before 8: as near, and the lower id
+    assert (source[1] == -1).all()
+    assert [names.ravel()[place] for place in source[2][:1]] == [5] and (source[2][1:] == -1).all()
