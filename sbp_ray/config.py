@@ -112,8 +112,8 @@ class NeighborsConfig(Section):
     cell_documents: PositiveInt = 384
     """Documents that live in a cell, on average. A document is compared with those of its own cell and of the next
     nearest ones, and then with its neighbours' neighbours."""
-    visits: PositiveInt = 8
-    """Cells whose documents a document is compared with, its own included."""
+    visits: PositiveInt = 48
+    """Cells whose documents a document is compared with at most, its own included."""
     worker_gib: PositiveFloat = 4.0
     """Memory that a worker spends on documents: says how many are searched together. Documents at the border of two
     groups are searched in both, so fewer and larger groups cost less."""

@@ -1,9 +1,9 @@
 """The nearest documents of each document of a group, all of which fits into memory.
 
-First by cells: a document is compared with those of its own cell and of the few next nearest. That finds most
-neighbours, and the rest by these: two documents that a third holds for neighbours are likely to be neighbours, so that
-in round after round the lists of each document's neighbours are joined (Dong, Moses and Li 2011, "Efficient k-nearest
-neighbor graph construction for generic similarity measures"), until the lists hardly change.
+First by cells: a document is compared with those of its own cell and of the next nearest. That finds most neighbours,
+and these find the rest: two documents that a third holds for neighbours are likely to be neighbours, so that in round
+after round those that a list brings together are compared (Dong, Moses and Li 2011, "Efficient k-nearest neighbor graph
+construction for generic similarity measures"). Documents whose true neighbours are known tell when it is enough.
 
 Each list has one owner at a time among the threads, and what the owner does to it has one order: the graph depends
 neither on their number nor on their speed.
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from sbp_ray.neighbors import kernels
-from sbp_ray.neighbors.cells import SAMPLES_PER_CELL, find_cells, in_blocks, nearest_cells, products
+from sbp_ray.neighbors.cells import SAMPLES_PER_CELL, blocks, find_cells, in_blocks, nearest_cells, products
 from sbp_ray.neighbors.quantize import Quantizer, inverse_lengths
 
 # N = documents of the group, D = vector length, P = cells that a document visits, K = neighbours, R = rows of a block
@@ -31,14 +31,17 @@ from sbp_ray.neighbors.quantize import Quantizer, inverse_lengths
 _BLOCK_ROWS = 512
 _BLOCK_COLUMNS = 1024  # scores of 2 MiB a block: they stay in the cache between the product and the scan
 _CROWDED = 4  # a cell of more than so many times the documents that a cell should have is split, however alike they are
+_ENOUGH_FROM_CELLS = 0.8  # of the control's neighbours: from here on, lists of neighbours are the shorter way
+_LITTLE_GAIN = 0.012  # likewise, of what a visit found
+_MORE_VISITS = 4  # when lists hardly change
 _JOINED = 16  # the nearest of a document's candidates that are joined, and as many documents that name it
-_MORE_JOINED = 4  # further ones, once a round betters few lists
+_MORE_JOINED = 4  # further ones, when there are no cells left to visit
 _MOST_JOINED = 32
 _SLOW = 0.04  # of all candidates, changed in a round
 _CHUNK = 2048  # lists that a thread joins at a time
 _CHUNKS = 16  # whose updates are carried out together
 _UPDATES_PER_LIST = 24
-_ROUNDS = 12
+_ROUNDS = 40
 _SETTLED = 0.002  # likewise: nothing more is to come
 JOINED_BYTES = 4 * (2 * _MOST_JOINED + 1)  # a document, at most
 
@@ -49,9 +52,9 @@ class Effort(NamedTuple):
     cell_documents: int
     """Documents of a cell, on average."""
     visits: int
-    """Cells in which a document looks for neighbours, its own included."""
+    """Cells in which a document looks for neighbours at most, its own included."""
     recall: float
-    """Share of the control queries' neighbours; when so many are found, the search ends."""
+    """Share of the control's neighbours; when so many are found, the search ends."""
 
 
 class Control(NamedTuple):
@@ -61,6 +64,9 @@ class Control(NamedTuple):
     """The documents, one for each neighbour that is in the group too."""
     neighbor_M: NDArray[np.int64]
     """The neighbours."""
+
+
+_Updates = tuple[NDArray[np.int32], NDArray[np.int64]]  # documents, and entries that better their lists
 
 
 class Found(NamedTuple):
@@ -113,31 +119,35 @@ def search_group(
         num_threads: that share the work.
         device: where products of whole cells are computed; the rest is the CPU's.
     """
-    if len(encoded_ND) == 0:
+    num = len(encoded_ND)
+    if num == 0:
         return Found(np.empty(0, np.int64), np.empty((0, k), np.float32), np.empty((0, k), np.int32))
     with ThreadPoolExecutor(num_threads) as pool:
-        parts = in_blocks(pool, len(encoded_ND), _CHUNK, lambda rows: quantizer.coarse_of_encoded(encoded_ND[rows]))
+        parts = in_blocks(pool, num, _CHUNK, lambda rows: quantizer.coarse_of_encoded(encoded_ND[rows]))
         coarse_ND = np.concatenate(parts)
-        cell_NP = _visited_cells(coarse_ND, effort, seed, pool, device)
+        del parts
+        cell_NP = _nearest_cells(coarse_ND, effort, seed, pool, device)
         order_N = np.argsort(cell_NP[:, 0], kind="stable")
-        coarse_ND, cell_NP = coarse_ND[order_N], cell_NP[order_N]
-        homes = _homes(cell_NP[:, 0], _CROWDED * effort.cell_documents)
-        lists_NW = kernels.new_lists(len(encoded_ND), min(num_candidates(k), max(1, len(encoded_ND) - 1)))
-        _compare_in_cells(coarse_ND, cell_NP, homes, lists_NW, pool, device)
-        if len(homes.first_H1) > 2:
-            place_N = np.argsort(order_N)
-            control = Control(place_N[control.query_M], place_N[control.neighbor_M])
-            _join_until_found(coarse_ND, homes.home_N, lists_NW, effort.recall, control, pool, num_threads)
-        return Found(order_N, *_ranked(lists_NW, encoded_ND[order_N], k, pool))
+        place_N = np.argsort(order_N)
+        search = _Search(
+            torch.from_numpy(coarse_ND[order_N]),
+            cell_NP[order_N],
+            _homes(cell_NP[order_N, 0], _CROWDED * effort.cell_documents),
+            kernels.new_lists(num, min(num_candidates(k), max(1, num - 1))),
+            Control(place_N[control.query_M], place_N[control.neighbor_M]),
+            pool,
+            num_threads,
+            device,
+        )
+        del coarse_ND, cell_NP
+        search.run(effort.recall)
+        return Found(order_N, *_ranked(search.lists_NW, encoded_ND[order_N], k, pool))
 
 
-# Cells
-
-
-def _visited_cells(
+def _nearest_cells(
     coarse_ND: NDArray[np.int8], effort: Effort, seed: int, pool: ThreadPoolExecutor, device: str
 ) -> NDArray[np.int32]:
-    """The cells of each document, the nearest of which it lives in: int32[N, P]."""
+    """The cells that each document may visit, the nearest of which it lives in: int32[N, P]."""
     num_cells = max(1, len(coarse_ND) // effort.cell_documents)
     if num_cells == 1:
         return np.zeros((len(coarse_ND), 1), np.int32)
@@ -160,30 +170,133 @@ def _homes(cell_N: NDArray[np.int32], most: int) -> _Homes:
     return _Homes(home_N, first_H1, np.append(0, np.cumsum(num_parts_C)))
 
 
-def _compare_in_cells(
-    coarse_ND: NDArray[np.int8],
-    cell_NP: NDArray[np.int32],
-    homes: _Homes,
-    lists_NW: NDArray[np.int64],
-    pool: ThreadPoolExecutor,
-    device: str,
-) -> None:
-    """Compare each document with those of the cells that it visits: first all with their homes, then with the next."""
-    vectors_ND = torch.from_numpy(coarse_ND).to(device)
+class _Search:
+    """The lists of a group's documents, which are in the order of their cells, on their way to the true neighbours.
 
-    def visit(meeting: tuple[NDArray[np.int64], int]) -> None:
+    Args:
+        vectors_ND: int8.
+        cell_NP: the cells that each may visit.
+        homes: where each lives.
+        lists_NW: empty.
+        control: by which it knows when to end.
+        pool: does the work.
+        num_threads: of the pool.
+        device: where products of whole cells are computed.
+    """
+
+    def __init__(
+        self,
+        vectors_ND: torch.Tensor,
+        cell_NP: NDArray[np.int32],
+        homes: _Homes,
+        lists_NW: NDArray[np.int64],
+        control: Control,
+        pool: ThreadPoolExecutor,
+        num_threads: int,
+        device: str,
+    ) -> None:
+        self.lists_NW = lists_NW
+        self._coarse_ND, self._vectors_ND = vectors_ND.numpy(), vectors_ND.to(device)
+        self._cell_NP, self._homes, self._control, self._pool = cell_NP, homes, control, pool
+        self._num_visited = 0
+        shares = np.linspace(0, len(lists_NW), num_threads + 1).astype(int)
+        self._shares = list(itertools.pairwise(shares))  # of the lists: the owners among the threads
+
+    def run(self, recall: float) -> None:
+        """Visit cells while that brings much, then join lists; when these hardly change, visit further cells."""
+        share = 0.0
+        while self._num_visited < self._cell_NP.shape[1]:
+            self._visit_next()
+            gain = self._found_share() - share
+            share += gain
+            if share >= _ENOUGH_FROM_CELLS or (share > 0 and gain < _LITTLE_GAIN):
+                break
+        if len(self._homes.first_H1) == 2:  # one cell: all have met
+            return
+        most = min(_MOST_JOINED, self.lists_NW.shape[1])
+        width = min(_JOINED, most)
+        for _ in range(_ROUNDS):
+            if self._found_share() >= recall:
+                break
+            changed = self._join(width) / self.lists_NW.size
+            if changed > _SLOW:
+                continue
+            if self._num_visited < self._cell_NP.shape[1]:
+                for _ in range(min(_MORE_VISITS, self._cell_NP.shape[1] - self._num_visited)):
+                    self._visit_next()
+            elif width < most:
+                width = min(width + _MORE_JOINED, most)
+            elif changed < _SETTLED:
+                break
+
+    def _found_share(self) -> float:
+        """Of the control's neighbours; 0 where nobody knows any."""
+        if len(self._control.query_M) == 0:
+            return 0.0
+        row_MW = kernels.rows_of(self.lists_NW[self._control.query_M])
+        return float((row_MW == self._control.neighbor_M[:, None]).any(axis=1).mean())
+
+    # Cells
+
+    def _visit_next(self) -> None:
+        """Compare each document with those of the next nearest cell: at first its own."""
+        list(self._pool.map(self._compare, _meetings(self._cell_NP[:, self._num_visited], self._homes)))
+        self._num_visited += 1
+
+    def _compare(self, meeting: tuple[NDArray[np.int64], int]) -> None:
         documents_V, part = meeting
-        first, end = homes.first_H1[part : part + 2]
+        first, end = self._homes.first_H1[part : part + 2]
         for start in range(0, len(documents_V), _BLOCK_ROWS):
             documents_R = documents_V[start : start + _BLOCK_ROWS]
-            rows_RD = torch.index_select(vectors_ND, 0, torch.from_numpy(documents_R).to(device))  # [] is 15 x slower
+            rows_R = torch.from_numpy(documents_R).to(self._vectors_ND.device)
+            rows_RD = torch.index_select(self._vectors_ND, 0, rows_R)  # indexing with [] takes 15 times as long
             for column in range(first, end, _BLOCK_COLUMNS):
                 columns = slice(column, min(column + _BLOCK_COLUMNS, end))
-                scores_RM = products(rows_RD, vectors_ND[columns])
-                kernels.offer_columns(scores_RM, documents_R, columns.start, columns.stop, lists_NW)
+                scores_RM = products(rows_RD, self._vectors_ND[columns])
+                kernels.offer_columns(scores_RM, documents_R, columns.start, columns.stop, self.lists_NW)
 
-    for place in range(cell_NP.shape[1]):
-        list(pool.map(visit, _meetings(cell_NP[:, place], homes)))
+    # Neighbours of neighbours
+
+    def _join(self, width: int) -> int:
+        """Join the `width` nearest of each list; returns how many entries of lists are new."""
+        joined_NB = np.empty((len(self.lists_NW), 2 * width), np.int32)
+        num_N = np.empty(len(self.lists_NW), np.int32)
+
+        def add_sources(share: tuple[int, int]) -> None:
+            kernels.add_sources(self.lists_NW, width, *share, joined_NB, num_N)
+
+        list(self._pool.map(add_sources, self._shares))
+        kernels.forget_fresh(self.lists_NW, width)
+        num_updates = _CHUNK * _UPDATES_PER_LIST + joined_NB.shape[1] ** 2
+        buffers = [(np.empty(num_updates, np.int32), np.empty(num_updates, np.int64)) for _ in range(_CHUNKS)]
+
+        def compare(chunk: slice, buffer: _Updates) -> tuple[int, _Updates]:
+            stopped, num = kernels.join(
+                joined_NB,
+                num_N,
+                chunk.start,
+                chunk.stop,
+                self._coarse_ND,
+                self._homes.home_N,
+                self.lists_NW,
+                *buffer,
+            )
+            return stopped, (buffer[0][:num], buffer[1][:num])
+
+        waiting, num_new = deque(blocks(len(self.lists_NW), _CHUNK)), 0
+        while waiting:
+            chunks = [waiting.popleft() for _ in range(min(_CHUNKS, len(waiting)))]
+            stops, updates = zip(*self._pool.map(compare, chunks, buffers), strict=True)
+            num_new += self._carry_out(updates)
+            left = [slice(stop, chunk.stop) for chunk, stop in zip(chunks, stops, strict=True) if stop < chunk.stop]
+            waiting.extendleft(reversed(left))
+        return num_new
+
+    def _carry_out(self, updates: tuple[_Updates, ...]) -> int:
+        def better(share: tuple[int, int]) -> int:
+            return sum(kernels.better(*update, *share, self.lists_NW) for update in updates)
+
+        return sum(self._pool.map(better, self._shares))
 
 
 def _meetings(cell_N: NDArray[np.int32], homes: _Homes) -> Iterator[tuple[NDArray[np.int64], int]]:
@@ -192,75 +305,7 @@ def _meetings(cell_N: NDArray[np.int32], homes: _Homes) -> Iterator[tuple[NDArra
     first_C1 = np.searchsorted(cell_N[order], np.arange(len(homes.first_part_C1)))
     for cell, (first_part, end_part) in enumerate(itertools.pairwise(homes.first_part_C1)):
         visitors = np.array_split(order[first_C1[cell] : first_C1[cell + 1]], max(1, end_part - first_part))
-        yield from ((documents, part) for documents, part in zip(visitors, range(first_part, end_part), strict=False))
-
-
-# Neighbours of neighbours
-
-
-def _join_until_found(
-    coarse_ND: NDArray[np.int8],
-    home_N: NDArray[np.int32],
-    lists_NW: NDArray[np.int64],
-    recall: float,
-    control: Control,
-    pool: ThreadPoolExecutor,
-    num_threads: int,
-) -> None:
-    """Join lists in rounds, until they hold enough of the control's neighbours or hardly change any more."""
-    num, most = len(lists_NW), min(_MOST_JOINED, lists_NW.shape[1])
-    width = min(_JOINED, most)
-    shares = list(itertools.pairwise(np.linspace(0, num, num_threads + 1).astype(int)))
-    for _ in range(_ROUNDS):
-        if len(control.query_M) and _found_share(lists_NW, control) >= recall:
-            break
-        num_new = _join_all(coarse_ND, home_N, lists_NW, width, pool, shares)
-        if width == most and num_new < _SETTLED * lists_NW.size:
-            break
-        if num_new < _SLOW * lists_NW.size:
-            width = min(width + _MORE_JOINED, most)
-
-
-def _found_share(lists_NW: NDArray[np.int64], control: Control) -> float:
-    row_MW = kernels.rows_of(lists_NW[control.query_M])
-    return float((row_MW == control.neighbor_M[:, None]).any(axis=1).mean())
-
-
-def _join_all(
-    coarse_ND: NDArray[np.int8],
-    home_N: NDArray[np.int32],
-    lists_NW: NDArray[np.int64],
-    width: int,
-    pool: ThreadPoolExecutor,
-    shares: list[tuple[int, int]],
-) -> int:
-    """One round, of the `width` nearest of each list; returns how many entries of lists are new."""
-    joined_NB = np.empty((len(lists_NW), 2 * width), np.int32)
-    num_N = np.empty(len(lists_NW), np.int32)
-    list(pool.map(lambda share: kernels.add_sources(lists_NW, width, *share, joined_NB, num_N), shares))
-    kernels.forget_fresh(lists_NW, width)
-    num_updates = _CHUNK * _UPDATES_PER_LIST + joined_NB.shape[1] ** 2
-    buffers = [(np.empty(num_updates, np.int32), np.empty(num_updates, np.int64)) for _ in range(_CHUNKS)]
-    waiting = deque((start, min(start + _CHUNK, len(lists_NW))) for start in range(0, len(lists_NW), _CHUNK))
-    num_new = 0
-    while waiting:
-        chunks = [waiting.popleft() for _ in range(min(_CHUNKS, len(waiting)))]
-
-        def compare(chunk: tuple[int, int], buffer: tuple[NDArray[np.int32], NDArray[np.int64]]) -> tuple[int, int]:
-            return kernels.join(joined_NB, num_N, *chunk, coarse_ND, home_N, lists_NW, *buffer)
-
-        done = list(pool.map(compare, chunks, buffers))
-        updates = [
-            (target_U[:num], entry_U[:num]) for (target_U, entry_U), (_, num) in zip(buffers, done, strict=False)
-        ]
-
-        def carry_out(share: tuple[int, int], updates: list[tuple[NDArray, NDArray]] = updates) -> int:
-            return sum(kernels.better(target_U, entry_U, *share, lists_NW) for target_U, entry_U in updates)
-
-        num_new += sum(pool.map(carry_out, shares))
-        left = [(stopped, end) for (_, end), (stopped, _) in zip(chunks, done, strict=True) if stopped < end]
-        waiting.extendleft(reversed(left))
-    return num_new
+        yield from zip(visitors, range(first_part, end_part), strict=False)
 
 
 def _ranked(

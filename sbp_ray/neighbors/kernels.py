@@ -19,6 +19,17 @@ NO_ENTRY = -(1 << 62)
 _LANES = 64  # columns whose maximum is taken together: four 512-bit registers
 _ROW = 0xFFFFFFFF
 _LOWEST = -(2**31)
+_LONG = 40  # from here on, halving finds a place faster than going through the entries
+
+
+@numba.njit(cache=True, nogil=True)
+def scale_down(encoded_ND, factor, highest, coarse_ND):  # type: ignore[no-untyped-def]  # compiled
+    """Write int16 times `factor`, rounded, at most `highest`, as int8; columns after the last of `encoded_ND` stay."""
+    for n in range(encoded_ND.shape[0]):
+        own, scaled = encoded_ND[n], coarse_ND[n]
+        for d in range(own.shape[0]):
+            level = np.rint(np.float32(own[d]) * factor)
+            scaled[d] = np.int8(min(max(level, -highest), highest))
 
 
 def new_lists(num_documents: int, num_wanted: int) -> NDArray[np.int64]:
@@ -33,8 +44,17 @@ def _insert(list_W, entry):  # type: ignore[no-untyped-def]  # compiled
     if entry <= list_W[last]:
         return 0
     place = last
-    while place > 0 and list_W[place - 1] < entry:
-        place -= 1
+    if last < _LONG:
+        while place > 0 and list_W[place - 1] < entry:
+            place -= 1
+    else:
+        least = 0
+        while least < place:
+            middle = (least + place) // 2
+            if list_W[middle] < entry:
+                place = middle
+            else:
+                least = middle + 1
     if list_W[place] >> 1 == entry >> 1 or (place > 0 and list_W[place - 1] >> 1 == entry >> 1):
         return 0
     for i in range(last, place, -1):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sbp_ray.neighbors.kernels import scale_down
+
 # N = vectors, D = vector length
 
 _LEVELS = 32767
@@ -38,13 +40,17 @@ class Quantizer(NamedTuple):
         """Rounded to 255 levels; zeros make D a multiple of 8, as a GPU wants it."""
         num, dim = unit_ND.shape
         levels_ND = np.rint(unit_ND * np.float32(_COARSE_LEVELS / self.max_abs))
-        coarse_ND = np.zeros((num, -(-dim // 8) * 8), np.int8)
+        coarse_ND = np.zeros((num, _multiple_of_8(dim)), np.int8)
         coarse_ND[:, :dim] = np.clip(levels_ND, -_COARSE_LEVELS, _COARSE_LEVELS, out=levels_ND)
         return coarse_ND
 
     def coarse_of_encoded(self, encoded_ND: NDArray[np.int16]) -> NDArray[np.int8]:
         """The same of 16-bit vectors."""
-        return self.coarse(encoded_ND.astype(np.float32) / np.float32(_LEVELS))
+        coarse_ND = np.zeros((len(encoded_ND), _multiple_of_8(encoded_ND.shape[1])), np.int8)
+        scale_down(
+            encoded_ND, np.float32(_COARSE_LEVELS / self.max_abs / _LEVELS), np.float32(_COARSE_LEVELS), coarse_ND
+        )
+        return coarse_ND
 
     @property
     def cosine_of_one(self) -> float:
@@ -52,7 +58,5 @@ class Quantizer(NamedTuple):
         return (self.max_abs / _COARSE_LEVELS) ** 2
 
 
-def unit(vectors_ND: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Scaled to length 1; rounding to float16 has left stored vectors a hair longer or shorter."""
-    vectors_ND = vectors_ND.astype(np.float32)
-    return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+def _multiple_of_8(dim: int) -> int:
+    return -(-dim // 8) * 8

@@ -62,8 +62,8 @@ def test_the_search_ends_once_the_controls_neighbours_are_found(monkeypatch: pyt
     _, truth = brute_force(vectors, 10)
     control = Control(np.repeat(np.arange(0, 4000, 8), 10), truth[::8].ravel())
     rounds = []
-    join_all = group._join_all
-    monkeypatch.setattr(group, "_join_all", lambda *arguments: rounds.append(1) or join_all(*arguments))
+    join = group._Search._join
+    monkeypatch.setattr(group._Search, "_join", lambda self, width: rounds.append(1) or join(self, width))
     shares = [recall(search(vectors, 10, Effort(40, 2, wanted), control), truth) for wanted in (0.2, 0.93, 1.0)]
     assert shares[0] < 0.93 < shares[1] + 0.01 < shares[2] + 0.01
     num_rounds = len(rounds)
