@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sbp_ray.neighbors.kernels import largest_columns, new_lists, rows_of
+from sbp_ray.neighbors.kernels import NO_ROW, new_lists, offer_columns, rows_of
 
 # N = documents, D = vector length, C = cells, G = regions, P = nearest cells of a document
 
@@ -130,17 +130,24 @@ def nearest_cells(cells: Cells, vectors_ND: torch.Tensor, num: int, pool: Thread
 
 def _nearest_of_block(cells: Cells, block_ND: torch.Tensor, num: int) -> NDArray[np.int64]:
     lists_NP = new_lists(len(block_ND), num)
+    everyone = np.arange(len(block_ND))
     if len(cells.region_GD) == 1:
-        largest_columns(products(block_ND, cells.center_CD), 0, lists_NP)
+        _offer(block_ND, everyone, cells.center_CD, 0, lists_NP)
         return lists_NP
     region_lists_NT = new_lists(len(block_ND), min(_REGIONS_TRIED, len(cells.region_GD)))
-    largest_columns(products(block_ND, cells.region_GD), 0, region_lists_NT)
+    _offer(block_ND, everyone, cells.region_GD, 0, region_lists_NT)
     tried_NT = rows_of(region_lists_NT)
     for region in np.unique(tried_NT):
         documents = np.flatnonzero((tried_NT == region).any(axis=1))
         first, end = cells.first_cell_G1[region : region + 2]
         chosen_ND = torch.index_select(block_ND, 0, torch.from_numpy(documents).to(block_ND.device))
-        chosen_lists_NP = lists_NP[documents]
-        largest_columns(products(chosen_ND, cells.center_CD[first:end]), first, chosen_lists_NP)
-        lists_NP[documents] = chosen_lists_NP
+        _offer(chosen_ND, documents, cells.center_CD[first:end], first, lists_NP)
     return lists_NP
+
+
+def _offer(
+    rows_RD: torch.Tensor, documents_R: NDArray[np.int64], center_CD: torch.Tensor, first: int, lists_NP: NDArray
+) -> None:
+    """Offer cells `first`, `first` + 1, … to documents, none of which is a cell itself."""
+    nobody_R = np.full(len(documents_R), NO_ROW)
+    offer_columns(products(rows_RD, center_CD), documents_R, nobody_R, first, first + len(center_CD), lists_NP)

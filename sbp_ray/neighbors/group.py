@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from sbp_ray.neighbors import kernels
-from sbp_ray.neighbors.cells import SAMPLES_PER_CELL, blocks, find_cells, in_blocks, nearest_cells, products
+from sbp_ray.neighbors.cells import SAMPLES_PER_CELL, Cells, blocks, find_cells, in_blocks, nearest_cells, products
 from sbp_ray.neighbors.quantize import Quantizer, inverse_lengths
 
 # N = documents of the group, D = vector length, P = cells that a document visits, K = neighbours, R = rows of a block
@@ -34,6 +34,7 @@ _CROWDED = 4  # a cell of more than so many times the documents that a cell shou
 _ENOUGH_FROM_CELLS = 0.8  # of the control's neighbours: from here on, lists of neighbours are the shorter way
 _LITTLE_GAIN = 0.012  # likewise, of what a visit found
 _MORE_VISITS = 4  # when lists hardly change
+_FEW_VISITS = 8  # mostly enough: the nearest cells are found for so many, and for all only when there are more
 _JOINED = 16  # the nearest of a document's candidates that are joined, and as many documents that name it
 _MORE_JOINED = 4  # further ones, when there are no cells left to visit
 _MOST_JOINED = 32
@@ -126,35 +127,30 @@ def search_group(
         parts = in_blocks(pool, num, _CHUNK, lambda rows: quantizer.coarse_of_encoded(encoded_ND[rows]))
         coarse_ND = np.concatenate(parts)
         del parts
-        cell_NP = _nearest_cells(coarse_ND, effort, seed, pool, device)
-        order_N = np.argsort(cell_NP[:, 0], kind="stable")
+        cells = _find_cells(coarse_ND, effort, seed, pool, device)
+        home_N = nearest_cells(cells, torch.from_numpy(coarse_ND).to(device), 1, pool)[:, 0]
+        order_N = np.argsort(home_N, kind="stable")
         place_N = np.argsort(order_N)
         search = _Search(
             torch.from_numpy(coarse_ND[order_N]),
-            cell_NP[order_N],
-            _homes(cell_NP[order_N, 0], _CROWDED * effort.cell_documents),
+            cells,
+            _homes(home_N[order_N], _CROWDED * effort.cell_documents),
             kernels.new_lists(num, min(num_candidates(k), max(1, num - 1))),
             Control(place_N[control.query_M], place_N[control.neighbor_M]),
             pool,
             num_threads,
             device,
         )
-        del coarse_ND, cell_NP
-        search.run(effort.recall)
+        del coarse_ND
+        search.run(effort)
         return Found(order_N, *_ranked(search.lists_NW, encoded_ND[order_N], k, pool))
 
 
-def _nearest_cells(
-    coarse_ND: NDArray[np.int8], effort: Effort, seed: int, pool: ThreadPoolExecutor, device: str
-) -> NDArray[np.int32]:
-    """The cells that each document may visit, the nearest of which it lives in: int32[N, P]."""
+def _find_cells(coarse_ND: NDArray[np.int8], effort: Effort, seed: int, pool: ThreadPoolExecutor, device: str) -> Cells:
     num_cells = max(1, len(coarse_ND) // effort.cell_documents)
-    if num_cells == 1:
-        return np.zeros((len(coarse_ND), 1), np.int32)
     num_sampled = min(len(coarse_ND), SAMPLES_PER_CELL * num_cells)
     sampled = np.sort(np.random.default_rng(seed).choice(len(coarse_ND), num_sampled, replace=False))
-    cells = find_cells(torch.from_numpy(coarse_ND[sampled]).to(device), num_cells, seed, pool)
-    return nearest_cells(cells, torch.from_numpy(coarse_ND).to(device), effort.visits, pool)
+    return find_cells(torch.from_numpy(coarse_ND[sampled]).to(device), num_cells, seed, pool)
 
 
 def _homes(cell_N: NDArray[np.int32], most: int) -> _Homes:
@@ -175,7 +171,7 @@ class _Search:
 
     Args:
         vectors_ND: int8.
-        cell_NP: the cells that each may visit.
+        cells: what they may visit.
         homes: where each lives.
         lists_NW: empty.
         control: by which it knows when to end.
@@ -187,7 +183,7 @@ class _Search:
     def __init__(
         self,
         vectors_ND: torch.Tensor,
-        cell_NP: NDArray[np.int32],
+        cells: Cells,
         homes: _Homes,
         lists_NW: NDArray[np.int64],
         control: Control,
@@ -197,16 +193,18 @@ class _Search:
     ) -> None:
         self.lists_NW = lists_NW
         self._coarse_ND, self._vectors_ND = vectors_ND.numpy(), vectors_ND.to(device)
-        self._cell_NP, self._homes, self._control, self._pool = cell_NP, homes, control, pool
+        self._cells, self._homes, self._control, self._pool = cells, homes, control, pool
+        self._cell_NP = np.empty((len(lists_NW), 0), np.int32)  # the nearest cells of each
         self._num_visited = 0
         shares = np.linspace(0, len(lists_NW), num_threads + 1).astype(int)
         self._shares = list(itertools.pairwise(shares))  # of the lists: the owners among the threads
 
-    def run(self, recall: float) -> None:
+    def run(self, effort: Effort) -> None:
         """Visit cells while that brings much, then join lists; when these hardly change, visit further cells."""
+        most_visits = min(effort.visits, len(self._cells.center_CD))
         share = 0.0
-        while self._num_visited < self._cell_NP.shape[1]:
-            self._visit_next()
+        while self._num_visited < most_visits:
+            self._visit_next(most_visits)
             gain = self._found_share() - share
             share += gain
             if share >= _ENOUGH_FROM_CELLS or (share > 0 and gain < _LITTLE_GAIN):
@@ -216,14 +214,14 @@ class _Search:
         most = min(_MOST_JOINED, self.lists_NW.shape[1])
         width = min(_JOINED, most)
         for _ in range(_ROUNDS):
-            if self._found_share() >= recall:
+            if self._found_share() >= effort.recall:
                 break
             changed = self._join(width) / self.lists_NW.size
             if changed > _SLOW:
                 continue
-            if self._num_visited < self._cell_NP.shape[1]:
-                for _ in range(min(_MORE_VISITS, self._cell_NP.shape[1] - self._num_visited)):
-                    self._visit_next()
+            if self._num_visited < most_visits:
+                for _ in range(min(_MORE_VISITS, most_visits - self._num_visited)):
+                    self._visit_next(most_visits)
             elif width < most:
                 width = min(width + _MORE_JOINED, most)
             elif changed < _SETTLED:
@@ -238,8 +236,11 @@ class _Search:
 
     # Cells
 
-    def _visit_next(self) -> None:
-        """Compare each document with those of the next nearest cell: at first its own."""
+    def _visit_next(self, most: int) -> None:
+        """Compare each document with those of the next nearest of `most` cells: at first its own."""
+        if self._num_visited == self._cell_NP.shape[1]:
+            num = min(most, _FEW_VISITS) if self._num_visited == 0 else most
+            self._cell_NP = nearest_cells(self._cells, self._vectors_ND, num, self._pool)
         list(self._pool.map(self._compare, _meetings(self._cell_NP[:, self._num_visited], self._homes)))
         self._num_visited += 1
 
@@ -253,7 +254,7 @@ class _Search:
             for column in range(first, end, _BLOCK_COLUMNS):
                 columns = slice(column, min(column + _BLOCK_COLUMNS, end))
                 scores_RM = products(rows_RD, self._vectors_ND[columns])
-                kernels.offer_columns(scores_RM, documents_R, columns.start, columns.stop, self.lists_NW)
+                kernels.offer_columns(scores_RM, documents_R, documents_R, columns.start, columns.stop, self.lists_NW)
 
     # Neighbours of neighbours
 

@@ -69,13 +69,12 @@ def _entry(score, row):  # type: ignore[no-untyped-def]  # compiled
 
 
 @numba.njit(cache=True, nogil=True)
-def offer_columns(scores_RM, documents_R, first, end, lists_NW):  # type: ignore[no-untyped-def]  # compiled
-    """Offer to each of `documents_R` the documents `first` to `end`, whose columns these are, but not itself."""
+def offer_columns(scores_RM, documents_R, own_R, first, end, lists_NW):  # type: ignore[no-untyped-def]  # compiled
+    """Offer to each of `documents_R` the rows `first` to `end`, whose columns these are, but not `own_R`."""
     num_columns, num_wanted = end - first, lists_NW.shape[1]
     highest_L = np.empty(_LANES, np.int32)
     for r in range(len(documents_R)):
-        document = documents_R[r]
-        list_W = lists_NW[document]
+        list_W = lists_NW[documents_R[r]]
         scores_M = scores_RM[r]
         for start in range(0, num_columns, 8 * _LANES):
             last = min(start + 8 * _LANES, num_columns)
@@ -87,7 +86,7 @@ def offer_columns(scores_RM, documents_R, first, end, lists_NW):  # type: ignore
                 if highest_L[lane] <= floor:
                     continue
                 for m in range(start + lane, last, _LANES):
-                    if scores_M[m] > floor and first + m != document:
+                    if scores_M[m] > floor and first + m != own_R[r]:
                         _insert(list_W, _entry(scores_M[m], first + m))
                         floor = max(floor, list_W[-1] >> 32)
 
@@ -104,18 +103,6 @@ def _highest_of_lanes(scores_M, highest_L):  # type: ignore[no-untyped-def]  # c
         scores_L = scores_M[start : start + num_lanes]
         for lane in range(len(scores_L)):
             highest_L[lane] = max(highest_L[lane], scores_L[lane])
-
-
-@numba.njit(cache=True, nogil=True)
-def largest_columns(scores_RM, first_column, lists_RW):  # type: ignore[no-untyped-def]  # compiled
-    """Keep the largest scores of each row that has a list; columns are numbered from `first_column`."""
-    for r in range(lists_RW.shape[0]):
-        list_W = lists_RW[r]
-        floor = list_W[-1] >> 32
-        for m in range(scores_RM.shape[1]):
-            if scores_RM[r, m] > floor:
-                _insert(list_W, _entry(scores_RM[r, m], first_column + m))
-                floor = list_W[-1] >> 32
 
 
 @numba.njit(cache=True, nogil=True)
