@@ -21,7 +21,8 @@ from sbp_ray.neighbors.quantize import Quantizer
 # N = documents, D = vector length, C = cells, G = groups, Q = queries, K = neighbours
 
 CELLS_PER_GROUP = 64
-_MOST_CELLS = 4096
+SAMPLES_PER_CELL = 128
+MOST_CELLS = 4096
 _BLOCK_ROWS = 2048
 
 
@@ -72,7 +73,7 @@ def make_groups(
 ) -> Partition:
     """`num_groups` groups, or fewer where the sample is less varied, with no margin yet."""
     vectors_ND = torch.from_numpy(sample_ND)
-    num_cells = min(_MOST_CELLS, CELLS_PER_GROUP * num_groups)
+    num_cells = min(MOST_CELLS, CELLS_PER_GROUP * num_groups)
     cells = find_cells(vectors_ND, num_cells, seed, pool)
     home_N = nearest_cells(cells, vectors_ND, 1, pool)[:, 0]
     living_C = np.bincount(home_N, minlength=len(cells.center_CD)) + 0.5  # a cell that the sample missed is not empty

@@ -19,17 +19,41 @@ from sbp_ray.config import NeighborsConfig, Resources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration
 from sbp_ray.neighbors.group import JOINED_BYTES, num_candidates
+from sbp_ray.neighbors.partition import CELLS_PER_GROUP, MOST_CELLS, SAMPLES_PER_CELL
 from sbp_ray.schema import SIGNATURE_BYTES
 
 logger = logging.getLogger(__name__)
 
 EXACT_BELOW = 20_000  # documents: fewer are one cell, and every pair is compared
-_BASE_GIB = 0.5  # a worker before it reads anything: Python, Ray, torch, Numba
+_BASE_GIB = 0.55  # a worker before it reads anything: Python, Ray, torch, Numba
+_SHARDS_GIB = 0.25  # what routing and merging hold of a shard, and what their libraries keep
 _ID_BYTES = 16
 _NUMBERS = 24  # bytes of row, home, number of shingles and hash of the group
-_COMPARED = 4000  # documents with which one is compared: centroids, cells, and neighbours of neighbours
-_PAIRS_PER_S = 1e8  # of 384 dimensions, a core
-_DOCUMENT_S = 25e-6  # reading, routing, writing, merging, and the exact search of 1,000 queries, a core
+_QUERIES = 500  # beside those that judge the recall
+_COMPARED = 5000  # documents with which one is compared: centroids, cells, and neighbours of neighbours
+_PAIRS_PER_S = 1.5e8  # of 384 dimensions, a core: product and what becomes of it
+_SAMPLED_S, _ROUTED_S, _FOUND_S, _LISTED_S = (
+    20e-6,
+    15e-6,
+    10e-6,
+    0.5e-6,
+)  # a core: of a document; the last of a neighbour
+
+
+class Step(NamedTuple):
+    """What one step takes."""
+
+    name: str
+    worker_gib: float
+    """Most memory of a worker."""
+    vram_gib: float
+    """Most memory of its GPU, where it has one."""
+    writes_gib: float
+    """Disk."""
+    tera_ops: float
+    """Multiplications and additions, nearly all of 8-bit integers."""
+    seconds: float
+    """On the cores of all workers."""
 
 
 class Plan(NamedTuple):
@@ -41,19 +65,18 @@ class Plan(NamedTuple):
     groups: int
     """Parts that are searched by themselves."""
     group_documents: int
-    """Documents in one of them, visitors included."""
-    worker_gib: float
-    """Most memory of a worker."""
-    vram_gib: float
-    """Most memory of its GPU, where it has one."""
-    shuffle_gib: float
-    """Written and read once between the steps, and deleted at the end: disk space too."""
-    output_gib: float
-    """The lists."""
-    tera_ops: float
-    """Multiplications and additions, of 8-bit integers."""
-    seconds: float
-    """On the cores of `workers`."""
+    """Documents in one of them, those near its border included."""
+    steps: tuple[Step, ...]
+
+    @property
+    def worker_gib(self) -> float:
+        """Most memory of a worker in any step."""
+        return max(step.worker_gib for step in self.steps)
+
+    @property
+    def disk_gib(self) -> float:
+        """All that is written; what travels between the steps is deleted at the end."""
+        return sum(step.writes_gib for step in self.steps)
 
 
 def threads_of(resources: Resources) -> int:
@@ -97,26 +120,45 @@ def num_groups(cfg: NeighborsConfig, documents: int, dim: int) -> int:
 
 def plan_search(cfg: NeighborsConfig, documents: int, dim: int) -> Plan:
     """The plan for so many documents."""
-    k, workers = cfg.num_neighbors, cfg.resources.num_workers
+    k, threads = cfg.num_neighbors, threads_of(cfg.resources)
+    cores = cfg.resources.num_workers * threads
     groups = num_groups(cfg, documents, dim)
     searched = documents * copies(groups)
-    pairs = searched * (_COMPARED if documents >= EXACT_BELOW else documents)
     group_documents = math.ceil(searched / groups)
     described = SIGNATURE_BYTES + _ID_BYTES + _NUMBERS
-    shuffled = searched * (2 * dim + described + 8 + 29 * k)
+    num_cells = min(MOST_CELLS, CELLS_PER_GROUP * groups) if groups > 1 else 0
+    sampled = SAMPLES_PER_CELL * num_cells
+    compared = searched * (_COMPARED if documents >= EXACT_BELOW else documents)
+    small_gib = _BASE_GIB + threads * _SHARDS_GIB
+
+    def step(name: str, worker_gib: float, written: float, pairs: float, other_s: float, vram: float = 0) -> Step:
+        seconds = (pairs * dim / 384 / _PAIRS_PER_S + other_s) / cores
+        return Step(name, worker_gib, _gib(vram), _gib(written), round(2 * pairs * dim / 1e12, 3), round(seconds, 1))
+
     return Plan(
         documents=documents,
         dim=dim,
-        workers=workers,
+        workers=cfg.resources.num_workers,
         groups=groups,
         group_documents=group_documents,
-        worker_gib=_gib(group_documents * document_bytes(dim, k)) + _BASE_GIB,
-        vram_gib=_gib(group_documents * dim),
-        shuffle_gib=_gib(shuffled),
-        output_gib=_gib(documents * (32 + 45 * k)),
-        tera_ops=round(2 * pairs * dim / 1e12, 3),
-        seconds=round(
-            (pairs * dim / 384 / _PAIRS_PER_S + documents * _DOCUMENT_S) / workers / threads_of(cfg.resources), 1
+        steps=(
+            step("groups", small_gib + _gib(12 * dim * sampled), 0, sampled * num_cells * 4, sampled * _SAMPLED_S),
+            step(
+                "routing",
+                small_gib,
+                searched * (2 * dim + described),
+                documents * (cfg.recall_queries + _QUERIES + num_cells),
+                documents * _ROUTED_S,
+            ),
+            step(
+                "search",
+                _BASE_GIB + _gib(group_documents * document_bytes(dim, k)),
+                searched * (8 + 29 * k),
+                compared,
+                searched * (_FOUND_S + k * _LISTED_S),
+                group_documents * dim,
+            ),
+            step("merging", small_gib, documents * (32 + 45 * k), 0, searched * k * _LISTED_S),
         ),
     )
 
@@ -126,13 +168,18 @@ def _gib(num_bytes: float) -> float:
 
 
 def log_plan(plan: Plan) -> None:
-    """One line before anything starts."""
+    """A line for each step before anything starts."""
     logger.info(
         f"neighbors | plan: {plan.documents:,} documents x {plan.dim}, {plan.groups} groups of about "
-        f"{plan.group_documents:,} | {plan.workers} workers of {plan.worker_gib:.1f} GiB, {plan.vram_gib:.1f} GiB on a "
-        f"GPU | disk {plan.shuffle_gib + plan.output_gib:.2f} GiB, {plan.shuffle_gib:.2f} of it shuffled | "
-        f"{plan.tera_ops:,.1f} T operations | about {duration(plan.seconds)}"
+        f"{plan.group_documents:,} | {plan.workers} workers | disk {plan.disk_gib:.2f} GiB | "
+        f"about {duration(sum(step.seconds for step in plan.steps))}"
     )
+    for step in plan.steps:
+        on_gpu = f", {step.vram_gib:.1f} GiB on a GPU" if step.vram_gib else ""
+        logger.info(
+            f"neighbors | plan: {step.name}: {step.worker_gib:.1f} GiB a worker{on_gpu}, "
+            f"writes {step.writes_gib:.2f} GiB, {step.tera_ops:,.1f} T operations, about {duration(step.seconds)}"
+        )
 
 
 def refuse_what_cannot_fit(plan: Plan, out: Artifact) -> None:
@@ -150,10 +197,9 @@ def refuse_what_cannot_fit(plan: Plan, out: Artifact) -> None:
         )
     if out.is_local:
         free_gib = shutil.disk_usage(_existing(out.path())).free / 2**30
-        wanted_gib = plan.shuffle_gib + plan.output_gib
-        if wanted_gib > free_gib:
+        if plan.disk_gib > free_gib:
             raise SbpError(
-                f"neighbors wants {wanted_gib:.1f} GiB of disk under {out.url}, {free_gib:.1f} GiB are free: free "
+                f"neighbors wants {plan.disk_gib:.1f} GiB of disk under {out.url}, {free_gib:.1f} GiB are free: free "
                 "some, use another run_dir, or lower neighbors.num_neighbors"
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -38,7 +39,15 @@ from sbp_ray.neighbors.files import (
 from sbp_ray.neighbors.group import Control, Effort, Found, search_group
 from sbp_ray.neighbors.histogram import cosine_histogram
 from sbp_ray.neighbors.kernels import NO_ROW, equal_bytes, merge_lists
-from sbp_ray.neighbors.partition import CELLS_PER_GROUP, Partition, gaps, make_groups, margin_for, one_group
+from sbp_ray.neighbors.partition import (
+    CELLS_PER_GROUP,
+    SAMPLES_PER_CELL,
+    Partition,
+    gaps,
+    make_groups,
+    margin_for,
+    one_group,
+)
 from sbp_ray.neighbors.plan import EXACT_BELOW, num_groups, threads_of
 from sbp_ray.neighbors.quantize import Quantizer, encode
 from sbp_ray.neighbors.recall import ID, Exact, ExactSearch, merged, no_neighbors
@@ -48,7 +57,6 @@ from sbp_ray.text.minhash import estimate_containment, jaccard_of
 
 # N = documents, D = vector length, G = groups, K = neighbours, M = lists, or neighbours of all lists
 
-_SAMPLES_PER_CELL = 128
 _CALIBRATION_QUERIES = 2000
 _CALIBRATION_DOCUMENTS = 12_000
 _CONTROL_QUERIES = 500
@@ -92,7 +100,7 @@ class Partitioner:
             made = one_group(quantizer, held_out_ND.shape[1])
             return made._replace(query_QD=query_QD, query_id_Q=query_id_Q)
         held_out_ND = held_out_ND[num_queries:]  # the margin is not chosen on the queries that judge it
-        num_sample = min(_SAMPLES_PER_CELL * CELLS_PER_GROUP * wanted, num_documents // 2)
+        num_sample = min(SAMPLES_PER_CELL * CELLS_PER_GROUP * wanted, num_documents // 2)
         sample_ND, _ = sample_vectors(self._embeddings, shards, num_sample, cfg.seed)
         k = max(1, round(cfg.num_neighbors * len(held_out_ND) / num_documents))
         share = 1 - _BORDER_SHARE * (1 - cfg.min_recall) / 2**attempt
@@ -198,7 +206,7 @@ class GroupSearcher:
         with bucket_writer(self._out, name, found_schema(k), compression=None) as writer:
             for rows in _describe(documents, found, k, cfg):
                 writer.write(*rows)
-            writer.finish({})
+            writer.finish({"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
         return {"documents": int((documents.home_N == group).sum())}
 
 

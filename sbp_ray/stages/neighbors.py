@@ -29,7 +29,7 @@ from sbp_ray.neighbors.files import (
     vector_length,
 )
 from sbp_ray.neighbors.histogram import sorted_histogram
-from sbp_ray.neighbors.plan import log_plan, plan_search, refuse_what_cannot_fit, threads_of
+from sbp_ray.neighbors.plan import Plan, log_plan, plan_search, refuse_what_cannot_fit, threads_of
 from sbp_ray.neighbors.recall import Exact, interval, recall_of
 from sbp_ray.neighbors.steps import GroupSearcher, ListMerger, Partitioner, Router, read_exact, read_lists
 from sbp_ray.schema import SPLITS, Split
@@ -70,6 +70,8 @@ def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> S
         splits = [split for split in splits if recall.get(split, {}).get("attempt", -1) < attempt]
         for step in (_partition, _route, _search, _merge):
             step(cfg, embeddings, out, {split: rows[split] for split in splits}, attempt)
+        if "train" in splits:
+            _log_peak(out, attempt, plan)
         for split in splits:
             recall[split] = _measure_recall(cfg, out, split, rows[split], attempt)
         out.write_json(_RECALL, recall)
@@ -79,7 +81,7 @@ def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> S
     return {
         "documents": sum(part["documents"] for part in by_split.values()),
         "drops": {},
-        "plan": {key: value for key, value in plan._asdict().items() if key not in ("workers", "seconds")},
+        "plan": {"groups": plan.groups, "group_documents": plan.group_documents, "disk_gib": round(plan.disk_gib, 3)},
         **by_split,
     }
 
@@ -141,6 +143,12 @@ def _search(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Row
     ]
     todo = [item for item in items if not out.exists(found_file(item["split"], attempt, item["group"]))]
     _run("neighbors", GroupSearcher, (cfg, out), todo, items, cfg)
+
+
+def _log_peak(out: Artifact, attempt: int, plan: Plan) -> None:
+    names = [found_file("train", attempt, group) for group in range(read_partition(out, "train", attempt).num_groups)]
+    peak_gib = max(out.read_stats(name)["peak_gib"] for name in names)
+    logger.info(f"neighbors | search took up to {peak_gib:.2f} GiB of a worker, {plan.worker_gib:.2f} planned")
 
 
 def _merge(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:

@@ -301,7 +301,7 @@ def test_what_cannot_fit_is_refused_before_it_starts(new_artifact, monkeypatch: 
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     write_embeddings(embeddings, {"train": [unit_vectors(3)], "validation": [unit_vectors(1)]})
     cfg = NeighborsConfig(resources=Resources(num_workers=10_000))
-    with pytest.raises(SbpError, match=r"wants 10000 workers of 0\.5 GiB, .* lower neighbors.worker_gib"):
+    with pytest.raises(SbpError, match=r"wants 10000 workers of 0\.8 GiB, .* lower neighbors.worker_gib"):
         find_neighbors(cfg, embeddings=embeddings, out=out)
     assert not out.exists("scratch")
     with pytest.raises(SbpError, match=r"worker_gib=0.001 holds \d+ documents of 384 dimensions, less than two cells"):
