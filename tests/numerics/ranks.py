@@ -11,7 +11,8 @@ from typing import Any
 
 
 def run_ranks(num_ranks: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """`function(*arguments)` in each rank of a new gloo group; the ranks' results, which must pickle.
+    """`function(*arguments)` in each rank of a new gloo group; the ranks' results, which must pickle; None of one that
+    was killed.
 
     They meet through a file: no port. The group of a test is its own folder's.
     """
@@ -26,7 +27,10 @@ def run_ranks(num_ranks: int, folder: Path, function: Callable[..., Any], *argum
         ranks.append((process, ours))
     results = []
     for process, ours in ranks:
-        results.append(ours.recv())
+        try:
+            results.append(ours.recv())
+        except EOFError:  # it was killed
+            results.append(None)
         process.join()
     failed = [result for result in results if isinstance(result, _Failure)]
     assert not failed, failed[0].text
