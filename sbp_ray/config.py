@@ -169,19 +169,18 @@ class PairConfig(Section):
 
 
 def shape_of_depth(depth: int) -> dict[str, int]:
-    """A decoder of `depth` layers: 64 units of width a layer, heads of 64 (of 128 from a width of 1,024 on), up to four
-    query heads to a key, and a gated MLP of 8/3 the width."""
+    """A decoder of `depth` layers: about 64 units of width a layer, heads of 64 (of 128 from 16 layers on), two query
+    heads to a key, and a gated MLP of 8/3 the width."""
     head_dim = 64 if depth < 16 else 128
-    num_heads = -(-64 * depth // head_dim)
-    hidden_size = num_heads * head_dim
-    group = next(size for size in (4, 3, 2, 1) if num_heads % size == 0)
+    num_kv_heads = math.ceil(64 * depth / (2 * head_dim))
+    hidden_size = 2 * num_kv_heads * head_dim
     return {
         "num_layers": depth,
         "hidden_size": hidden_size,
-        "num_heads": num_heads,
-        "num_kv_heads": num_heads // group,
+        "num_heads": 2 * num_kv_heads,
+        "num_kv_heads": num_kv_heads,
         "head_dim": head_dim,
-        "ffn_size": -(-8 * hidden_size // (3 * 64)) * 64,
+        "ffn_size": math.ceil(8 * hidden_size / (3 * 64)) * 64,
     }
 
 
