@@ -73,6 +73,9 @@ def main() -> None:
     """See the file's docstring."""
     parser = argparse.ArgumentParser(description="Prints one line of JSON for each case.")
     parser.add_argument("--quick", action="store_true", help="one window, one type, fewer steps, without Ray")
+    parser.add_argument("--windows", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--ray", action=argparse.BooleanOptionalAction, default=True, help="measure Ray Train, too")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="of a round, beside the first")
     arguments = parser.parse_args()
@@ -83,15 +86,14 @@ def main() -> None:
         return
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     torch.set_num_threads(CORES)
-    windows, dtypes, steps = (512, 2048), ("float32", "bfloat16"), arguments.steps
     if arguments.quick:
-        windows, dtypes, steps = windows[1:], dtypes[:1], 4
-    for seq_len in windows:
+        arguments.windows, arguments.dtypes, arguments.steps, arguments.ray = [2048], ["float32"], 4, False
+    for number, seq_len in enumerate(arguments.windows):
         with tempfile.TemporaryDirectory() as folder:
             corpus = Corpus(Path(folder), seq_len)
-            for dtype in dtypes:
-                compare(corpus, dtype, arguments.rounds, steps)
-            if not arguments.quick and seq_len == windows[0]:
+            for dtype in arguments.dtypes:
+                compare(corpus, dtype, arguments.rounds, arguments.steps)
+            if arguments.ray and number == 0:
                 compare_with_ray(corpus, arguments.rounds)
 
 

@@ -248,6 +248,25 @@ def test_an_export_that_says_something_else_is_refused(
     assert out.files() == [EXPORT_CHECK]  # nothing says that it was checked
 
 
+def test_training_goes_on_with_fewer_ranks_than_wanted_and_makes_the_same_model(
+    run: dict[str, Artifact], base_lm: dict[str, Any], tmp_path: Path
+) -> None:
+    """Six ranks are wanted, and the cluster has room for four at most."""
+    wanted = TrainingResources(num_workers=6, min_workers=1, num_threads=1)
+    settings = {"batch_rows": 12, "total_tokens": 12 * 128 * 3, "resources": wanted}
+    out = {"few": Artifact("base_lm", str(tmp_path / "few")), "one": Artifact("base_lm", str(tmp_path / "one"))}
+    for name, resources in (("few", wanted), ("one", TrainingResources(num_threads=1))):
+        cfg = PRETRAIN.model_copy(update={**settings, "resources": resources})
+        pretrain(cfg, model=MODEL, mixture=MixtureConfig(), corpus=run["corpus"], synthetic=None, out=out[name])
+    [attempt] = [json.loads(line) for line in out["few"].read_bytes("attempts.jsonl").splitlines()]
+    assert 1 <= attempt["ranks"] <= 4
+    few, one = (
+        [json.loads(line)["loss_nats"] for line in artifact.read_bytes("metrics.jsonl").splitlines()]
+        for artifact in out.values()
+    )
+    assert few == pytest.approx(one, rel=1e-4)
+
+
 def _await_step(out: Artifact, step: int) -> None:
     limit = time.monotonic() + 240
     while not out.exists("metrics.jsonl") or len(out.read_bytes("metrics.jsonl").splitlines()) < step:
