@@ -44,7 +44,7 @@ check: $(READY) ## style, types and layers
 	@$(BIN)/mypy
 	@PATH="$(BIN):$$PATH" lint-imports
 
-bench: $(READY) $(if $(filter neighbors,$(NAME)),.venv/ready-bench) ## us beside a peer: NAME=neighbors|embed|…, ARGS=--quick
+bench: $(READY) $(if $(filter neighbors train,$(NAME)),.venv/ready-bench) ## us beside a peer: NAME=neighbors|embed|train|…, ARGS=--quick
 	@$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
 format: $(READY) ## rewrite the code in the project's style

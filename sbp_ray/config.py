@@ -27,6 +27,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 Dtype = Literal["float32", "bfloat16"]
 Arm = Literal["repetition", "sbp"]
+ExportCheck = Literal["vllm", "transformers"]
+TOTAL_TOLERANCE = 1e-3  # token budgets must add up to the run's tokens this well
 
 
 class Section(BaseModel):
@@ -46,6 +48,27 @@ class Resources(Section):
     """GPUs of each worker."""
     num_threads: NonNegativeInt = 0
     """Torch threads in each worker; 0 leaves the choice to torch."""
+
+
+class TrainingResources(Resources):
+    """How much of the cluster a training takes, and what it puts up with; the trained weights do not depend on it."""
+
+    min_workers: PositiveInt | None = None
+    """Go on with as few ranks as this while nodes are missing, and come back to `num_workers` when they return;
+    without it the number of ranks is fixed."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass instead of kept: none; all but matrix products and attention;
+    all of a layer but its input. Less memory, more time, the same numbers."""
+    max_failures: NonNegativeInt = 3
+    """Worker failures after which the training gives up, each resumed from the newest checkpoint."""
+    max_preemptions: NonNegativeInt | None = None
+    """Nodes taken back by the cloud (spot) after which it gives up; they are no failures. Without it, no limit."""
+
+    @model_validator(mode="after")
+    def _fewest_is_no_more(self) -> TrainingResources:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) is more than num_workers ({self.num_workers})")
+        return self
 
 
 class IngestConfig(Section):
@@ -146,9 +169,27 @@ class PairConfig(Section):
         return self
 
 
+def shape_of_depth(depth: int) -> dict[str, int]:
+    """A decoder of `depth` layers: about 64 units of width a layer, heads of 64 (of 128 from 16 layers on), two query
+    heads to a key, and a gated MLP of 8/3 the width."""
+    head_dim = 64 if depth < 16 else 128
+    num_kv_heads = math.ceil(64 * depth / (2 * head_dim))
+    hidden_size = 2 * num_kv_heads * head_dim
+    return {
+        "num_layers": depth,
+        "hidden_size": hidden_size,
+        "num_heads": 2 * num_kv_heads,
+        "num_kv_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "ffn_size": math.ceil(8 * hidden_size / (3 * 64)) * 64,
+    }
+
+
 class ModelConfig(Section):
     """A Qwen3 decoder: Llama-3 with QK-norm."""
 
+    depth: PositiveInt | None = None
+    """One dial for the size: sets the six settings below, except those that are given."""
     num_layers: PositiveInt
     """Decoder layers."""
     hidden_size: PositiveInt
@@ -170,6 +211,13 @@ class ModelConfig(Section):
     tie_embeddings: bool = True
     """Share the input embedding with the output projection."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shape_from_depth(cls, given: Any) -> Any:
+        if isinstance(given, dict) and type(depth := given.get("depth")) is int and depth > 0:
+            return shape_of_depth(depth) | given
+        return given
+
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
         if self.num_heads % self.num_kv_heads:
@@ -189,7 +237,11 @@ class TrainingConfig(Section):
     peak_lr: PositiveFloat
     """Learning rate after warm-up."""
     final_lr: NonNegativeFloat = 0.0
-    """Learning rate at the last step of the cosine."""
+    """Learning rate at the last step."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """After warm-up: `cosine` falls from then on; `wsd` stays at the peak and falls linearly at the end."""
+    decay_share: Fraction = 0.2
+    """Share of the steps in which `wsd` falls."""
     warmup_share: Fraction = 0.05
     """Share of the steps in which the learning rate rises linearly."""
     weight_decay: NonNegativeFloat = 0.1
@@ -200,17 +252,21 @@ class TrainingConfig(Section):
     """AdamW's second-moment decay."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
+    z_loss: NonNegativeFloat = 0.0
+    """Weight of the squared log-partition beside the cross-entropy, which keeps logits from drifting; 1e-4 is usual."""
     dtype: Dtype = "bfloat16"
     """Compute type; weights, optimizer state and reductions stay in float32."""
+    float8: bool = False
+    """Matrix products of the layers in float8: needs `dtype: bfloat16`, an H100 or newer, and the extra `float8`."""
     compile: bool = False
-    """Compile the decoder layers with torch.compile."""
+    """Compile the decoder layers with torch.compile: faster on a GPU, and not on a CPU."""
+    export_check: ExportCheck = "vllm"
+    """Who must give held-out tokens the log-probabilities of the trained model, before its export counts."""
     seed: int = 0
     """Of the initial weights and of the order of the rows."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints: the most work that a crash can cost."""
-    max_failures: NonNegativeInt = 3
-    """Worker failures after which the training gives up, each resumed from the newest checkpoint."""
-    resources: Resources = Resources()
+    resources: TrainingResources = TrainingResources()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainingConfig:
@@ -223,6 +279,18 @@ class TrainingConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> TrainingConfig:
+        if self.final_lr > self.peak_lr:
+            raise ValueError(f"final_lr ({self.final_lr}) is more than peak_lr ({self.peak_lr})")
+        if self.schedule == "wsd" and self.warmup_share + self.decay_share > 1:
+            raise ValueError(
+                f"warmup_share ({self.warmup_share}) and decay_share ({self.decay_share}) are more than the whole run"
+            )
+        if self.float8 and self.dtype != "bfloat16":
+            raise ValueError(f"float8 needs dtype bfloat16, which is {self.dtype}")
+        return self
+
 
 class PretrainConfig(TrainingConfig):
     """The base LM (repetition arm) and the joint LM (sbp arm): equal settings, equal tokens."""
@@ -231,6 +299,12 @@ class PretrainConfig(TrainingConfig):
     """`repetition` repeats the real text and makes the base LM; `sbp` trains on real and synthetic text."""
     total_tokens: PositiveInt
     """Positions trained on in the whole run, the same for every arm."""
+    base: str | None = None
+    """A Hugging Face causal LM, folder or hub name, to go on from instead of fresh weights of the shape `model`; its
+    tokenizer must be the corpus' (`ingest.tokenizer`)."""
+
+    export_check: ExportCheck = "transformers"
+    """As above; vLLM, which serves the synthesizer, takes some ten seconds more."""
 
     def num_steps(self) -> int:
         """Optimizer steps, rounded up to whole batches."""
@@ -241,7 +315,26 @@ class MixtureConfig(Section):
     """What the sbp arm reads."""
 
     synthetic_share: Fraction = 0.375
-    """Share of the sbp arm's rows that are synthetic; it says so when there is less synthetic text than that."""
+    """Share of the sbp arm's positions that are synthetic; refused when there is less synthetic text than that."""
+    real_tokens: PositiveInt | None = None
+    """With `synthetic_tokens`, instead of the share: positions of real text. They add up to `pretrain.total_tokens`."""
+    synthetic_tokens: PositiveInt | None = None
+    """Positions of synthetic text."""
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> MixtureConfig:
+        budgets = (self.real_tokens, self.synthetic_tokens)
+        if (self.real_tokens is None) != (self.synthetic_tokens is None):
+            raise ValueError("real_tokens and synthetic_tokens come together: give both, or synthetic_share")
+        if None not in budgets and "synthetic_share" in self.model_fields_set:
+            raise ValueError("synthetic_share and token budgets say the same thing: give one of them")
+        return self
+
+    def share(self) -> float:
+        """Share of the positions that are synthetic, however it was said."""
+        if self.real_tokens is None or self.synthetic_tokens is None:
+            return self.synthetic_share
+        return self.synthetic_tokens / (self.real_tokens + self.synthetic_tokens)
 
 
 class TuneConfig(TrainingConfig):
@@ -357,6 +450,17 @@ class Config(Section):
     synthesize: SynthesizeConfig = SynthesizeConfig()
     eval: EvalConfig = EvalConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _budgets_add_up(self) -> Config:
+        if self.mixture.real_tokens is not None and self.mixture.synthetic_tokens is not None:
+            budget, total = self.mixture.real_tokens + self.mixture.synthetic_tokens, self.pretrain.total_tokens
+            if abs(budget - total) > TOTAL_TOLERANCE * total:
+                raise ValueError(
+                    f"mixture.real_tokens and mixture.synthetic_tokens add up to {budget:,}, and "
+                    f"pretrain.total_tokens is {total:,}: make them equal"
+                )
+        return self
 
     @model_validator(mode="after")
     def _a_pair_fits(self) -> Config:

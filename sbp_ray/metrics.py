@@ -19,6 +19,12 @@ _COUNTERS = {
 _GAUGES = {
     "sbp_progress": ("Share of a stage that is done, 0 to 1.", ("stage",)),
     "sbp_loss_nats": ("Training loss of the last step, nats a graded token.", ("stage",)),
+    "sbp_grad_norm": ("Norm of the last step's gradient before clipping.", ("stage",)),
+    "sbp_learning_rate": ("Learning rate of the last step.", ("stage",)),
+    "sbp_mfu": ("Share of the device's peak FLOP/s that training used in the last step, 0 to 1.", ("stage",)),
+    "sbp_mem_gib": ("The most memory that rank 0 has held, in GiB.", ("stage",)),
+    "sbp_data_wait_s": ("Seconds that the last step waited for its rows.", ("stage",)),
+    "sbp_eta_s": ("Seconds until the training ends.", ("stage",)),
     "sbp_tokens_per_s": ("Tokens a second over the last interval.", ("stage",)),
     "sbp_documents_per_s": ("Documents a second since the stage started.", ("stage",)),
 }

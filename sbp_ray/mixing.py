@@ -46,19 +46,16 @@ class Mixture:
     once: Source | None
     """Synthetic text."""
     total_rows: int
-    once_share: float
-    """Share of `total_rows` that is wanted from `once`."""
+    once_rows: int
+    """Rows of them that come from `once`."""
     seed: int
 
     def __post_init__(self) -> None:
         if self.repeated.num_rows == 0:
             raise ValueError(f"source {self.repeated.name} has no rows")
-
-    @property
-    def once_rows(self) -> int:
-        """Rows taken from `once`: as many as wanted, or all there are."""
         available = self.once.num_rows if self.once else 0
-        return min(round(self.once_share * self.total_rows), available)
+        if not 0 <= self.once_rows <= min(available, self.total_rows):
+            raise ValueError(f"{self.once_rows} rows of {available}, in a run of {self.total_rows}")
 
     def rows(self) -> dict[str, int]:
         """Rows of each source in the whole run."""

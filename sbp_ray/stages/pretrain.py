@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture
-from sbp_ray.model import num_parameters, padded_vocab_size
+from sbp_ray.model import num_parameters, padded_vocab_size, read_base_shape
 from sbp_ray.shards import Stats, map_shards, shard_name
 from sbp_ray.text.packing import pack_examples
 from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
-from sbp_ray.training.journal import last_row
+from sbp_ray.training.gate import check_export
+from sbp_ray.training.journal import last_row, survived
 from sbp_ray.training.packed import packed_source, packing_stats, realised
 from sbp_ray.training.plan import TrainingPlan, rows_folder
+from sbp_ray.training.refusals import refuse_other_tokenizer, refuse_short_context
 from sbp_ray.training.worker import fit
 
 logger = logging.getLogger(__name__)
@@ -31,15 +34,21 @@ def pretrain(
     synthetic: Artifact | None,
     out: Artifact,
 ) -> Stats:
-    """Train a language model from scratch on real text, and on synthetic text where it is given.
+    """Train a language model on real text, and on synthetic text where it is given; from scratch, or from `cfg.base`.
 
     Raises:
-        SbpError: the tokenizer does not fit the model, or there is no text to train on.
+        SbpError: the tokenizer does not fit the model, there is less text than the mixture wants, the training
+            diverged, or the export was refused.
     """
     stage = f"pretrain-{cfg.arm}"
     tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))
     special = special_ids(tokenizer)
     vocab_size = padded_vocab_size(model, len(tokenizer))
+    if cfg.base is not None:
+        model, base_rows = read_base_shape(cfg.base)
+        vocab_size = max(base_rows, padded_vocab_size(model, len(tokenizer)))
+        refuse_other_tokenizer(tokenizer, cfg.base, base_rows)
+        refuse_short_context("pretrain", cfg, model.max_positions)
     inputs = {"real": (corpus, "train"), "validation": (corpus, "validation")}
     if synthetic is not None:
         inputs["synthetic"] = (synthetic, "")
@@ -55,24 +64,24 @@ def pretrain(
         vocab_size=vocab_size,
         special=special,
         model=model,
+        base=cfg.base,
     )
+    mixed = realised(plan.mixture, packed, cfg.seq_len)
     sources = ", ".join(
-        f"{name}: {counts['rows']:,} rows, {counts['passes']:.2f} passes"
-        for name, counts in realised(plan.mixture, packed).items()
+        f"{name}: {counts['rows']:,} rows, {counts['passes']:.2f} passes" for name, counts in mixed.items()
     )
-    logger.info(
-        f"{stage} | {num_parameters(model, vocab_size):,} parameters | {plan.num_steps} steps x {cfg.batch_rows} rows "
-        f"x {cfg.seq_len} tokens | {sources}"
-    )
+    logger.info(f"{stage} | {sources}")
     fit(plan)
     return {
         "parameters": num_parameters(model, vocab_size),
         "vocab_size": vocab_size,
         "steps": plan.num_steps,
         "positions": plan.num_steps * cfg.batch_rows * cfg.seq_len,
-        "mixture": realised(plan.mixture, packed),
+        "mixture": mixed,
         "packing": packed,
         "final": last_row(out),
+        **survived(out),
+        "export": check_export(stage, cfg, out),
         "drops": {},
     }
 
@@ -114,18 +123,16 @@ def _pack(
 def _mixture(cfg: PretrainConfig, mixture: MixtureConfig, packed: dict[str, Stats], out: Artifact) -> Mixture:
     if not packed["real"].get("rows"):
         raise SbpError("the corpus has no train documents: check ingest.input and ingest.validation_share")
-    is_joint = "synthetic" in packed
-    order = Mixture(
-        repeated=packed_source(out, "real"),
-        once=packed_source(out, "synthetic") if is_joint else None,
-        total_rows=cfg.num_steps() * cfg.batch_rows,
-        once_share=mixture.synthetic_share if is_joint else 0.0,
-        seed=cfg.seed,
-    )
-    wanted = round(order.once_share * order.total_rows)
-    if order.once_rows < wanted:
-        logger.warning(
-            f"mixture.synthetic_share={mixture.synthetic_share} asks for {wanted:,} synthetic rows and there are "
-            f"{order.once_rows:,}: the share is {order.once_rows / order.total_rows:.3f}"
+    total_rows = cfg.num_steps() * cfg.batch_rows
+    if "synthetic" not in packed:
+        return Mixture(packed_source(out, "real"), None, total_rows, 0, cfg.seed)
+    synthetic = packed_source(out, "synthetic")
+    wanted = round(mixture.share() * total_rows)
+    if wanted > synthetic.num_rows:
+        most = math.floor(1e4 * synthetic.num_rows / total_rows) / 1e4
+        raise SbpError(
+            f"the mixture wants {wanted:,} synthetic rows ({mixture.share():.4f} of the run) and there are "
+            f"{synthetic.num_rows:,}, which are read once: lower mixture.synthetic_share to {most}, or raise "
+            "synthesize.num_documents or synthesize.samples_per_document"
         )
-    return order
+    return Mixture(packed_source(out, "real"), synthetic, total_rows, wanted, cfg.seed)

@@ -18,15 +18,18 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TuneConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture
+from sbp_ray.model import read_base_shape
 from sbp_ray.schema import shard_of
 from sbp_ray.scoring import sum_nll
 from sbp_ray.shards import Stats, shard_name
 from sbp_ray.text.pair_format import Example, pair_example, unconditional_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
-from sbp_ray.training.journal import last_row
+from sbp_ray.training.gate import check_export
+from sbp_ray.training.journal import last_row, survived
 from sbp_ray.training.packed import packed_source, packing_stats, realised
 from sbp_ray.training.pair_rows import SOURCES, pack_pairs
-from sbp_ray.training.plan import TrainingPlan, rows_folder
+from sbp_ray.training.plan import MODEL_FOLDER, TrainingPlan, rows_folder
+from sbp_ray.training.refusals import refuse_other_tokenizer, refuse_short_context
 from sbp_ray.training.worker import fit
 
 logger = logging.getLogger(__name__)
@@ -38,10 +41,14 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
     """Tune the base LM on log p(d2 | d1), and measure on held-out pairs what d1 is worth.
 
     Raises:
-        SbpError: there are no train pairs, or none fits `tune.seq_len`, or that exceeds the base LM's context.
+        SbpError: there are no train pairs, or none fits `tune.seq_len`, or that exceeds the base LM's context; the base
+            LM has another tokenizer; the training diverged; the export was refused.
     """
-    _refuse_short_context(cfg, base_lm)
-    special = special_ids(load_tokenizer(corpus.local_copy("tokenizer")))
+    shape, vocab_size = read_base_shape(str(base_lm.local_copy(MODEL_FOLDER)))
+    tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))
+    refuse_short_context("tune", cfg, shape.max_positions)
+    refuse_other_tokenizer(tokenizer, base_lm.local_copy(MODEL_FOLDER), vocab_size)
+    special = special_ids(tokenizer)
     pack_pairs(cfg, corpus=corpus, pairs=pairs, special=special, out=out)
     packed = {source: packing_stats(out, source) for source in SOURCES.values()}
     for stats in packed.values():
@@ -52,13 +59,14 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
     plan = TrainingPlan(
         stage=STAGE,
         config=cfg,
-        mixture=Mixture(source, None, num_steps * cfg.batch_rows, 0.0, cfg.seed),
+        mixture=Mixture(source, None, num_steps * cfg.batch_rows, 0, cfg.seed),
         num_steps=num_steps,
         out=out,
         validation=packed_source(out, "validation"),
         tokenizer=corpus,
-        vocab_size=0,
+        vocab_size=vocab_size,
         special=special,
+        model=shape,
         base=base_lm,
     )
     logger.info(
@@ -69,21 +77,14 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
     return {
         "steps": num_steps,
         "positions": num_steps * cfg.batch_rows * cfg.seq_len,
-        "mixture": realised(plan.mixture, packed),
+        "mixture": realised(plan.mixture, packed, cfg.seq_len),
         "packing": packed,
         "drops": packed["pairs"].get("drops", {}),
         "final": last_row(out),
+        **survived(out),
+        "export": check_export(STAGE, cfg, out),
         "validation": _measure_gain(cfg, corpus, pairs, special, out),
     }
-
-
-def _refuse_short_context(cfg: TuneConfig, base_lm: Artifact) -> None:
-    context = base_lm.read_json("model/config.json")["max_position_embeddings"]
-    if cfg.seq_len > context:
-        raise SbpError(
-            f"tune.seq_len ({cfg.seq_len}) is more than the base LM's context ({context}): lower it, or pretrain the "
-            "base LM with a larger model.max_positions"
-        )
 
 
 def _refuse_no_pairs(cfg: TuneConfig, packed: Stats, out: Artifact) -> None:

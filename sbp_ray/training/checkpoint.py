@@ -1,7 +1,11 @@
-"""Distributed checkpoints: each rank writes its shards, and a marker written last says that all is there.
+"""Distributed checkpoints, written while training goes on; a marker written last says that all is there.
 
 checkpoints/step-000100/    what torch.distributed.checkpoint wrote; readable by any number of ranks
 checkpoints/step-000100/complete.json    {step, files: {name: bytes}}
+
+A save copies the state to host memory and returns. A thread then writes it, waits until every rank has written, and
+commits the marker. The next save, or the end, waits for the thread: the work that a crash can cost is one interval and
+what was trained on while its checkpoint was written.
 """
 
 from __future__ import annotations
@@ -9,8 +13,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,12 @@ import pyarrow.fs as pafs
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.errors import SbpError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -29,41 +35,96 @@ _FOLDER = "checkpoints"
 _MARKER = "complete.json"
 
 
-def save_checkpoint(out: Artifact, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Save the state after `step` updates, and delete all but the newest checkpoints. Called by every rank."""
-    folder = f"{_FOLDER}/step-{step:06d}"
-    if dist.get_rank() == 0:
-        _remove(out, folder)  # what an attempt that was cut off left there
-    dist.barrier()
-    with _writable(out, folder) as path:
-        dcp.save(_state(model, optimizer), checkpoint_id=path)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        out.write_json(f"{folder}/{_MARKER}", {"step": step, "files": _sizes(out, folder)})
-        for _, old in _complete(out)[NUM_KEPT:]:
-            _remove(out, old)
-    dist.barrier()
+class Checkpoints:
+    """The checkpoints of one training run. Every method is called by every rank, at the same step."""
+
+    def __init__(self, out: Artifact, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._out, self._model, self._optimizer = out, model, optimizer
+        self._group = dist.new_group(backend="gloo")  # the thread's own: its messages must not mix with the training's
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int) -> None:
+        """Begin to save the state after `step` updates; an earlier save is finished first.
+
+        Raises:
+            SbpError: the earlier save failed, on whichever rank.
+        """
+        self.wait()
+        folder = f"{_FOLDER}/step-{step:06d}"
+        if dist.get_rank() == 0:
+            _remove(self._out, folder)  # what an attempt that was cut off left there
+        dist.barrier(self._group)
+        path = _writable(self._out, folder)
+        written = dcp.async_save(self._state(), checkpoint_id=path, process_group=self._group)
+        assert isinstance(written, Future)  # the default stager copies before it returns
+        self._pending = self._thread.submit(self._commit, step, folder, path, written)
+
+    def wait(self) -> None:
+        """Return when nothing is being saved.
+
+        Raises:
+            SbpError: the save failed, on whichever rank; what was there before it is untouched.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Let go of the thread, whatever became of its work."""
+        self._thread.shutdown()
+
+    def load_newest(self) -> int:
+        """Restore the newest complete checkpoint; returns its step, 0 when there is none.
+
+        Raises:
+            SbpError: its tensors have other shapes than the model's.
+        """
+        found: list[Any] = [complete_checkpoints(self._out)[:1] if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(found, group=self._group)  # one rank looks, so that all load the same
+        if not found[0]:
+            return 0
+        [(step, folder)] = found[0]
+        path = self._out.local_copy(folder)
+        state = self._state()
+        _refuse_other_shapes(path, state["model"])
+        dcp.load(state, checkpoint_id=path, process_group=self._group)
+        set_state_dict(
+            self._model, self._optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        )
+        return step
+
+    def _state(self) -> dict[str, Any]:
+        model_state, optimizer_state = get_state_dict(self._model, self._optimizer)
+        return {"model": model_state, "optimizer": optimizer_state}
+
+    def _commit(self, step: int, folder: str, path: str, written: Future[Any]) -> None:
+        """In the thread: the marker, once all ranks' files are where they belong."""
+        problem = ""
+        try:
+            written.result()
+            _upload(self._out, path, folder)
+        except CheckpointException as error:
+            problem = "; ".join(one_line(cause) for cause, _ in error.failures.values())
+        except OSError as error:
+            problem = one_line(error)
+        problems: list[str] = [""] * dist.get_world_size()
+        dist.all_gather_object(problems, problem, group=self._group)
+        if any(problems):
+            if dist.get_rank() == 0:
+                _remove(self._out, folder)  # half a checkpoint is worth nothing, and the room is
+            raise SbpError(
+                f"{self._out.path(folder)} cannot be written ({next(filter(None, problems))}): make room, and run the "
+                "same command again to go on from the checkpoint before it"
+            )
+        if dist.get_rank() == 0:
+            self._out.write_json(f"{folder}/{_MARKER}", {"step": step, "files": _sizes(self._out, folder)})
+            for _, old in complete_checkpoints(self._out)[NUM_KEPT:]:
+                _remove(self._out, old)
+        dist.barrier(self._group)
 
 
-def load_newest(out: Artifact, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore the newest complete checkpoint; returns its step, 0 when there is none. Called by every rank."""
-    found: list[Any] = [_complete(out)[:1] if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found)  # one rank looks, so that all load the same
-    if not found[0]:
-        return 0
-    [(step, folder)] = found[0]
-    state = _state(model, optimizer)
-    dcp.load(state, checkpoint_id=out.local_copy(folder))
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    return step
-
-
-def _state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    return {"model": model_state, "optimizer": optimizer_state}
-
-
-def _complete(out: Artifact) -> list[tuple[int, str]]:
+def complete_checkpoints(out: Artifact) -> list[tuple[int, str]]:
     """Step and folder of each checkpoint that has its marker, and files as long as it says; newest first."""
     selector = pafs.FileSelector(out.path(_FOLDER), allow_not_found=True)
     found = []
@@ -79,6 +140,18 @@ def _complete(out: Artifact) -> list[tuple[int, str]]:
     return sorted(found, reverse=True)
 
 
+def _refuse_other_shapes(path: Path, model_state: dict[str, Any]) -> None:
+    saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    for name, tensor in model_state.items():
+        entry = saved.get(f"model.{name}")
+        shape = tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else None
+        if shape != tuple(tensor.shape):
+            raise SbpError(
+                f"{path}: the checkpoint holds {name} as {shape or 'nothing'}, the model as {tuple(tensor.shape)}: "
+                "use a new run_dir, or --redo the stage"
+            )
+
+
 def _sizes(out: Artifact, folder: str) -> dict[str, int]:
     infos = out.fs.get_file_info(pafs.FileSelector(out.path(folder)))
     return {info.base_name: info.size for info in sorted(infos, key=lambda i: i.base_name) if info.base_name != _MARKER}
@@ -91,16 +164,15 @@ def _remove(out: Artifact, folder: str) -> None:
         out.fs.delete_dir(out.path(folder))
 
 
-@contextmanager
-def _writable(out: Artifact, folder: str) -> Iterator[str]:
-    """A local path for this rank's files: the folder itself, or a scratch one that is uploaded."""
-    if out.is_local:
-        Path(out.path(folder)).mkdir(parents=True, exist_ok=True)
-        yield out.path(folder)
-        return
-    scratch = tempfile.mkdtemp(prefix="sbp_ray-checkpoint-")
-    try:
-        yield scratch
-        pafs.copy_files(scratch, out.path(folder), destination_filesystem=out.fs)
-    finally:
-        shutil.rmtree(scratch)
+def _writable(out: Artifact, folder: str) -> str:
+    """A local path for this rank's files: the folder itself, or a scratch one that `_upload` empties."""
+    if not out.is_local:
+        return tempfile.mkdtemp(prefix="sbp_ray-checkpoint-")
+    Path(out.path(folder)).mkdir(parents=True, exist_ok=True)
+    return out.path(folder)
+
+
+def _upload(out: Artifact, path: str, folder: str) -> None:
+    if not out.is_local:
+        pafs.copy_files(path, out.path(folder), destination_filesystem=out.fs)
+        shutil.rmtree(path)

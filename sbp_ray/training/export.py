@@ -1,8 +1,14 @@
-"""From sharded weights to the Hugging Face folder that transformers and vLLM load."""
+"""From sharded weights to the Hugging Face folder that transformers and vLLM load.
+
+model/               safetensors, config, tokenizer
+export_check.json    held-out documents, and what the trained model said of each of their tokens: for `gate.py`
+exported.json        written last
+"""
 
 from __future__ import annotations
 
 import tempfile
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +17,14 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.mixing import Address
 from sbp_ray.text.tokenizer import load_tokenizer
 from sbp_ray.training.loss import GradedLanguageModel
-from sbp_ray.training.plan import TrainingPlan
+from sbp_ray.training.plan import MODEL_FOLDER, TrainingPlan
+from sbp_ray.training.rows import Batch, RowReader
 
-MODEL_FOLDER = "model"
+EXPORT_CHECK = "export_check.json"
+_CHECKED_ROWS = 4
 _MARKER = "exported.json"
 
 
@@ -24,13 +33,61 @@ def is_exported(out: Artifact) -> bool:
     return out.exists(_MARKER)
 
 
-def export_model(plan: TrainingPlan, model: GradedLanguageModel) -> None:
-    """Gather the weights on rank 0 and commit `model/`: safetensors, config, tokenizer. Called by every rank."""
+def export_model(plan: TrainingPlan, model: GradedLanguageModel, reader: RowReader, device: torch.device) -> None:
+    """Gather the weights on rank 0 and commit `model/`, after what it says of held-out text. Called by every rank."""
+    documents = _said_of_each_token(plan, model, reader, device)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = get_model_state_dict(model, options=options)  # empty but on rank 0
     if dist.get_rank() == 0:
+        plan.out.write_json(EXPORT_CHECK, documents)
         _write(plan.out, plan.tokenizer, model.lm.config, {k.removeprefix("lm."): v for k, v in weights.items()})
     dist.barrier()
+
+
+def held_out_addresses(plan: TrainingPlan, num_rows: int) -> list[Address | None]:
+    """The first held-out rows, as many as there are."""
+    everything = (
+        Address(plan.validation.name, 0, shard, position)
+        for shard, rows in enumerate(plan.validation.shard_rows)
+        for position in range(rows)
+    )
+    return list(islice(everything, num_rows))
+
+
+@torch.no_grad()
+def _said_of_each_token(
+    plan: TrainingPlan, model: GradedLanguageModel, reader: RowReader, device: torch.device
+) -> list[dict[str, Any]]:
+    """Documents of held-out rows (of training rows where nothing is held out), with the NLL of each graded token.
+
+    All ranks pass the same rows, since FSDP needs all of them.
+    """
+    addresses = held_out_addresses(plan, _CHECKED_ROWS)
+    if not addresses:
+        addresses = [plan.mixture.address(row) for row in range(min(_CHECKED_ROWS, plan.mixture.total_rows))]
+    model.eval()
+    documents = []
+    for batch in reader.batches(addresses, 1):
+        placed = batch.to(device)
+        nll_G = model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents).tolist()
+        documents += _by_document(batch, nll_G, longest=model.lm.config.max_position_embeddings - 1)
+    return documents
+
+
+def _by_document(batch: Batch, nll_G: list[float], longest: int) -> list[dict[str, Any]]:
+    """`{input_ids, positions, nll_nats}` of each document of one row that has graded tokens, cut to `longest` tokens:
+    vLLM wants room for one more."""
+    [ids], [graded] = batch.input_ids_BT.tolist(), batch.loss_mask_BT.tolist()
+    nll = iter(nll_G)
+    documents = []
+    for start, end in pairwise(batch.documents.bounds_N1.tolist()):
+        positions = [position for position in range(end - start) if graded[start + position]]
+        said = list(islice(nll, len(positions)))
+        num_kept = sum(position < longest for position in positions)
+        if num_kept:
+            document = {"input_ids": ids[start:end][:longest]}
+            documents.append(document | {"positions": positions[:num_kept], "nll_nats": said[:num_kept]})
+    return documents
 
 
 def _write(out: Artifact, tokenizer: Artifact, config: Any, weights: dict[str, torch.Tensor]) -> None:

@@ -20,12 +20,18 @@ def build_optimizer(model: torch.nn.Module, cfg: TrainingConfig) -> torch.optim.
 
 
 def lr_at(step: int, num_steps: int, cfg: TrainingConfig) -> float:
-    """Learning rate of step 0 … num_steps - 1: a linear rise to `peak_lr`, then a cosine that ends at `final_lr`."""
+    """Learning rate of step 0 … num_steps - 1: a linear rise to `peak_lr`, then `cfg.schedule` down to `final_lr`."""
     num_warmup = round(cfg.warmup_share * num_steps)
     if step < num_warmup:
         return cfg.peak_lr * (step + 1) / num_warmup
-    progress = (step - num_warmup) / max(1, num_steps - 1 - num_warmup)
-    return cfg.final_lr + (cfg.peak_lr - cfg.final_lr) * (1 + math.cos(math.pi * progress)) / 2
+    last = num_steps - 1
+    if cfg.schedule == "wsd":
+        num_decay = max(1, min(round(cfg.decay_share * num_steps), last - num_warmup))
+        fallen = max(0.0, (step - (last - num_decay)) / num_decay)
+    else:
+        progress = (step - num_warmup) / max(1, last - num_warmup)
+        fallen = (1 - math.cos(math.pi * progress)) / 2
+    return cfg.peak_lr + (cfg.final_lr - cfg.peak_lr) * fallen
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

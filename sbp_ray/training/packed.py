@@ -20,8 +20,9 @@ def packing_stats(out: Artifact, name: str) -> Stats:
     return add_stats(out.read_stats(file) for file in out.files(rows_folder(name), ".parquet"))
 
 
-def realised(mixture: Mixture, packed: dict[str, Stats]) -> dict[str, dict[str, Any]]:
-    """For each source: rows trained on, passes over it, and its tokens without padding, to the nearest row."""
+def realised(mixture: Mixture, packed: dict[str, Stats], seq_len: int) -> dict[str, dict[str, Any]]:
+    """For each source: rows and positions trained on, passes over it, and the text in it without padding (`tokens`, of
+    a part of a pass to the nearest row)."""
     counts = {}
     for name, rows in mixture.rows().items():
         available = packed[name].get("rows", 0)
@@ -29,6 +30,7 @@ def realised(mixture: Mixture, packed: dict[str, Stats]) -> dict[str, dict[str, 
         passes = rows / available if available else 0.0
         counts[name] = {
             "rows": rows,
+            "positions": rows * seq_len,
             "share": round(rows / mixture.total_rows, 6),
             "passes": round(passes, 4),
             "tokens": round(tokens * passes),

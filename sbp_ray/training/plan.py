@@ -8,6 +8,8 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ModelConfig, TrainingConfig
 from sbp_ray.mixing import Mixture, Source
 
+MODEL_FOLDER = "model"
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -25,18 +27,13 @@ class TrainingPlan:
     tokenizer: Artifact
     """Its `tokenizer/` goes into the exported model."""
     vocab_size: int
-    """Rows of the embedding of a fresh model."""
+    """Rows that the embedding must have."""
     special: tuple[int, int, int]
     """Token ids of bos, eos and related."""
-    model: ModelConfig | None = None
-    """The shape of a fresh model; None: start from `base`."""
-    base: Artifact | None = None
-    """Its `model/` holds the weights to start from."""
-
-    @property
-    def local_rows(self) -> int:
-        """Rows of each worker in a step."""
-        return self.config.batch_rows // self.config.resources.num_workers
+    model: ModelConfig
+    """The shape: of a fresh model, or of `base`."""
+    base: Artifact | str | None = None
+    """Weights to go on from: a Hugging Face folder or name, or an artifact whose `model/` is one."""
 
 
 def rows_folder(source: str) -> str:

@@ -20,30 +20,47 @@ from sbp_ray.logs import set_up_logging
 from sbp_ray.training.export import is_exported
 from sbp_ray.training.loop import is_evaluation, train
 from sbp_ray.training.plan import TrainingPlan
+from sbp_ray.training.refusals import refuse_missing_extra
+
+_GAUGES = {
+    "sbp_loss_nats": "loss_nats",
+    "sbp_grad_norm": "grad_norm",
+    "sbp_learning_rate": "lr",
+    "sbp_tokens_per_s": "tokens_per_s",
+    "sbp_mfu": "mfu",
+    "sbp_mem_gib": "mem_gib",
+    "sbp_data_wait_s": "data_wait_s",
+    "sbp_eta_s": "eta_s",
+}
+"""Of a step's row, on Ray's metrics."""
 
 
 def fit(plan: TrainingPlan) -> None:
     """Run the plan on the cluster, from its newest checkpoint, until `model/` is written.
 
     Raises:
-        SbpError: the training diverged.
-        ray.train.TrainingFailedError: the workers failed more than `max_failures` times.
+        SbpError: the training diverged, or a checkpoint could not be written.
+        ray.train.TrainingFailedError: the workers failed, or were taken away, more often than `resources` allows.
     """
     if is_exported(plan.out):
         return
+    refuse_missing_extra(plan.config)
     resources = plan.config.resources
+    most = -1 if resources.max_preemptions is None else resources.max_preemptions
     trainer = TorchTrainer(
         lambda: _work(plan),
-        torch_config=TorchConfig(backend="nccl" if resources.num_gpus else "gloo"),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if resources.num_gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=resources.num_workers,
+            num_workers=(resources.min_workers, resources.num_workers)
+            if resources.min_workers
+            else resources.num_workers,
             use_gpu=resources.num_gpus > 0,
             resources_per_worker=_per_worker(resources),
         ),
         run_config=RunConfig(
             name=plan.stage,
             storage_path=f"{plan.out.url}/ray_train",
-            failure_config=FailureConfig(max_failures=plan.config.max_failures),
+            failure_config=FailureConfig(max_failures=resources.max_failures, max_preemption_failures=most),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -86,15 +103,16 @@ def _work(plan: TrainingPlan) -> str | None:
 
     def on_step(row: dict[str, Any]) -> None:
         if is_first:
-            metrics.gauge("sbp_loss_nats", row["loss_nats"], stage=plan.stage)
-            metrics.gauge("sbp_tokens_per_s", row["tokens_per_s"], stage=plan.stage)
+            for name, key in _GAUGES.items():
+                if row[key] is not None:
+                    metrics.gauge(name, row[key], stage=plan.stage)
             metrics.gauge("sbp_progress", row["step"] / plan.num_steps, stage=plan.stage)
-            metrics.count("sbp_tokens", plan.config.batch_rows * plan.config.seq_len, stage=plan.stage)
+            metrics.count("sbp_tokens", row["text_tokens"], stage=plan.stage)
         if is_evaluation(plan, row["step"]) or row["step"] == plan.num_steps:
             ray.train.report(row)  # every rank waits for all in there: seldom is enough
 
     try:
-        train(plan, on_step)
+        train(plan, on_step, lambda: ray.train.get_preemption_info() is not None)
     except SbpError as error:  # the same on every rank, and a restart would meet it again
         return str(error)
     return None

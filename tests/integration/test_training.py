@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -11,10 +12,11 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sbp_ray.artifacts import STARTED, Artifact
-from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig, Resources, TuneConfig
+from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig, TrainingResources, TuneConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOCUMENT, PAIR, SYNTHETIC
 from sbp_ray.scoring import sum_nll
@@ -24,6 +26,8 @@ from sbp_ray.stages.tune import tune_synthesizer
 from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
 from sbp_ray.training import worker
+from sbp_ray.training.export import EXPORT_CHECK
+from sbp_ray.training.gate import check_export
 
 pytestmark = pytest.mark.slow
 
@@ -49,9 +53,9 @@ WORDS = [
     "many",
 ]
 MODEL = ModelConfig(
-    num_layers=2, hidden_size=32, num_heads=2, num_kv_heads=1, head_dim=16, ffn_size=64, max_positions=256
+    num_layers=2, hidden_size=32, num_heads=2, num_kv_heads=1, head_dim=32, ffn_size=64, max_positions=256
 )
-RANKS = Resources(num_workers=2, num_cpus=1, num_threads=1)
+RANKS = TrainingResources(num_workers=2, num_cpus=1, num_threads=1)
 PRETRAIN = PretrainConfig(
     seq_len=128,
     batch_rows=4,
@@ -109,7 +113,7 @@ def _pretrain(run: dict[str, Artifact], out: str, **settings: Any) -> dict[str, 
     return pretrain(
         PRETRAIN.model_copy(update=settings),
         model=MODEL,
-        mixture=MixtureConfig(synthetic_share=0.125),
+        mixture=MixtureConfig(synthetic_share=0.0025),  # 2 of 800 rows, of the 3 that there are
         corpus=run["corpus"],
         synthetic=run["synthetic"] if out == "lm" else None,
         out=run[out],
@@ -161,6 +165,8 @@ def test_tuning_starts_from_the_base_lm_and_measures_what_d1_is_worth(
     first = json.loads(run["synthesizer"].read_bytes("metrics.jsonl").splitlines()[0])
     assert first["loss_nats"] < base_lm["final"]["loss_nats"] + 1  # no fresh weights: those cost ln 320 = 5.8
     assert stats["validation"]["pairs"] == 6
+    assert stats["export"]["by"] == "vllm"
+    assert stats["export"]["max_difference_nats"] <= stats["export"]["tolerance_nats"] == 1e-3
     assert all(0 < stats["validation"][f"nll_{view}"] < 6 for view in ("given_d1", "given_random", "alone"))
 
 
@@ -219,8 +225,46 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
     training.join(timeout=300)
     rows = [json.loads(line) for line in run["lm"].read_bytes("metrics.jsonl").splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 201))
-    available = outcome[0]["packing"]["synthetic"]["rows"]
-    assert outcome[0]["mixture"]["synthetic"]["rows"] == min(100, available)
+    assert outcome[0]["mixture"]["synthetic"]["rows"] == 2
+    assert outcome[0]["attempts"] == 2
+    assert outcome[0]["wasted_steps"] <= PRETRAIN.checkpoint_every + 1  # one is trained while its checkpoint is written
+
+
+@pytest.mark.parametrize("by", ["transformers", "vllm"])
+def test_an_export_that_says_something_else_is_refused(
+    run: dict[str, Artifact], base_lm: dict[str, Any], tmp_path: Path, by: str
+) -> None:
+    out = Artifact("base_lm", str(tmp_path / "damaged"))
+    shutil.copytree(run["base_lm"].path("model"), out.path("model"))
+    weights = load_file(out.path("model/model.safetensors"))
+    weights["model.norm.weight"][0] += 0.5  # one number of one tensor
+    save_file(weights, out.path("model/model.safetensors"), metadata={"format": "pt"})
+    out.write_json(EXPORT_CHECK, run["base_lm"].read_json(EXPORT_CHECK))
+    cfg = PRETRAIN.model_copy(update={"export_check": by})
+    with pytest.raises(
+        SbpError, match=f"pretrain: the export is refused: {by} gives held-out tokens log-probabilities"
+    ):
+        check_export("pretrain", cfg, out)
+    assert out.files() == [EXPORT_CHECK]  # nothing says that it was checked
+
+
+def test_training_goes_on_with_fewer_ranks_than_wanted_and_makes_the_same_model(
+    run: dict[str, Artifact], base_lm: dict[str, Any], tmp_path: Path
+) -> None:
+    """Six ranks are wanted, and the cluster has room for four at most."""
+    wanted = TrainingResources(num_workers=6, min_workers=1, num_threads=1)
+    settings = {"batch_rows": 12, "total_tokens": 12 * 128 * 3, "resources": wanted}
+    out = {"few": Artifact("base_lm", str(tmp_path / "few")), "one": Artifact("base_lm", str(tmp_path / "one"))}
+    for name, resources in (("few", wanted), ("one", TrainingResources(num_threads=1))):
+        cfg = PRETRAIN.model_copy(update={**settings, "resources": resources})
+        pretrain(cfg, model=MODEL, mixture=MixtureConfig(), corpus=run["corpus"], synthetic=None, out=out[name])
+    [attempt] = [json.loads(line) for line in out["few"].read_bytes("attempts.jsonl").splitlines()]
+    assert 1 <= attempt["ranks"] <= 4
+    few, one = (
+        [json.loads(line)["loss_nats"] for line in artifact.read_bytes("metrics.jsonl").splitlines()]
+        for artifact in out.values()
+    )
+    assert few == pytest.approx(one, rel=1e-4)
 
 
 def _await_step(out: Artifact, step: int) -> None:

@@ -6,31 +6,49 @@ import multiprocessing
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 
 def run_ranks(num_ranks: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """`function(*arguments)` in each rank of a new gloo group; the ranks' results, which must pickle.
+    """`function(*arguments)` in each rank of a new gloo group; the ranks' results, which must pickle; None of one that
+    was killed.
 
     They meet through a file: no port. The group of a test is its own folder's.
     """
+    results = []
+    started = _start(num_ranks, folder, function, arguments)
+    for process, ours in started:
+        try:
+            results.append(ours.recv())
+        except EOFError:  # it was killed
+            results.append(None)
+        process.join()
+    failed = [result for result in results if isinstance(result, _Failure)]
+    assert not failed, failed[0].text
+    return results
+
+
+def start_ranks(num_ranks: int, folder: Path, function: Callable[..., Any]) -> list[BaseProcess]:
+    """The same without waiting for them: to be killed."""
+    return [process for process, _ in _start(num_ranks, folder, function, ())]
+
+
+def _start(
+    num_ranks: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> list[tuple[BaseProcess, Connection]]:
     context = multiprocessing.get_context("fork")
     store = folder / f"store-{len(list(folder.glob('store-*')))}"
-    ranks = []
+    store.touch()  # taken
+    ranks: list[tuple[BaseProcess, Connection]] = []
     for rank in range(num_ranks):
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_rank, args=(rank, num_ranks, store, theirs, function, arguments))
         process.start()
         theirs.close()
         ranks.append((process, ours))
-    results = []
-    for process, ours in ranks:
-        results.append(ours.recv())
-        process.join()
-    failed = [result for result in results if isinstance(result, _Failure)]
-    assert not failed, failed[0].text
-    return results
+    return ranks
 
 
 class _Failure:

@@ -17,7 +17,7 @@ def logits(input_ids_BT: torch.Tensor) -> torch.Tensor:
         return lm(
             input_ids=input_ids_BT,
             position_ids=documents.positions_BT,
-            attention_mask={"full_attention": None},
+            attention_mask=None,
             use_cache=False,
             bounds_N1=documents.bounds_N1,
             longest=documents.longest,

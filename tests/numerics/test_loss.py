@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from tiny import MODEL, SEQ_LEN, documents
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sbp_ray.model import build_model
 from sbp_ray.scoring import sum_nll
@@ -10,7 +11,7 @@ from sbp_ray.text.packing import pack_examples
 from sbp_ray.text.pair_format import Example, document_example, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.attention import attend_within_documents, find_documents
-from sbp_ray.training.loss import GradedLanguageModel, summed_cross_entropy
+from sbp_ray.training.loss import GradedLanguageModel, nll_of_each, summed_cross_entropy
 
 SPECIAL = SpecialIds(0, 1, 2)
 VOCAB = 320
@@ -29,7 +30,7 @@ def packed_nll(lm, examples: list[Example]) -> float:
     rows, _ = pack_examples(examples, SEQ_LEN)
     input_ids_BT, loss_mask_BT, document_ids_BT = (torch.tensor(rows[name].to_pylist()) for name in rows.column_names)
     with torch.no_grad():
-        return GradedLanguageModel(lm)(input_ids_BT, loss_mask_BT, find_documents(document_ids_BT)).item()
+        return GradedLanguageModel(lm)(input_ids_BT, loss_mask_BT, find_documents(document_ids_BT)).sum().item()
 
 
 def test_uniform_logits_cost_ln_v_for_each_graded_token() -> None:
@@ -61,18 +62,40 @@ def test_a_score_has_its_examples_place() -> None:
     assert scores == pytest.approx([4 * math.log(VOCAB), 10 * math.log(VOCAB), 2 * math.log(VOCAB)])
 
 
-@pytest.mark.parametrize("logits_at_once", [VOCAB, 3 * VOCAB, 2**20])
-def test_loss_and_gradients_in_chunks_are_those_of_plain_cross_entropy(logits_at_once: int) -> None:
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_loss_and_gradients_in_chunks_are_those_of_plain_cross_entropy(chunk: int, z_loss: float) -> None:
     torch.manual_seed(0)
     hidden_GD = torch.randn(7, 16, requires_grad=True)
     weight_VD = torch.randn(VOCAB, 16, requires_grad=True)
-    targets_G = torch.randint(VOCAB, (7,))
-    plain = torch.nn.functional.cross_entropy(hidden_GD @ weight_VD.T, targets_G, reduction="sum")
-    expected = torch.autograd.grad(plain * 0.5, [hidden_GD, weight_VD])
-    ours = summed_cross_entropy(hidden_GD, weight_VD, targets_G, logits_at_once)
-    found = torch.autograd.grad(ours * 0.5, [hidden_GD, weight_VD])
-    torch.testing.assert_close(ours, plain)
+    target_G = torch.randint(VOCAB, (7,))
+    logits_GV = hidden_GD @ weight_VD.T
+    plain = torch.nn.functional.cross_entropy(logits_GV, target_G, reduction="sum")
+    with_z = plain + z_loss * logits_GV.logsumexp(dim=1).square().sum()
+    expected = torch.autograd.grad(with_z * 0.5, [hidden_GD, weight_VD])
+    ours = summed_cross_entropy(hidden_GD, weight_VD, target_G, z_loss, chunk)
+    found = torch.autograd.grad(ours[1] * 0.5, [hidden_GD, weight_VD])
+    torch.testing.assert_close(ours, torch.stack([plain, with_z]))
     torch.testing.assert_close(found, expected)
+    each = nll_of_each(hidden_GD.detach(), weight_VD.detach(), target_G)
+    torch.testing.assert_close(each, torch.nn.functional.cross_entropy(logits_GV, target_G, reduction="none"))
+
+
+def test_the_logits_of_all_positions_never_exist_at_once() -> None:
+    """512 tokens x 8,192 words would be 2**22 numbers; a chunk has half of them."""
+    shapes: list[int] = []
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            shapes.extend(t.numel() for t in (made if isinstance(made, tuple) else [made]) if torch.is_tensor(t))
+            return made
+
+    hidden_GD = torch.randn(512, 8, requires_grad=True)
+    weight_VD = torch.randn(8192, 8, requires_grad=True)
+    with Spy():
+        summed_cross_entropy(hidden_GD, weight_VD, torch.randint(8192, (512,)))[1].backward()
+    assert max(shapes) == 2**21
 
 
 def test_shapes_that_disagree_are_refused() -> None:

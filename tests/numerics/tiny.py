@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import ModelConfig, PretrainConfig, Resources
+from sbp_ray.config import ModelConfig, PretrainConfig, TrainingResources
 from sbp_ray.mixing import Mixture
 from sbp_ray.text.packing import pack_examples
 from sbp_ray.text.pair_format import Example, document_example
@@ -31,7 +31,9 @@ def write_rows(out: Artifact, source: str, shards: list[list[Example]]) -> None:
         out.write_table(f"rows/{source}/part-{shard:05d}.parquet", rows, stats)
 
 
-def tiny_plan(folder: Path, *, num_workers: int = 1, num_steps: int = 6, **settings: object) -> TrainingPlan:
+def tiny_plan(
+    folder: Path, *, num_workers: int = 1, num_steps: int = 6, recompute: str = "none", **settings: object
+) -> TrainingPlan:
     """A plan over two shards of random documents, 4 rows a step; the tokenizer lies in the artifact itself."""
     out = Artifact("base_lm", str(folder))
     tokenizer = train_tokenizer(["a few words"], 300)
@@ -47,12 +49,12 @@ def tiny_plan(folder: Path, *, num_workers: int = 1, num_steps: int = 6, **setti
         total_tokens=4 * SEQ_LEN * num_steps,
         peak_lr=1e-2,
         dtype="float32",
-        resources=Resources(num_workers=num_workers, num_threads=1),
+        resources=TrainingResources(num_workers=num_workers, num_threads=1, recompute=recompute),
     ).model_copy(update=settings)
     return TrainingPlan(
         stage="tiny",
         config=config,
-        mixture=Mixture(packed_source(out, "real"), None, 4 * num_steps, 0.0, 0),
+        mixture=Mixture(packed_source(out, "real"), None, 4 * num_steps, 0, 0),
         num_steps=num_steps,
         out=out,
         validation=packed_source(out, "validation"),

@@ -1,0 +1,368 @@
+"""The training loop beside Hugging Face's Trainer and a plain PyTorch loop; on a GPU, its speed alone.
+
+    make bench NAME=train ARGS=--quick     # some minutes on two cores
+    make bench NAME=train                  # both windows, both types, 3 rounds, and Ray Train around the loop
+
+On a CPU: a model of 7 M parameters, the bundled corpus (its real lengths), 2 cores. All train the same architecture
+from the same weights with AdamW and clipping, in turn; a measurement is the median step of a round, its first step left
+out, and a result the median of the rounds. What counts is text: padding is no token.
+
+    padded     transformers.Trainer as one finds it in tutorials: batches of documents, cut to the window and padded
+    packed     what one writes by hand over our packed rows: transformers' model with position_ids that start again (it
+               masks the documents apart), its own loss, AdamW
+    loop       our loop without Ray, beside which Ray Train around it is measured
+
+On CUDA: tokens/s, MFU and peak memory at 0.3 B, 1 B and the paper's 3 B, windows of 4,096, bfloat16, compiled,
+documents as long as the paper's (828 tokens on average). MFU: 6 FLOPs a token and multiplied parameter, plus attention
+within documents (`sbp_ray.model.training_flops`), over the peak of `sbp_ray.training.throughput`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import alternate, emit, hardware
+
+from sbp_ray.artifacts import STARTED, Artifact
+from sbp_ray.config import ModelConfig, PretrainConfig, TrainingResources
+from sbp_ray.mixing import Mixture, Source
+from sbp_ray.model import build_model, num_parameters, training_flops
+from sbp_ray.shards import shard_name
+from sbp_ray.text.packing import pack_examples
+from sbp_ray.text.pair_format import document_example
+from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
+from sbp_ray.training.build import sharded_model
+from sbp_ray.training.optim import build_optimizer
+from sbp_ray.training.packed import packed_source
+from sbp_ray.training.plan import TrainingPlan, rows_folder
+from sbp_ray.training.rows import Batch, RowReader, dealt, make_batch
+from sbp_ray.training.sharding import process_group
+from sbp_ray.training.step import update
+from sbp_ray.training.throughput import peak_flops
+
+CORES = 2
+VOCAB_SIZE = 4096
+BUNDLED = Path(__file__).parents[1] / "data/squad48/docs.jsonl.gz"
+SEVEN_MILLION = ModelConfig(
+    num_layers=8, hidden_size=256, num_heads=4, num_kv_heads=2, head_dim=64, ffn_size=704, max_positions=4096
+)
+ON_CUDA = {
+    "0.3 B": ModelConfig(depth=16, num_layers=24),
+    "1 B": ModelConfig(depth=27),
+    "3 B": ModelConfig(
+        num_layers=26, hidden_size=3072, num_heads=24, num_kv_heads=8, head_dim=128, ffn_size=8064, tie_embeddings=False
+    ),
+}
+MICRO_BATCH_ROWS = {"0.3 B": 8, "1 B": 4, "3 B": 2}
+
+
+def main() -> None:
+    """See the file's docstring."""
+    parser = argparse.ArgumentParser(description="Prints one line of JSON for each case.")
+    parser.add_argument("--quick", action="store_true", help="one window, one type, fewer steps, without Ray")
+    parser.add_argument("--windows", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--ray", action=argparse.BooleanOptionalAction, default=True, help="measure Ray Train, too")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help="of a round, beside the first")
+    arguments = parser.parse_args()
+    if torch.cuda.is_available():
+        with process_group():
+            for name in ON_CUDA:
+                measure_on_cuda(name)
+        return
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    torch.set_num_threads(CORES)
+    if arguments.quick:
+        arguments.windows, arguments.dtypes, arguments.steps, arguments.ray = [2048], ["float32"], 4, False
+    for number, seq_len in enumerate(arguments.windows):
+        with tempfile.TemporaryDirectory() as folder:
+            corpus = Corpus(Path(folder), seq_len)
+            for dtype in arguments.dtypes:
+                compare(corpus, dtype, arguments.rounds, arguments.steps)
+            if arguments.ray and number == 0:
+                compare_with_ray(corpus, arguments.rounds)
+
+
+class Corpus:
+    """The bundled corpus: documents as tokens, and packed rows in a plan of one long run."""
+
+    def __init__(self, folder: Path, seq_len: int, text_positions: int = 4096) -> None:
+        texts = [json.loads(line)["text"] for line in gzip.decompress(BUNDLED.read_bytes()).splitlines()]
+        tokenizer = train_tokenizer(texts, VOCAB_SIZE)
+        special = special_ids(tokenizer)
+        examples = [document_example(ids, special) for ids in encode_texts(tokenizer, texts)]
+        self.documents = [example.input_ids for example in examples]
+        out = Artifact("base_lm", str(folder))
+        tokenizer.save_pretrained(out.path("tokenizer"))
+        rows, stats = pack_examples(examples, seq_len)
+        for source, number in {"real": len(rows), "validation": 4}.items():
+            out.write_table(shard_name(rows_folder(source), 0), rows.slice(0, number), stats)
+        out.write_json(STARTED, {"fingerprint": "0" * 16})
+        num_steps, batch_rows = 48, text_positions // seq_len
+        config = PretrainConfig(
+            seq_len=seq_len,
+            batch_rows=batch_rows,
+            micro_batch_rows=batch_rows,
+            total_tokens=num_steps * text_positions,
+            peak_lr=1e-3,
+            resources=TrainingResources(num_cpus=CORES, num_threads=CORES),
+        )
+        self.name = f"bundled corpus, window {seq_len}"
+        self.plan = TrainingPlan(
+            stage="benchmark",
+            config=config,
+            mixture=Mixture(packed_source(out, "real"), None, num_steps * batch_rows, 0, 0),
+            num_steps=num_steps,
+            out=out,
+            validation=packed_source(out, "validation"),
+            tokenizer=out,
+            vocab_size=VOCAB_SIZE,
+            special=special,
+            model=SEVEN_MILLION,
+        )
+
+    def of_type(self, dtype: str) -> TrainingPlan:
+        """The plan with another compute type."""
+        changed = self.plan.config.model_copy(update={"dtype": dtype})
+        return TrainingPlan(**{**vars(self.plan), "config": changed})
+
+
+def compare(corpus: Corpus, dtype: str, rounds: int, steps: int) -> None:
+    """Ours beside both peers."""
+    plan = corpus.of_type(dtype)
+    measured = alternate(
+        {
+            "ours": partial(ours, plan, steps),
+            "packed": partial(packed, plan, steps),
+            "padded": partial(padded, corpus.documents, plan, steps),
+        },
+        rounds,
+    )
+    median = {name: statistics.median(values) for name, values in measured.items()}
+    peers = {"padded": "transformers.Trainer, padded", "packed": "plain PyTorch loop, same packed rows"}
+    for case, peer in peers.items():
+        what = f"{corpus.name}, {num_parameters(SEVEN_MILLION, VOCAB_SIZE) / 1e6:.1f} M parameters, {dtype}"
+        emit("train", what, "text tokens", "1/s", median["ours"], peer, median[case], higher_is_better=True)
+
+
+def _tokens_per_s(step: Callable[[int], int], steps: int) -> float:
+    """Of the median step; `step` trains and returns its number of tokens."""
+    rates = []
+    for number in range(1, steps + 2):
+        start = time.perf_counter()
+        num_tokens = step(number)
+        rates.append(num_tokens / (time.perf_counter() - start))
+    return statistics.median(rates[1:])
+
+
+def ours(plan: TrainingPlan, steps: int) -> float:
+    """Text tokens a second."""
+    device = torch.device("cpu")
+    batches = _batches(plan, steps)
+    with process_group():
+        model = sharded_model(plan, device)
+        optimizer = build_optimizer(model, plan.config)
+        return _tokens_per_s(lambda step: update(plan, model, optimizer, [batches[step]], step, device).tokens, steps)
+
+
+def packed(plan: TrainingPlan, steps: int) -> float:
+    """The same of a loop written by hand."""
+    lm = build_model(SEVEN_MILLION, VOCAB_SIZE, plan.special, plan.config.seed).train()
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=plan.config.peak_lr)
+    batches = _batches(plan, steps)
+    is_mixed = plan.config.dtype == "bfloat16"
+
+    def step(number: int) -> int:
+        batch = batches[number]
+        labels_BT = torch.where(batch.loss_mask_BT, batch.input_ids_BT, -100)
+        with torch.autocast("cpu", torch.bfloat16) if is_mixed else nullcontext():
+            loss = lm(
+                input_ids=batch.input_ids_BT,
+                position_ids=batch.documents.positions_BT,
+                labels=labels_BT,
+                use_cache=False,
+            ).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(lm.parameters(), plan.config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return batch.num_tokens
+
+    return _tokens_per_s(step, steps)
+
+
+def _batches(plan: TrainingPlan, steps: int) -> dict[int, Batch]:
+    reader = RowReader(plan.out, plan.config.seq_len)
+    rows = plan.config.batch_rows
+    return {step: reader.batch(dealt(plan.mixture, step, rows, 0, 1)) for step in range(1, steps + 2)}
+
+
+def padded(documents: list[list[int]], plan: TrainingPlan, steps: int) -> float:
+    """The same of transformers' Trainer; as many documents in a batch as have a packed batch's tokens on average."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    seq_len = plan.config.seq_len
+    cut = [ids[:seq_len] for ids in documents]
+    average = sum(map(len, cut)) / len(cut)
+    rates: list[float] = []
+    num_tokens = 0
+
+    def collate(members: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        nonlocal num_tokens
+        rows = [member["input_ids"] for member in members]
+        num_tokens = sum(map(len, rows))
+        longest = max(map(len, rows))
+        input_ids_BT = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        return {
+            "input_ids": input_ids_BT,
+            "attention_mask": mask_BT,
+            "labels": input_ids_BT.masked_fill(mask_BT == 0, -100),
+        }
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.start, self.tokens = time.perf_counter(), num_tokens
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            rates.append(self.tokens / (time.perf_counter() - self.start))
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=round(plan.config.batch_rows * seq_len / average),
+            max_steps=steps + 1,
+            learning_rate=plan.config.peak_lr,
+            bf16=plan.config.dtype == "bfloat16",
+            use_cpu=True,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            logging_strategy="no",
+        )
+        lm = build_model(SEVEN_MILLION, VOCAB_SIZE, plan.special, plan.config.seed)
+        data = [{"input_ids": ids} for ids in cut]
+        trainer = Trainer(lm, arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
+        trainer.remove_callback(PrinterCallback)  # standard output is for the results
+        trainer.train()
+    return statistics.median(rates[1:])
+
+
+# What Ray Train costs
+
+
+def compare_with_ray(corpus: Corpus, rounds: int) -> None:
+    """The whole loop, checkpoints and metrics included, with and without Ray Train around it."""
+    import ray
+
+    from sbp_ray.training.loop import train
+    from sbp_ray.training.worker import fit
+
+    nowhere = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}}
+    ray.init(address="local", num_cpus=2 * CORES, include_dashboard=False, logging_level="WARNING", runtime_env=nowhere)
+    plan = corpus.of_type("float32")
+
+    def bare(plan: TrainingPlan) -> None:
+        torch.set_num_threads(CORES)
+        train(plan)
+
+    task = ray.remote(num_cpus=CORES, max_calls=1)(bare)
+    measured = alternate(
+        {
+            "ours": partial(_whole_run, plan, fit),
+            "loop": partial(_whole_run, plan, lambda plan: ray.get(task.remote(plan))),
+        },
+        rounds,
+    )
+    median = {name: statistics.median(values) for name, values in measured.items()}
+    what = f"{corpus.name}, Ray Train around the loop, float32"
+    emit("train", what, "text tokens", "1/s", median["ours"], "the loop alone", median["loop"], higher_is_better=True)
+    ray.shutdown()
+
+
+def _whole_run(plan: TrainingPlan, run: Callable[[TrainingPlan], None]) -> float:
+    """Text tokens a second of the median step, from `metrics.jsonl`."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Artifact("base_lm", folder)
+        Path(folder, "rows").symlink_to(plan.out.path("rows"))
+        run(TrainingPlan(**{**vars(plan), "out": out}))
+        rows = [json.loads(line) for line in out.read_bytes("metrics.jsonl").splitlines()]
+    return statistics.median(row["tokens_per_s"] for row in rows[1:])
+
+
+# On a GPU
+
+
+def measure_on_cuda(size: str, seq_len: int = 4096, steps: int = 12) -> None:
+    """Print tokens/s, MFU and peak memory of one size."""
+    shape, vocab_size, rows = ON_CUDA[size], 49_152, MICRO_BATCH_ROWS[size]
+    device = torch.device("cuda", torch.cuda.current_device())
+    out = Artifact("none", tempfile.gettempdir())
+    config = PretrainConfig(
+        seq_len=seq_len,
+        batch_rows=rows,
+        micro_batch_rows=rows,
+        total_tokens=rows * seq_len * steps,
+        peak_lr=1e-4,
+        compile=True,
+        resources=TrainingResources(recompute="selective"),
+    )
+    rows_read = Source("random", (rows,))  # named in messages only: batches are drawn here
+    order = Mixture(rows_read, None, rows * steps, 0, 0)
+    plan = TrainingPlan("benchmark", config, order, steps, out, rows_read, out, vocab_size, (0, 1, 2), shape)
+    torch.cuda.reset_peak_memory_stats()
+    model = sharded_model(plan, device)
+    optimizer = build_optimizer(model, config)
+    rng = np.random.default_rng(0)
+    spent = []
+    for step in range(1, steps + 1):
+        batch = _random_batch(rng, rows, seq_len, vocab_size)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        result = update(plan, model, optimizer, [batch], step, device)
+        torch.cuda.synchronize()
+        spent.append(time.perf_counter() - start)
+    step_s = statistics.median(spent[steps // 2 :])
+    flops = training_flops(shape, vocab_size, result.tokens, result.attended)
+    peak = peak_flops(device, "bfloat16")
+    line = {
+        "benchmark": "train",
+        "case": f"{size} ({num_parameters(shape, vocab_size):,} parameters), window {seq_len}, {rows} rows, bfloat16",
+        "tokens_per_s": round(result.tokens / step_s),
+        "mfu": round(flops / step_s / peak, 4) if peak else None,
+        "peak_flops": peak,
+        "peak_mem_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "hardware": hardware(),
+    }
+    print(json.dumps(line), flush=True)
+
+
+def _random_batch(rng: np.random.Generator, rows: int, seq_len: int, vocab_size: int) -> Batch:
+    """Rows full of documents whose lengths are spread like those of web text: log-normal, 828 tokens on average."""
+    document_ids_BT = np.zeros((rows, seq_len), np.int64)
+    for row in range(rows):
+        ends = np.cumsum(np.clip(rng.lognormal(np.log(828) - 0.5, 1.0, seq_len), 8, seq_len)).astype(int)
+        document_ids_BT[row] = np.searchsorted(ends, np.arange(seq_len), side="right")
+    ids = torch.from_numpy(document_ids_BT)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, 0] = False
+    mask[:, 1:] &= ids[:, 1:] == ids[:, :-1]
+    return make_batch([None] * rows, torch.randint(vocab_size, ids.shape), mask, ids)
+
+
+if __name__ == "__main__":
+    main()

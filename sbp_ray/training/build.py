@@ -1,0 +1,87 @@
+"""A sharded model, ready to train: weights, attention within documents, recomputation, float8, compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.attention import varlen  # noqa: F401  it declares the operator that is kept below
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.errors import SbpError
+from sbp_ray.model import build_model, load_base
+from sbp_ray.training.attention import attend_within_documents
+from sbp_ray.training.loss import GradedLanguageModel
+from sbp_ray.training.plan import MODEL_FOLDER, TrainingPlan
+from sbp_ray.training.sharding import shard_model
+
+_EXPENSIVE = {  # to compute again, for what they hold in memory
+    torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.torch_attn._varlen_attn.default,
+}
+
+
+def sharded_model(plan: TrainingPlan, device: torch.device) -> GradedLanguageModel:
+    """The plan's model at its first step. Called by every rank."""
+    lm = _weights(plan)
+    attend_within_documents(lm)
+    if plan.config.float8:
+        _use_float8(lm.model.layers, device)
+    for layer in lm.model.layers:
+        # Recomputation inside, so that the compiler sees it; both inside the module's hooks, where FSDP works.
+        layer.forward = _recomputed(layer.forward, plan.config.resources.recompute)
+        if plan.config.compile:
+            layer.forward = torch.compile(layer.forward, dynamic=False)
+    model = GradedLanguageModel(lm, plan.config.z_loss).train()
+    shard_model(model, plan.config.dtype, device)
+    return model
+
+
+def _weights(plan: TrainingPlan) -> Any:
+    if plan.base is None:
+        return build_model(plan.model, plan.vocab_size, plan.special, plan.config.seed)
+    path = str(plan.base.local_copy(MODEL_FOLDER)) if isinstance(plan.base, Artifact) else plan.base
+    return load_base(path, plan.vocab_size, plan.special, plan.config.seed)
+
+
+def _recomputed(forward: Callable[..., Any], recompute: str) -> Callable[..., Any]:
+    if recompute == "none":
+        return forward
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is drawn in a layer
+    if recompute == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_expensive)
+    return partial(checkpoint, forward, **options)
+
+
+def _keep_expensive(_context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in _EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _use_float8(layers: torch.nn.Module, device: torch.device) -> None:
+    """Replace the layers' linear modules by torchao's, in place.
+
+    Raises:
+        SbpError: the GPU cannot multiply float8, or torchao is not there.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise SbpError("float8 needs an NVIDIA GPU of compute capability 8.9 (L40, H100) or newer: set float8=false")
+    load_torchao().convert_to_float8_training(layers)
+
+
+def load_torchao() -> Any:
+    """torchao's float8 module.
+
+    Raises:
+        SbpError: it is not installed.
+    """
+    try:
+        from torchao import float8
+    except ImportError:
+        raise SbpError("float8 needs torchao: install the extra with pip install 'sbp-ray[float8]'") from None
+    return float8

@@ -1,0 +1,112 @@
+"""The gate behind the export: another implementation must say of held-out tokens what the trained model said.
+
+What passes lies in `checked.json`; until it is there the artifact has no manifest, and no other stage reads it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import Dtype, ExportCheck, TrainingConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.training.export import EXPORT_CHECK
+from sbp_ray.training.plan import MODEL_FOLDER
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE_NATS: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 0.25}
+"""Largest difference of a token's log-probability. bfloat16 keeps 8 bits, and two orders of sums differ by a few."""
+_CHECKED = "checked.json"
+
+
+def check_export(stage: str, cfg: TrainingConfig, out: Artifact) -> dict[str, Any]:
+    """Compare in a fresh worker of the cluster; returns what was compared.
+
+    Raises:
+        SbpError: a token's log-probability differs by more than `TOLERANCE_NATS`: the export is refused.
+    """
+    if out.exists(_CHECKED):
+        return out.read_json(_CHECKED)
+    import ray
+
+    task = ray.remote(num_cpus=cfg.resources.num_cpus, num_gpus=cfg.resources.num_gpus, max_calls=1)(largest_difference)
+    quiet = {"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}}
+    difference = ray.get(task.options(runtime_env=quiet).remote(out, cfg.export_check, cfg.dtype))
+    documents = out.read_json(EXPORT_CHECK)
+    checked = {
+        "by": cfg.export_check,
+        "tokens": sum(len(document["positions"]) for document in documents),
+        "max_difference_nats": difference,
+        "tolerance_nats": TOLERANCE_NATS[cfg.dtype],
+    }
+    if not difference <= TOLERANCE_NATS[cfg.dtype]:
+        raise SbpError(
+            f"{stage}: the export is refused: {cfg.export_check} gives held-out tokens log-probabilities up to "
+            f"{difference:.2g} nats from the trained model's, more than {TOLERANCE_NATS[cfg.dtype]} in {cfg.dtype}: "
+            f"--redo {stage}, and report it if it happens again"
+        )
+    out.write_json(_CHECKED, checked)
+    logger.info(
+        f"{stage} | export checked by {cfg.export_check}: {checked['tokens']:,} held-out tokens, "
+        f"largest difference {difference:.1e} nats"
+    )
+    return checked
+
+
+def largest_difference(out: Artifact, by: ExportCheck, dtype: Dtype) -> float:
+    """Nats between the exported model's log-probability of a token and the trained model's, where they differ most."""
+    documents = out.read_json(EXPORT_CHECK)
+    folder = out.local_copy(MODEL_FOLDER)
+    ids = [document["input_ids"] for document in documents]
+    said = _vllm_nll(folder, ids, dtype) if by == "vllm" else _transformers_nll(folder, ids, dtype)
+    return max(
+        (
+            abs(nll[position] - expected)
+            for document, nll in zip(documents, said, strict=True)
+            for position, expected in zip(document["positions"], document["nll_nats"], strict=True)
+        ),
+        default=0.0,
+    )
+
+
+def _transformers_nll(folder: Path, documents: list[list[int]], dtype: Dtype) -> list[list[float]]:
+    """NLL of each token of each document; 0 for the first, which has no context."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+    found = []
+    with torch.inference_mode():
+        for ids in documents:
+            ids_1T = torch.tensor([ids], device=device)
+            log_p_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
+            found.append([0.0, *(-log_p_TV.gather(1, ids_1T[0, 1:, None])[:, 0]).tolist()])
+    return found
+
+
+def _vllm_nll(folder: Path, documents: list[list[int]], dtype: Dtype) -> list[list[float]]:
+    """The same from vLLM, in this process, which it leaves in no state for anything else."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # read on import; GiB
+    from vllm import LLM, SamplingParams, TokensPrompt
+
+    longest = max(map(len, documents))
+    llm = LLM(
+        str(folder),
+        dtype=dtype,
+        max_model_len=longest + 1,  # vLLM must write a token
+        max_num_seqs=8,
+        enforce_eager=True,
+        disable_log_stats=True,
+    )
+    asked = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+    outputs = llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in documents], asked, use_tqdm=False)
+    found = []
+    for ids, output in zip(documents, outputs, strict=True):
+        later = zip(ids[1:], output.prompt_logprobs[1:], strict=True)
+        found.append([0.0, *(-candidates[token].logprob for token, candidates in later)])
+    return found

@@ -1,0 +1,92 @@
+"""What is measured at each step: speed, share of the peak, memory, waiting, time left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sbp_ray.model import training_flops
+from sbp_ray.training.journal import Journal
+from sbp_ray.training.outlook import outlook
+from sbp_ray.training.plan import TrainingPlan
+from sbp_ray.training.rows import Batch
+from sbp_ray.training.step import StepResult
+from sbp_ray.training.throughput import memory_gib, peak_flops
+
+logger = logging.getLogger(__name__)
+
+ASK_EVERY_S = 5.0  # whether a node is about to be taken away; an answer costs every rank a message
+_RECENT_STEPS = 20  # that the time left is reckoned from
+
+
+class Meter:
+    """Makes the rows of `metrics.jsonl`; on rank 0 it writes them too, and tells the plan before the first step."""
+
+    def __init__(self, plan: TrainingPlan, vocab_size: int, first_step: int, device: torch.device) -> None:
+        self._plan, self._vocab_size, self._device = plan, vocab_size, device
+        num_ranks = dist.get_world_size()
+        self._peak = peak_flops(device, plan.config.dtype)
+        self._is_first = dist.get_rank() == 0
+        self._wall_s, self._data_wait_s = 0.0, 0.0
+        self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._asked = self._began = time.monotonic()
+        self._journal: Journal | None = None
+        if self._is_first:
+            logger.info(outlook(plan, vocab_size, num_ranks, self._peak).line(plan, num_ranks))
+            self._journal = Journal(plan.out, plan.stage, plan.num_steps, first_step, num_ranks)
+            self._wall_s = self._journal.wall_s_before
+
+    def timed(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
+        """The steps, with a clock on how long each had to be waited for."""
+        while True:
+            self._began = time.monotonic()
+            found = next(steps, None)
+            self._data_wait_s = time.monotonic() - self._began
+            if found is None:
+                return
+            yield found
+
+    def is_time_to_ask(self) -> bool:
+        """On rank 0 every few seconds, whose clock counts for all."""
+        now = time.monotonic()
+        if not self._is_first or now - self._asked < ASK_EVERY_S:
+            return False
+        self._asked = now
+        return True
+
+    def add(self, step: int, result: StepResult, held_out: dict[str, float]) -> dict[str, Any]:
+        """The step's row. `tokens` are positions since the start of the run, `tokens_per_s` leaves padding out."""
+        step_s = time.monotonic() - self._began
+        self._wall_s += step_s
+        self._recent_s.append(step_s)
+        flops = training_flops(self._plan.model, self._vocab_size, result.tokens, result.attended)
+        row = {
+            "step": step,
+            "tokens": step * self._plan.config.batch_rows * self._plan.config.seq_len,
+            "loss_nats": result.loss_nats,
+            "grad_norm": result.grad_norm,
+            "lr": result.lr,
+            "graded_tokens": result.graded_tokens,
+            "text_tokens": result.tokens,
+            "tokens_per_s": result.tokens / step_s,
+            "mfu": flops / step_s / (self._peak * dist.get_world_size()) if self._peak else None,
+            "mem_gib": round(memory_gib(self._device), 3),
+            "data_wait_s": round(self._data_wait_s, 4),
+            "eta_s": round(sum(self._recent_s) / len(self._recent_s) * (self._plan.num_steps - step), 1),
+            "wall_s": round(self._wall_s, 3),
+            **held_out,
+        }
+        if self._journal:
+            self._journal.add(row)
+        return row
+
+    def flush(self) -> None:
+        """Commit the rows so far."""
+        if self._journal:
+            self._journal.flush()

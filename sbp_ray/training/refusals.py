@@ -1,0 +1,55 @@
+"""What is refused before work starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from sbp_ray.config import TrainingConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.text.tokenizer import RELATED, load_tokenizer
+from sbp_ray.training.build import load_torchao
+
+
+def refuse_short_context(section: str, cfg: TrainingConfig, context: int) -> None:
+    """
+    Raises:
+        SbpError: a row is longer than the base model's context.
+    """
+    if cfg.seq_len > context:
+        raise SbpError(
+            f"{section}.seq_len ({cfg.seq_len}) is more than the base LM's context ({context}): lower it, or use a "
+            "base LM with a longer one (model.max_positions)"
+        )
+
+
+def refuse_other_tokenizer(tokenizer: PreTrainedTokenizerFast, base: Path | str, num_rows: int) -> None:
+    """
+    Args:
+        tokenizer: the corpus'.
+        base: the base model's folder or hub name, with its tokenizer.
+        num_rows: of the base model's embedding.
+
+    Raises:
+        SbpError: a token has another id in the base model's tokenizer, or the ids go beyond its embedding.
+    """
+    ours, theirs = tokenizer.get_vocab(), load_tokenizer(base).get_vocab()
+    if ours != theirs:
+        token = min(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+        raise SbpError(
+            f"the corpus' tokenizer is not the base model's: {token!r} is {ours.get(token, 'missing')} there and "
+            f"{theirs.get(token, 'missing')} in {base}: ingest with ingest.tokenizer={base}"
+        )
+    known = len(ours) - (RELATED in ours)  # which training may add to the embedding
+    if known > num_rows:
+        raise SbpError(f"{base}: its tokenizer has {known} tokens, its embedding {num_rows} rows: use a whole model")
+
+
+def refuse_missing_extra(cfg: TrainingConfig) -> None:
+    """
+    Raises:
+        SbpError: float8 is asked for and torchao is not installed.
+    """
+    if cfg.float8:
+        load_torchao()

@@ -1,0 +1,103 @@
+"""One optimizer step: each graded token weighs the same, wherever it lies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from sbp_ray.errors import SbpError
+from sbp_ray.training.loss import GradedLanguageModel
+from sbp_ray.training.optim import lr_at, set_lr
+from sbp_ray.training.plan import TrainingPlan
+from sbp_ray.training.rows import Batch
+from sbp_ray.training.sharding import sum_over_ranks
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Of all ranks together."""
+
+    loss_nats: float
+    """Of a graded token; without the z-loss."""
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    graded_tokens: int
+    tokens: int
+    """Padding not counted."""
+    attended: int
+    num_asking: int
+    """Ranks whose `ask` was set."""
+
+
+def update(
+    plan: TrainingPlan,
+    model: GradedLanguageModel,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Batch],
+    step: int,
+    device: torch.device,
+    ask: bool = False,
+) -> StepResult:
+    """Train on this rank's micro-batches of a step.
+
+    Args:
+        ask: reaches all ranks as `num_asking`, so that they agree on something without a message more.
+
+    Raises:
+        SbpError: the loss or its gradient is not finite, on any rank; no weight has been touched.
+    """
+    own = [sum(batch.num_graded for batch in batches), sum(batch.num_tokens for batch in batches)]
+    own += [sum(batch.attended for batch in batches), int(ask)]
+    num_graded, num_tokens, attended, num_asking = (int(total) for total in sum_over_ranks([float(n) for n in own]))
+    # FSDP averages gradients over the ranks: times their number, the sum over ranks divided by the global count is left
+    scale = dist.get_world_size() / max(1, num_graded)
+    nll: list[torch.Tensor] = []
+    for number, batch in enumerate(batches):
+        model.set_requires_gradient_sync(number == len(batches) - 1)  # type: ignore[operator]  # FSDP2 added it
+        placed = batch.to(device)
+        sums = model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents)
+        (sums[1] * scale).backward()
+        nll.append(sums[0].detach())
+    nll_of_batch = torch.stack(nll).tolist()
+    [total_nll] = sum_over_ranks([sum(nll_of_batch)])
+    loss_nats = total_nll / max(1, num_graded)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.config.max_grad_norm)
+    grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    if not (math.isfinite(loss_nats) and math.isfinite(grad_norm)):
+        raise SbpError(
+            f"{plan.stage} step {step}: loss {loss_nats} nats, grad_norm {grad_norm}, "
+            f"{_where(model, batches, nll_of_batch)}: lower peak_lr ({plan.config.peak_lr}) or raise warmup_share "
+            f"({plan.config.warmup_share})"
+        )
+    lr = lr_at(step - 1, plan.num_steps, plan.config)
+    set_lr(optimizer, lr)
+    optimizer.step()
+    optimizer.zero_grad()
+    return StepResult(loss_nats, grad_norm, lr, num_graded, num_tokens, attended, num_asking)
+
+
+def _where(model: GradedLanguageModel, batches: list[Batch], nll_of_batch: list[float]) -> str:
+    """What is not finite, the same on every rank: rows by their place, else the first gradient by its name."""
+    bad = [batch for batch, nll in zip(batches, nll_of_batch, strict=True) if not math.isfinite(nll)]
+    rows = [f"{row.source} {row.shard}:{row.position}" for batch in bad for row in batch.addresses if row is not None]
+    names = [name for name, parameter in model.named_parameters() if _is_broken(parameter.grad)]
+    found: list[tuple[list[str], list[str]]] = [([], [])] * dist.get_world_size()
+    dist.all_gather_object(found, (rows, names))
+    all_rows = [row for rows, _ in found for row in rows]
+    if all_rows:
+        return f"in rows {', '.join(all_rows[:4])}"
+    broken = {name for _, names in found for name in names}
+    first = next((name for name, _ in model.named_parameters() if name in broken), "the sum of squares")
+    return f"first in the gradient of {first.removeprefix('lm.')}"
+
+
+def _is_broken(grad: torch.Tensor | None) -> bool:
+    if grad is None:
+        return False
+    local = grad.to_local() if isinstance(grad, DTensor) else grad
+    return not bool(local.isfinite().all())
