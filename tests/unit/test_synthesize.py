@@ -6,14 +6,15 @@ import pytest
 from sbp_ray.config import SynthesizeConfig
 from sbp_ray.engine.messages import Drawn, sample_seed
 from sbp_ray.errors import SbpError
-from sbp_ray.stages.synthesize import choose_sources, drop_reason, shard_quotas
+from sbp_ray.generation.filters import drop_reason
+from sbp_ray.generation.sources import choose_sources, shard_quotas
 
 TEXT_IDS = range(3, 1000)
 D1 = list(range(500, 560))
 
 
 def reason(ids: list[int], finish_reason: str = "stop", **limits: object) -> str | None:
-    return drop_reason(Drawn(ids, finish_reason), D1, SynthesizeConfig(**limits), text_ids=TEXT_IDS)
+    return drop_reason(Drawn(0, ids, finish_reason), D1, SynthesizeConfig(**limits), text_ids=TEXT_IDS)
 
 
 # What to keep
