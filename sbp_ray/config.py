@@ -344,6 +344,9 @@ class SynthesizeConfig(Section):
     than this are dropped as copies; estimated by MinHash."""
     keep_unfinished: bool = False
     """Keep results that reached `max_tokens` without ending."""
+    finished_of: str | None = None
+    """Take the finished shards of this synthetic artifact, which may still be growing, instead of writing any: joint
+    training can then begin on them."""
     max_bad_share: Fraction = 0.1
     """Above this share of samples that could not be drawn (d1 too long, refused by the engine) the stage stops."""
     resources: SynthesizeResources = SynthesizeResources()

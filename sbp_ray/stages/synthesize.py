@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 
 from sbp_ray import metrics
-from sbp_ray.artifacts import Artifact
+from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.config import DecontaminateConfig, EngineConfig, SynthesizeConfig
 from sbp_ray.engine.running import running_synthesizer
 from sbp_ray.errors import SbpError
@@ -30,6 +31,7 @@ from sbp_ray.text.contamination import read_evaluation_sets, told
 logger = logging.getLogger(__name__)
 
 _STAGE = "synthesize"
+TAKEN = "taken.json"
 
 
 def synthesize_documents(
@@ -57,6 +59,9 @@ def synthesize_documents(
             or too many samples cannot be drawn.
     """
     ngrams = read_evaluation_sets(decontaminate)  # before any work
+    if cfg.finished_of is not None:
+        taken = take_finished(Artifact("synthetic", cfg.finished_of), synthesizer, out)
+        return _totals(out, taken, ngrams)
     shards = corpus_shards(corpus)
     quotas = shard_quotas(cfg, [corpus.num_rows(shard) for shard in shards])
     todo = [{"shard": shard, "quota": quota} for shard, quota in enumerate(quotas) if not out.exists(part_name(shard))]
@@ -77,7 +82,34 @@ def synthesize_documents(
                 budget = _ErrorBudget(cfg, total, out, len(shards))
                 _run(todo, Inputs(*arguments, reporter.tally), budget)
             spent = {"last_run": _spent(reporter.tokens, reporter.dollars, time.monotonic() - start)}
-    return _totals(out, len(shards), ngrams) | spent
+    return _totals(out, [part_name(shard) for shard in range(len(shards))], ngrams) | spent
+
+
+def take_finished(growing: Artifact, synthesizer: Artifact, out: Artifact) -> list[str]:
+    """Copy the shards of another run's artifact that are finished by now; returns their names.
+
+    A run that goes on takes no more than it took first: training must find the same rows again.
+
+    Raises:
+        SbpError: there is none yet, or another synthesizer wrote them.
+    """
+    if not out.exists(TAKEN):
+        out.write_json(TAKEN, growing.files(suffix=".parquet"))
+    names = out.read_json(TAKEN)
+    if not names:
+        out.fs.delete_file(out.path(TAKEN))
+        raise SbpError(f"synthesize.finished_of={growing.url}: no shard is finished there: wait for the first")
+    version = growing.read_json(STARTED)["recipe"]["inputs"]["synthesizer"]
+    if version != synthesizer.fingerprint():
+        raise SbpError(
+            f"synthesize.finished_of={growing.url} was written by synthesizer {version}, which is "
+            f"{synthesizer.fingerprint()} here: link the other run's artifacts into this run_dir"
+        )
+    for name in names:
+        if not out.exists(name):
+            out.write_table(name, growing.read_table(name), stats=growing.read_stats(name))
+    logger.info(f"{_STAGE} | took {len(names)} finished shards of {growing.url}")
+    return names
 
 
 def _spent(tokens: int, dollars: float, seconds: float) -> Stats:
@@ -91,8 +123,8 @@ def _spent(tokens: int, dollars: float, seconds: float) -> Stats:
     }
 
 
-def _totals(out: Artifact, num_shards: int, ngrams: Any) -> Stats:
-    stats = add_stats(out.read_stats(part_name(shard)) for shard in range(num_shards))
+def _totals(out: Artifact, parts: Sequence[str], ngrams: Any) -> Stats:
+    stats = add_stats(map(out.read_stats, parts))
     stats["contaminated"] = ngrams.counted(stats["drops"].get("contaminated", 0), stats["contaminated"])
     if stats["contaminated"]:
         logger.info(f"{_STAGE} | {told(stats['contaminated'])}")

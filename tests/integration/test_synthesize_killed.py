@@ -33,7 +33,7 @@ from sbp_ray.text.minhash import document_signature
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPO = Path(__file__).parents[2]
-NUM_SHARDS, NUM_DOCUMENTS, SAMPLES = 4, 1500, 4
+NUM_SHARDS, NUM_DOCUMENTS, SAMPLES = 4, 900, 4
 VICTIMS = ["driver"] * 6 + ["worker"] * 6 + ["replica"] * 3 + ["engine"] * 4 + ["node"]
 NAMES = {"worker": "ShardWorker", "replica": "SynthesizerServer", "engine": "EngineCore"}
 
