@@ -23,6 +23,7 @@ import logging
 import os
 import socket
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -136,7 +137,8 @@ def run(work: Work, rounds: int) -> None:
 
     ray.init(address="local", num_cpus=4 * CORES, include_dashboard=False, logging_level="WARNING")
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in ("ray.data", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -150,9 +152,10 @@ def run(work: Work, rounds: int) -> None:
         "http": partial(http_rate, work, url),
         "ray data": partial(ray_data_rate, work),
     }
+    told = {name: partial(_told, name, measure) for name, measure in cases.items()}
     for case in ("bare", "job", "http"):
-        cases[case]()  # warm
-    measured = {name: statistics.median(values) for name, values in alternate(cases, rounds).items()}
+        told[case]()  # warm
+    measured = {name: statistics.median(values) for name, values in alternate(told, rounds).items()}
     compare = partial(emit, "synthesis", metric="generated tokens", unit="1/s", higher_is_better=True)
     compare(case="job", ours=measured["job"], peer_name="vllm.LLM.generate", peer=measured["bare"])
     compare(case="job", ours=measured["job"], peer_name="ray.data.llm", peer=measured["ray data"])
@@ -160,6 +163,13 @@ def run(work: Work, rounds: int) -> None:
     del bare
     del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
     first_tokens(work, url, rounds)
+
+
+def _told(name: str, measure: Callable[[], float]) -> float:
+    """The measurement, shown on standard error as it comes."""
+    value = measure()
+    print(f"{name}: {value:,.1f} tokens/s", file=sys.stderr, flush=True)
+    return value
 
 
 # Generated tokens a second

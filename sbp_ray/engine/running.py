@@ -37,8 +37,9 @@ def running_synthesizer(engine: EngineConfig, synthesizer: Artifact, *, owner: s
     require_model(synthesizer)
     from ray import serve
 
-    own_name = f"synthesize-{hashlib.sha256(owner.encode()).hexdigest()[:12]}"
-    found = _find(identity_of(engine, synthesizer), own_name)
+    identity = identity_of(engine, synthesizer)
+    own_name = f"synthesize-{hashlib.sha256(f'{owner} {identity}'.encode()).hexdigest()[:12]}"
+    found = _find(identity, own_name)
     serve_runs = bool(serve.status().proxies) or found is not None
     try:
         yield found or _start(engine, synthesizer, own_name)
@@ -51,7 +52,14 @@ def _find(identity: dict[str, Any], own_name: str) -> str | None:
     """A running application that draws from the same distribution."""
     from ray import serve
 
-    for name, app in serve.status().applications.items():
+    applications = serve.status().applications
+    own = applications.get(own_name)
+    if own and own.status in ("DEPLOYING", "RUNNING", "UNHEALTHY"):  # its name says what it draws from
+        logger.info(f"synthesize | uses the engine that an earlier run started as {own_name!r}")
+        if own.status == "DEPLOYING":
+            _wait_until_running(own_name, time.monotonic())
+        return own_name
+    for name, app in applications.items():
         if app.status == "RUNNING" and DEPLOYMENT in app.deployments:
             handle = serve.get_deployment_handle(DEPLOYMENT, app_name=name)
             if handle.identity.remote().result(timeout_s=60) == identity:
@@ -89,7 +97,7 @@ def _wait_until_running(name: str, start: float) -> None:
         deployment = app.deployments.get(DEPLOYMENT) if app else None
         if app and app.status == "RUNNING":
             return
-        if app and app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        if app and app.status == "DEPLOY_FAILED":
             message = deployment.message if deployment and deployment.message else app.message
             raise SbpError(f"the engine cannot start: {_cause(message)}: change the engine section, or the model")
         now = time.monotonic()

@@ -41,14 +41,15 @@ WATCH = """
 import json, sys, time
 import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
 ray.init(address=sys.argv[1], log_to_driver=False, namespace="watch")
 while True:
     try:
         [app] = serve.status().applications
         load = serve.get_deployment_handle("SynthesizerServer", app_name=app).load.remote().result(timeout_s=5)
         print(json.dumps([load["pid"], load["generated_tokens"]]), flush=True)
-    except (ValueError, TimeoutError, ray.exceptions.RayError, ray.serve.exceptions.RayServeException):
-        pass
+    except (KeyError, ValueError, TimeoutError, ray.exceptions.RayError, RayServeException) as error:
+        print(type(error), error, file=sys.stderr, flush=True)
     time.sleep(0.05)
 """
 
@@ -190,9 +191,9 @@ def test_killed_twenty_times_every_sample_is_there_once(tiny_synthesizer: Artifa
         with ray_head(folder, environment=environment, gcs_port=gcs_port, num_cpus=3) as head:
             run = Run(folder, head)
             run.start_node()
-            with (folder / "watch.txt").open("wb") as seen:
+            with (folder / "watch.txt").open("wb") as seen, (folder / "watch.log").open("wb") as log:
                 command = [sys.executable, "-c", WATCH, head.address]
-                watch = subprocess.Popen(command, env=head.environment, stdout=seen, stderr=subprocess.DEVNULL)
+                watch = subprocess.Popen(command, env=head.environment, stdout=seen, stderr=log)
             try:
                 codes = []
                 while not codes or codes[-1] != 0:
