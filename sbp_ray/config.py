@@ -265,6 +265,10 @@ class EngineResources(Resources):
     """Memory of the key-value cache, on CPU only."""
     gpu_memory_share: Fraction = 0.9
     """Share of the GPU's memory that vLLM may take."""
+    requests_per_engine: PositiveInt | None = None
+    """Requests in work, each with all its samples, above which another engine is started. Without one, an eighth of
+    `max_num_seqs`: an engine refuses over HTTP what it has no room for, so its requests never pile up above that many
+    when each asks for several samples."""
     upscale_delay_s: NonNegativeFloat = 10.0
     """How long there must be too much work before another engine is started."""
     downscale_delay_s: NonNegativeFloat = 600.0

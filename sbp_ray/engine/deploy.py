@@ -127,7 +127,7 @@ def _deployment_options(engine: EngineConfig, service: ServiceConfig) -> dict[st
         "autoscaling_config": {
             "min_replicas": resources.min_replicas,
             "max_replicas": resources.max_replicas,
-            "target_ongoing_requests": resources.max_num_seqs,
+            "target_ongoing_requests": resources.requests_per_engine or max(1, resources.max_num_seqs // 8),
             "upscale_delay_s": resources.upscale_delay_s,
             "downscale_delay_s": resources.downscale_delay_s,
         }

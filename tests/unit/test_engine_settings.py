@@ -26,7 +26,7 @@ def test_replicas_scale_only_where_the_limits_differ() -> None:
     assert "autoscaling_config" not in fixed
     resources = EngineResources(min_replicas=0, max_replicas=8, max_num_seqs=64)
     scaled = _deployment_options(EngineConfig(resources=resources), SERVICE)["autoscaling_config"]
-    assert (scaled["min_replicas"], scaled["max_replicas"], scaled["target_ongoing_requests"]) == (0, 8, 64)
+    assert (scaled["min_replicas"], scaled["max_replicas"], scaled["target_ongoing_requests"]) == (0, 8, 8)
 
 
 def test_a_replica_that_is_replaced_has_the_whole_deadline_to_finish() -> None:
