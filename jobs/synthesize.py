@@ -1,4 +1,4 @@
-"""corpus, synthesizer -> synthetic: a new document for each draw of d1
+"""corpus, embeddings, synthesizer -> synthetic: a new document for each draw of d1
 
 ray job submit --working-dir . -- python jobs/synthesize.py --config configs/h200.yaml
 """
@@ -13,7 +13,9 @@ def run(job: Job) -> Stats:
         job.config.synthesize,
         engine=job.config.engine,
         decontaminate=job.config.decontaminate,
+        shingle_tokens=job.config.embed.shingle_tokens,
         corpus=job.inputs["corpus"],
+        embeddings=job.inputs["embeddings"],
         synthesizer=job.inputs["synthesizer"],
         out=job.output,
     )

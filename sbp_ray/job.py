@@ -65,7 +65,11 @@ STAGES = (
     ),
     Stage("tune", "tune", ("corpus", "pairs", "base_lm"), "synthesizer", ("tune",)),
     Stage(
-        "synthesize", "synthesize", ("corpus", "synthesizer"), "synthetic", ("synthesize", "engine", "decontaminate")
+        "synthesize",
+        "synthesize",
+        ("corpus", "embeddings", "synthesizer"),
+        "synthetic",
+        ("synthesize", "engine", "decontaminate"),
     ),
     Stage(
         "pretrain-sbp",

@@ -41,6 +41,11 @@ class Progress:
         self._last = now
         self._logger.info(self._line(now - self._start) + (f" | {note}" if note else ""))
 
+    def eta_s(self) -> float:
+        """Seconds until all units are done at the rate so far; 0 while there is none."""
+        finished = self._done - self._resumed
+        return (self._total - self._done) * (time.monotonic() - self._start) / finished if finished else 0.0
+
     def _line(self, elapsed_s: float) -> str:
         rate = (self._done - self._resumed) / elapsed_s if elapsed_s > 0 else 0.0
         share = f"{self._done / self._total:.0%}" if self._total else "100%"

@@ -12,12 +12,16 @@ from typing import Literal
 _COUNTERS = {
     "sbp_documents": ("Documents that a stage finished.", ("stage",)),
     "sbp_tokens": ("Tokens that a stage read, trained on or generated.", ("stage",)),
+    "sbp_prompt_tokens": ("Tokens of the prompts that a stage sent to its engines.", ("stage",)),
+    "sbp_prompt_tokens_cached": ("Those of them that the engines had in their prefix caches.", ("stage",)),
     "sbp_padding_tokens": ("Padding that a stage computed beside its tokens.", ("stage",)),
     "sbp_pairs": ("Pairs kept.", ("stage",)),
     "sbp_drops": ("Rows that a stage dropped, by reason.", ("stage", "reason")),
 }
 _GAUGES = {
     "sbp_progress": ("Share of a stage that is done, 0 to 1.", ("stage",)),
+    "sbp_eta_s": ("Seconds until a stage is done, at the rate since its start.", ("stage",)),
+    "sbp_dollars_per_billion_tokens": ("Price of the nodes for what was generated since the start.", ("stage",)),
     "sbp_loss_nats": ("Training loss of the last step, nats a graded token.", ("stage",)),
     "sbp_grad_norm": ("Norm of the last step's gradient before clipping.", ("stage",)),
     "sbp_learning_rate": ("Learning rate of the last step.", ("stage",)),

@@ -9,7 +9,7 @@ from pydantic import Field
 from ray.serve import Application
 
 from sbp_ray.artifacts import STARTED, Artifact
-from sbp_ray.config import EngineConfig, Section
+from sbp_ray.config import EngineConfig, Section, ServiceConfig
 from sbp_ray.engine.deploy import build_app
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import set_up_logging
@@ -22,12 +22,14 @@ class SynthesizerArgs(Section):
     """The model folder of a synthesizer artifact, such as runs/demo/6_synthesizer/model; relative to this checkout."""
     engine: EngineConfig = Field(default_factory=EngineConfig)
     """As the `engine` section of a pipeline's config."""
+    service: ServiceConfig = Field(default_factory=ServiceConfig)
+    """Keys and limits."""
 
 
 def app(args: SynthesizerArgs) -> Application:
     """The application: HTTP ingress and engine replicas."""
     set_up_logging()
-    return build_app(args.engine, synthesizer_artifact(args.model))
+    return build_app(args.engine, synthesizer_artifact(args.model), args.service)
 
 
 def synthesizer_artifact(model: str) -> Artifact:

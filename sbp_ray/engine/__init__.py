@@ -1,6 +1,10 @@
 """The synthesizer as a service: the only package that knows vLLM and ray.serve.llm.
 
-messages   what travels: HTTP bodies, and single draws inside the cluster. Light to import.
-service    the Serve deployments: engine replicas and the HTTP ingress.
-deploy     from engine settings to an application; starting, finding and stopping one for a batch job.
+messages      what travels: HTTP bodies, and draws inside the cluster. Light to import.
+access        bearer keys.
+admission     how much a replica takes on.
+replica       the deployment of the engines; `pieces` joins the streams of a request's samples.
+ingress       the deployment in front: HTTP. `http_limits` is its middleware, `answers` forms its bodies.
+deploy        from engine settings to an application.
+running       starting, finding and stopping one for a batch job.
 """

@@ -1,62 +1,22 @@
-"""The service with a real engine: one tiny model behind Ray Serve, asked over HTTP and by the batch stage."""
+"""The endpoint with a real engine, asked over HTTP: what it answers, what it refuses, and how it fails."""
 
+import asyncio
 import json
 import re
 import socket
 import time
-from collections.abc import Iterator
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import openai
 import psutil
-import pyarrow as pa
 import pytest
 import requests
-
-from sbp_ray import schema
-from sbp_ray.artifacts import Artifact
-from sbp_ray.config import DecontaminateConfig, EngineConfig, Resources, SynthesizeConfig
-from sbp_ray.engine.messages import sample_seed
+from running_service import KEYS, MAX_BODY, SLOTS, WINDOW, Service, eventually, many
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-WINDOW = 256
-ENGINE = EngineConfig(
-    dtype="float32",
-    max_model_len=WINDOW,
-    max_num_seqs=16,
-    enforce_eager=True,
-    kv_cache_gib=0.1,
-    resources=Resources(num_cpus=2),
-)
-
-
-class Service(NamedTuple):
-    url: str
-    synthesizer: Artifact
-
-    def synthesize(self, **body: Any) -> requests.Response:
-        return requests.post(f"{self.url}/v1/synthesize", json=body, timeout=120)
-
-    def client(self, api_key: str = "unused") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def service(local_ray: None, tiny_synthesizer: Artifact) -> Iterator[Service]:
-    from ray import serve
-
-    from sbp_ray.engine.deploy import build_app
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build_app(ENGINE, tiny_synthesizer), name="synthesizer")
-    yield Service(f"http://127.0.0.1:{port}", tiny_synthesizer)
-    serve.shutdown()
+LONG = {"document": "the long river", "n": SLOTS, "max_tokens": 200}  # takes every slot of the engine
 
 
 # OpenAI's endpoints
@@ -66,28 +26,43 @@ def test_openai_client_lists_the_model(service: Service) -> None:
     [model] = service.client().models.list().data
     assert model.id == "synthesizer"
     assert service.client().models.retrieve("synthesizer").id == "synthesizer"
+    with pytest.raises(openai.NotFoundError):
+        service.client().models.retrieve("another")
 
 
-def test_openai_client_completes(service: Service) -> None:
-    answer = service.client().completions.create(model="synthesizer", prompt="the north", max_tokens=5, seed=1)
-    assert answer.usage.completion_tokens == 5
-    assert answer.choices[0].finish_reason == "length"
+def test_openai_client_completes_and_is_told_version_and_seed(service: Service) -> None:
+    answer = service.client().completions.create(model="synthesizer", prompt="the north", max_tokens=5, n=2)
+    assert answer.usage.completion_tokens == 10
+    assert [choice.finish_reason for choice in answer.choices] == ["length", "length"]
+    assert answer.system_fingerprint == "00c0ffee00c0ffee"
+    seed = answer.model_extra["seed"]
+    again = service.client().completions.create(model="synthesizer", prompt="the north", max_tokens=5, n=2, seed=seed)
+    assert [choice.text for choice in again.choices] == [choice.text for choice in answer.choices]
 
 
 def test_openai_client_streams_what_it_would_complete(service: Service) -> None:
-    request = {"model": "synthesizer", "prompt": "the north", "max_tokens": 8, "seed": 1}
-    whole = service.client().completions.create(**request).choices[0].text
-    pieces = [chunk.choices[0].text for chunk in service.client().completions.create(**request, stream=True)]
-    assert "".join(pieces) == whole
+    request = {"model": "synthesizer", "prompt": ["the north", [5, 6, 7]], "max_tokens": 8, "seed": 1}
+    whole = service.client().completions.create(**request).choices
+    texts = ["", ""]
+    usage = None
+    for chunk in service.client().completions.create(**request, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+        usage = chunk.usage or usage
+    assert texts == [choice.text for choice in whole]
+    assert usage.completion_tokens == 16
 
 
-def test_completions_need_no_key(service: Service) -> None:
-    body = {"model": "synthesizer", "prompt": "the", "max_tokens": 1}
-    assert requests.post(f"{service.url}/v1/completions", json=body, timeout=60).status_code == 200
+def test_a_stop_text_ends_a_completion(service: Service) -> None:
+    request = {"model": "synthesizer", "prompt": "the north", "max_tokens": 60, "seed": 1}
+    text = service.client().completions.create(**request).choices[0].text
+    stop = text[len(text) // 2]
+    stopped = service.client().completions.create(**request, stop=[stop]).choices[0]
+    assert (stopped.text, stopped.finish_reason) == (text[: text.index(stop)], "stop")
 
 
 def test_unknown_model_is_not_found(service: Service) -> None:
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError, match="synthesizer"):
         service.client().completions.create(model="another", prompt="the", max_tokens=1)
 
 
@@ -142,6 +117,49 @@ def test_a_document_that_spells_out_a_mark_is_plain_text(service: Service) -> No
     assert answer["usage"]["prompt_tokens"] == 2 + len("<|eos|>")
 
 
+# Who may ask
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/synthesizer", "/openapi.json", "/nowhere"])
+def test_without_a_key_there_is_nothing_to_see(service: Service, path: str) -> None:
+    answers = [service.get(path, key) for key in (None, "", "wrong", KEYS[0][:-1], KEYS[0] + "x")]
+    assert {answer.status_code for answer in answers} == {401}
+    assert {answer.text for answer in answers} == {answers[0].text}  # never a hint why
+    assert service.post("/v1/synthesize", {"document": "the"}, key="wrong").status_code == 401
+    with pytest.raises(openai.AuthenticationError):
+        service.client("wrong").models.list()
+
+
+def test_keys_rotate_without_a_pause(service: Service) -> None:
+    before, added = service.keys_file.read_text(), "a-key-that-was-added-later"
+    assert all(service.get("/v1/models", key).status_code == 200 for key in KEYS)
+    service.keys_file.write_text("\n".join([KEYS[0], added]))
+    eventually(lambda: service.get("/v1/models", added).status_code == 200, "the new key holds")
+    assert service.get("/v1/models", KEYS[1]).status_code == 401
+    service.keys_file.write_text(before)
+    eventually(lambda: service.get("/v1/models", KEYS[1]).status_code == 200, "the old key holds again")
+
+
+def test_no_key_is_in_logs_metrics_or_serve_status(service: Service) -> None:
+    import ray
+    from ray import serve
+
+    assert service.get("/v1/models").status_code == 200
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    texts = [file.read_bytes() for file in session.rglob("*") if file.is_file() and not file.is_socket()]
+    assert len(texts) > 10
+    assert not any(key.encode() in text for key in KEYS for text in texts)
+    assert not any(key in repr(serve.status()) for key in KEYS)
+
+
+def test_no_other_origin_may_call_from_a_browser(service: Service) -> None:
+    response = requests.get(f"{service.url}/health", headers={"Origin": "https://example.com"}, timeout=60)
+    assert "access-control-allow-origin" not in response.headers
+
+
+# What is refused
+
+
 @pytest.mark.parametrize(
     ("body", "named"),
     [
@@ -152,6 +170,7 @@ def test_a_document_that_spells_out_a_mark_is_plain_text(service: Service) -> No
         ({"document": "\ud800"}, "document"),
         ({"document": "the", "n": 0}, "n"),
         ({"document": "the", "n": 1_000_000}, "n"),
+        ({"document": "the", "n": "2"}, "n"),
         ({"document": "the", "max_tokens": 0}, "max_tokens"),
         ({"document": "the", "temperature": -1}, "temperature"),
         ({"document": "the", "temperature": float("nan")}, "temperature"),
@@ -159,15 +178,33 @@ def test_a_document_that_spells_out_a_mark_is_plain_text(service: Service) -> No
         ({"document": "the", "top_p": float("inf")}, "top_p"),
         ({"document": "the", "seed": -1}, "seed"),
         ({"document": "the", "seed": 2**63}, "seed"),
+        ({"document": "the", "timeout_s": 0}, "timeout_s"),
         ({"document": "the", "tempurature": 1}, "tempurature"),
     ],
 )
 def test_a_malformed_request_is_refused_with_the_field_named(service: Service, body: dict, named: str) -> None:
-    response = requests.post(
-        f"{service.url}/v1/synthesize", data=json.dumps(body), headers={"content-type": "application/json"}, timeout=60
-    )
+    response = service.post("/v1/synthesize", body)
     assert response.status_code == 422
-    assert response.json()["error"]["message"].startswith(f"{named}: ")
+    message = response.json()["error"]["message"]
+    assert message.startswith(f"{named}: ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [10**6]}, "prompt"),
+        ({"prompt": "the", "logit_bias": {"5": 100}}, "logit_bias"),
+        ({"prompt": "the", "stop": ["a"] * 5}, "stop"),
+    ],
+)
+def test_a_malformed_completion_is_refused_with_the_field_named(service: Service, body: dict, named: str) -> None:
+    response = service.post("/v1/completions", {"model": "synthesizer", **body})
+    assert response.status_code == 422
+    assert response.json()["error"]["message"].startswith(named)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -176,122 +213,204 @@ def test_a_document_longer_than_the_window_is_refused_with_both_numbers(service:
     assert response.status_code == 422
     message = response.json()["error"]["message"]
     assert "302 tokens" in message
-    assert "256" in message
+    assert str(WINDOW) in message
 
 
-def test_broken_bodies_and_wrong_methods_are_refused(service: Service) -> None:
-    url = f"{service.url}/v1/synthesize"
-    as_json = {"content-type": "application/json"}
-    assert requests.post(url, data="{", headers=as_json, timeout=60).status_code == 422
-    assert requests.post(url, data=b'{"document": "\xff"}', headers=as_json, timeout=60).status_code in (400, 422)
-    assert requests.get(url, timeout=60).status_code == 405
+def test_more_than_the_engine_can_ever_hold_is_refused_with_both_numbers(service: Service) -> None:
+    response = service.synthesize(document="the", n=SLOTS + 1, max_tokens=5)
+    assert response.status_code == 422
+    assert f"{SLOTS + 1} sequences" in response.json()["error"]["message"]
+    assert f"in {SLOTS}" in response.json()["error"]["message"]
 
 
-def test_no_other_origin_may_call_from_a_browser(service: Service) -> None:
-    response = requests.get(f"{service.url}/v1/models", headers={"Origin": "https://example.com"}, timeout=60)
-    assert "access-control-allow-origin" not in response.headers
+@pytest.mark.parametrize("body", ["{", b'{"document": "\xff"}', "", "[" * 100_00, '{"document": 1e999999}'])
+def test_a_body_that_is_not_json_is_refused(service: Service, body: str | bytes) -> None:
+    response = service.post("/v1/synthesize", body)
+    assert response.status_code in (400, 422)
+    assert response.json()["error"]["message"]
 
 
-# The batch stage, on the same engine
+def test_a_body_over_the_limit_is_refused_whether_its_length_is_told_or_not(service: Service) -> None:
+    big = {"document": "x" * MAX_BODY}
+    assert service.post("/v1/synthesize", big).status_code == 413
+    assert service.post("/v1/synthesize", b"x" * 100_000_000).status_code == 413
+    headers = {"authorization": f"Bearer {KEYS[0]}", "content-type": "application/json"}
+    pieces = (b"x" * 1000 for _ in range(100))
+    response = requests.post(f"{service.url}/v1/synthesize", data=pieces, headers=headers, timeout=60)
+    assert response.status_code == 413
+    assert str(MAX_BODY) in response.json()["error"]["message"]
 
 
-@pytest.fixture(scope="module")
-def corpus(tiny_synthesizer: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """23 short documents and one that the window cannot hold, in two shards."""
-    from sbp_ray.text.tokenizer import encode_texts, load_tokenizer
-
-    tokenizer = load_tokenizer(tiny_synthesizer.path("model"))
-    texts = [f"the river number {number} of the north" for number in range(23)] + ["7" * 300]
-    artifact = Artifact("corpus", str(tmp_path_factory.mktemp("run") / "1_corpus"))
-    rows = [
-        {"doc_id": blake2b(text.encode(), digest_size=16).hexdigest(), "group": "", "text": text, "input_ids": ids}
-        for text, ids in zip(texts, encode_texts(tokenizer, texts), strict=True)
-    ]
-    for shard in range(2):
-        own = sorted((row for row in rows if int(row["doc_id"][:8], 16) % 2 == shard), key=lambda row: row["doc_id"])
-        artifact.write_table(f"train/part-{shard:05d}.parquet", pa.Table.from_pylist(own, schema=schema.DOCUMENT))
-    return artifact
+def test_wrong_methods_and_paths_are_refused(service: Service) -> None:
+    assert service.get("/v1/synthesize").status_code == 405
+    assert service.post("/health", {}).status_code == 405
+    assert service.post("/v1/chat/completions", {}).status_code == 404
+    assert service.get("/v1/chat/completions").json()["error"]["code"] == 404
 
 
-def test_every_sample_is_a_row_or_a_counted_drop_and_a_rerun_does_nothing(
-    service: Service, corpus: Artifact, new_artifact: Any
-) -> None:
-    from sbp_ray.stages.synthesize import synthesize_documents
+def test_the_fuzzer_finds_no_5xx_and_no_answer_that_the_document_does_not_describe(service: Service) -> None:
+    """schemathesis, from the service's own OpenAPI document; texts are kept short, so that it ends within a minute."""
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import content_type_conformance, status_code_conformance
 
-    cfg = SynthesizeConfig(samples_per_document=3, max_tokens=100, min_tokens=2, seed=5, max_in_flight=8)
-    out = new_artifact("synthetic")
-    made_from = {"decontaminate": DecontaminateConfig(), "corpus": corpus, "synthesizer": service.synthesizer}
-    inputs = {"engine": ENGINE, "out": out, **made_from}
-    stats = synthesize_documents(cfg, **inputs)
+    document = service.get("/openapi.json").json()
+    for name in ("SynthesizeRequest", "CompletionRequest"):
+        document["components"]["schemas"][name]["properties"]["max_tokens"] = {"type": "integer", "maximum": 4}
+    schema = schemathesis.openapi.from_dict(document)
+    headers = {"authorization": f"Bearer {KEYS[0]}"}
+    checks = [not_a_server_error, status_code_conformance, content_type_conformance]
+    asked = 0
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        valid = operation.as_strategy()
+        broken = operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
+        for cases in (valid, broken) if operation.body else (valid,):
 
-    files = out.files(suffix=".parquet")
-    rows = [row for file in files for row in out.read_table(file).to_pylist()]
-    assert stats["d1"] == 24
-    assert stats["samples"] == 24 * 3
-    assert stats["drops"]["prompt_too_long"] == 3
-    assert stats["drops"]["unfinished"] > 0
-    assert stats["documents"] == len(rows) > 0
-    assert len(rows) + sum(stats["drops"].values()) == 24 * 3
-    assert len({(row["d1_id"], row["sample"]) for row in rows}) == len(rows)
-    for row in rows:
-        assert row["finish_reason"] == "stop"
-        assert row["seed"] == sample_seed(5, row["d1_id"], row["sample"])
-        assert row["synthesizer"] == "00c0ffee00c0ffee"
+            @settings(
+                max_examples=40,
+                deadline=None,
+                database=None,
+                derandomize=True,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(case=cases)
+            def ask(case: Any) -> None:
+                nonlocal asked
+                asked += 1
+                case.call_and_validate(base_url=service.url, headers=headers, timeout=60, checks=checks)
 
-    before = [out.fs.get_file_info(out.path(file)).mtime for file in files]
-    assert synthesize_documents(cfg, **inputs) == stats
-    assert [out.fs.get_file_info(out.path(file)).mtime for file in files] == before
-
-
-def test_a_missing_shard_is_drawn_again_the_same(service: Service, corpus: Artifact, new_artifact: Any) -> None:
-    from sbp_ray.stages.synthesize import synthesize_documents
-
-    cfg = SynthesizeConfig(num_documents=10, max_tokens=20, min_tokens=2, keep_unfinished=True)
-    out = new_artifact("synthetic")
-    made_from = {"decontaminate": DecontaminateConfig(), "corpus": corpus, "synthesizer": service.synthesizer}
-    inputs = {"engine": ENGINE, "out": out, **made_from}
-    stats = synthesize_documents(cfg, **inputs)
-    assert stats["d1"] == 10
-    whole = out.read_table("part-00001.parquet")
-    out.fs.delete_file(out.path("part-00001.parquet"))
-    assert synthesize_documents(cfg, **inputs) == stats
-    assert out.read_table("part-00001.parquet").equals(whole)
+            ask()
+    assert asked > 100
+    assert service.synthesize(document="the", max_tokens=3).status_code == 200
 
 
-def test_a_synthetic_document_that_an_evaluation_set_shares_is_dropped(
-    service: Service, corpus: Artifact, new_artifact: Any, tmp_path: Path
-) -> None:
-    """The same draws twice: the second time, a text of the first is in an evaluation set."""
-    from sbp_ray.stages.synthesize import synthesize_documents
-
-    cfg = SynthesizeConfig(num_documents=10, max_tokens=100, min_tokens=2, keep_unfinished=True)
-    inputs = {"engine": ENGINE, "corpus": corpus, "synthesizer": service.synthesizer}
-    before, after = new_artifact("before"), new_artifact("after")
-    stats = synthesize_documents(cfg, decontaminate=DecontaminateConfig(), out=before, **inputs)
-    assert stats["contaminated"] is None
-    texts = [row["text"] for file in before.files() for row in before.read_table(file).to_pylist()]
-    target = max(texts, key=lambda text: len(re.findall(r"[^\W_]+", text)))
-    (tmp_path / "leaked.jsonl").write_text(json.dumps({"question": f"Is this so: {target}?"}))
-    sets = DecontaminateConfig(evaluation_sets=(str(tmp_path / "*.jsonl"),), ngram_words=5)
-    clean = synthesize_documents(cfg, decontaminate=sets, out=after, **inputs)
-    assert clean["contaminated"]["sets"]["leaked"] == {"items": 1, "too_short": 0, "documents": 1}
-    assert clean["drops"] == {**stats["drops"], "contaminated": 1}
-    kept = [row["text"] for file in after.files() for row in after.read_table(file).to_pylist()]
-    assert kept == [text for text in texts if text != target]
+# How it takes load
 
 
-def test_an_engine_that_dies_is_replaced_and_the_seed_draws_the_same(service: Service) -> None:
+def test_a_full_service_refuses_at_once_and_says_when_to_ask_again(service: Service) -> None:
+    with service.post("/v1/synthesize", {**LONG, "stream": True}, stream=True) as first:
+        assert first.status_code == 200
+        start = time.monotonic()
+        refused = service.synthesize(document="the", max_tokens=200)
+        waited_s = time.monotonic() - start
+        assert refused.status_code == 429, first.text
+        assert int(refused.headers["retry-after"]) >= 1
+        assert waited_s < 5  # not after the first one's 200 tokens
+        assert first.text.endswith("data: [DONE]\n\n")
+    assert service.synthesize(document="the", max_tokens=2).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_slots_in_the_engine(service: Service, stream: bool) -> None:
+    body = json.dumps({"document": "the", "n": SLOTS, "max_tokens": 240, "seed": 1, "stream": stream})
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        head = f"POST /v1/synthesize HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEYS[0]}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.sendall((head + body).encode())
+        eventually(lambda: service.load()["running"] > SLOTS // 2, "the engine works on it")
+        written = service.load()["generated_tokens"]
+    eventually(lambda: service.load()["running"] == 0, "the engine has stopped")
+    assert service.load()["generated_tokens"] - written < SLOTS * 230  # it did not write to the end
+    eventually(lambda: service.load()["tokens_in_flight"] == 0, "its room is free again")
+    assert service.load()["sequences_in_flight"] == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_ends_a_request_and_frees_its_slots(service: Service, stream: bool) -> None:
+    before = service.load()["generated_tokens"]
+    response = service.synthesize(document="the", n=SLOTS, max_tokens=240, timeout_s=0.2, stream=stream)
+    last = [line for line in response.text.splitlines() if line][-1].removeprefix("data: ")
+    assert json.loads(last)["error"]["code"] == 504  # after a stream has begun, as its last event
+    assert response.status_code == (200 if stream else 504)
+    assert service.load()["generated_tokens"] - before < SLOTS * 230  # it did not write to the end
+    eventually(lambda: service.load()["running"] == 0, "the engine has stopped")
+    eventually(lambda: service.load()["tokens_in_flight"] == 0, "its room is free again")
+
+
+def test_slow_readers_stall_nobody_and_hold_no_more_than_their_text(service: Service) -> None:
+    """Ten clients that never read an answer, one after the other: the engine is free again after each."""
+    body = json.dumps({"document": "the", "n": 8, "max_tokens": 200, "stream": True})
+    host, port = service.url.removeprefix("http://").split(":")
+    head = f"POST /v1/synthesize HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEYS[0]}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    service.synthesize(document="the", max_tokens=2)
+    before = _memory()
+    readers = []
+    try:
+        for _ in range(10):
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect((host, int(port)))
+            client.sendall((head + body).encode())
+            readers.append(client)
+            eventually(lambda: service.load()["running"] > 0, "it is being written")
+            eventually(lambda: service.load()["sequences_in_flight"] == 0, "nobody waits for its reader")
+        assert service.synthesize(document="the", max_tokens=2).status_code == 200
+        assert _memory() - before < 100 * 2**20
+    finally:
+        for client in readers:
+            client.close()
+
+
+def _memory() -> int:
+    """Of all processes of this test's Ray, in bytes; shared pages count once."""
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            total += process.memory_full_info().uss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return total
+
+
+def test_ten_times_the_capacity_is_refused_cleanly_and_the_admitted_keep_their_pace(service: Service) -> None:
+    """Each request takes a quarter of the slots, and 40 clients want in at any time where 4 have room."""
+    body = {"document": "the river", "n": SLOTS // 4, "max_tokens": 100}
+
+    def ask() -> tuple[int, float]:
+        start = time.monotonic()
+        response = service.post("/v1/synthesize", body)
+        if response.status_code == 429:
+            time.sleep(int(response.headers["retry-after"]))  # as it was told
+        return response.status_code, time.monotonic() - start
+
+    alone = asyncio.run(many([ask] * 8, at_once=4))
+    before = _memory()
+    crowd = asyncio.run(many([ask] * 200, at_once=40))
+    assert {status for status, _ in crowd} <= {200, 429}
+    admitted = sorted(seconds for status, seconds in crowd if status == 200)
+    assert len(admitted) >= 4
+    usual = sorted(seconds for status, seconds in alone if status == 200)
+    # Refusals take some of the engine's cores where there are few; a queue of 36 would take ten times as long.
+    assert admitted[len(admitted) // 2] < 4 * usual[len(usual) // 2]
+    assert _memory() - before < 100 * 2**20
+    eventually(lambda: service.load()["tokens_in_flight"] == 0, "its room is free again")
+
+
+# How it fails
+
+
+def test_health_tells_ready_from_alive_and_a_dead_engine_is_replaced(service: Service) -> None:
+    """Last: the engine is killed while it writes. Requests get an error that says to ask again, and the seed then draws
+    the same document from the engine that took its place."""
     request = {"document": "the kings", "max_tokens": 12, "seed": 3}
     before = service.synthesize(**request).json()["documents"]
-    ours = psutil.Process().children(recursive=True)
-    [core] = [process for process in ours if "EngineCore" in process.name()]
-    core.kill()
-    core.wait(30)
-    deadline = time.monotonic() + 300
-    while True:
-        response = service.synthesize(**request)
-        if response.status_code == 200:
-            break
-        assert response.status_code >= 500  # the engine's fault, and said to be
-        assert time.monotonic() < deadline
-    assert response.json()["documents"] == before
+    assert service.get("/health", key=None).json() == {"status": "ready"}
+    [core] = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in p.name()]
+    with service.post("/v1/synthesize", {**LONG, "stream": True}, stream=True) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith(b"data: ")
+        core.kill()
+        events = [line.removeprefix(b"data: ") for line in lines if line]
+    assert events[-1] != b"[DONE]"
+    error = json.loads(events[-1])["error"]
+    assert (error["code"], error["type"]) == (503, "server_error")
+    assert re.search("send the request again", error["message"])
+    eventually(lambda: service.get("/health", key=None).status_code == 503, "it is not ready")
+    assert service.get("/health/live", key=None).json() == {"status": "alive"}
+    eventually(lambda: service.get("/health", key=None).status_code == 200, "it is ready again", timeout_s=300)
+    assert service.synthesize(**request).json()["documents"] == before

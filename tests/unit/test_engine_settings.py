@@ -1,7 +1,10 @@
 """Engine settings in the words of Serve and vLLM, and errors in one line."""
 
-from sbp_ray.config import EngineConfig, Resources
-from sbp_ray.engine.deploy import _cause, _cpu_environment, _cpu_kwargs, _deployment_options
+from sbp_ray.config import EngineConfig, EngineResources, ServiceConfig
+from sbp_ray.engine.deploy import _cpu_environment, _cpu_kwargs, _deployment_options
+from sbp_ray.engine.running import _cause
+
+SERVICE = ServiceConfig()
 
 
 def test_a_window_fits_one_step_on_cpu() -> None:
@@ -11,16 +14,25 @@ def test_a_window_fits_one_step_on_cpu() -> None:
 
 
 def test_threads_are_the_cpus_unless_set() -> None:
-    assert _cpu_environment(EngineConfig(resources=Resources(num_cpus=1.5)))["OMP_NUM_THREADS"] == "2"
-    assert _cpu_environment(EngineConfig(resources=Resources(num_cpus=4, num_threads=3)))["OMP_NUM_THREADS"] == "3"
+    assert _cpu_environment(EngineConfig(resources=EngineResources(num_cpus=1.5)))["OMP_NUM_THREADS"] == "2"
+    assert (
+        _cpu_environment(EngineConfig(resources=EngineResources(num_cpus=4, num_threads=3)))["OMP_NUM_THREADS"] == "3"
+    )
 
 
 def test_replicas_scale_only_where_the_limits_differ() -> None:
-    fixed = _deployment_options(EngineConfig(min_replicas=2, max_replicas=2))
+    fixed = _deployment_options(EngineConfig(resources=EngineResources(min_replicas=2, max_replicas=2)), SERVICE)
     assert fixed["num_replicas"] == 2
     assert "autoscaling_config" not in fixed
-    scaled = _deployment_options(EngineConfig(min_replicas=0, max_replicas=8, max_num_seqs=64))
-    assert scaled["autoscaling_config"] == {"min_replicas": 0, "max_replicas": 8, "target_ongoing_requests": 64}
+    resources = EngineResources(min_replicas=0, max_replicas=8, max_num_seqs=64)
+    scaled = _deployment_options(EngineConfig(resources=resources), SERVICE)["autoscaling_config"]
+    assert (scaled["min_replicas"], scaled["max_replicas"], scaled["target_ongoing_requests"]) == (0, 8, 8)
+
+
+def test_a_replica_that_is_replaced_has_the_whole_deadline_to_finish() -> None:
+    options = _deployment_options(EngineConfig(), ServiceConfig(deadline_s=77))
+    assert options["graceful_shutdown_timeout_s"] == 77
+    assert options["max_surge_percent"] == 100  # the new one runs before the old one goes
 
 
 def test_the_cause_is_the_last_error_of_a_remote_traceback_with_its_reason() -> None:

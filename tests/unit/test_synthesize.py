@@ -1,19 +1,24 @@
 """Which documents are drawn, and which results are kept."""
 
+from typing import Any
+
 import pyarrow as pa
 import pytest
 
+from sbp_ray.artifacts import STARTED
 from sbp_ray.config import SynthesizeConfig
 from sbp_ray.engine.messages import Drawn, sample_seed
 from sbp_ray.errors import SbpError
-from sbp_ray.stages.synthesize import choose_sources, drop_reason, shard_quotas
+from sbp_ray.generation.filters import drop_reason
+from sbp_ray.generation.sources import choose_sources, shard_quotas
+from sbp_ray.stages.synthesize import take_finished
 
 TEXT_IDS = range(3, 1000)
 D1 = list(range(500, 560))
 
 
 def reason(ids: list[int], finish_reason: str = "stop", **limits: object) -> str | None:
-    return drop_reason(Drawn(ids, finish_reason), D1, SynthesizeConfig(**limits), text_ids=TEXT_IDS)
+    return drop_reason(Drawn(0, ids, finish_reason), D1, SynthesizeConfig(**limits), text_ids=TEXT_IDS)
 
 
 # What to keep
@@ -92,3 +97,31 @@ def test_seeds_differ_by_run_document_and_sample_and_fit_63_bits() -> None:
     seeds = {sample_seed(run, doc_id, sample) for run in range(3) for doc_id in "ab" for sample in range(3)}
     assert len(seeds) == 18
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+# Taking what is finished
+
+
+def test_a_run_takes_the_shards_that_are_finished_and_no_more_when_it_goes_on(new_artifact: Any) -> None:
+    growing, early, synthesizer = new_artifact("growing"), new_artifact("early"), new_artifact("synthesizer")
+    synthesizer.write_json(STARTED, {"fingerprint": "abc"})
+    growing.write_json(STARTED, {"recipe": {"inputs": {"synthesizer": "abc"}}})
+    with pytest.raises(SbpError, match="no shard is finished there"):
+        take_finished(growing, synthesizer, early)
+    growing.write_table("part-00002.parquet", pa.table({"doc_id": ["a", "b"]}), stats={"documents": 2})
+    growing.write_bytes("segments/part-00000/00000000-a.parquet", b"unfinished")
+    assert take_finished(growing, synthesizer, early) == ["part-00002.parquet"]
+    growing.write_table("part-00000.parquet", pa.table({"doc_id": ["c"]}), stats={"documents": 1})
+    assert take_finished(growing, synthesizer, early) == ["part-00002.parquet"]
+    assert early.files(suffix=".parquet") == ["part-00002.parquet"]
+    assert early.read_table("part-00002.parquet")["doc_id"].to_pylist() == ["a", "b"]
+    assert early.read_stats("part-00002.parquet") == {"documents": 2}
+
+
+def test_shards_of_another_synthesizer_are_refused(new_artifact: Any) -> None:
+    growing, synthesizer = new_artifact("growing"), new_artifact("synthesizer")
+    synthesizer.write_json(STARTED, {"fingerprint": "abc"})
+    growing.write_json(STARTED, {"recipe": {"inputs": {"synthesizer": "another"}}})
+    growing.write_table("part-00000.parquet", pa.table({"doc_id": ["a"]}), stats={"documents": 1})
+    with pytest.raises(SbpError, match="synthesizer another, which is abc here"):
+        take_finished(growing, synthesizer, new_artifact("early"))

@@ -1,0 +1,387 @@
+"""The synthesize job and the HTTP endpoint beside bare vLLM and Ray Data's LLM processor: same model and draws.
+
+    python benchmarks/synthesis.py --quick            # some minutes on two cores
+    python benchmarks/synthesis.py --documents 2000   # longer
+    python benchmarks/synthesis.py --sweep            # CPU settings of the engine, one engine after another
+
+The model has the demo's size and random weights. Each prompt is a bundled document cut so that what the window leaves
+to write varies 10 : 1, and each draw has a seed of its own, so that bare vLLM and the job write the same tokens. Cases
+are measured in turn, and each is the median of its rounds. Engines are warm: the clock of the job and of Ray Data's
+processor runs from the first request in an actor to the last result, so neither Ray's start nor vLLM's is in it. The
+job does more in that time: it judges each document, writes and syncs segments, and merges them.
+
+On a CPU bare vLLM runs in the caller's process, its fastest form there: by default it adds two processes, which wait
+for one another by spinning. Ray Data's processor cannot be told so, and runs as it comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pyarrow as pa
+from embed import read_texts
+from harness import alternate, emit, hardware
+
+from sbp_ray.artifacts import STARTED, Artifact
+from sbp_ray.config import (
+    DecontaminateConfig,
+    EngineConfig,
+    EngineResources,
+    ModelConfig,
+    ServiceConfig,
+    SynthesizeConfig,
+    SynthesizeResources,
+)
+from sbp_ray.engine.deploy import build_app, llm_config, quiet_environment
+from sbp_ray.engine.messages import sample_seed
+from sbp_ray.generation.worker import Inputs, ShardWorker
+from sbp_ray.schema import DOCUMENT
+from sbp_ray.shards import shard_name
+from sbp_ray.text.minhash import document_signature
+from sbp_ray.text.pair_format import prompt_ids
+
+CORES = 2
+WINDOW = 512
+ROOM = (24, 240)  # shortest and longest text to write
+BUNDLED = Path(__file__).parents[1] / "data/squad48/docs.jsonl.gz"
+ENGINE = EngineConfig(
+    dtype="float32",
+    max_model_len=WINDOW,
+    enforce_eager=True,
+    resources=EngineResources(num_cpus=CORES, max_num_seqs=64, kv_cache_gib=0.3),
+)
+CFG = SynthesizeConfig(
+    max_tokens=ROOM[1], min_tokens=2, top_p=1.0, keep_unfinished=True, resources=SynthesizeResources(commit_every_s=5)
+)
+
+
+class Work(NamedTuple):
+    """What all cases write."""
+
+    corpus: Artifact
+    embeddings: Artifact
+    synthesizer: Artifact
+    doc_ids: list[str]
+    prompts: list[list[int]]
+
+    def max_tokens(self, prompt: list[int]) -> int:
+        """What the window leaves, and the job asks for."""
+        return min(ROOM[1], WINDOW - len(prompt))
+
+
+def main() -> None:
+    """See the file's docstring."""
+    parser = argparse.ArgumentParser(description="Prints one line of JSON for each comparison.")
+    parser.add_argument("--quick", action="store_true", help="200 documents, 2 rounds")
+    parser.add_argument("--documents", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sweep", action="store_true", help="engine settings instead")
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])  # all that is started inherits it
+    os.environ.update(quiet_environment() | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(CORES)})
+    with tempfile.TemporaryDirectory() as folder:
+        work = prepare(Path(folder), 200 if arguments.quick else arguments.documents)
+        if arguments.sweep:
+            sweep(work)
+        else:
+            run(work, 2 if arguments.quick else arguments.rounds)
+
+
+def prepare(folder: Path, num_documents: int) -> Work:
+    """A model of the demo's size, and a corpus of one shard whose documents leave 24 to 240 tokens of the window."""
+    from sbp_ray.model import build_model
+    from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
+
+    texts = read_texts(BUNDLED, None)
+    tokenizer = train_tokenizer(texts, 4096)
+    special = special_ids(tokenizer)
+    model = ModelConfig(num_layers=4, hidden_size=128, num_heads=4, num_kv_heads=2, head_dim=32, ffn_size=384)
+    work = Work(*(Artifact(name, str(folder / name)) for name in ("corpus", "embeddings", "synthesizer")), [], [])
+    tokenizer.save_pretrained(work.synthesizer.path("model"))
+    build_model(model, len(tokenizer), special, seed=0).save_pretrained(work.synthesizer.path("model"))
+    work.synthesizer.write_json(STARTED, {"fingerprint": "0123456789abcdef"})
+    ids = [token for text in encode_texts(tokenizer, texts) for token in text]
+    rows, place = [], 0
+    for number in range(num_documents):
+        room = ROOM[0] + (ROOM[1] - ROOM[0]) * (number * 7919 % num_documents) // num_documents
+        own = [ids[(place + offset) % len(ids)] for offset in range(WINDOW - 2 - room)]
+        place += len(own)
+        rows.append({"doc_id": f"{number:032x}", "group": "", "text": "", "input_ids": own})
+    work.corpus.write_table(shard_name("train", 0), pa.Table.from_pylist(rows, DOCUMENT))
+    signed = [
+        {"doc_id": row["doc_id"], "signature": document_signature(row["doc_id"], 13)[0].tobytes()} for row in rows
+    ]
+    work.embeddings.write_table(shard_name("train", 0), pa.Table.from_pylist(signed))
+    prompts = [prompt_ids(row["input_ids"], special) for row in rows]
+    return work._replace(doc_ids=[row["doc_id"] for row in rows], prompts=prompts)
+
+
+def run(work: Work, rounds: int) -> None:
+    """Measure all cases and print them."""
+    import ray
+    from ray import serve
+
+    ray.init(address="local", num_cpus=4 * CORES, include_dashboard=False, logging_level="WARNING")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "WARNING"})
+    serve.run(build_app(ENGINE, work.synthesizer, ServiceConfig(max_tokens_in_flight=10**9)), name="bench")
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    bare = bare_engine(work)
+    cases: dict[str, Callable[[], float]] = {
+        "bare": partial(bare_rate, work, bare),
+        "job": partial(job_rate, work),
+        "http": partial(http_rate, work, url),
+        "ray data": partial(ray_data_rate, work),
+    }
+    told = {name: partial(_told, name, measure) for name, measure in cases.items()}
+    for case in ("bare", "job", "http"):
+        told[case]()  # warm
+    measured = {name: statistics.median(values) for name, values in alternate(told, rounds).items()}
+    compare = partial(emit, "synthesis", metric="generated tokens", unit="1/s", higher_is_better=True)
+    compare(case="job", ours=measured["job"], peer_name="vllm.LLM.generate", peer=measured["bare"])
+    compare(case="job", ours=measured["job"], peer_name="ray.data.llm", peer=measured["ray data"])
+    compare(case="HTTP, 64 clients", ours=measured["http"], peer_name="vllm.LLM.generate", peer=measured["bare"])
+    del bare
+    del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
+    first_tokens(work, url, rounds)
+
+
+def _told(name: str, measure: Callable[[], float]) -> float:
+    """The measurement, shown on standard error as it comes."""
+    value = measure()
+    print(f"{name}: {value:,.1f} tokens/s", file=sys.stderr, flush=True)
+    return value
+
+
+# Generated tokens a second
+
+
+def bare_engine(work: Work, **changed: Any) -> Any:
+    """`vllm.LLM` with the settings of our replicas, in this process."""
+    from vllm import LLM
+
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    settings = llm_config(ENGINE, work.synthesizer, ServiceConfig()).engine_kwargs | changed
+    return LLM(model=work.synthesizer.path("model"), distributed_executor_backend="uni", **settings)
+
+
+def sampling(work: Work, number: int) -> dict[str, Any]:
+    """What the job asks for document `number`."""
+    seed = sample_seed(CFG.seed, work.doc_ids[number], 0)
+    return {"temperature": 1.0, "seed": seed, "max_tokens": work.max_tokens(work.prompts[number])}
+
+
+def bare_rate(work: Work, engine: Any) -> float:
+    """All prompts in one call."""
+    from vllm import SamplingParams
+
+    prompts = [{"prompt_token_ids": prompt} for prompt in work.prompts]
+    parameters = [SamplingParams(**sampling(work, number), detokenize=False) for number in range(len(prompts))]
+    start = time.monotonic()
+    outputs = engine.generate(prompts, parameters, use_tqdm=False)
+    elapsed_s = time.monotonic() - start
+    return sum(len(output.outputs[0].token_ids) for output in outputs) / elapsed_s
+
+
+class TimedWorker(ShardWorker):
+    """The job's worker, with a clock."""
+
+    async def __call__(self, item: dict[str, int]) -> dict[str, Any]:
+        """Adds the seconds that the shard took."""
+        start = time.monotonic()
+        return {**await super().__call__(item), "seconds": time.monotonic() - start}
+
+
+class _NoTally:
+    """Counts nothing; in place of the driver's actor, which does not run here."""
+
+    class add:  # noqa: N801
+        """A Ray actor's method."""
+
+        @staticmethod
+        def remote(counts: dict[str, int]) -> None:
+            """Nothing."""
+
+
+def job_rate(work: Work) -> float:
+    """The stage's worker in Ray Data, from reading the shard to the committed part."""
+    import ray
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Artifact("synthetic", folder)
+        made_from = (work.corpus, work.embeddings, work.synthesizer, out, "bench", _NoTally)
+        rows = ray.data.from_items([{"shard": 0, "quota": len(work.prompts)}]).map(
+            TimedWorker,
+            fn_constructor_args=(Inputs(CFG, ENGINE, DecontaminateConfig(), 13, *made_from),),
+            compute=ray.data.ActorPoolStrategy(size=1),
+            num_cpus=0.5,
+        )
+        [row] = rows.take_all()
+    if row["error"]:
+        raise RuntimeError(row["error"])
+    return json.loads(row["stats"])["tokens_generated"] / row["seconds"]
+
+
+def ray_data_rate(work: Work) -> float:
+    """Ray Data's LLM processor with its default batches; an engine of its own, whose start is not counted."""
+    import ray
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    kwargs = llm_config(ENGINE, work.synthesizer, ServiceConfig()).engine_kwargs
+    config = vLLMEngineProcessorConfig(
+        model_source=work.synthesizer.path("model"),
+        engine_kwargs=kwargs | {"distributed_executor_backend": "uni"},
+        concurrency=1,
+        batch_size=32,
+        max_concurrent_batches=8,
+        accelerator_type=None,
+        placement_group_config={"bundles": [{"CPU": CORES}]},
+        runtime_env={"env_vars": quiet_environment() | {"OMP_NUM_THREADS": str(CORES)}},
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+    )
+    processor = build_processor(
+        config,
+        preprocess=lambda row: {"tokenized_prompt": row["prompt"], "prompt": "", "sampling_params": row["sampling"]},
+        postprocess=lambda row: {
+            "tokens": len(row["generated_tokens"]),
+            "end": time.monotonic(),
+            "took": row["time_taken_llm"],
+        },
+    )
+    items = [{"prompt": prompt, "sampling": sampling(work, number)} for number, prompt in enumerate(work.prompts)]
+    rows = processor(ray.data.from_items(items, override_num_blocks=max(1, len(items) // 32))).take_all()
+    seconds = max(row["end"] for row in rows) - min(row["end"] - row["took"] for row in rows)
+    return sum(row["tokens"] for row in rows) / seconds
+
+
+def _body(work: Work, number: int, **more: Any) -> dict[str, Any]:
+    return {"model": "synthesizer", "prompt": work.prompts[number], **sampling(work, number), **more}
+
+
+def http_rate(work: Work, url: str) -> float:
+    """64 clients, each with one request open."""
+
+    async def measure() -> float:
+        slots = asyncio.Semaphore(ENGINE.resources.max_num_seqs)
+        async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+
+            async def ask(number: int) -> int:
+                async with slots:
+                    answer = (await client.post(url, json=_body(work, number))).raise_for_status()
+                return answer.json()["usage"]["completion_tokens"]
+
+            start = time.monotonic()
+            written = await asyncio.gather(*[ask(number) for number in range(len(work.prompts))])
+            return sum(written) / (time.monotonic() - start)
+
+    return asyncio.run(measure())
+
+
+# Time to first token
+
+
+def first_tokens(work: Work, url: str, rounds: int) -> None:
+    """Median milliseconds until the first token, at 1 and 16 clients, beside an `AsyncLLM` in the client's process."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.executor.abstract import Executor
+
+    async def measure() -> None:
+        settings = llm_config(ENGINE, work.synthesizer, ServiceConfig()).engine_kwargs
+        config = AsyncEngineArgs(model=work.synthesizer.path("model"), **settings).create_engine_config()
+        config.parallel_config.distributed_executor_backend = "uni"  # as our replicas have it
+        engine = AsyncLLM(vllm_config=config, executor_class=Executor.get_class(config), log_stats=False)
+        async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+            for clients in (1, 16):
+                cases = {"bare": partial(_bare_first, work, engine), "http": partial(_http_first, work, client, url)}
+                times: dict[str, list[float]] = {name: [] for name in cases}
+                for _ in range(rounds + 1):
+                    for name, ask in cases.items():
+                        times[name] += await _rounds(ask, clients)
+                ours, peer = (1000 * statistics.median(times[name][clients:]) for name in ("http", "bare"))
+                emit(
+                    "synthesis", f"HTTP, {clients} clients", "time to first token", "ms", ours, "AsyncLLM", peer,
+                    higher_is_better=False,
+                )  # fmt: skip
+        engine.shutdown()
+
+    asyncio.run(measure())
+
+
+async def _rounds(ask: Callable[[int], Any], clients: int) -> list[float]:
+    times = []
+    for start in range(0, 64, clients):
+        times += await asyncio.gather(*[ask(start + offset) for offset in range(clients)])
+    return times
+
+
+async def _bare_first(work: Work, engine: Any, number: int) -> float:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    number %= len(work.prompts)
+    parameters = SamplingParams(**(sampling(work, number) | {"max_tokens": 8}), output_kind=RequestOutputKind.DELTA)
+    start, first = time.monotonic(), 0.0
+    prompt = {"prompt_token_ids": work.prompts[number]}
+    async for _ in engine.generate(prompt, parameters, f"{number}-{start}"):
+        first = first or time.monotonic() - start
+    return first
+
+
+async def _http_first(work: Work, client: httpx.AsyncClient, url: str, number: int) -> float:
+    number %= len(work.prompts)
+    start, first = time.monotonic(), 0.0
+    async with client.stream("POST", url, json=_body(work, number, max_tokens=8, stream=True)) as answer:
+        async for _ in answer.aiter_lines():
+            first = first or time.monotonic() - start
+    return first
+
+
+# What settings give
+
+
+def sweep(work: Work) -> None:
+    """Tokens a second of one bare engine after another, each with one setting changed."""
+    settings: dict[str, dict[str, Any]] = {
+        "as shipped": {},
+        "block_size 128": {"block_size": 128},
+        "32 sequences": {"max_num_seqs": 32},
+        "128 sequences": {"max_num_seqs": 128},
+        "compiled": {"enforce_eager": False},
+        "bfloat16": {"dtype": "bfloat16"},
+        "no prefix cache": {"enable_prefix_caching": False},
+        "scheduled ahead of the step": {"async_scheduling": True},
+        "not scheduled ahead": {"async_scheduling": False},
+    }
+    for name, changed in settings.items():
+        engine = bare_engine(work, **changed)
+        rates = [bare_rate(work, engine) for _ in range(3)]
+        line = {"sweep": name, "tokens_per_s": round(statistics.median(rates[1:]), 1), "hardware": hardware()}
+        print(json.dumps(line), flush=True)
+        engine.llm_engine.engine_core.shutdown()
+        del engine
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Who may use the endpoint: bearer keys from a file or the environment, or nobody but this machine.
+
+The keys stay in the ingress process. They are compared as digests in constant time, and appear in no answer, no log
+line, no metric and no Serve config: those name the file or the variable alone.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+
+from sbp_ray.errors import SbpError
+
+KEYS_VARIABLE = "SBP_RAY_API_KEYS"
+MIN_KEY_CHARS = 16
+_LOOK_EVERY_S = 1.0
+
+
+class Keys:
+    """The bearer keys that hold now."""
+
+    def __init__(self, keys_file: str | None, environment: Mapping[str, str] = os.environ) -> None:
+        """
+        Raises:
+            SbpError: the file cannot be read or holds no key, or a key is too short to be a secret.
+        """
+        self._file = Path(keys_file) if keys_file else None
+        self._stamp: tuple[int, int] | None = None
+        self._looked_at = time.monotonic()
+        if self._file:
+            self._digests = self._read_file(self._file)
+        else:
+            self._digests = _digests(environment.get(KEYS_VARIABLE, "").split(","), KEYS_VARIABLE)
+
+    @property
+    def are_needed(self) -> bool:
+        """Whether there are any."""
+        return bool(self._digests)
+
+    def admit(self, authorization: bytes) -> bool:
+        """Whether the value of an Authorization header holds a key; in constant time."""
+        self._look_again()
+        scheme, _, key = authorization.partition(b" ")
+        given = sha256(key.strip()).digest()
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them: no early end
+        return any(matches) and scheme.lower() == b"bearer"
+
+    def _look_again(self) -> None:
+        """Take in a changed file. One that cannot be read just now changes nothing: the old keys hold."""
+        if self._file is None or time.monotonic() - self._looked_at < _LOOK_EVERY_S:
+            return
+        self._looked_at = time.monotonic()
+        try:
+            if _stamp(self._file) != self._stamp:
+                self._digests = self._read_file(self._file)
+        except (OSError, SbpError):
+            return
+
+    def _read_file(self, file: Path) -> tuple[bytes, ...]:
+        try:
+            self._stamp = _stamp(file)
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise SbpError(f"service.keys_file={file}: cannot be read: name a text file with one key a line") from None
+        digests = _digests(lines, str(file))
+        if not digests:
+            raise SbpError(f"service.keys_file={file}: holds no key: write one a line, or remove the setting")
+        return digests
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _digests(keys: list[str], origin: str) -> tuple[bytes, ...]:
+    stripped = [key.strip() for key in keys if key.strip()]
+    if any(len(key) < MIN_KEY_CHARS for key in stripped):
+        raise SbpError(f"{origin}: a key has fewer than {MIN_KEY_CHARS} characters: `openssl rand -hex 32` makes one")
+    return tuple(sha256(key.encode()).digest() for key in stripped)
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether an address, or `localhost`, cannot be reached from another machine."""
+    if host is None:
+        return False
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def refuse_open_door(keys: Keys, host: str | None) -> None:
+    """Without keys the endpoint is for this machine only.
+
+    Raises:
+        SbpError: it would be reachable from elsewhere.
+    """
+    if not keys.are_needed and not is_loopback(host):
+        raise SbpError(
+            f"http_options.host={host} is reachable from other machines, and there is no key: set service.keys_file, "
+            f"or {KEYS_VARIABLE} in the environment of `ray start`, or bind to 127.0.0.1"
+        )

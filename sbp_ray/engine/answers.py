@@ -1,0 +1,141 @@
+"""What a request's pieces come to: one JSON object, or the events of a stream."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from openai.types import Completion, CompletionChoice, CompletionUsage
+
+from sbp_ray.engine.messages import (
+    MODEL_ID,
+    Accepted,
+    CompletionRequest,
+    Piece,
+    SynthesizedDocument,
+    SynthesizeRequest,
+    SynthesizeResponse,
+    Usage,
+)
+
+
+class _Answer:
+    """Collects pieces by sample."""
+
+    def begin(self, accepted: Accepted) -> None:
+        """The request is served: what is known of the answer before its text."""
+        self._accepted = accepted
+        self._texts: dict[int, list[str]] = {}
+        self._last: dict[int, Piece] = {}
+
+    def add(self, pieces: list[Piece]) -> None:
+        """Take in what was written."""
+        for piece in pieces:
+            self._texts.setdefault(piece.index, []).append(piece.text)
+            self._last[piece.index] = piece
+
+    def _count(self, pieces: list[Piece]) -> None:
+        """What a stream needs of them."""
+        for piece in pieces:
+            self._last[piece.index] = piece
+
+    def _samples(self) -> list[Piece]:
+        """One for each sample, with all of its text."""
+        return [replace(last, text="".join(self._texts[index])) for index, last in sorted(self._last.items())]
+
+    def _written(self) -> int:
+        return sum(piece.num_tokens for piece in self._last.values())
+
+
+class SynthesizeAnswer(_Answer):
+    """Of `POST /v1/synthesize`."""
+
+    def __init__(self, request: SynthesizeRequest) -> None:
+        self._id = f"syn-{uuid.uuid4().hex}"
+
+    def whole(self) -> dict[str, Any]:
+        """Everything at once."""
+        return self._response([_document(piece) for piece in self._samples()], self._usage())
+
+    def events(self, pieces: list[Piece]) -> Iterator[dict[str, Any]]:
+        """What the stream says of new pieces: one event, with a piece of each document that has one."""
+        self._count(pieces)
+        yield self._response([_document(piece) for piece in pieces])
+
+    def last_events(self) -> Iterator[dict[str, Any]]:
+        """The event before `[DONE]` has no documents, and the usage."""
+        yield self._response([], self._usage())
+
+    def _usage(self) -> Usage:
+        prompt, written = self._accepted.prompt_tokens, self._written()
+        return Usage(prompt_tokens=prompt, completion_tokens=written, total_tokens=prompt + written)
+
+    def _response(self, documents: list[SynthesizedDocument], usage: Usage | None = None) -> dict[str, Any]:
+        return SynthesizeResponse(
+            id=self._id,
+            model=MODEL_ID,
+            synthesizer=self._accepted.synthesizer,
+            seed=self._accepted.seed,
+            documents=documents,
+            usage=usage,
+        ).model_dump(exclude_none=True)
+
+
+def _document(piece: Piece) -> SynthesizedDocument:
+    if not piece.finish_reason:
+        return SynthesizedDocument(index=piece.index, text=piece.text)
+    return SynthesizedDocument.model_validate(
+        {"index": piece.index, "text": piece.text, "num_tokens": piece.num_tokens}
+        | {"finish_reason": piece.finish_reason, "seed": piece.seed}
+    )
+
+
+class CompletionAnswer(_Answer):
+    """Of `POST /v1/completions`: OpenAI's objects, with the synthesizer's version as `system_fingerprint`.
+
+    `seed` stands beside them; OpenAI's clients keep it as an extra field.
+    """
+
+    def __init__(self, request: CompletionRequest) -> None:
+        self._id, self._created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        self._with_usage = request.stream_options is not None and request.stream_options.include_usage
+
+    def whole(self) -> dict[str, Any]:
+        """Everything at once."""
+        return self._object([_choice(piece) for piece in self._samples()], self._usage())
+
+    def events(self, pieces: list[Piece]) -> Iterator[dict[str, Any]]:
+        """One event for each piece: OpenAI's clients look at the first choice only."""
+        self._count(pieces)
+        for piece in pieces:
+            yield self._object([_choice(piece)])
+
+    def last_events(self) -> Iterator[dict[str, Any]]:
+        """The usage, if it was asked for."""
+        if self._with_usage:
+            yield self._object([], self._usage())
+
+    def _usage(self) -> CompletionUsage:
+        prompt, written = self._accepted.prompt_tokens, self._written()
+        return CompletionUsage(prompt_tokens=prompt, completion_tokens=written, total_tokens=prompt + written)
+
+    def _object(self, choices: list[CompletionChoice], usage: CompletionUsage | None = None) -> dict[str, Any]:
+        return Completion(
+            id=self._id,
+            choices=choices,
+            created=self._created,
+            model=MODEL_ID,
+            object="text_completion",
+            system_fingerprint=self._accepted.synthesizer,
+            usage=usage,
+        ).model_dump() | {"seed": self._accepted.seed}
+
+
+def _choice(piece: Piece) -> CompletionChoice:
+    # A piece that is not the last has no reason yet: null, as OpenAI's streams have it, though its class wants one.
+    return CompletionChoice.model_construct(
+        index=piece.index, text=piece.text, finish_reason=piece.finish_reason, logprobs=None
+    )

@@ -1,0 +1,99 @@
+"""ASGI middleware of the endpoint: who comes in, and how much they may send."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sbp_ray.engine.access import Keys, is_loopback
+from sbp_ray.engine.messages import ErrorDetail, ErrorResponse
+
+OPEN_PATHS = ("/health", "/health/live")
+"""Served without a key: they tell a load balancer no more than that the service is there."""
+
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 504: "timeout_error"}
+
+
+def error_body(status: int, message: str) -> dict[str, Any]:
+    """An error as OpenAI's clients expect it. Offending values are not repeated: they may be huge, or not be JSON."""
+    kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return ErrorResponse(error=ErrorDetail(message=message, type=kind, code=status)).model_dump()
+
+
+def error_answer(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The same as a whole answer."""
+    return JSONResponse(error_body(status, message), status_code=status, headers=headers)
+
+
+class Doorkeeper:
+    """Asks for a bearer key; where there is none to ask for, lets in only this machine."""
+
+    def __init__(self, app: ASGIApp, keys_file: str | None) -> None:
+        self._app = app
+        self._keys = Keys(keys_file)  # here, since Starlette makes middleware in the process that serves
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._may_enter(scope):
+            await self._app(scope, receive, send)
+        else:
+            answer = error_answer(401, "unauthorized", {"WWW-Authenticate": "Bearer"})
+            await answer(scope, receive, send)
+
+    def _may_enter(self, scope: Scope) -> bool:
+        if not self._keys.are_needed:
+            client = scope.get("client")
+            return client is not None and is_loopback(client[0])
+        given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+        return len(given) == 1 and self._keys.admit(given[0])
+
+
+class BodyLimit:
+    """Answers 413 to larger bodies, before they are parsed."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app, self._max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
+        body = None
+        if not (declared and declared[0].isdigit() and int(declared[0]) > self._max_bytes):
+            body = await self._read(receive)
+        if body is None:
+            answer = error_answer(413, f"the body has more than {self._max_bytes} bytes: send a shorter text")
+            await answer(scope, receive, send)
+            return
+        await self._app(scope, _Replayed(body, receive), send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The whole body, at most `max_bytes` of it in memory; None where it is longer."""
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            part = message.get("body", b"")
+            size += len(part)
+            if size > self._max_bytes:
+                return None
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+
+class _Replayed:
+    """`receive` for an app whose body has been read already; what follows is the client's leaving."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        if self._body is None:
+            return await self._receive()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}

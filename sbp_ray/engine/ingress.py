@@ -1,0 +1,238 @@
+"""HTTP in front of the replicas: OpenAI's completions and models, synthesize, and health."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import Body, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentResponseGenerator
+from ray.serve.llm.ingress import OpenAiIngress
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from sbp_ray.config import ServiceConfig
+from sbp_ray.engine.access import KEYS_VARIABLE, Keys, refuse_open_door
+from sbp_ray.engine.answers import CompletionAnswer, SynthesizeAnswer
+from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper, error_answer, error_body
+from sbp_ray.engine.messages import (
+    DEPLOYMENT,
+    MODEL_ID,
+    CompletionRequest,
+    ErrorResponse,
+    Piece,
+    Refusal,
+    SynthesizeRequest,
+    SynthesizeResponse,
+)
+from sbp_ray.logs import set_up_logging
+
+logger = logging.getLogger(__name__)
+
+
+_HEALTH_FOR_S = 1.0
+NO_SUCH_MODEL = f"there is no such model: the only one here is {MODEL_ID!r}"
+
+
+class EngineLostError(Exception):
+    """The replica that was writing the answer died."""
+
+
+class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
+    """The endpoints. Whatever they answer, they hold no state: any of them may die."""
+
+    def __init__(self, *, service: ServiceConfig, **parts: Any) -> None:
+        super().__init__(**parts)
+        set_up_logging()
+        _check_door(service)
+        [handle] = self._default_serve_handles.values()
+        self._stream = handle.options(stream=True)
+        self._service = service
+        self._health: tuple[float, str] = (0.0, "")
+
+    async def synthesize(self, body: Annotated[SynthesizeRequest, Body()]) -> Response:
+        """Write documents that are related to the one sent."""
+        return await self._answer(body, SynthesizeAnswer(body))
+
+    async def completions(self, body: Annotated[CompletionRequest, Body()]) -> Response:
+        """Go on with a text, as OpenAI's endpoint of the same name does."""
+        if body.model != MODEL_ID:
+            return error_answer(404, NO_SUCH_MODEL)
+        return await self._answer(body, CompletionAnswer(body))
+
+    async def model_data(self, model: str) -> Any:
+        """What is served under a name."""
+        if model not in self._model_cards:
+            return error_answer(404, NO_SUCH_MODEL)
+        return self._model_cards[model]
+
+    async def alive(self) -> dict[str, str]:
+        """Whether this process answers."""
+        return {"status": "alive"}
+
+    async def ready(self) -> JSONResponse:
+        """200 when an engine can take requests, or wakes with the first of them; 503 while none can."""
+        checked_at, status = self._health
+        if time.monotonic() - checked_at > _HEALTH_FOR_S:
+            status = await asyncio.to_thread(_engine_status, serve.get_replica_context().app_name)
+            self._health = (time.monotonic(), status)
+        return JSONResponse({"status": status}, status_code=503 if status == "starting" else 200)
+
+    async def _answer(
+        self, body: SynthesizeRequest | CompletionRequest, answer: SynthesizeAnswer | CompletionAnswer
+    ) -> Response:
+        deadline = time.monotonic() + min(body.timeout_s or self._service.deadline_s, self._service.deadline_s)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                pieces = _from_replica(self._stream.write.remote(body))
+                first = await anext(pieces)
+                if isinstance(first, Refusal):
+                    headers = {"Retry-After": str(first.retry_after_s)} if first.retry_after_s else None
+                    return error_answer(first.status, first.message, headers)
+                answer.begin(first)
+                if not body.stream:
+                    async with aclosing(pieces):
+                        async for new in pieces:
+                            answer.add(new)
+                    return JSONResponse(answer.whole())
+        except TimeoutError:
+            return error_answer(504, _too_late(body, self._service))
+        except EngineLostError:
+            return error_answer(503, _LOST, {"Retry-After": "1"})
+        events = _events(pieces, answer, deadline, _too_late(body, self._service))
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+_LOST = "the engine that was writing this died and is being replaced: send the request again"
+
+
+def _too_late(body: SynthesizeRequest | CompletionRequest, service: ServiceConfig) -> str:
+    seconds = min(body.timeout_s or service.deadline_s, service.deadline_s)
+    return f"not done within {seconds:g} s: ask for less, or give it longer (timeout_s, service.deadline_s)"
+
+
+async def _from_replica(answers: DeploymentResponseGenerator) -> AsyncGenerator[Any, None]:
+    """The replica's messages; closing it stops the replica.
+
+    Raises:
+        EngineLostError: it died before the last of them.
+    """
+    try:
+        async for answer in answers:
+            yield answer
+    except RayTaskError as error:
+        if not isinstance(error.cause, EngineDeadError | EngineGenerateError):
+            raise
+        raise EngineLostError from None
+    except (RayError, RayServeException):
+        raise EngineLostError from None
+    finally:
+        answers.cancel()
+
+
+async def _events(
+    pieces: AsyncGenerator[list[Piece], None],
+    answer: SynthesizeAnswer | CompletionAnswer,
+    deadline: float,
+    too_late: str,
+) -> AsyncGenerator[str, None]:
+    """Server-sent events. An error that comes after the status line is the last event, and no `[DONE]` follows it."""
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()), aclosing(pieces):
+            async for new in pieces:
+                for event in answer.events(new):
+                    yield _event(event)
+            for event in answer.last_events():
+                yield _event(event)
+        yield "data: [DONE]\n\n"
+    except TimeoutError:
+        yield _event(error_body(504, too_late))
+    except EngineLostError:
+        yield _event(error_body(503, _LOST))
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def _engine_status(app_name: str) -> str:
+    """`ready`, `asleep` (scaled to zero, the first request wakes one) or `starting`."""
+    deployment = serve.status().applications[app_name].deployments[DEPLOYMENT]
+    if deployment.replica_states.get("RUNNING", 0):
+        return "ready"
+    return "asleep" if deployment.status == "HEALTHY" else "starting"
+
+
+def _check_door(service: ServiceConfig) -> None:
+    keys = Keys(service.keys_file)
+    host = _get_global_client().http_config.host
+    refuse_open_door(keys, host)
+    if keys.are_needed:
+        logger.info(f"the endpoint on {host} asks for a bearer key")
+    else:
+        logger.warning(f"the endpoint on {host} has no key: it serves this machine only ({KEYS_VARIABLE} is not set)")
+
+
+# The FastAPI app around them
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text}
+    for status, text in {
+        400: "The body is not JSON.",
+        401: "No key, or not one of ours.",
+        404: "There is no such model.",
+        413: "The body is too long.",
+        422: "A field is wrong, or the text does not fit into the window.",
+        429: "The service is full; Retry-After says when to ask again.",
+        503: "The engine died; the same request can be sent again.",
+        504: "Not done before the deadline.",
+    }.items()
+}
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+_DENIED: dict[int | str, dict[str, Any]] = {401: _ERRORS[401]}
+
+ENDPOINTS = {
+    "models": lambda app: app.get("/v1/models", responses=_DENIED),
+    "model_data": lambda app: app.get("/v1/models/{model:path}", responses={**_DENIED, 404: _ERRORS[404]}),
+    "completions": lambda app: app.post("/v1/completions", responses={**_ERRORS, **_STREAM}),
+    "synthesize": lambda app: app.post(
+        "/v1/synthesize", response_model=SynthesizeResponse, responses={**_ERRORS, **_STREAM}
+    ),
+    "alive": lambda app: app.get("/health/live"),
+    "ready": lambda app: app.get("/health", responses={503: {"description": "No engine can take requests yet."}}),
+}
+
+
+def http_app(service: ServiceConfig) -> FastAPI:
+    """The app that Serve sends to the ingress process; it holds no secret."""
+    app = FastAPI(title="SBP synthesizer", docs_url=None, redoc_url=None)
+    app.add_middleware(BodyLimit, max_bytes=service.max_body_bytes)
+    app.add_middleware(Doorkeeper, keys_file=service.keys_file)  # added last: asked first
+    app.add_exception_handler(RequestValidationError, _refuse_malformed)
+    app.add_exception_handler(HTTPException, _refuse)
+    return app
+
+
+async def _refuse_malformed(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return error_answer(400, "the body is not JSON")
+    where = ".".join(str(part) for part in first["loc"] if part != "body")[:100]
+    message = first["msg"].removeprefix("Value error, ")
+    return error_answer(422, f"{where}: {message}" if where else message)
+
+
+async def _refuse(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers) if error.headers else None
+    return error_answer(error.status_code, str(error.detail), headers)

@@ -1,0 +1,299 @@
+"""A replica: one vLLM engine that knows the pair format, takes on a budget of tokens, and ends with its engine.
+
+Extends Ray Serve LLM's server, so that its placement, autoscaling and engine metrics hold for ours too.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from ray.llm._internal.common.callbacks.base import CallbackBase, CallbackCtx
+from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+from ray.serve.llm import LLMConfig
+from ray.serve.llm.deployment import LLMServer
+from vllm import SamplingParams
+from vllm.inputs.engine import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.metrics.loggers import AggregateStatLoggerBase
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import ServiceConfig
+from sbp_ray.engine.admission import TokenBudget
+from sbp_ray.engine.messages import (
+    Accepted,
+    CompletionRequest,
+    Drawn,
+    Draws,
+    Piece,
+    Refusal,
+    Refused,
+    Sampling,
+    SynthesizeRequest,
+    sample_seed,
+)
+from sbp_ray.engine.pieces import merged
+from sbp_ray.logs import set_up_logging
+from sbp_ray.text.pair_format import prompt_ids
+from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
+
+logger = logging.getLogger(__name__)
+
+_ENGINE_CHECK_S = 0.2
+
+
+class ModelFiles(CallbackBase):  # type: ignore[misc]  # Ray's classes are untyped
+    """Brings the synthesizer's files to the replica's node, in place of ray.llm's downloader.
+
+    That one runs a task on every node which imports vLLM again, 15 to 35 s on two cores, to find a local folder.
+    """
+
+    async def on_before_node_init(self) -> None:
+        """Point the engine at a local copy of the model."""
+        artifact = Artifact(self.kwargs["artifact_name"], self.kwargs["artifact_url"])
+        self.llm_config.get_engine_config().hf_model_id = str(artifact.local_copy(self.kwargs["folder"]))
+        self.ctx.run_init_node = False
+
+
+class OneProcessEngine(VLLMEngine):  # type: ignore[misc]
+    """A CPU engine whose worker lives in the engine's own process.
+
+    vLLM's default is a process more: it waits for the other by spinning, which costs a core, holds 0.5 GiB, and imports
+    vLLM once more at the start.
+    """
+
+    def _prepare_engine_config(self, callback_ctx: CallbackCtx) -> tuple[Any, Any, Any]:
+        arguments, frontend, config = super()._prepare_engine_config(callback_ctx)
+        config.parallel_config.distributed_executor_backend = "uni"
+        return arguments, frontend, config
+
+
+class EngineCounters(AggregateStatLoggerBase):  # type: ignore[misc]
+    """What the engine's scheduler itself says is going on."""
+
+    def __init__(self, vllm_config: Any = None, engine_indexes: list[int] | None = None) -> None:
+        self.running = self.waiting = self.generated_tokens = 0
+
+    def record(
+        self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+    ) -> None:
+        """Called by vLLM after every step."""
+        if scheduler_stats is not None:
+            self.running, self.waiting = scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs
+        if iteration_stats is not None:
+            self.generated_tokens += iteration_stats.num_generation_tokens
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What an HTTP request comes to: samples of one or more prompts."""
+
+    prompts: list[list[int]]
+    sampling: Sampling
+    n: int
+    seed: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(map(len, self.prompts))
+
+    @property
+    def sequences(self) -> int:
+        return len(self.prompts) * self.n
+
+    @property
+    def cost(self) -> int:
+        """Tokens that it may take in the key-value cache; samples share their prompt."""
+        return self.prompt_tokens + self.sequences * self.sampling.max_tokens
+
+
+class SynthesizerServer(LLMServer):  # type: ignore[misc]
+    """The deployment of the replicas."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, llm_config: LLMConfig, *, identity: dict[str, Any], service: ServiceConfig
+    ) -> None:
+        set_up_logging()
+        on_one_cpu = (
+            llm_config.accelerator_config.kind == "cpu" and llm_config.engine_kwargs["tensor_parallel_size"] == 1
+        )
+        await super().__init__(llm_config, engine_cls=OneProcessEngine if on_one_cpu else VLLMEngine)
+        self._identity = identity
+        self._engine_client = self.engine._engine_client
+        self._counters = EngineCounters()
+        self._engine_client.logger_manager.stat_loggers.append(self._counters)
+        self._tokenizer = load_tokenizer(llm_config.get_engine_config().hf_model_id)
+        self._special = special_ids(self._tokenizer)
+        self._vocab_size: int = self._engine_client.model_config.get_vocab_size()
+        self._window: int = llm_config.engine_kwargs["max_model_len"]
+        cache = self._engine_client.vllm_config.cache_config
+        self._budget = TokenBudget(
+            service.max_tokens_in_flight or cache.num_gpu_blocks * cache.block_size,
+            llm_config.engine_kwargs["max_num_seqs"],
+        )
+        self._watch = asyncio.create_task(self._die_with_the_engine())
+
+    async def _die_with_the_engine(self) -> None:
+        """End this process once the engine is dead: Serve replaces it, and what was in flight fails at once.
+
+        Serve's own health check takes three failures, half a minute in which a replica without an engine gets requests.
+        """
+        while not self._engine_client.errored:
+            await asyncio.sleep(_ENGINE_CHECK_S)
+        logger.error("the engine died: its replica ends with it, to be replaced")
+        os._exit(1)
+
+    async def identity(self) -> dict[str, Any]:
+        """Checkpoint and engine settings: replicas with equal ones draw from the same distribution."""
+        return self._identity
+
+    async def load(self) -> dict[str, int]:
+        """The engine's own counters, and what this replica has taken on."""
+        return {
+            "pid": os.getpid(),
+            "running": self._counters.running,
+            "waiting": self._counters.waiting,
+            "generated_tokens": self._counters.generated_tokens,
+            "tokens_in_flight": self._budget.tokens,
+            "sequences_in_flight": self._budget.sequences,
+            "max_tokens_in_flight": self._budget.max_tokens,
+        }
+
+    # For the batch job: tokens in, tokens out
+
+    async def draw(self, draws: Draws) -> AsyncGenerator[Drawn | Refused, None]:
+        """Draw the samples of one prompt together, and give each out when it is done."""
+        cost = len(draws.seeds) * draws.sampling.max_tokens + len(draws.prompt_ids)
+        with self._budget.held(cost, len(draws.seeds)):
+            tasks = [asyncio.create_task(self._draw(draws, sample, seed)) for sample, seed in draws.seeds.items()]
+            try:
+                for task in asyncio.as_completed(tasks):
+                    yield await task
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    async def _draw(self, draws: Draws, sample: int, seed: int) -> Drawn | Refused:
+        try:
+            async for output in self._outputs(draws.prompt_ids, draws.sampling, seed, RequestOutputKind.FINAL_ONLY):
+                last = output
+        except ValueError as error:  # how vLLM says that it will not take a request
+            return Refused(sample, " ".join(str(error).split())[:300])
+        [final] = last.outputs
+        return Drawn(sample, self._without_end(final.token_ids), final.finish_reason, last.num_cached_tokens or 0)
+
+    def _outputs(
+        self, prompt: list[int], sampling: Sampling, seed: int, kind: RequestOutputKind
+    ) -> AsyncGenerator[RequestOutput, None]:
+        parameters = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=seed,
+            max_tokens=sampling.max_tokens,
+            stop=list(sampling.stop),
+            stop_token_ids=[self._special.eos],
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            detokenize=kind is RequestOutputKind.DELTA,
+            output_kind=kind,
+        )
+        return self._engine_client.generate(tokens_input(prompt), parameters, uuid.uuid4().hex)
+
+    def _without_end(self, token_ids: list[int]) -> list[int]:
+        ids = list(token_ids)
+        return ids[:-1] if ids and ids[-1] == self._special.eos else ids
+
+    # For the ingress: text in, text out
+
+    async def write(
+        self, request: SynthesizeRequest | CompletionRequest
+    ) -> AsyncGenerator[Refusal | Accepted | list[Piece], None]:
+        """First whether the request is taken on, then its text, piece by piece.
+
+        Cancelling it, as Serve does when the client has left, frees its slots in the engine.
+        """
+        plan = await self._plan(request)
+        if isinstance(plan, Refusal):
+            yield plan
+            return
+        if refusal := self._refusal(plan):
+            yield refusal
+            return
+        with self._budget.held(plan.cost, plan.sequences) as lease:
+            yield Accepted(plan.prompt_tokens, plan.seed, self._identity["synthesizer"])
+            samples = [
+                self._pieces(plan, prompt, number * plan.n + sample)
+                for number, prompt in enumerate(plan.prompts)
+                for sample in range(plan.n)
+            ]
+            async for pieces in merged(samples):
+                for piece in pieces:
+                    if piece.finish_reason:
+                        self._budget.give_back(lease, plan.sampling.max_tokens, 1)
+                yield pieces
+
+    async def _plan(self, request: SynthesizeRequest | CompletionRequest) -> _Plan | Refusal:
+        """The draws that the request asks for; draws its seed where it names none."""
+        prompts = await asyncio.to_thread(self._prompts, request)  # long texts must not stall the others' streams
+        longest = max(map(len, prompts))
+        room = self._window - longest
+        if room < (request.max_tokens or 1):
+            return Refusal(
+                422,
+                f"the prompt takes {longest} tokens of the window of {self._window}, which leaves {max(room, 0)} "
+                f"for max_tokens={request.max_tokens or 1}: send a shorter text or a smaller max_tokens",
+            )
+        unknown = [token for prompt in prompts for token in prompt if token >= self._vocab_size]
+        if unknown:
+            return Refusal(
+                422, f"prompt: {unknown[0]} is no token of this model: its ids end at {self._vocab_size - 1}"
+            )
+        stops = getattr(request, "stop", None) or ()
+        sampling = Sampling(
+            max_tokens=request.max_tokens or room,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            stop=(stops,) if isinstance(stops, str) else tuple(stops),
+            frequency_penalty=getattr(request, "frequency_penalty", 0.0),
+            presence_penalty=getattr(request, "presence_penalty", 0.0),
+        )
+        return _Plan(prompts, sampling, request.n, secrets.randbits(63) if request.seed is None else request.seed)
+
+    def _prompts(self, request: SynthesizeRequest | CompletionRequest) -> list[list[int]]:
+        if isinstance(request, SynthesizeRequest):
+            [d1_ids] = encode_texts(self._tokenizer, [request.document])
+            return [prompt_ids(d1_ids, self._special)]
+        return [
+            [self._special.bos, *encode_texts(self._tokenizer, [prompt])[0]] if isinstance(prompt, str) else prompt
+            for prompt in request.prompts()
+        ]
+
+    def _refusal(self, plan: _Plan) -> Refusal | None:
+        budget = self._budget
+        if plan.cost > budget.max_tokens or plan.sequences > budget.max_sequences:
+            return Refusal(
+                422,
+                f"the request may take {plan.cost} tokens in {plan.sequences} sequences, the service has room for "
+                f"{budget.max_tokens} in {budget.max_sequences}: ask for fewer or shorter texts",
+            )
+        retry_after_s = budget.retry_after_s(plan.cost, plan.sequences)
+        if retry_after_s is None:
+            return None
+        return Refusal(429, f"the service is full: ask again in {retry_after_s} s", retry_after_s)
+
+    async def _pieces(self, plan: _Plan, prompt: list[int], index: int) -> AsyncIterator[Piece]:
+        """One sample, as the engine writes it."""
+        seed = sample_seed(plan.seed, index)
+        num_tokens = 0
+        async for output in self._outputs(prompt, plan.sampling, seed, RequestOutputKind.DELTA):
+            [new] = output.outputs
+            num_tokens += len(self._without_end(new.token_ids))
+            yield Piece(index, new.text, num_tokens, new.finish_reason, seed if new.finish_reason else None)

@@ -1,0 +1,131 @@
+"""A Serve application that lives as long as a batch job needs it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import EngineConfig
+from sbp_ray.engine.deploy import build_server, identity_of, require_model
+from sbp_ray.engine.messages import DEPLOYMENT
+from sbp_ray.errors import SbpError
+from sbp_ray.logs import duration
+
+logger = logging.getLogger(__name__)
+
+_REPORT_EVERY_S = 10.0
+
+
+@contextmanager
+def running_synthesizer(engine: EngineConfig, synthesizer: Artifact, *, owner: str) -> Iterator[str]:
+    """The name of a Serve application with this synthesizer: one that runs already, else one for as long as the block.
+
+    Args:
+        engine: how to serve it.
+        synthesizer: the artifact with the checkpoint.
+        owner: names the batch job, so that a rerun finds, uses and in the end stops what a killed driver left behind.
+
+    Raises:
+        SbpError: the engine cannot start; the message names the cause.
+    """
+    require_model(synthesizer)
+    from ray import serve
+
+    identity = identity_of(engine, synthesizer)
+    own_name = f"synthesize-{hashlib.sha256(f'{owner} {identity}'.encode()).hexdigest()[:12]}"
+    found = _find(identity, own_name)
+    serve_runs = bool(serve.status().proxies) or found is not None
+    try:
+        yield found or _start(engine, synthesizer, own_name)
+    finally:
+        if found in (None, own_name):
+            _stop(own_name, everything=not serve_runs)
+
+
+def _find(identity: dict[str, Any], own_name: str) -> str | None:
+    """A running application that draws from the same distribution."""
+    from ray import serve
+
+    applications = serve.status().applications
+    own = applications.get(own_name)
+    if own and own.status in ("DEPLOYING", "RUNNING", "UNHEALTHY"):  # its name says what it draws from
+        logger.info(f"synthesize | uses the engine that an earlier run started as {own_name!r}")
+        if own.status == "DEPLOYING":
+            _wait_until_running(own_name, time.monotonic())
+        return own_name
+    for name, app in applications.items():
+        if app.status == "RUNNING" and DEPLOYMENT in app.deployments:
+            handle = serve.get_deployment_handle(DEPLOYMENT, app_name=name)
+            if handle.identity.remote().result(timeout_s=60) == identity:
+                logger.info(f"synthesize | uses the engine that runs as {name!r}")
+                return name
+    return None
+
+
+def _start(engine: EngineConfig, synthesizer: Artifact, name: str) -> str:
+    from ray import serve
+
+    start = time.monotonic()
+    logger.info("synthesize | starting the engine")
+    app = build_server(engine, synthesizer)
+    log_config = {"log_level": "WARNING", "enable_access_log": False}
+    # Requests go through deployment handles: a batch job opens no port.
+    serve.start(proxy_location="Disabled", logging_config=log_config)
+    serve.run_many(
+        [serve.RunTarget(app, name=name, route_prefix=None, logging_config=log_config)],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+    _wait_until_running(name, start)
+    logger.info(f"synthesize | engine is up after {duration(time.monotonic() - start)}")
+    return name
+
+
+def _wait_until_running(name: str, start: float) -> None:
+    """Wait as long as there is hope (a cluster may have to bring up a machine), saying what is waited for."""
+    from ray import serve
+
+    reported = start
+    while True:
+        app = serve.status().applications.get(name)
+        deployment = app.deployments.get(DEPLOYMENT) if app else None
+        if app and app.status == "RUNNING":
+            return
+        if app and app.status == "DEPLOY_FAILED":
+            message = deployment.message if deployment and deployment.message else app.message
+            raise SbpError(f"the engine cannot start: {_cause(message)}: change the engine section, or the model")
+        now = time.monotonic()
+        if now - reported >= _REPORT_EVERY_S:
+            reported = now
+            states = dict(deployment.replica_states) if deployment else {}
+            logger.info(f"synthesize | waiting for the engine since {duration(now - start)} | replicas {states}")
+        time.sleep(0.2)
+
+
+def _cause(message: str) -> str:
+    """What a remote traceback says went wrong, in one line: its last line at the margin, and the one that explains it.
+
+    Pydantic's errors, of which vLLM's settings have many, name the reason in the line after.
+    """
+    lines = [line for line in message.splitlines() if line.strip()]
+    margins = [number for number, line in enumerate(lines) if not line[0].isspace()]
+    if not margins:
+        return "no cause is known, see the logs of Ray Serve"
+    errors = [number for number in margins if re.match(r"[\w.]*(Error|Exception)\b", lines[number])]
+    last = (errors or margins)[-1]
+    return " ".join(line.strip() for line in lines[last : last + 2])[:400]
+
+
+def _stop(name: str, *, everything: bool) -> None:
+    from ray import serve
+
+    if everything:
+        serve.shutdown()
+    elif name in serve.status().applications:
+        serve.delete(name)

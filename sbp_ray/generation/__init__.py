@@ -1,0 +1,10 @@
+"""What the synthesize stage is made of.
+
+sources    which d1 are drawn, and in which order.
+filters    why a document is not kept.
+copies     documents that copy others, by MinHash.
+ledger     what is done, sample by sample: segments, and a bitmap for each shard.
+merging    a shard's segments become its part of the artifact.
+worker     the Ray Data actor that asks the engines and keeps the ledger.
+tally      progress, rates and cost.
+"""

@@ -1,0 +1,231 @@
+"""jobs/synthesize.py with its driver, its workers, replicas, engines and a node killed twenty times in one run.
+
+Two nodes of one cluster, an engine on each. Complete, no row twice, and at most 5 % of the tokens generated again: what
+is lost is what was being written when its engine or its asker died, and what was not yet committed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pytest
+import yaml
+from ray_head import Head, free_ports, ray_head
+
+from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
+from sbp_ray.generation.ledger import num_done, part_name
+from sbp_ray.job import FOLDERS
+from sbp_ray.schema import DOCUMENT, shard_of
+from sbp_ray.shards import shard_name
+from sbp_ray.text.minhash import document_signature
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+REPO = Path(__file__).parents[2]
+NUM_SHARDS, NUM_DOCUMENTS, SAMPLES = 4, 900, 4
+VICTIMS = ["driver"] * 6 + ["worker"] * 6 + ["replica"] * 3 + ["engine"] * 4 + ["node"]
+NAMES = {"worker": "ShardWorker", "replica": "SynthesizerServer", "engine": "EngineCore"}
+
+WATCH = """
+import json, sys, time
+import ray
+from ray import serve
+from ray.serve.exceptions import RayServeException
+ray.init(address=sys.argv[1], log_to_driver=False, namespace="watch")
+while True:
+    try:
+        [app] = serve.status().applications
+        load = serve.get_deployment_handle("SynthesizerServer", app_name=app).load.remote().result(timeout_s=5)
+        print(json.dumps([load["pid"], load["generated_tokens"]]), flush=True)
+    except (KeyError, ValueError, TimeoutError, ray.exceptions.RayError, RayServeException) as error:
+        print(type(error), error, file=sys.stderr, flush=True)
+    time.sleep(0.05)
+"""
+
+
+def write_inputs(folder: Path, synthesizer: Artifact) -> None:
+    from sbp_ray.text.tokenizer import encode_texts, load_tokenizer
+
+    tokenizer = load_tokenizer(synthesizer.path("model"))
+    corpus, embeddings, copy = (
+        Artifact(name, str(folder / FOLDERS[name])) for name in ("corpus", "embeddings", "synthesizer")
+    )
+    texts = [f"the river number {number} of the north" for number in range(NUM_DOCUMENTS)]
+    ids = [blake2b(text.encode(), digest_size=16).hexdigest() for text in texts]
+    rows = [
+        {"doc_id": doc_id, "group": "", "text": text, "input_ids": tokens}
+        for doc_id, text, tokens in zip(ids, texts, encode_texts(tokenizer, texts), strict=True)
+    ]
+    for shard in range(NUM_SHARDS):
+        own = [row for row in rows if shard_of(row["doc_id"], NUM_SHARDS) == shard]
+        corpus.write_table(shard_name("train", shard), pa.Table.from_pylist(own, DOCUMENT))
+        signed = [{"doc_id": r["doc_id"], "signature": document_signature(r["text"], 13)[0].tobytes()} for r in own]
+        embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed))
+    copy.commit_folder(Path(synthesizer.path("model")), "model")
+    for artifact in (corpus, embeddings, copy):
+        artifact.write_json(STARTED, {"fingerprint": "00c0ffee00c0ffee"})
+        artifact.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": NUM_SHARDS}}})
+
+
+class Run:
+    """The run directory, the cluster, and attempts at the job."""
+
+    def __init__(self, folder: Path, head: Head) -> None:
+        self.folder, self.head, self.log = folder, head, folder / "log.txt"
+        self.out = Artifact("synthetic", str(folder / FOLDERS["synthetic"]))
+        settings = yaml.safe_load((REPO / "tests/unit/small.yaml").read_text())
+        settings |= {
+            "run_dir": str(folder),
+            "engine": {
+                "dtype": "float32",
+                "max_model_len": 256,
+                "enforce_eager": True,
+                "resources": {
+                    "num_cpus": 1, "min_replicas": 2, "max_replicas": 2, "max_num_seqs": 8, "kv_cache_gib": 0.05,
+                },
+            },
+            "synthesize": {
+                "samples_per_document": SAMPLES,
+                "max_tokens": 60,
+                "min_tokens": 2,
+                "keep_unfinished": True,
+                "resources": {"commit_every_s": 0.3},
+            },
+        }  # fmt: skip
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        self.node: subprocess.Popen[bytes] | None = None
+
+    def start_node(self) -> None:
+        """A second node, in a session of its own."""
+        ports = dict(zip(("dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "runtime-env-agent"),
+                         free_ports(4), strict=True))  # fmt: skip
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={self.head.address}"]
+        command += ["--num-cpus=2", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1"]
+        command += [f"--{name}-port={port}" for name, port in ports.items()]
+        with (self.folder / "node.log").open("ab") as log:
+            environment = self.head.environment | {"SBP_RAY_TEST_NODE": "second"}
+            self.node = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        environment = self.head.environment | {"RAY_ADDRESS": self.head.address}
+        command = [sys.executable, "jobs/synthesize.py", "--config", str(self.folder / "config.yaml")]
+        with self.log.open("ab") as log:
+            return subprocess.Popen(command, cwd=REPO, env=environment, stdout=log, stderr=log)
+
+    def done(self) -> int:
+        """Samples that are finished for good."""
+        shards = range(NUM_SHARDS)
+        finished = [self.out.read_stats(part_name(s))["samples"] for s in shards if self.out.exists(part_name(s))]
+        with suppress(FileNotFoundError):  # a ledger that was there when it was listed: its shard has just been merged
+            return sum(finished) + num_done(self.out, list(shards))
+        return sum(finished)
+
+    def find(self, victim: str) -> list[psutil.Process]:
+        found = []
+        for process in self.head.processes():
+            with suppress(psutil.NoSuchProcess):
+                title = f"{process.name()} {' '.join(process.cmdline())}"
+                if NAMES[victim] in title:
+                    found.append(process)
+        return found
+
+    def kill(self, victim: str, driver: subprocess.Popen[bytes], rng: random.Random) -> bool:
+        """Whether there was one to kill."""
+        if victim == "driver":
+            driver.kill()
+            driver.wait()
+            return True
+        if victim == "node":
+            second = [p for p in self.head.processes() if _of_second_node(p)]
+            for process in second:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            assert self.node is not None
+            self.node.wait()
+            self.start_node()
+            return bool(second)
+        if not (found := self.find(victim)):
+            return False
+        rng.choice(found).kill()
+        return True
+
+
+def _of_second_node(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return process.environ().get("SBP_RAY_TEST_NODE") == "second"
+    return False
+
+
+def attempt(run: Run, strikes: list[tuple[int, str]], rng: random.Random) -> int:
+    """Run the job until it ends by itself or is killed; strikes that were made are taken from the list."""
+    driver = run.start()
+    while driver.poll() is None:
+        if strikes and run.done() >= strikes[0][0] and run.kill(strikes[0][1], driver, rng):
+            strikes.pop(0)
+        time.sleep(0.05)  # only how often we look
+    return driver.returncode
+
+
+def test_killed_twenty_times_every_sample_is_there_once(tiny_synthesizer: Artifact) -> None:
+    rng = random.Random(11)
+    total = NUM_DOCUMENTS * SAMPLES
+    victims = rng.sample(VICTIMS, len(VICTIMS))
+    strikes = [(total * (place + 1) // (len(victims) + 2), victim) for place, victim in enumerate(victims)]
+    environment = {"RAY_AUTH_MODE": "disabled", "RAY_health_check_period_ms": "1000",
+                   "RAY_health_check_failure_threshold": "3"}  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        write_inputs(folder, tiny_synthesizer)
+        [gcs_port] = free_ports(1)
+        with ray_head(folder, environment=environment, gcs_port=gcs_port, num_cpus=3) as head:
+            run = Run(folder, head)
+            run.start_node()
+            with (folder / "watch.txt").open("wb") as seen, (folder / "watch.log").open("wb") as log:
+                command = [sys.executable, "-c", WATCH, head.address]
+                watch = subprocess.Popen(command, env=head.environment, stdout=seen, stderr=log)
+            try:
+                codes = []
+                while not codes or codes[-1] != 0:
+                    assert len(codes) < 12, run.log.read_text()[-5000:]
+                    codes.append(attempt(run, strikes, rng))
+                    assert codes[-1] in (0, -9), run.log.read_text()[-5000:]
+            finally:
+                watch.kill()
+                watch.wait()
+        assert strikes == []  # each found its victim before the work was done
+        assert codes.count(-9) == VICTIMS.count("driver")
+        check(run, total, folder / "watch.txt")
+
+
+def check(run: Run, total: int, watched: Path) -> None:
+    manifest = run.out.manifest()
+    assert manifest is not None
+    stats = manifest["stats"]
+    rows = [row for shard in range(NUM_SHARDS) for row in run.out.read_table(part_name(shard)).to_pylist()]
+    assert stats["samples"] == total
+    assert len(rows) == stats["documents"]
+    assert stats["documents"] + sum(stats["drops"].values()) == total
+    assert "refused_by_engine" not in stats["drops"]
+    assert max(Counter((row["d1_id"], row["sample"]) for row in rows).values()) == 1
+    generated: dict[int, int] = {}
+    for line in watched.read_text().splitlines():
+        with suppress(json.JSONDecodeError):  # the last line, cut by the kill
+            pid, tokens = json.loads(line)
+            generated[pid] = max(generated.get(pid, 0), tokens)
+    ended = sum(1 for row in rows if row["finish_reason"] == "stop") + total - len(rows)  # each with an <eos>
+    again = (sum(generated.values()) - stats["tokens_generated"] - ended) / stats["tokens_generated"]
+    print(f"generated again: {again:.2%} of {stats['tokens_generated']:,} tokens, by {len(generated)} engines")
+    assert len(generated) >= 1 + VICTIMS.count("engine") + VICTIMS.count("replica")
+    assert again <= 0.05
+    assert list(Path(run.out.path("segments/part-00000")).iterdir()) == []

@@ -1,0 +1,136 @@
+"""What is done of a shard, and how its segments become its part."""
+
+import json
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import SynthesizeConfig
+from sbp_ray.generation.ledger import Ledger, ledger_name, num_done, part_name, read_ledger, segments_folder
+from sbp_ray.generation.merging import merge_shard
+from sbp_ray.generation.sources import Source, start_order
+from sbp_ray.shards import shard_name
+from sbp_ray.text.minhash import document_signature
+
+TEXTS = [" ".join(f"{word}{number}" for word in range(40)) for number in range(6)]
+SOURCES = [Source(f"{number:08d}", [100 + number] * 20) for number in range(3)]
+
+
+def row(number: int, text: str | None = None, reason: str | None = None, **more: Any) -> dict[str, Any]:
+    """A finished sample of two for each d1."""
+    common = {"number": number, "d1_id": SOURCES[number // 2].doc_id, "sample": number % 2, "reason": reason}
+    common |= {"num_generated": 40, "num_prompt": 10, "num_cached": 5}
+    if reason:
+        return common | more
+    text = TEXTS[number] if text is None else text
+    return common | {
+        "signature": document_signature(text, 13)[0].tobytes(),
+        "doc_id": blake2b(str(number).encode(), digest_size=16).hexdigest(),
+        "text": text,
+        "input_ids": list(range(40)),
+        "finish_reason": "stop",
+        "synthesizer": "v",
+        "seed": number,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "max_tokens": 50,
+        **more,
+    }
+
+
+def embeddings_of(artifact: Artifact, texts: list[str]) -> Artifact:
+    ids = [source.doc_id for source in SOURCES] + [f"{number:08d}" for number in range(3, len(texts))]
+    rows = [
+        {"doc_id": doc_id, "signature": document_signature(text, 13)[0].tobytes()}
+        for doc_id, text in zip(ids, texts, strict=True)
+    ]
+    artifact.write_table(shard_name("train", 0), pa.Table.from_pylist(rows))
+    return artifact
+
+
+REAL = ["north wind " * 20, "south sea " * 20, "east hill " * 20]
+CFG = SynthesizeConfig(samples_per_document=2, min_tokens=2)
+
+
+def test_a_restored_ledger_names_what_is_missing(new_artifact: Any) -> None:
+    out = new_artifact("out")
+    Ledger(out, 3, 20).commit([row(5), row(0), row(3)])
+    again = Ledger(out, 3, 20)
+    assert again.num_done == 3
+    assert again.missing(range(7)) == [1, 2, 4, 6]
+    assert num_done(out, [1, 3]) == 3
+
+
+def test_a_segment_without_its_ledger_counts(new_artifact: Any) -> None:
+    """The process died between the two writes."""
+    out = new_artifact("out")
+    ledger = Ledger(out, 0, 6)
+    ledger.commit([row(1)])
+    before = out.read_bytes(ledger_name(0))
+    ledger.commit([row(4)])
+    out.write_bytes(ledger_name(0), before)
+    assert Ledger(out, 0, 6).missing(range(6)) == [0, 2, 3, 5]
+    out.fs.delete_file(out.path(ledger_name(0)))
+    assert Ledger(out, 0, 6).missing(range(6)) == [0, 2, 3, 5]
+
+
+def test_a_merged_shard_holds_each_sample_once_in_order_whatever_the_segments(new_artifact: Any) -> None:
+    """Two workers held the shard: 2 and 3 were drawn twice, and the first segment's are taken."""
+    embeddings = embeddings_of(new_artifact("embeddings"), REAL)
+    out, other = new_artifact("out"), new_artifact("other")
+    ledger = Ledger(out, 0, 6)
+    for segment in ([row(0), row(3)], [row(2), row(1), row(3, "drawn again by the other one")], [row(5), row(4)]):
+        ledger.commit(segment)
+    stats = merge_shard(CFG, 0, SOURCES, embeddings=embeddings, out=out)
+    rows = out.read_table(part_name(0)).to_pylist()
+    assert [r["text"] for r in rows] == TEXTS
+    assert (stats["samples"], stats["documents"], stats["drops"]) == (6, 6, {})
+    assert stats["tokens_generated"] == 240
+    assert out.read_stats(part_name(0)) == stats
+    assert out.files(segments_folder(0)) == []
+    assert not out.exists(ledger_name(0))
+
+    Ledger(other, 0, 6).commit([row(number) for number in range(6)])
+    merge_shard(CFG, 0, SOURCES, embeddings=embeddings, out=other)
+    assert other.read_table(part_name(0)).equals(out.read_table(part_name(0)))
+
+
+def test_drops_are_counted_and_bad_samples_lie_in_quarantine(new_artifact: Any) -> None:
+    embeddings = embeddings_of(new_artifact("embeddings"), REAL)
+    out = new_artifact("out")
+    bad = row(4, reason="refused_by_engine", detail="no")
+    Ledger(out, 0, 6).commit([row(0), row(1), row(2, reason="looping"), row(3, reason="contaminated"), bad, row(5)])
+    stats = merge_shard(CFG, 0, SOURCES, embeddings=embeddings, out=out)
+    assert stats["drops"] == {"looping": 1, "contaminated": 1, "refused_by_engine": 1}
+    [line] = out.read_bytes("quarantine/part-00000.jsonl").decode().splitlines()
+    assert json.loads(line) == {"d1_id": "00000002", "sample": 0, "reason": "refused_by_engine", "detail": "no"}
+
+
+def test_copies_of_the_corpus_and_of_earlier_results_are_dropped_and_real_text_is_judged_too(new_artifact: Any) -> None:
+    """1 copies a corpus document that is no d1 here, 3 copies 2 but for one word; real document 1 copies document 3."""
+    corpus_text = " ".join(f"corpus{number}" for number in range(60))
+    nearly = " ".join([*TEXTS[2].split()[:-1], "otherwise"])
+    embeddings = embeddings_of(new_artifact("embeddings"), [REAL[0], corpus_text, REAL[2], corpus_text])
+    out = new_artifact("out")
+    Ledger(out, 0, 6).commit([row(0), row(1, corpus_text.upper()), row(2), row(3, nearly), row(4), row(5)])
+    stats = merge_shard(CFG, 0, SOURCES, embeddings=embeddings, out=out)
+    assert stats["drops"] == {"copy_of_corpus": 1, "copy_of_synthetic": 1}
+    assert [r["seed"] for r in out.read_table(part_name(0)).to_pylist()] == [0, 2, 4, 5]
+    # Of the three d1 (20 equal tokens: 16 of 17 4-grams repeat) all loop, and one copies another document.
+    assert stats["real_text"] == {"documents": 3, "drops": {"looping": 3, "copy_of_corpus": 1}}
+
+
+def test_only_the_last_d1_are_started_longest_first() -> None:
+    assert start_order([5, 1, 3, 9, 2], tail=3) == [0, 1, 3, 2, 4]
+    assert start_order([5, 1], tail=8) == [0, 1]
+
+
+def test_a_bitmap_takes_a_bit_for_each_sample(new_artifact: Any) -> None:
+    out = new_artifact("out")
+    Ledger(out, 0, 80_000).commit([row(0)])
+    bits, _ = read_ledger(out, 0)
+    assert bits.nbytes == 10_000
+    assert int(np.unpackbits(bits).sum()) == 1
