@@ -20,7 +20,7 @@ _COUNTERS = {
 }
 _GAUGES = {
     "sbp_progress": ("Share of a stage that is done, 0 to 1.", ("stage",)),
-    "sbp_eta_s": ("Seconds until a stage is done, at the rate since its start.", ("stage",)),
+    "sbp_eta_s": ("Seconds until a stage is done, at its rate so far.", ("stage",)),
     "sbp_dollars_per_billion_tokens": ("Price of the nodes for what was generated since the start.", ("stage",)),
     "sbp_loss_nats": ("Training loss of the last step, nats a graded token.", ("stage",)),
     "sbp_grad_norm": ("Norm of the last step's gradient before clipping.", ("stage",)),
@@ -28,7 +28,6 @@ _GAUGES = {
     "sbp_mfu": ("Share of the device's peak FLOP/s that training used in the last step, 0 to 1.", ("stage",)),
     "sbp_mem_gib": ("The most memory that rank 0 has held, in GiB.", ("stage",)),
     "sbp_data_wait_s": ("Seconds that the last step waited for its rows.", ("stage",)),
-    "sbp_eta_s": ("Seconds until the training ends.", ("stage",)),
     "sbp_tokens_per_s": ("Tokens a second over the last interval.", ("stage",)),
     "sbp_documents_per_s": ("Documents a second since the stage started.", ("stage",)),
 }
