@@ -34,7 +34,7 @@ _CROWDED = 4  # a cell of more than so many times the documents that a cell shou
 _ENOUGH_FROM_CELLS = 0.8  # of the control's neighbours: from here on, lists of neighbours are the shorter way
 _LITTLE_GAIN = 0.012  # likewise, of what a visit found
 _MORE_VISITS = 4  # when lists hardly change
-_FEW_VISITS = 8  # mostly enough: the nearest cells are found for so many, and for all only when there are more
+_FEW_VISITS = 8  # before the first lists are joined
 _JOINED = 16  # the nearest of a document's candidates that are joined, and as many documents that name it
 _MORE_JOINED = 4  # further ones, when there are no cells left to visit
 _MOST_JOINED = 32
@@ -203,7 +203,7 @@ class _Search:
         """Visit cells while that brings much, then join lists; when these hardly change, visit further cells."""
         most_visits = min(effort.visits, len(self._cells.center_CD))
         share = 0.0
-        while self._num_visited < most_visits:
+        while self._num_visited < min(most_visits, _FEW_VISITS):
             self._visit_next(most_visits)
             gain = self._found_share() - share
             share += gain
@@ -239,7 +239,7 @@ class _Search:
     def _visit_next(self, most: int) -> None:
         """Compare each document with those of the next nearest of `most` cells: at first its own."""
         if self._num_visited == self._cell_NP.shape[1]:
-            num = min(most, _FEW_VISITS) if self._num_visited == 0 else most
+            num = min(most, max(_FEW_VISITS, 2 * self._num_visited))
             self._cell_NP = nearest_cells(self._cells, self._vectors_ND, num, self._pool)
         list(self._pool.map(self._compare, _meetings(self._cell_NP[:, self._num_visited], self._homes)))
         self._num_visited += 1
