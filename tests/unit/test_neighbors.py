@@ -84,7 +84,7 @@ def small_cells(monkeypatch: pytest.MonkeyPatch) -> NeighborsConfig:
     """Settings under which 3,000 documents are searched as millions are: many cells, several groups."""
     for module in (plan, steps):
         monkeypatch.setattr(module, "EXACT_BELOW", 100)
-    return NeighborsConfig(num_neighbors=10, cell_documents=50, worker_gib=0.001, recall_queries=300)
+    return NeighborsConfig(num_neighbors=10, cell_documents=50, worker_gib=0.002, recall_queries=300)
 
 
 # Histogram
