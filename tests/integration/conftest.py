@@ -1,5 +1,7 @@
 """Fixtures of the integration tests."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +9,11 @@ from jobs_cluster import Cluster, token_cluster
 from running_service import Service, running_service
 
 from sbp_ray.artifacts import Artifact
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the service come last: its engine holds cores of `local_ray` that Ray Train would count as free."""
+    items.sort(key=lambda item: "service" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,8 @@ def test_bfloat16_on_a_cpu_without_it_is_said(
     monkeypatch.setattr(logging.getLogger("sbp_ray"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger=embedder.__name__):
         load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64, dtype="bfloat16"))(TEXTS)
-    assert ["embed.dtype=bfloat16: this CPU has no" in line for line in caplog.messages] == [True] * warned
+    ours = [record.getMessage() for record in caplog.records if record.name == embedder.__name__]
+    assert ["embed.dtype=bfloat16: this CPU has no" in line for line in ours] == [True] * warned
 
 
 def test_more_tokens_than_the_model_reads_are_refused() -> None:
