@@ -15,6 +15,7 @@ import os
 import posixpath
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ class Artifact:
             return
         folder, base = posixpath.split(target)
         os.makedirs(folder, exist_ok=True)
-        temporary = posixpath.join(folder, f"{_TEMPORARY}{base}-{os.getpid()}")
+        temporary = posixpath.join(folder, f"{_TEMPORARY}{base}-{uuid.uuid4().hex}")
         try:
             yield temporary
             _sync(temporary)

@@ -25,7 +25,8 @@ _REGIONS_TRIED = 16
 _ROUNDS = 4
 _LEVELS = 127
 _BLOCK_ROWS = 2048
-_LEAST_ROWS = 32  # a GPU's integer product wants more than 16
+_LEAST_ROWS = 32  # a GPU's integer product wants more than 16,
+_COLUMNS = 8  # and columns in multiples of 8
 
 Result = TypeVar("Result")
 
@@ -52,10 +53,13 @@ def in_blocks(pool: ThreadPoolExecutor, num: int, size: int, work: Callable[[sli
 
 
 def products(rows_RD: torch.Tensor, columns_MD: torch.Tensor) -> NDArray[np.int32]:
-    """Exact products of int8 vectors, [R, M], with more rows when R is small; a GPU wants D and M in multiples of 8."""
+    """Exact products of int8 vectors, [R, M], with more rows when R is small; a GPU wants D in multiples of 8."""
     missing = max(0, _LEAST_ROWS - len(rows_RD))
     rows_RD = torch.nn.functional.pad(rows_RD, (0, 0, 0, missing)) if missing else rows_RD
-    return torch._int_mm(rows_RD, columns_MD.t()).cpu().numpy()
+    num_columns = len(columns_MD)
+    if columns_MD.is_cuda and num_columns % _COLUMNS:
+        columns_MD = torch.nn.functional.pad(columns_MD, (0, 0, 0, -num_columns % _COLUMNS))
+    return torch._int_mm(rows_RD, columns_MD.t())[:, :num_columns].cpu().contiguous().numpy()
 
 
 def find_cells(sample_ND: torch.Tensor, num_cells: int, seed: int, pool: ThreadPoolExecutor) -> Cells:
@@ -82,9 +86,10 @@ def _centroids(sample_ND: torch.Tensor, num: int, seed: int, pool: ThreadPoolExe
     if len(sample_ND) <= num:
         return sample_ND
     generator = torch.Generator().manual_seed(seed)
-    sum_CD = sample_ND[torch.randperm(len(sample_ND), generator=generator)[:num]].float()
+    drawn_C = torch.randperm(len(sample_ND), generator=generator)[:num].to(sample_ND.device)
+    sum_CD = sample_ND[drawn_C].float()
     for _ in range(_ROUNDS):
-        home_N = torch.from_numpy(_nearest(sample_ND, _coarse(sum_CD), pool))
+        home_N = torch.from_numpy(_nearest(sample_ND, _coarse(sum_CD), pool)).to(sample_ND.device)
         moved_CD = torch.zeros_like(sum_CD).index_add_(0, home_N, sample_ND.float())
         is_empty_C = torch.bincount(home_N, minlength=num) == 0
         sum_CD = torch.where(is_empty_C[:, None], sum_CD, moved_CD)

@@ -43,6 +43,11 @@ def exact_file(split: Split, attempt: int, shard: int) -> str:
     return f"{_folder(split, attempt)}/exact-{shard:05d}.npz"
 
 
+def merged_exact_file(split: Split, attempt: int) -> str:
+    """Where the nearest documents of the queries in all shards lie."""
+    return f"{_folder(split, attempt)}/exact.npz"
+
+
 def found_file(split: Split, attempt: int, group: int) -> str:
     """Where the lists that a group found lie, in a bucket for each shard."""
     return f"{_folder(split, attempt)}/found-{group:05d}.arrow"

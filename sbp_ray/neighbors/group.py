@@ -40,7 +40,7 @@ _MORE_JOINED = 4  # further ones, when there are no cells left to visit
 _MOST_JOINED = 32
 _SLOW = 0.04  # of all candidates, changed in a round
 _CHUNK = 2048  # lists that a thread joins at a time
-_CHUNKS = 16  # whose updates are carried out together
+_CHUNKS = 8  # of each thread, whose updates are carried out together
 _UPDATES_PER_LIST = 24
 _ROUNDS = 40
 _SETTLED = 0.002  # likewise: nothing more is to come
@@ -269,7 +269,8 @@ class _Search:
         list(self._pool.map(add_sources, self._shares))
         kernels.forget_fresh(self.lists_NW, width)
         num_updates = _CHUNK * _UPDATES_PER_LIST + joined_NB.shape[1] ** 2
-        buffers = [(np.empty(num_updates, np.int32), np.empty(num_updates, np.int64)) for _ in range(_CHUNKS)]
+        num_chunks = _CHUNKS * len(self._shares)
+        buffers = [(np.empty(num_updates, np.int32), np.empty(num_updates, np.int64)) for _ in range(num_chunks)]
 
         def compare(chunk: slice, buffer: _Updates) -> tuple[int, _Updates]:
             stopped, num = kernels.join(
@@ -286,7 +287,7 @@ class _Search:
 
         waiting, num_new = deque(blocks(len(self.lists_NW), _CHUNK)), 0
         while waiting:
-            chunks = [waiting.popleft() for _ in range(min(_CHUNKS, len(waiting)))]
+            chunks = [waiting.popleft() for _ in range(min(num_chunks, len(waiting)))]
             stops, updates = zip(*self._pool.map(compare, chunks, buffers), strict=True)
             num_new += self._carry_out(updates)
             left = [slice(stop, chunk.stop) for chunk, stop in zip(chunks, stops, strict=True) if stop < chunk.stop]

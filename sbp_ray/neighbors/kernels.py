@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 NO_ROW = -1
 NO_ENTRY = -(1 << 62)
+_SUMS = {"reassoc", "contract"}  # sums may be taken in lanes; -inf stays what it is
+_SAME = 1e-6  # cosines of one pair differ by less, wherever they are computed
 _LANES = 64  # columns whose maximum is taken together: four 512-bit registers
 _ROW = 0xFFFFFFFF
 _LOWEST = -(2**31)
@@ -248,20 +250,10 @@ def better(target_U, entry_U, first, end, lists_NW):  # type: ignore[no-untyped-
     return num
 
 
-@numba.njit(cache=True, nogil=True)
-def offer_back(lists_NW, source_NW, first, end):  # type: ignore[no-untyped-def]  # compiled
-    """Offer each document to those of documents `first` to `end` that its list names, in `source_NW`."""
-    for n in range(source_NW.shape[0]):
-        for entry in source_NW[n]:
-            named = (entry & _ROW) >> 1
-            if entry != NO_ENTRY and first <= named < end:
-                _insert(lists_NW[named], _entry(entry >> 32, n))
-
-
 # What was found
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(cache=True, nogil=True, fastmath=_SUMS)
 def rank(lists_NW, encoded_ND, inverse_length_N, first, cosine_RK, row_RK):  # type: ignore[no-untyped-def]  # compiled
     """The nearest of the candidates of documents `first`, `first` + 1, …, by the cosine of their 16-bit vectors.
 
@@ -319,7 +311,7 @@ def equal_bytes(signatures_NH, documents, row_RK):  # type: ignore[no-untyped-de
     return equal_RK
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(cache=True, nogil=True, fastmath=_SUMS)
 def keep_exact(scores_QB, scale, error_Q, query_QD, block_BD, own_Q, first_row, cosine_QK, row_QK):  # type: ignore[no-untyped-def]  # compiled
     """Compare queries in float32 with the documents of a block that may be among their nearest.
 
@@ -364,6 +356,8 @@ def keep_exact(scores_QB, scale, error_Q, query_QD, block_BD, own_Q, first_row, 
 def merge_lists(first_N1, list_M, cosine_MK, id_MK2, source_NK):  # type: ignore[no-untyped-def]  # compiled
     """The nearest of what several lists of each document hold, each neighbour once; of equally near the lower id first.
 
+    Two lists may give the same neighbour cosines that differ in the last bits, when CPUs of two kinds computed them.
+
     Args:
         first_N1: [N + 1] where the lists of each document begin in `list_M`.
         list_M: numbers of lists, document after document.
@@ -386,10 +380,8 @@ def merge_lists(first_N1, list_M, cosine_MK, id_MK2, source_NK):  # type: ignore
                     place -= 1
                 if place == k:
                     break
-                if place > 0:
-                    other, i = source_NK[n, place - 1] // k, source_NK[n, place - 1] % k
-                    if id_MK2[other, i, 0] == id_MK2[m, j, 0] and id_MK2[other, i, 1] == id_MK2[m, j, 1]:
-                        continue
+                if _is_among(cosine_MK, id_MK2, m, j, source_NK[n, :found], place):
+                    continue
                 for i in range(min(found, k - 1), place, -1):
                     source_NK[n, i] = source_NK[n, i - 1]
                 source_NK[n, place] = m * k + j
@@ -403,3 +395,19 @@ def _is_nearer(cosine_MK, id_MK2, m, j, other, i):  # type: ignore[no-untyped-de
     if id_MK2[m, j, 0] != id_MK2[other, i, 0]:
         return id_MK2[m, j, 0] < id_MK2[other, i, 0]
     return id_MK2[m, j, 1] < id_MK2[other, i, 1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_among(cosine_MK, id_MK2, m, j, source_F, place):  # type: ignore[no-untyped-def]  # compiled
+    """Whether entry `j` of list `m`, whose place that would be, is there already, a last bit nearer or further."""
+    k = cosine_MK.shape[1]
+    for step in (-1, 1):
+        f = place - 1 if step < 0 else place
+        while 0 <= f < len(source_F):
+            other, i = source_F[f] // k, source_F[f] % k
+            if abs(cosine_MK[other, i] - cosine_MK[m, j]) > _SAME:
+                break
+            if id_MK2[other, i, 0] == id_MK2[m, j, 0] and id_MK2[other, i, 1] == id_MK2[m, j, 1]:
+                return True
+            f += step
+    return False

@@ -23,7 +23,9 @@ from sbp_ray.neighbors.quantize import Quantizer
 CELLS_PER_GROUP = 64
 SAMPLES_PER_CELL = 128
 MOST_CELLS = 4096
+MOST_GROUPS = MOST_CELLS // 8  # of fewer cells a group is too coarse to be as large as another
 _BLOCK_ROWS = 2048
+_BLOCK_QUERIES = 200
 
 
 class Partition(NamedTuple):
@@ -63,6 +65,11 @@ class Partition(NamedTuple):
             return cls(**{**arrays, "max_abs": float(arrays["max_abs"]), "margin": int(arrays["margin"])})
 
 
+def num_cells_of(num_groups: int) -> int:
+    """Cells that the groups are put together from; one group needs none."""
+    return min(MOST_CELLS, CELLS_PER_GROUP * num_groups) if num_groups > 1 else 0
+
+
 def one_group(quantizer: Quantizer, dim: int) -> Partition:
     """All documents are searched together."""
     return Partition(quantizer.max_abs, np.zeros((1, dim), np.int8), np.array([0, 1]))
@@ -73,20 +80,14 @@ def make_groups(
 ) -> Partition:
     """`num_groups` groups, or fewer where the sample is less varied, with no margin yet."""
     vectors_ND = torch.from_numpy(sample_ND)
-    num_cells = min(MOST_CELLS, CELLS_PER_GROUP * num_groups)
-    cells = find_cells(vectors_ND, num_cells, seed, pool)
+    cells = find_cells(vectors_ND, num_cells_of(num_groups), seed, pool)
     home_N = nearest_cells(cells, vectors_ND, 1, pool)[:, 0]
-    living_C = np.bincount(home_N, minlength=len(cells.center_CD)) + 0.5  # a cell that the sample missed is not empty
-    center_CD = cells.center_CD.numpy()
+    living_S = np.bincount(home_N, minlength=len(cells.center_CD))
+    # Of equal centroids one is enough: with several, equal documents would be as near to one group as to the other.
+    center_CD, cell_C = np.unique(cells.center_CD.numpy(), axis=0, return_inverse=True)
+    living_C = np.bincount(cell_C.ravel(), living_S) + 1.0  # a cell that the sample missed is not empty
     group_C = np.zeros(len(center_CD), np.int64)
-    _halve(
-        center_CD.astype(np.float32),
-        living_C.astype(np.float64) + 0.5,
-        np.arange(len(center_CD)),
-        group_C,
-        0,
-        num_groups,
-    )
+    _halve(center_CD.astype(np.float32), living_C, np.arange(len(center_CD)), group_C, 0, num_groups)
     order = np.argsort(group_C, kind="stable")
     num_cells_G = np.bincount(group_C, minlength=num_groups)
     first_cell_G1 = np.append(0, np.cumsum(num_cells_G[num_cells_G > 0]))
@@ -145,8 +146,13 @@ def margin_for(
     A sample of a share s of the documents holds about s k of a document's k neighbours; `k` is that number.
     """
     gap_NG = gaps(made, coarse_ND, pool)
-    scores_QN = torch.from_numpy(vectors_ND[:num_queries]) @ torch.from_numpy(vectors_ND).T
-    scores_QN.fill_diagonal_(-np.inf)
-    neighbor_QK = torch.topk(scores_QN, min(k, len(vectors_ND) - 1), dim=1).indices.numpy()
-    gap_QKG = np.maximum(gap_NG[:num_queries, None], gap_NG[neighbor_QK])
-    return int(np.quantile(gap_QKG.min(axis=2), share, method="higher"))
+    columns_DN = torch.from_numpy(vectors_ND).T
+
+    def least_gaps(queries: slice) -> NDArray[np.int32]:
+        scores_QN = torch.from_numpy(vectors_ND[queries]) @ columns_DN
+        scores_QN[:, queries].fill_diagonal_(-np.inf)
+        neighbor_QK = torch.topk(scores_QN, min(k, len(vectors_ND) - 1), dim=1).indices.numpy()
+        return np.maximum(gap_NG[queries, None], gap_NG[neighbor_QK]).min(axis=2)
+
+    parts = in_blocks(pool, min(num_queries, len(vectors_ND)), _BLOCK_QUERIES, least_gaps)
+    return int(np.quantile(np.concatenate(parts), share, method="higher"))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +21,8 @@ from sbp_ray.config import NeighborsConfig, Resources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration
 from sbp_ray.neighbors.group import JOINED_BYTES, num_candidates
-from sbp_ray.neighbors.partition import CELLS_PER_GROUP, MOST_CELLS, SAMPLES_PER_CELL
-from sbp_ray.schema import SIGNATURE_BYTES
+from sbp_ray.neighbors.partition import MOST_GROUPS, SAMPLES_PER_CELL, num_cells_of
+from sbp_ray.schema import SIGNATURE_BYTES, SPLITS
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,13 @@ EXACT_BELOW = 20_000  # documents: fewer are one cell, and every pair is compare
 _BASE_GIB = 0.55  # a worker before it reads anything: Python, Ray, torch, Numba
 _SHARDS_GIB = 0.25  # what routing and merging hold of a shard, and what their libraries keep
 _ID_BYTES = 16
+_VRAM = 3  # copies of the 8-bit vectors: as read, in the order of cells, and products
 _NUMBERS = 24  # bytes of row, home, number of shingles and hash of the group
-_QUERIES = 500  # beside those that judge the recall
+_CONTROL_QUERIES = 500  # beside those that judge the recall, or
+_CONTROL_QUERIES_OF_GROUP = 20
+_CALIBRATION_DOCUMENTS = 12_000  # at least: the nearest of a sample of N / K documents is about the K-th nearest of all
+_MOST_CALIBRATION_DOCUMENTS = 250_000
+_MERGED = 2.5  # of the bytes of its lists a merged shard takes: as read, in one piece, and what is kept
 _COMPARED = 500  # documents with which one is compared, for each neighbour wanted: cells, and neighbours of neighbours
 _PAIRS_PER_S = 1.5e8  # of 384 dimensions, a core: product and what becomes of it
 _SAMPLED_S, _ROUTED_S, _FOUND_S, _LISTED_S = (
@@ -46,6 +53,8 @@ class Step(NamedTuple):
     name: str
     worker_gib: float
     """Most memory of a worker."""
+    at_once: int
+    """Workers that have something to do."""
     vram_gib: float
     """Most memory of its GPU, where it has one."""
     writes_gib: float
@@ -72,6 +81,11 @@ class Plan(NamedTuple):
     def worker_gib(self) -> float:
         """Most memory of a worker in any step."""
         return max(step.worker_gib for step in self.steps)
+
+    @property
+    def cluster_gib(self) -> float:
+        """Most memory of all workers together."""
+        return max(step.at_once * step.worker_gib for step in self.steps)
 
     @property
     def disk_gib(self) -> float:
@@ -112,25 +126,60 @@ def num_groups(cfg: NeighborsConfig, documents: int, dim: int) -> int:
     groups = 1
     while documents * copies(groups) / groups > fitting:
         groups += 1
+        if groups > MOST_GROUPS:
+            most = documents * copies(MOST_GROUPS) / MOST_GROUPS * document_bytes(dim, cfg.num_neighbors)
+            raise SbpError(
+                f"neighbors.worker_gib={cfg.worker_gib} would need more than {MOST_GROUPS} groups for {documents:,} "
+                f"documents of {dim} dimensions: raise it to {math.ceil(most / 2**30)}"
+            )
     return groups
 
 
-def plan_search(cfg: NeighborsConfig, documents: int, dim: int) -> Plan:
-    """The plan for so many documents."""
+def num_control_queries(groups: int) -> int:
+    """Documents whose true neighbours tell the search when to end; each group is to know some."""
+    return max(_CONTROL_QUERIES, _CONTROL_QUERIES_OF_GROUP * groups)
+
+
+def num_calibration_documents(cfg: NeighborsConfig, documents: int) -> int:
+    """Documents among which the margin is chosen."""
+    wanted = max(_CALIBRATION_DOCUMENTS, 4 * documents // cfg.num_neighbors)
+    return min(wanted, _MOST_CALIBRATION_DOCUMENTS, documents // 4)
+
+
+def shards_merged_at_once(cfg: NeighborsConfig, shard_documents: int, groups: int) -> int:
+    """Shards whose lists a worker merges side by side, in its threads: as many as `worker_gib` holds."""
+    fitting = (cfg.worker_gib - _BASE_GIB) / (_SHARDS_GIB + _merged_gib(cfg, shard_documents, groups))
+    return max(1, min(threads_of(cfg.resources), int(fitting)))
+
+
+def _merged_gib(cfg: NeighborsConfig, shard_documents: int, groups: int) -> float:
+    return _gib(_MERGED * shard_documents * copies(groups) * (8 + 29 * cfg.num_neighbors))
+
+
+def plan_search(cfg: NeighborsConfig, shard_rows: Sequence[int], dim: int) -> Plan:
+    """The plan for shards of so many documents."""
+    documents, largest = sum(shard_rows), max(shard_rows, default=0)
     k, threads = cfg.num_neighbors, threads_of(cfg.resources)
     cores = cfg.resources.num_workers * threads
     groups = num_groups(cfg, documents, dim)
     searched = documents * copies(groups)
     group_documents = math.ceil(searched / groups)
     described = SIGNATURE_BYTES + _ID_BYTES + _NUMBERS
-    num_cells = min(MOST_CELLS, CELLS_PER_GROUP * groups) if groups > 1 else 0
+    num_cells = num_cells_of(groups)
     sampled = SAMPLES_PER_CELL * num_cells
+    num_queries = cfg.recall_queries + num_control_queries(groups)
+    held_out = num_queries + (num_calibration_documents(cfg, documents) if groups > 1 else 0)
+    merged_at_once = shards_merged_at_once(cfg, largest, groups)
     compared = searched * (_COMPARED * max(k, 10) if documents >= EXACT_BELOW else documents)
     small_gib = _BASE_GIB + threads * _SHARDS_GIB
 
-    def step(name: str, worker_gib: float, written: float, pairs: float, other_s: float, vram: float = 0) -> Step:
-        seconds = (pairs * dim / 384 / _PAIRS_PER_S + other_s) / cores
-        return Step(name, worker_gib, _gib(vram), _gib(written), round(2 * pairs * dim / 1e12, 3), round(seconds, 1))
+    def step(
+        name: str, worker_gib: float, tasks: int, written: float, pairs: float, other_s: float, vram: float = 0
+    ) -> Step:
+        at_once = min(cfg.resources.num_workers, max(1, tasks))
+        seconds = (pairs * dim / 384 / _PAIRS_PER_S + other_s) / min(cores, at_once * threads)
+        tera_ops = round(2 * pairs * dim / 1e12, 3)
+        return Step(name, worker_gib, at_once, _gib(vram), _gib(written), tera_ops, round(seconds, 1))
 
     return Plan(
         documents=documents,
@@ -139,23 +188,39 @@ def plan_search(cfg: NeighborsConfig, documents: int, dim: int) -> Plan:
         groups=groups,
         group_documents=group_documents,
         steps=(
-            step("groups", small_gib + _gib(12 * dim * sampled), 0, sampled * num_cells * 4, sampled * _SAMPLED_S),
+            step(
+                "groups",
+                small_gib + _gib(12 * dim * (sampled + held_out)),
+                len(SPLITS),
+                0,
+                sampled * num_cells * 4,
+                sampled * _SAMPLED_S,
+            ),
             step(
                 "routing",
                 small_gib,
-                searched * (2 * dim + described),
-                documents * (cfg.recall_queries + _QUERIES + num_cells),
+                len(shard_rows),
+                searched * (2 * dim + described) + len(shard_rows) * num_queries * 20 * k,
+                documents * (num_queries + num_cells),
                 documents * _ROUTED_S,
             ),
             step(
                 "search",
                 _BASE_GIB + _gib(group_documents * document_bytes(dim, k)),
+                groups,
                 searched * (8 + 29 * k),
                 compared,
                 searched * (_FOUND_S + k * _LISTED_S),
-                group_documents * dim,
+                _VRAM * group_documents * dim if cfg.resources.num_gpus else 0,
             ),
-            step("merging", small_gib, documents * (32 + 45 * k), 0, searched * k * _LISTED_S),
+            step(
+                "merging",
+                _BASE_GIB + merged_at_once * (_SHARDS_GIB + _merged_gib(cfg, largest, groups)),
+                math.ceil(len(shard_rows) / merged_at_once),
+                documents * (32 + 45 * k),
+                0,
+                searched * k * _LISTED_S,
+            ),
         ),
     )
 
@@ -174,7 +239,7 @@ def log_plan(plan: Plan) -> None:
     for step in plan.steps:
         on_gpu = f", {step.vram_gib:.1f} GiB on a GPU" if step.vram_gib else ""
         logger.info(
-            f"neighbors | plan: {step.name}: {step.worker_gib:.1f} GiB a worker{on_gpu}, "
+            f"neighbors | plan: {step.name}: {step.at_once} x {step.worker_gib:.1f} GiB{on_gpu}, "
             f"writes {step.writes_gib:.2f} GiB, {step.tera_ops:,.1f} T operations, about {duration(step.seconds)}"
         )
 
@@ -186,11 +251,11 @@ def refuse_what_cannot_fit(plan: Plan, out: Artifact) -> None:
         SbpError: it does not fit; says what would.
     """
     memory_gib = _memory_gib()
-    wanted_gib = plan.workers * plan.worker_gib
-    if wanted_gib > memory_gib:
+    largest = max(plan.steps, key=lambda step: step.at_once * step.worker_gib)
+    if memory_gib is not None and plan.cluster_gib > memory_gib:
         raise SbpError(
-            f"neighbors wants {plan.workers} workers of {plan.worker_gib:.1f} GiB, there are {memory_gib:.1f} GiB: "
-            "lower neighbors.worker_gib (more and smaller groups) or neighbors.resources.num_workers"
+            f"neighbors wants {largest.at_once} workers of {largest.worker_gib:.1f} GiB for {largest.name}, there are "
+            f"{memory_gib:.1f} GiB: lower {_remedy(largest)} or neighbors.resources.num_workers"
         )
     if out.is_local:
         free_gib = shutil.disk_usage(_existing(out.path())).free / 2**30
@@ -201,10 +266,42 @@ def refuse_what_cannot_fit(plan: Plan, out: Artifact) -> None:
             )
 
 
-def _memory_gib() -> float:
-    """Of the cluster, as Ray counts it, or of this machine."""
+def _remedy(step: Step) -> str:
+    return {
+        "groups": "neighbors.recall_queries",
+        "merging": "neighbors.num_neighbors, raise ingest.num_shards",
+    }.get(step.name, "neighbors.worker_gib (more and smaller groups)")
+
+
+def refuse_small_machine(worker_gib: float, vram_gib: float) -> None:
+    """In a worker, before it reads a group: nodes that the autoscaler brings up are not known to the plan.
+
+    Raises:
+        SbpError: this node, or its GPU, has less than the plan says.
+    """
+    has_gib = psutil.virtual_memory().total / 2**30
+    if worker_gib > has_gib:
+        raise SbpError(
+            f"a group of the search wants {worker_gib:.1f} GiB, and the node has {has_gib:.1f} GiB: lower "
+            "neighbors.worker_gib, with --redo neighbors"
+        )
+    if vram_gib:
+        import torch
+
+        has_gib = torch.cuda.mem_get_info()[1] / 2**30
+        if vram_gib > has_gib:
+            raise SbpError(
+                f"a group of the search wants {vram_gib:.1f} GiB of GPU memory, and there are {has_gib:.1f} GiB: lower "
+                "neighbors.worker_gib, with --redo neighbors"
+            )
+
+
+def _memory_gib() -> float | None:
+    """Of the cluster, as Ray counts it, or of this machine; None where nodes are yet to come."""
     import ray
 
+    if "SBP_RAY_AUTOSCALER_CONFIG" in os.environ:
+        return None
     if ray.is_initialized():
         return float(ray.cluster_resources().get("memory", psutil.virtual_memory().total)) / 2**30
     return float(psutil.virtual_memory().total) / 2**30

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sbp_ray.neighbors.cells import products
+from sbp_ray.neighbors.cells import blocks, products
 from sbp_ray.neighbors.kernels import keep_exact
 from sbp_ray.neighbors.quantize import Quantizer
 
@@ -18,6 +18,7 @@ from sbp_ray.neighbors.quantize import Quantizer
 ID = "S16"  # raw ids: as long as each other, so that the zeros NumPy ignores at the end tell nothing apart
 _TIE = 1e-5  # the 16-bit vectors' error: a neighbour as near as the last true one, but for that, is as good
 _ROUNDING = 1e-5  # of the bounds, which are sums in float32
+_BLOCK_QUERIES = 2048
 
 
 class Exact(NamedTuple):
@@ -63,14 +64,16 @@ class ExactSearch:
         """Unit vectors, these in 8 bits, and their ids."""
         self._ids.append(id_B)
         if len(self._query_QD) and len(id_B):
-            scores_QB = products(torch.from_numpy(self._coarse_QD), torch.from_numpy(coarse_BD))
             lengths = 1 + self._lost_Q  # of the rounded queries, at most
             error_Q = self._lost_Q + lengths * _lost(block_BD, coarse_BD, self._quantizer).max() + _ROUNDING
             own_Q = self._own_columns(id_B)
             scale = self._quantizer.cosine_of_one
-            keep_exact(
-                scores_QB, scale, error_Q, self._query_QD, block_BD, own_Q, self._seen, self._cosine_QK, self._row_QK
-            )
+            for rows in blocks(len(self._query_QD), _BLOCK_QUERIES):
+                scores_QB = products(torch.from_numpy(self._coarse_QD[rows]), torch.from_numpy(coarse_BD))
+                so_far = self._cosine_QK[rows], self._row_QK[rows]
+                keep_exact(
+                    scores_QB, scale, error_Q[rows], self._query_QD[rows], block_BD, own_Q[rows], self._seen, *so_far
+                )
         self._seen += len(id_B)
 
     def _own_columns(self, id_B: NDArray) -> NDArray[np.int64]:

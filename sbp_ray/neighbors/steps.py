@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from sbp_ray.neighbors.files import (
     exact_file,
     found_file,
     found_schema,
+    merged_exact_file,
     partition_file,
     raw_ids,
     read_partition,
@@ -40,15 +41,22 @@ from sbp_ray.neighbors.group import Control, Effort, Found, search_group
 from sbp_ray.neighbors.histogram import cosine_histogram
 from sbp_ray.neighbors.kernels import NO_ROW, equal_bytes, merge_lists
 from sbp_ray.neighbors.partition import (
-    CELLS_PER_GROUP,
     SAMPLES_PER_CELL,
     Partition,
     gaps,
     make_groups,
     margin_for,
+    num_cells_of,
     one_group,
 )
-from sbp_ray.neighbors.plan import EXACT_BELOW, num_groups, threads_of
+from sbp_ray.neighbors.plan import (
+    EXACT_BELOW,
+    num_calibration_documents,
+    num_control_queries,
+    num_groups,
+    refuse_small_machine,
+    threads_of,
+)
 from sbp_ray.neighbors.quantize import Quantizer, encode
 from sbp_ray.neighbors.recall import ID, Exact, ExactSearch, merged, no_neighbors
 from sbp_ray.schema import NEIGHBORS, SIGNATURE_BYTES, Split, shard_of
@@ -58,8 +66,6 @@ from sbp_ray.text.minhash import estimate_containment, jaccard_of
 # N = documents, D = vector length, G = groups, K = neighbours, M = lists, or neighbours of all lists
 
 _CALIBRATION_QUERIES = 2000
-_CALIBRATION_DOCUMENTS = 12_000
-_CONTROL_QUERIES = 500
 _FAIR_SHARE = 0.7  # of the misses that `min_recall` allows: the first attempt aims at these
 _BORDER_SHARE = 0.3  # likewise: neighbours that meet in no group
 
@@ -82,25 +88,25 @@ class Partitioner:
         split, attempt = item["split"], item["attempt"]
         shards = [(shard_name(split, shard), num) for shard, num in enumerate(self._rows[split]) if num]
         if shards:
-            made = self._groups(shards, attempt)
+            made = self._groups(split, shards, attempt)
         else:
             made = one_group(Quantizer(1.0), vector_length(self._embeddings, split))
         self._out.write_bytes(partition_file(split, attempt), made.to_bytes())
         return {}
 
-    def _groups(self, shards: list[tuple[str, int]], attempt: int) -> Partition:
+    def _groups(self, split: Split, shards: list[tuple[str, int]], attempt: int) -> Partition:
         cfg, num_documents = self._cfg, sum(num for _, num in shards)
-        num_queries = cfg.recall_queries + _CONTROL_QUERIES
-        num_held_out = num_queries + min(_CALIBRATION_DOCUMENTS, num_documents // 4)
+        wanted = num_groups(cfg, num_documents, vector_length(self._embeddings, split))
+        num_queries = cfg.recall_queries + num_control_queries(wanted)
+        num_held_out = num_queries + num_calibration_documents(cfg, num_documents)
         held_out_ND, ids = sample_vectors(self._embeddings, shards[::-1], num_held_out, cfg.seed + 1)
         query_QD, query_id_Q = held_out_ND[:num_queries], ids[:num_queries]
         quantizer = Quantizer(float(np.abs(held_out_ND).max()))
-        wanted = num_groups(cfg, num_documents, held_out_ND.shape[1])
         if wanted == 1:
             made = one_group(quantizer, held_out_ND.shape[1])
             return made._replace(query_QD=query_QD, query_id_Q=query_id_Q)
         held_out_ND = held_out_ND[num_queries:]  # the margin is not chosen on the queries that judge it
-        num_sample = min(SAMPLES_PER_CELL * CELLS_PER_GROUP * wanted, num_documents // 2)
+        num_sample = min(SAMPLES_PER_CELL * num_cells_of(wanted), num_documents // 2)
         sample_ND, _ = sample_vectors(self._embeddings, shards, num_sample, cfg.seed)
         k = max(1, round(cfg.num_neighbors * len(held_out_ND) / num_documents))
         share = 1 - _BORDER_SHARE * (1 - cfg.min_recall) / 2**attempt
@@ -162,13 +168,26 @@ def _write_exact(out: Artifact, name: str, exact: Exact) -> None:
     out.write_bytes(name, stream.getvalue())
 
 
-def read_exact(out: Artifact, split: Split, attempt: int, shards: Iterable[int], num_queries: int, k: int) -> Exact:
-    """The nearest documents of the queries, of all shards."""
-    exact = no_neighbors(num_queries)
-    for shard in shards:
-        with np.load(io.BytesIO(out.read_bytes(exact_file(split, attempt, shard)))) as arrays:
-            exact = merged(exact, Exact(**arrays), k)
-    return exact
+def read_exact(out: Artifact, name: str) -> Exact:
+    """What `_write_exact` wrote."""
+    with np.load(io.BytesIO(out.read_bytes(name))) as arrays:
+        return Exact(**arrays)
+
+
+class ExactMerger:
+    """Merges what the shards held of the queries' nearest documents, once for all who ask."""
+
+    def __init__(self, cfg: NeighborsConfig, out: Artifact) -> None:
+        self._cfg, self._out = cfg, out
+
+    def __call__(self, item: dict[str, Any]) -> Stats:
+        split, attempt = item["split"], item["attempt"]
+        exact = no_neighbors(len(read_partition(self._out, split, attempt).query_id_Q))
+        for shard in range(item["num_shards"]):
+            part = read_exact(self._out, exact_file(split, attempt, shard))
+            exact = merged(exact, part, self._cfg.num_neighbors)
+        _write_exact(self._out, merged_exact_file(split, attempt), exact)
+        return {}
 
 
 # Step 3
@@ -182,6 +201,7 @@ class GroupSearcher:
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         split, group, attempt = item["split"], item["group"], item["attempt"]
+        refuse_small_machine(item["worker_gib"], item["vram_gib"])
         cfg, k = self._cfg, self._cfg.num_neighbors
         made = read_partition(self._out, split, attempt)
         dim = item["dim"]
@@ -189,8 +209,7 @@ class GroupSearcher:
         table = read_bucket(self._out, files, group, routed_schema(dim))
         vectors_ND, documents = values(table, "vector", np.int16, dim), _documents(table)
         del table  # its columns share their memory
-        num_queries = len(made.query_id_Q)
-        exact = read_exact(self._out, split, attempt, range(item["num_shards"]), num_queries, k)
+        exact = read_exact(self._out, merged_exact_file(split, attempt))
         found = search_group(
             vectors_ND,
             k,

@@ -15,6 +15,7 @@ A worker holds a shard, or a group of `neighbors.worker_gib`, whatever the size 
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
@@ -23,15 +24,31 @@ from sbp_ray.errors import SbpError
 from sbp_ray.neighbors.files import (
     SCRATCH,
     found_file,
+    merged_exact_file,
     partition_file,
     read_partition,
     routed_file,
     vector_length,
 )
 from sbp_ray.neighbors.histogram import sorted_histogram
-from sbp_ray.neighbors.plan import Plan, log_plan, plan_search, refuse_what_cannot_fit, threads_of
+from sbp_ray.neighbors.plan import (
+    Plan,
+    log_plan,
+    plan_search,
+    refuse_what_cannot_fit,
+    shards_merged_at_once,
+    threads_of,
+)
 from sbp_ray.neighbors.recall import Exact, interval, recall_of
-from sbp_ray.neighbors.steps import GroupSearcher, ListMerger, Partitioner, Router, read_exact, read_lists
+from sbp_ray.neighbors.steps import (
+    ExactMerger,
+    GroupSearcher,
+    ListMerger,
+    Partitioner,
+    Router,
+    read_exact,
+    read_lists,
+)
 from sbp_ray.schema import SPLITS, Split
 from sbp_ray.shards import Stats, add_stats, run_tasks, shard_name
 
@@ -61,15 +78,21 @@ def find_neighbors(cfg: NeighborsConfig, *, embeddings: Artifact, out: Artifact)
 
 def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> Stats:
     rows = {split: _shard_rows(embeddings, split) for split in SPLITS}
-    plan = plan_search(cfg, sum(rows["train"]), vector_length(embeddings, "train"))
+    dim = vector_length(embeddings, "train")
+    plans = {split: plan_search(cfg, rows[split], dim) for split in SPLITS}
+    plan = plans["train"]
     log_plan(plan)
     refuse_what_cannot_fit(plan, out)
+    refuse_what_cannot_fit(plans["validation"], out)
     recall: dict[str, Any] = out.read_json(_RECALL) if out.exists(_RECALL) else {}
     for attempt in range(_ATTEMPTS):
         splits = [split for split in SPLITS if not _is_enough(cfg, recall.get(split))]
         splits = [split for split in splits if recall.get(split, {}).get("attempt", -1) < attempt]
-        for step in (_partition, _route, _search, _merge):
-            step(cfg, embeddings, out, {split: rows[split] for split in splits}, attempt)
+        wanted = {split: rows[split] for split in splits}
+        _partition(cfg, embeddings, out, wanted, attempt)
+        _route(cfg, embeddings, out, wanted, attempt)
+        _search(cfg, out, wanted, attempt, plans)
+        _merge(cfg, embeddings, out, wanted, attempt)
         if "train" in splits:
             _log_peak(out, attempt, plan)
         for split in splits:
@@ -125,10 +148,13 @@ def _route(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows
     items = _every_shard(rows, attempt)
     todo = [item for item in items if not out.exists(routed_file(item["split"], attempt, item["shard"]))]
     _run("neighbors routing", Router, (cfg, embeddings, out), todo, items, cfg, at_once=threads_of(cfg.resources))
+    items = [{"split": split, "attempt": attempt, "num_shards": len(rows[split])} for split in rows]
+    todo = [item for item in items if not out.exists(merged_exact_file(item["split"], attempt))]
+    _run("neighbors control", ExactMerger, (cfg, out), todo, items, cfg)
 
 
-def _search(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:
-    dim = vector_length(embeddings, "train")
+def _search(cfg: NeighborsConfig, out: Artifact, rows: Rows, attempt: int, plans: dict[Split, Plan]) -> None:
+    search = {split: next(step for step in plans[split].steps if step.name == "search") for split in rows}
     items: Items = [
         {
             "split": split,
@@ -136,7 +162,9 @@ def _search(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Row
             "attempt": attempt,
             "num_shards": len(rows[split]),
             "num_documents": sum(rows[split]),
-            "dim": dim,
+            "dim": plans[split].dim,
+            "worker_gib": search[split].worker_gib,
+            "vram_gib": search[split].vram_gib,
         }
         for split in rows
         for group in range(read_partition(out, split, attempt).num_groups)
@@ -155,7 +183,9 @@ def _merge(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows
     groups = {split: read_partition(out, split, attempt).num_groups for split in rows}
     items = [{**item, "num_groups": groups[item["split"]]} for item in _every_shard(rows, attempt)]
     todo = [item for item in items if not _is_merged(out, shard_name(item["split"], item["shard"]), attempt)]
-    _run("neighbors merging", ListMerger, (cfg, embeddings, out), todo, items, cfg, at_once=threads_of(cfg.resources))
+    largest = max((max(shards, default=0) for shards in rows.values()), default=0)
+    at_once = shards_merged_at_once(cfg, largest, max(groups.values(), default=1))
+    _run("neighbors merging", ListMerger, (cfg, embeddings, out), todo, items, cfg, at_once=at_once)
 
 
 def _every_shard(rows: Rows, attempt: int) -> Items:
@@ -185,7 +215,7 @@ def _run(
 
 def _measure_recall(cfg: NeighborsConfig, out: Artifact, split: Split, rows: list[int], attempt: int) -> dict[str, Any]:
     made = read_partition(out, split, attempt)
-    exact = read_exact(out, split, attempt, range(len(rows)), len(made.query_id_Q), cfg.num_neighbors)
+    exact = read_exact(out, merged_exact_file(split, attempt))
     judging = made.query_id_Q[: cfg.recall_queries]  # the others told the search when to end
     cosines, ids = read_lists(out, split, judging, len(rows))
     num_documents = sum(rows)
@@ -196,7 +226,7 @@ def _measure_recall(cfg: NeighborsConfig, out: Artifact, split: Split, rows: lis
         "k": cfg.num_neighbors,
         "queries": len(shares),
         "recall": round(mean, 4),
-        "low": round(low, 4),
+        "low": math.floor(low * 1e4) / 1e4,  # it is judged as it is shown
         "high": round(high, 4),
         "min_recall": cfg.min_recall,
         "attempt": attempt,

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import pyarrow as pa
 import pytest
-import yaml
+from job_run import JobRun
 from tiny_embedder import make_bert
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
@@ -25,7 +21,6 @@ from sbp_ray.stages.embed import embed_corpus
 
 pytestmark = pytest.mark.slow
 
-REPO = Path(__file__).parents[2]
 SEED = 7
 NUM_SHARDS = 12
 SHARD_ROWS = 250  # some tenths of a second each: slow enough to be caught in the middle
@@ -33,10 +28,11 @@ ATTEMPTS = 6
 
 
 class Strike(NamedTuple):
-    """What to kill once so many shards are committed."""
+    """What to kill, and when: a while after so many shards are committed."""
 
     num_shards: int
     victim: str
+    delay_s: float
 
 
 def planned_strikes() -> list[Strike]:
@@ -44,7 +40,7 @@ def planned_strikes() -> list[Strike]:
     moments = sorted(rng.sample(range(1, 2 * NUM_SHARDS - 2), 3))
     victims = ["driver", "driver", "actor"]
     rng.shuffle(victims)
-    return [Strike(*strike) for strike in zip(moments, victims, strict=True)]
+    return [Strike(*strike, rng.uniform(0, 0.3)) for strike in zip(moments, victims, strict=True)]
 
 
 def write_corpus(corpus: Artifact) -> None:
@@ -61,27 +57,15 @@ def write_corpus(corpus: Artifact) -> None:
     corpus.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": NUM_SHARDS}}})
 
 
-class Run:
-    """A run directory, and attempts at jobs/embed.py in it."""
+class Run(JobRun):
+    """jobs/embed.py on a corpus of random words."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.log = folder, folder / "log.txt"
         self.corpus, self.out = (Artifact(name, str(folder / FOLDERS[name])) for name in ("corpus", "embeddings"))
         write_corpus(self.corpus)
-        settings = yaml.safe_load((REPO / "tests/unit/small.yaml").read_text())
         resources = {"num_workers": 2, "num_cpus": 1, "num_threads": 1}
-        settings |= {
-            "run_dir": str(folder),
-            "embed": {"model": make_bert(folder / "model"), "max_tokens": 64, "resources": resources},
-            "cluster": {"num_cpus": 2, "object_store_gib": 0.2},
-        }
-        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-
-    def start(self) -> subprocess.Popen[bytes]:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        with self.log.open("ab") as log:
-            command = [sys.executable, "jobs/embed.py", "--config", str(self.folder / "config.yaml")]
-            return subprocess.Popen(command, cwd=REPO, env=environment, stdout=log, stderr=log)
+        settings = {"model": make_bert(folder / "model"), "max_tokens": 64, "resources": resources}
+        super().__init__(folder, "embed", "_OnItem", {"embed": settings})
 
     def committed(self) -> dict[str, tuple[int, int, bytes]]:
         """Inode, time and content of each committed shard."""
@@ -92,41 +76,18 @@ class Run:
                 found[name] = (status.st_ino, status.st_mtime_ns, self.out.read_bytes(name))
         return found
 
-    def actors(self, driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
-        """The processes of the driver's own Ray that embed."""
-        children = psutil.Process(driver.pid).children(recursive=True)
-        return [child for child in children if "_OnItem" in " ".join(_command_line(child))]
-
-
-def _command_line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return []
-
-
-def kill_driver(run: Run, driver: subprocess.Popen[bytes]) -> None:
-    """Its actors end by themselves; the rest of its Ray, which takes a minute for that, is ended here."""
-    family, actors = psutil.Process(driver.pid).children(recursive=True), run.actors(driver)
-    driver.kill()
-    driver.wait()
-    _, alive = psutil.wait_procs(actors, timeout=60)
-    assert alive == []
-    for process in family:
-        if process.is_running():
-            process.kill()
-
 
 def attempt(run: Run, strikes: list[Strike], kept: dict[str, tuple[int, int, bytes]]) -> int:
     """Run the job until it ends by itself or is killed; strikes that were made are taken from the list."""
     driver = run.start()
     while driver.poll() is None:
         if strikes and sum(len(run.out.files(split, ".parquet")) for split in SPLITS) >= strikes[0].num_shards:
+            time.sleep(strikes[0].delay_s)  # the next shards are somewhere on their way by then
             kept |= run.committed()
             if strikes[0].victim == "driver":
-                kill_driver(run, driver)
+                run.kill_driver(driver)
                 strikes.pop(0)
-            elif actors := run.actors(driver):
+            elif actors := run.workers(driver):
                 random.Random(SEED).choice(actors).kill()
                 strikes.pop(0)
         time.sleep(0.01)  # only how often we look

@@ -161,3 +161,42 @@ def test_merged_lists_hold_each_neighbour_once_nearest_first() -> None:
     assert [names.ravel()[place] for place in source[0]] == [3, 7, 6]  # 6 before 8: as near, and the lower id
     assert (source[1] == -1).all()
     assert [names.ravel()[place] for place in source[2][:1]] == [5] and (source[2][1:] == -1).all()
+
+
+def test_products_keep_to_what_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's integer product wants more than 16 rows, and the other two sizes in multiples of 8."""
+    multiply = torch._int_mm
+
+    def on_cuda(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        assert len(rows) > 16
+        assert columns.shape[0] % 8 == 0
+        assert columns.shape[1] % 8 == 0
+        return multiply(rows, columns)
+
+    class OnCuda(torch.Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(torch, "_int_mm", on_cuda)
+    rows, columns = (torch.from_numpy(np.random.default_rng(n).integers(-127, 128, (n, 24), np.int8)) for n in (3, 13))
+    found = cells.products(rows, columns.as_subclass(OnCuda))
+    assert (found[:3] == rows.numpy().astype(int) @ columns.numpy().astype(int).T).all()
+
+
+def test_a_neighbour_in_two_lists_counts_once_though_its_cosines_differ_in_the_last_bit() -> None:
+    one, other = np.float32(0.7), np.nextafter(np.float32(0.7), np.float32(1))
+    for a, b in ((one, other), (other, one)):
+        cosine = np.array([[a, 0.5, -np.inf], [b, a, 0.5]], np.float32)
+        ids = np.array([[[0, 1], [0, 2], [0, 0]], [[0, 1], [0, 3], [0, 2]]], np.uint64)
+        source = np.empty((1, 3), np.int64)
+        kernels.merge_lists(np.array([0, 2]), np.array([0, 1]), cosine, ids, source)
+        assert sorted(int(ids[s // 3, s % 3, 1]) for s in source[0]) == [1, 2, 3]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_finds_the_same_neighbours() -> None:
+    vectors = vectors_of_topics(30_000, dim=48)
+    effort = Effort(384, 8, 1.0)
+    options = {"quantizer": quantizer_of(vectors), "effort": effort, "control": NO_CONTROL}
+    on_cpu, on_gpu = (search_group(encode(vectors), 10, device=device, **options) for device in ("cpu", "cuda"))
+    assert np.mean(on_cpu.row_NK == on_gpu.row_NK) > 0.99  # float32 sums move a centroid by a level now and then

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig, Resources
@@ -18,6 +20,12 @@ from sbp_ray.stages import neighbors
 from sbp_ray.stages.neighbors import find_neighbors
 
 pytestmark = pytest.mark.usefixtures("in_process")
+
+
+class Disk(NamedTuple):
+    total: int
+    used: int
+    free: int
 
 
 def unit_vectors(num: int, dim: int = 16, seed: int = 0) -> np.ndarray:
@@ -220,11 +228,21 @@ def test_a_recall_that_cannot_be_reached_is_an_error_that_says_what_to_change(
         find_neighbors(blind, embeddings=embeddings, out=out)
 
 
+def test_a_recall_that_only_rounding_lifts_is_not_enough(
+    new_artifact, small_cells: NeighborsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
+    write_embeddings(embeddings, {"train": split_up(unit_vectors(300), 2), "validation": [unit_vectors(5)] * 2})
+    monkeypatch.setattr(neighbors, "interval", lambda shares, num: (0.96, 0.94996, 0.97))
+    with pytest.raises(SbpError, match=r"recall@10 is 0.96 \[0.9499, 0.97\]"):
+        find_neighbors(small_cells, embeddings=embeddings, out=out)
+
+
 class Killed(BaseException):
     """As if the process had ended here."""
 
 
-@pytest.mark.parametrize("commits_before", [1, 4, 7, 10, 13, 15])
+@pytest.mark.parametrize("commits_before", [1, 4, 8, 10, 12, 15, 17])
 def test_a_killed_search_goes_on_and_ends_alike(
     new_artifact,
     small_cells: NeighborsConfig,
@@ -301,8 +319,56 @@ def test_what_cannot_fit_is_refused_before_it_starts(new_artifact, monkeypatch: 
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     write_embeddings(embeddings, {"train": [unit_vectors(3)], "validation": [unit_vectors(1)]})
     cfg = NeighborsConfig(resources=Resources(num_workers=10_000))
-    with pytest.raises(SbpError, match=r"wants 10000 workers of 0\.8 GiB, .* lower neighbors.worker_gib"):
+    monkeypatch.setattr(plan, "_memory_gib", lambda: 0.5)
+    with pytest.raises(SbpError, match=r"wants 2 workers of 0\.8 GiB for groups, there are 0\.5 GiB: lower"):
+        find_neighbors(cfg, embeddings=embeddings, out=out)  # two splits: the other workers have nothing to do
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(100, 100, 0))
+    with pytest.raises(SbpError, match=r"wants 0\.\d GiB of disk under .* 0\.0 GiB are free: free some"):
         find_neighbors(cfg, embeddings=embeddings, out=out)
     assert not out.exists("scratch")
+
+
+def test_groups_too_small_or_too_many_are_refused() -> None:
     with pytest.raises(SbpError, match=r"worker_gib=0.001 holds \d+ documents of 384 dimensions, less than two cells"):
-        plan.plan_search(NeighborsConfig(worker_gib=0.001), 10**6, 384)
+        plan.plan_search(NeighborsConfig(worker_gib=0.001), [10**6], 384)
+    with pytest.raises(SbpError, match=r"more than 512 groups for 582,000,000 documents of 1024 dimensions: raise it"):
+        plan.plan_search(NeighborsConfig(), [582 * 10**6], 1024)
+
+
+def test_a_machine_too_small_for_its_group_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SbpError, match=r"a group of the search wants 1000000.0 GiB, and the node has [\d.]+ GiB"):
+        plan.refuse_small_machine(1e6, 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 2 * 2**30))
+    with pytest.raises(SbpError, match=r"wants 3\.0 GiB of GPU memory, and there are 2\.0 GiB"):
+        plan.refuse_small_machine(0.1, 3)
+
+
+def test_merging_takes_as_many_shards_at_once_as_fit() -> None:
+    cfg = NeighborsConfig(num_neighbors=200, worker_gib=4, resources=Resources(num_threads=16, num_cpus=16))
+    lists = 47_000 * (1 + 0.6 * 4) * (8 + 29 * 200)  # bytes of a shard's lists of 16 groups
+    assert plan.shards_merged_at_once(cfg, 47_000, 16) == int((4 - 0.55) / (0.25 + 2.5 * lists / 2**30)) == 1
+    assert plan.shards_merged_at_once(cfg, 1000, 16) == 11
+    assert plan.shards_merged_at_once(cfg, 10**7, 16) == 1
+
+
+@pytest.mark.parametrize("num_equal", [1, 2500])
+def test_equal_documents_are_searched_in_one_group(new_artifact, small_cells: NeighborsConfig, num_equal: int) -> None:
+    """All, or all but those of which each stands for itself."""
+    embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
+    vectors = clustered_vectors(3000)
+    vectors[np.random.default_rng(1).permutation(3000)[:num_equal]] = vectors[0]
+    write_embeddings(embeddings, {"train": split_up(vectors, 2), "validation": [unit_vectors(5)] * 2})
+    stats = find_neighbors(small_cells, embeddings=embeddings, out=out)
+    assert stats["train"]["recall"]["groups"] > 1
+    assert stats["train"]["recall"]["copies"] < 2
+    assert stats["train"]["recall"]["low"] >= 0.95
+
+
+def test_nothing_but_equal_documents_is_one_group(new_artifact, small_cells: NeighborsConfig) -> None:
+    embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
+    vectors = np.repeat(unit_vectors(1), 3000, axis=0)
+    write_embeddings(embeddings, {"train": split_up(vectors, 2), "validation": [unit_vectors(5)] * 2})
+    stats = find_neighbors(small_cells, embeddings=embeddings, out=out)
+    assert stats["train"]["recall"]["groups"] == 1
+    assert stats["train"]["neighbors"] == 3000 * small_cells.num_neighbors
