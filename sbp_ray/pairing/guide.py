@@ -84,7 +84,7 @@ def threshold_rows(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
     Returns:
         listed: neighbours at least so similar.
         duplicate_share: of them, near-duplicates.
-        documents_share: of the documents, those with a pair.
+        documents_share: of the documents, those that are d2 of a pair; before `max_as_d1`.
         pairs: directed, before `max_as_d1`; an estimate where not all documents were followed.
         full_share: of the documents, those whose whole list lies above: a longer list would give them more.
     """
