@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -18,6 +18,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -28,6 +29,8 @@ Cosine = Annotated[float, Field(ge=-1, le=1)]
 Dtype = Literal["float32", "bfloat16"]
 Arm = Literal["repetition", "sbp"]
 ExportCheck = Literal["vllm", "transformers"]
+Noun = Literal["corpus", "embeddings", "neighbors", "pairs", "base_lm", "synthesizer", "synthetic", "lm", "report"]
+"""What stages make: the artifacts of a run."""
 TOTAL_TOLERANCE = 1e-3  # token budgets must add up to the run's tokens this well
 
 
@@ -490,6 +493,9 @@ class Config(Section):
 
     run_dir: str
     """Where all artifacts lie: a local folder, or s3:// or gs://."""
+    artifacts: dict[Noun, str] = {}
+    """Where an artifact lies that is not under `run_dir`, by its noun, such as `{corpus: runs/demo/1_corpus}`: so that
+    runs share what is expensive. It is read, and never begun, changed or deleted."""
     ingest: IngestConfig
     decontaminate: DecontaminateConfig = DecontaminateConfig()
     embed: EmbedConfig = EmbedConfig()
@@ -503,6 +509,17 @@ class Config(Section):
     synthesize: SynthesizeConfig = SynthesizeConfig()
     eval: EvalConfig = EvalConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("artifacts", mode="before")
+    @classmethod
+    def _nouns_are_known(cls, given: Any) -> Any:
+        nouns = get_args(Noun)
+        for noun in given if isinstance(given, dict) else ():
+            if noun not in nouns:
+                near = difflib.get_close_matches(str(noun), nouns, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(nouns)}"
+                raise ValueError(f"{noun}: no such artifact; {hint}")
+        return given
 
     @model_validator(mode="after")
     def _budgets_add_up(self) -> Config:
