@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -31,6 +32,9 @@ Arm = Literal["repetition", "sbp"]
 ExportCheck = Literal["vllm", "transformers"]
 NOUNS = ("corpus", "embeddings", "neighbors", "pairs", "base_lm", "synthesizer", "synthetic", "lm", "report")
 TOTAL_TOLERANCE = 1e-3  # token budgets must add up to the run's tokens this well
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -569,13 +573,21 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         SbpError: the file or a setting is wrong; one line with the key and the remedy.
     """
-    tree = _read_yaml(path)
-    for override in overrides or []:
+    return settings_of(Config, read_yaml(path), overrides or [], where=str(path))
+
+
+def settings_of(kind: type[Settings], tree: dict[str, Any], overrides: Sequence[str], *, where: str) -> Settings:
+    """Apply overrides to a tree of settings, and check everything.
+
+    Raises:
+        SbpError: a setting is wrong; one line that starts with `where`.
+    """
+    for override in overrides:
         tree = _with_override(tree, override)
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise SbpError(f"{path}: {_explain(error)}") from None
+        raise SbpError(f"{where}: {_explain(error, kind)}") from None
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -589,7 +601,12 @@ _YamlLoader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A file's settings, unchecked.
+
+    Raises:
+        SbpError: it is not there, or holds no settings.
+    """
     try:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError:
@@ -623,13 +640,13 @@ def _set(tree: dict[str, Any], parts: list[str], value: Any, key: str) -> dict[s
     return {**tree, head: _set(branch, rest, value, key)}
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """The first problem in one line: key, value, what is wrong, and the nearest real key for a misspelt one."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        known = _keys_at(path[:-1])
+        known = _keys_at(kind, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"there are {', '.join(known)}"
         return f"{key}={first['input']!r}: no such setting; {hint}"
@@ -641,11 +658,16 @@ def _explain(error: ValidationError) -> str:
     return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _keys_at(path: list[str]) -> list[str]:
-    section: Any = Config
+def _keys_at(kind: type[BaseModel], path: list[str]) -> list[str]:
+    section: Any = kind
     for part in path:
+        if get_origin(section) is dict:
+            section = get_args(section)[1]
+            continue
         field = section.model_fields.get(part)
         section = field.annotation if field else None
+        if get_origin(section) is dict:
+            continue
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
             return []
     return list(section.model_fields)

@@ -97,6 +97,11 @@ class Embedder:
         assert dim is not None
         return dim
 
+    @property
+    def num_parameters(self) -> int:
+        """All of the model's, its table of tokens too."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """`str[N]` -> unit vectors, float32 [N, D]."""
         if not texts:

@@ -104,15 +104,15 @@ RunStage = Callable[[Job], Stats]
 
 def main(job_name: str, run: RunStage) -> None:
     """The whole life of `python jobs/<job_name>.py --config FILE [section.key=value …]`; exits the process."""
-    _exit_with(lambda: _run_one(job_name, run))
+    exit_with(lambda: _run_one(job_name, run))
 
 
 def main_pipeline(runs: dict[str, RunStage]) -> None:
     """The whole life of `python jobs/pipeline.py`; `runs` maps each job's name to its wiring."""
-    _exit_with(lambda: _run_all(runs))
+    exit_with(lambda: _run_all(runs))
 
 
-def _exit_with(work: Callable[[], None]) -> NoReturn:
+def exit_with(work: Callable[[], None]) -> NoReturn:
     """Status 0 done, 1 an error the user can fix (one line), 130 interrupted, 70 a bug of ours (with traceback)."""
     try:
         work()
@@ -128,7 +128,9 @@ def _exit_with(work: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything does that the user can fix."""
+
     def error(self, message: str) -> NoReturn:
         raise SbpError(f"{message}: see python {self.prog} --help")
 
@@ -136,7 +138,7 @@ class _Parser(argparse.ArgumentParser):
 def _run_one(job_name: str, run: RunStage) -> None:
     config, redo = _parse(job_name)
     [stage] = [s for s in STAGES if s.job == job_name and _arm_fits(s, config)]
-    with _locked(config.run_dir):
+    with locked(config.run_dir):
         _redo(config, redo)
         if _is_done(stage, config):
             logger.info(f"{stage.name} | done already: {artifact(config, stage.writes).url}")
@@ -151,7 +153,7 @@ def _run_one(job_name: str, run: RunStage) -> None:
 def _run_all(runs: dict[str, RunStage]) -> None:
     config, redo = _parse("pipeline")
     start = time.monotonic()
-    with _locked(config.run_dir):
+    with locked(config.run_dir):
         _redo(config, redo)
         todo = [stage for stage in STAGES if not _is_done(stage, config)]
         for stage in STAGES:
@@ -171,7 +173,7 @@ def _run_all(runs: dict[str, RunStage]) -> None:
 
 
 def _parse(job_name: str) -> tuple[Config, str | None]:
-    parser = _Parser(prog=f"jobs/{job_name}.py", description="See README.md for the flow of the jobs.")
+    parser = Parser(prog=f"jobs/{job_name}.py", description="See README.md for the flow of the jobs.")
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/demo.yaml")
     parser.add_argument(
         "--redo",
@@ -379,7 +381,7 @@ def _now() -> str:
 
 
 @contextmanager
-def _locked(run_dir: str) -> Iterator[None]:
+def locked(run_dir: str) -> Iterator[None]:
     """Hold the run directory. The lock is the kernel's and goes with the process, however it ends."""
     if "://" in run_dir:  # object stores have no locks: the cluster keeps one, see sbp_ray.cluster
         yield
