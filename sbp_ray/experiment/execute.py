@@ -142,6 +142,8 @@ class Execution:
     def _stopped_at_the_end(self) -> Iterator[None]:
         """Interrupt the jobs that still run, as a Ctrl-C does, and wait for them."""
         before = signal.signal(signal.SIGTERM, _interrupt)
+        # A shell starts what it runs in the background with interrupts ignored, and so would the jobs be.
+        before_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             yield
         finally:
@@ -150,6 +152,7 @@ class Execution:
             for process in self._running.values():
                 process.popen.wait()
             signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGINT, before_interrupt)
 
 
 def _interrupt(*_: object) -> None:

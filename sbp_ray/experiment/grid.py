@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sbp_ray.artifacts import Artifact, fingerprint_of
-from sbp_ray.config import Config, MixtureConfig
+from sbp_ray.config import Config, IngestConfig, MixtureConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.arms import BASELINE, ORACLE, overrides_of
 from sbp_ray.experiment.settings import ExperimentConfig
 from sbp_ray.job import STAGES, Stage, recipe
 
+_OWN_CORPUS = {"max_train_documents", "tokenizer", "resources"}
+"""What an arm may change of `ingest`: how much it reads."""
 _STAGE = {stage.name: stage for stage in STAGES}
 
 
@@ -153,7 +155,9 @@ class _Planner:
         overrides = [*overrides_of(own.like or arm, base)]
         if self._is_oracle(arm):
             overrides += self._oracle_overrides(base)
-        return self._experiment.base_config(*overrides, *own.overrides, where=f"arms.{arm}")
+        config = self._experiment.base_config(*overrides, *own.overrides, where=f"arms.{arm}")
+        _refuse_other_corpus(arm, config, base)
+        return config
 
     def _oracle_overrides(self, base: Config) -> list[str]:
         cap = base.ingest.max_train_documents
@@ -241,6 +245,15 @@ def _for_base_lm(config: Config, experiment: ExperimentConfig) -> Config:
     base = experiment.base_config(*experiment.arms[BASELINE].overrides, where=f"arms.{BASELINE}")
     pretrain = base.pretrain.model_copy(update={"seed": config.pretrain.seed})
     return config.model_copy(update={"model": base.model, "pretrain": pretrain})
+
+
+def _refuse_other_corpus(arm: str, config: Config, base: Config) -> None:
+    """Losses are only comparable on one split with one tokenizer."""
+    for key in sorted(IngestConfig.model_fields.keys() - _OWN_CORPUS):
+        if getattr(config.ingest, key) != getattr(base.ingest, key):
+            raise SbpError(
+                f"arms.{arm}: ingest.{key} must be that of base: arms are compared on one split of one corpus"
+            )
 
 
 def _refuse_equal_arms(grid: Grid) -> None:

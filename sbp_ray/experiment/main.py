@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.questions import check_questions
+from sbp_ray.experiment.arms import BASELINE
 from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
 from sbp_ray.experiment.grid import Grid, plan_grid
 from sbp_ray.experiment.settings import ExperimentConfig, load_experiment
@@ -32,6 +34,7 @@ def _run() -> None:
     experiment = load_experiment(arguments.config, arguments.overrides)
     grid = plan_grid(experiment)
     refuse_too_little_text(grid)
+    check_questions(experiment.base_config().eval)
     print(describe(grid))
     if not arguments.plan:
         with locked(experiment.run_dir):
@@ -61,14 +64,22 @@ def describe(grid: Grid) -> str:
 def _execute(experiment: ExperimentConfig, grid: Grid, jobs: Path) -> None:
     from sbp_ray.cluster import room, shared_cluster  # Ray: not before the plan is known to be good
     from sbp_ray.experiment.execute import Execution, is_done
+    from sbp_ray.experiment.publish import publish
 
     with shared_cluster(experiment.base_config().cluster) as environment:
-        execution = Execution(grid, run_dir=Path(experiment.run_dir), jobs=jobs, room=room(), environment=environment)
+        there = room()
+        execution = Execution(grid, run_dir=Path(experiment.run_dir), jobs=jobs, room=there, environment=environment)
         execution.run()
-    dead = [training for training in grid.trainings if not is_done(grid.nodes[training.model])]
+        done = [training for training in grid.trainings if is_done(grid.nodes[training.model])]
+        dead = [
+            f"{training.name} seed {training.seed}: {execution.dead[training.model]}"
+            for training in grid.trainings
+            if training not in done
+        ]
+        if any(training.arm == BASELINE for training in done):
+            print(publish(experiment, grid, done, dead, room=there))
     if dead:
-        causes = [f"{t.name} seed {t.seed}: {execution.dead[t.model]}" for t in dead]
         raise SbpError(
-            f"{len(dead)} of {len(grid.trainings)} trainings have no result; {'; '.join(causes)}; run the same command "
+            f"{len(dead)} of {len(grid.trainings)} trainings have no result; {'; '.join(dead)}; run the same command "
             "again to go on"
         )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from small_experiment import small_grid
 
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
-from sbp_ray.experiment.grid import Grid, Node, plan_grid
+from sbp_ray.experiment.grid import Grid, Node
 from sbp_ray.experiment.main import describe
-from sbp_ray.experiment.settings import load_experiment
 from sbp_ray.model import num_parameters
 
 ALL = ("repetition", "sbp", "oracle", "random_pairs", "unconditional", "untuned", "own_embedder", "regularised")
@@ -21,17 +21,7 @@ ALL = ("repetition", "sbp", "oracle", "random_pairs", "unconditional", "untuned"
 @pytest.fixture
 def plan(tmp_path: Path) -> Any:
     """Lay out an experiment of these arms."""
-    (tmp_path / "docs.jsonl").write_text('{"text": "one"}\n')
-    base = yaml.safe_load(Path(__file__).with_name("small.yaml").read_text())
-    del base["run_dir"]
-    base["ingest"] |= {"input": [str(tmp_path / "docs.jsonl")], "max_train_documents": 100}
-
-    def run(*arms: str, overrides: tuple[str, ...] = (), **settings: Any) -> Grid:
-        tree = {"run_dir": str(tmp_path / "run"), "base": base, "arms": {arm: {} for arm in arms}, **settings}
-        (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-        return plan_grid(load_experiment(str(tmp_path / "experiment.yaml"), list(overrides)))
-
-    return run
+    return partial(small_grid, tmp_path)
 
 
 def numbers(grid: Grid) -> dict[str, int]:
@@ -169,6 +159,10 @@ def test_the_plan_tells_tokens_flops_and_users(plan) -> None:
         (
             {"arms": {"repetition": {}, "again": {"like": "repetition"}}},
             "arms: again comes to the same training as repetition",
+        ),
+        (
+            {"arms": {"repetition": {}, "sbp": {"overrides": ["ingest.vocab_size=300"]}}},
+            "arms.sbp: ingest.vocab_size must be that of base",
         ),
         ({"base": "nowhere.yaml"}, "nowhere.yaml: no such config file"),
         ({"run_dir": "s3://bucket/x"}, "is a local or a shared one"),

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from small_experiment import small_grid
 
 from sbp_ray.experiment.execute import Execution, is_done
-from sbp_ray.experiment.grid import Grid, plan_grid
-from sbp_ray.experiment.settings import load_experiment
+from sbp_ray.experiment.grid import Grid
 from sbp_ray.job import STAGES
 
 JOB = """
@@ -58,16 +57,10 @@ class Small:
         self.jobs.mkdir()
         for name in {stage.job for stage in STAGES}:
             (self.jobs / f"{name}.py").write_text(JOB)
-        (folder / "docs.jsonl").write_text('{"text": "one"}\n')
 
     def plan(self, *arms: str, **settings: Any) -> Grid:
-        base = yaml.safe_load(Path(__file__).with_name("small.yaml").read_text())
-        base["ingest"] |= {"input": [str(self.folder / "docs.jsonl")], "max_train_documents": 100}
-        tree = {"run_dir": str(self.folder / "run"), "base": base, "arms": {arm: {} for arm in arms}}
-        tree |= {"seeds": [0], "shares": [0.02], "oracle_times": 1.001, **settings}
-        path = self.folder / "experiment.yaml"
-        path.write_text(yaml.safe_dump(tree, sort_keys=False))
-        return plan_grid(load_experiment(str(path), []))
+        small = {"seeds": [0], "shares": [0.02], "oracle_times": 1.001}
+        return small_grid(self.folder, *arms, **(small | settings))
 
     def run(self, grid: Grid, cpus: float = 8) -> Execution:
         execution = Execution(
@@ -176,7 +169,8 @@ def test_an_interrupt_reaches_the_jobs_and_a_rerun_goes_on(small: Small) -> None
     grid = small.plan("repetition")
     (small.jobs / "ingest-waits").write_text("")
     program = (
-        "from pathlib import Path; import sys\n"
+        "from pathlib import Path; import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # as a shell leaves it in the background
         "from sbp_ray.experiment.execute import Execution\n"
         "from sbp_ray.experiment.grid import plan_grid\n"
         "from sbp_ray.experiment.settings import load_experiment\n"
