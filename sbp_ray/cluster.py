@@ -21,6 +21,7 @@ from sbp_ray.logs import set_up_logging
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "sbp_ray"
+_DASHBOARD = "RAY_API_SERVER_ADDRESS"
 
 
 @contextmanager
@@ -33,6 +34,21 @@ def connected(config: Config, jobs: Sequence[str]) -> Iterator[None]:
     Raises:
         SbpError: no connection, or a stage that the cluster can never fit.
     """
+    with shared_cluster(config.cluster):
+        for job in jobs:
+            _refuse_what_cannot_fit(job, config)
+        lock = _lock_on_cluster(config.run_dir) if os.environ.get("RAY_ADDRESS") else None
+        yield
+        del lock
+
+
+@contextmanager
+def shared_cluster(cluster: ClusterConfig) -> Iterator[dict[str, str]]:
+    """Hold a connection to Ray; gives the environment in which other processes join the same one.
+
+    Raises:
+        SbpError: no connection.
+    """
     # Read when Ray is imported. Train reports its runs to the dashboard only when asked to; the token is Ray's own
     # default for a Ray that we start, said aloud so that it does not warn: the dashboard can run code.
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
@@ -41,9 +57,14 @@ def connected(config: Config, jobs: Sequence[str]) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
-    hook = {"worker_process_setup_hook": set_up_logging, "env_vars": {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}}
-    address = os.environ.get("RAY_ADDRESS")
+    hook: dict[str, Any] = {
+        "worker_process_setup_hook": set_up_logging,
+        "env_vars": {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+    }
+    dashboard = os.environ.get(_DASHBOARD)
     if address:
+        if dashboard:  # of the experiment that started both this process and the cluster
+            hook["env_vars"][_DASHBOARD] = dashboard
         try:
             ray.init(address=address, namespace=NAMESPACE, runtime_env=hook, logging_level=logging.WARNING)
         except ConnectionError as error:
@@ -51,25 +72,23 @@ def connected(config: Config, jobs: Sequence[str]) -> Iterator[None]:
                 f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}): start one or unset it"
             ) from None
     else:
-        _start_local(config.cluster, hook)
+        dashboard = _start_local(cluster, hook)
     _quiet_ray_data()
     try:
-        for job in jobs:
-            _refuse_what_cannot_fit(job, config)
-        lock = _lock_on_cluster(config.run_dir) if address else None
-        yield
-        del lock
+        there = {"RAY_ADDRESS": address or ray.get_runtime_context().gcs_address}
+        yield {**there, _DASHBOARD: dashboard} if dashboard else there
     finally:
         ray.shutdown()
 
 
-def _start_local(cluster: ClusterConfig, runtime_env: dict[str, Any]) -> None:
+def _start_local(cluster: ClusterConfig, runtime_env: dict[str, Any]) -> str:
+    """Start a Ray of our own; returns the address of its dashboard."""
     import ray
 
     port = _free_port(cluster.dashboard_port)
     # Ray Train's watchers ask the dashboard whether their run is alive, and look for one by themselves. Where another
     # Ray runs on the machine they would ask that one, which says no, and end the training.
-    env_vars = {**runtime_env["env_vars"], "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    env_vars = {**runtime_env["env_vars"], _DASHBOARD: f"http://127.0.0.1:{port}"}
     context = ray.init(
         address="local",
         num_cpus=cluster.num_cpus,
@@ -85,6 +104,7 @@ def _start_local(cluster: ClusterConfig, runtime_env: dict[str, Any]) -> None:
         "" if os.environ["RAY_AUTH_MODE"] != "token" else " | it asks for the token that `ray get-auth-token` prints"
     )
     logger.info(f"Ray dashboard: http://{context.dashboard_url}{token}")
+    return f"http://127.0.0.1:{port}"
 
 
 def _free_port(wanted: int) -> int:
@@ -111,14 +131,8 @@ def _quiet_ray_data() -> None:
 
 def _refuse_what_cannot_fit(job: str, config: Config) -> None:
     """Compare a stage's workers with the most that the cluster can ever have."""
-    import ray
-
-    if job == "synthesize":
-        key, wanted = "engine", _engine_demand(config.engine)
-    else:
-        key, wanted = job, _demand(getattr(config, job).resources)
-    autoscaler_config = os.environ.get("SBP_RAY_AUTOSCALER_CONFIG")
-    largest = largest_cluster(autoscaler_config) if autoscaler_config else ray.cluster_resources()
+    key, wanted = "engine" if job == "synthesize" else job, demand(job, config)
+    largest = room()
     for resource, amount in wanted.items():
         available = float(largest.get(resource, 0))
         if amount > available:
@@ -126,6 +140,19 @@ def _refuse_what_cannot_fit(job: str, config: Config) -> None:
                 f"{key}.resources wants {amount:g} {resource}s, the cluster can have at most {available:g}: "
                 f"lower {key}.resources or use a larger cluster"
             )
+
+
+def room() -> dict[str, float]:
+    """The most of each resource that the cluster can ever have."""
+    import ray
+
+    autoscaler_config = os.environ.get("SBP_RAY_AUTOSCALER_CONFIG")
+    return largest_cluster(autoscaler_config) if autoscaler_config else dict(ray.cluster_resources())
+
+
+def demand(job: str, config: Config) -> dict[str, float]:
+    """CPUs and GPUs that a job's workers hold."""
+    return _engine_demand(config.engine) if job == "synthesize" else _demand(getattr(config, job).resources)
 
 
 def largest_cluster(autoscaler_config: str) -> dict[str, float]:

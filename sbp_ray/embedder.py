@@ -1,4 +1,5 @@
-"""The embedder: a sentence-transformers model that turns texts into unit vectors.
+"""The embedder: a sentence-transformers model, or a causal LM whose states are averaged, that turns texts into unit
+vectors.
 
 Texts are tokenised once, put into batches of like length, and run through the model's own modules: prompt, transformer,
 pooling and the rest are those of `SentenceTransformer.encode`.
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor
 
 from sbp_ray.config import EmbedConfig
@@ -65,7 +67,8 @@ class Embedder:
         self.max_tokens, self._batch_tokens = cfg.max_tokens, cfg.batch_tokens
         self._device = "cuda" if resources.num_gpus else "cpu"
         _warn_of_slow_bfloat16(cfg, self._device)
-        self._model = _load(cfg, self._device)
+        self._model = (_load if cfg.pooling == "sentence" else _load_causal)(cfg, self._device)
+        self._num_left_out = 1 if cfg.pooling == "mean_of_states" else None
         tokenizer = self._model.tokenizer
         if tokenizer.model_max_length < cfg.max_tokens:
             raise SbpError(
@@ -94,6 +97,11 @@ class Embedder:
         assert dim is not None
         return dim
 
+    @property
+    def num_parameters(self) -> int:
+        """All of the model's, its table of tokens too."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """`str[N]` -> unit vectors, float32 [N, D]."""
         if not texts:
@@ -103,6 +111,8 @@ class Embedder:
     def tokenize(self, texts: Sequence[str]) -> Tokenized:
         """Tokenise at least one text. May run beside the model, in one thread at a time."""
         encoded = self._model.preprocess(list(texts), prompt=self._prompt, processing_kwargs=_UNPADDED)
+        if self._num_left_out:  # <bos>; the library does not count special tokens at the end of a prompt
+            encoded["prompt_length"] = self._num_left_out
         names = [name for name in self._pad_values if name in encoded]
         inputs = {name: [np.asarray(row, np.int32) for row in encoded[name]] for name in names}
         return Tokenized(
@@ -215,6 +225,30 @@ def _load(cfg: EmbedConfig, device: str) -> SentenceTransformer:
     if not getattr(model.tokenizer, "is_fast", False):
         raise SbpError(f"embed.model={cfg.model}: has no fast tokenizer: choose a transformer with a tokenizer.json")
     return model
+
+
+def _load_causal(cfg: EmbedConfig, device: str) -> SentenceTransformer:
+    """A causal LM's decoder, each document after <bos> as in its training, and the mean of the states after it."""
+    try:
+        decoder = Transformer(cfg.model, model_kwargs={"dtype": getattr(torch, cfg.dtype)})
+    except (OSError, ValueError) as error:
+        raise SbpError(
+            f"embed.model={cfg.model}: no causal LM can be loaded from there ({one_line(error)}): give its folder, "
+            "such as model/ of a base LM, or embed.pooling=sentence"
+        ) from None
+    tokenizer = decoder.tokenizer
+    if tokenizer.bos_token is None:
+        raise SbpError(f"embed.model={cfg.model}: its tokenizer has no <bos>: use embed.pooling=sentence")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.model_max_length = min(tokenizer.model_max_length, decoder.config.max_position_embeddings)
+    adds_bos = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    pooling = Pooling(decoder.get_embedding_dimension(), "mean", include_prompt=False)
+    return SentenceTransformer(
+        modules=[decoder, pooling],
+        device=device,
+        prompts={} if adds_bos else {"document": tokenizer.bos_token},
+        default_prompt_name=None if adds_bos else "document",
+    )
 
 
 def _model_path(name: str) -> str:

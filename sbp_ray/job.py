@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -104,15 +104,15 @@ RunStage = Callable[[Job], Stats]
 
 def main(job_name: str, run: RunStage) -> None:
     """The whole life of `python jobs/<job_name>.py --config FILE [section.key=value …]`; exits the process."""
-    _exit_with(lambda: _run_one(job_name, run))
+    exit_with(lambda: _run_one(job_name, run))
 
 
 def main_pipeline(runs: dict[str, RunStage]) -> None:
     """The whole life of `python jobs/pipeline.py`; `runs` maps each job's name to its wiring."""
-    _exit_with(lambda: _run_all(runs))
+    exit_with(lambda: _run_all(runs))
 
 
-def _exit_with(work: Callable[[], None]) -> NoReturn:
+def exit_with(work: Callable[[], None]) -> NoReturn:
     """Status 0 done, 1 an error the user can fix (one line), 130 interrupted, 70 a bug of ours (with traceback)."""
     try:
         work()
@@ -128,7 +128,9 @@ def _exit_with(work: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything does that the user can fix."""
+
     def error(self, message: str) -> NoReturn:
         raise SbpError(f"{message}: see python {self.prog} --help")
 
@@ -136,7 +138,7 @@ class _Parser(argparse.ArgumentParser):
 def _run_one(job_name: str, run: RunStage) -> None:
     config, redo = _parse(job_name)
     [stage] = [s for s in STAGES if s.job == job_name and _arm_fits(s, config)]
-    with _locked(config.run_dir):
+    with locked(config.run_dir):
         _redo(config, redo)
         if _is_done(stage, config):
             logger.info(f"{stage.name} | done already: {artifact(config, stage.writes).url}")
@@ -151,7 +153,7 @@ def _run_one(job_name: str, run: RunStage) -> None:
 def _run_all(runs: dict[str, RunStage]) -> None:
     config, redo = _parse("pipeline")
     start = time.monotonic()
-    with _locked(config.run_dir):
+    with locked(config.run_dir):
         _redo(config, redo)
         todo = [stage for stage in STAGES if not _is_done(stage, config)]
         for stage in STAGES:
@@ -171,7 +173,7 @@ def _run_all(runs: dict[str, RunStage]) -> None:
 
 
 def _parse(job_name: str) -> tuple[Config, str | None]:
-    parser = _Parser(prog=f"jobs/{job_name}.py", description="See README.md for the flow of the jobs.")
+    parser = Parser(prog=f"jobs/{job_name}.py", description="See README.md for the flow of the jobs.")
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/demo.yaml")
     parser.add_argument(
         "--redo",
@@ -182,15 +184,28 @@ def _parse(job_name: str) -> tuple[Config, str | None]:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the file")
     arguments = parser.parse_args()
     set_up_logging()
-    config = load_config(arguments.config, arguments.overrides)
-    if "://" not in config.run_dir and not Path(config.run_dir).is_absolute():
-        if "RAY_ADDRESS" in os.environ:
-            raise SbpError(
-                f"run_dir={config.run_dir!r} is relative, and a submitted job runs in a throw-away copy of the folder: "
-                "give an absolute path that all nodes share, or s3://, gs://"
-            )
-        config = config.model_copy(update={"run_dir": str(Path(config.run_dir).resolve())})
-    return config, arguments.redo
+    return with_absolute_folders(load_config(arguments.config, arguments.overrides)), arguments.redo
+
+
+def with_absolute_folders(config: Config) -> Config:
+    """The same with absolute paths for the artifacts.
+
+    Raises:
+        SbpError: one is relative in a submitted job.
+    """
+    given = {noun: _absolute(url, f"artifacts.{noun}") for noun, url in config.artifacts.items()}
+    return config.model_copy(update={"run_dir": _absolute(config.run_dir, "run_dir"), "artifacts": given})
+
+
+def _absolute(url: str, key: str) -> str:
+    if "://" in url or Path(url).is_absolute():
+        return url
+    if "RAY_ADDRESS" in os.environ:
+        raise SbpError(
+            f"{key}={url!r} is relative, and a submitted job runs in a throw-away copy of the folder: "
+            "give an absolute path that all nodes share, or s3://, gs://"
+        )
+    return str(Path(url).resolve())
 
 
 def _arm_fits(stage: Stage, config: Config) -> bool:
@@ -198,20 +213,34 @@ def _arm_fits(stage: Stage, config: Config) -> bool:
 
 
 def artifact(config: Config, name: str) -> Artifact:
-    """The artifact `name` of the run, complete or not."""
-    return Artifact(name, f"{config.run_dir.rstrip('/')}/{FOLDERS[name]}")
+    """The artifact `name` of the run, complete or not: under `run_dir`, or where `artifacts` says."""
+    given: Mapping[str, str] = config.artifacts
+    return Artifact(name, given.get(name, f"{config.run_dir.rstrip('/')}/{FOLDERS[name]}").rstrip("/"))
+
+
+def is_ours(config: Config, name: str) -> bool:
+    """Whether the run makes the artifact: then it may be written and deleted.
+
+    One that `artifacts` names is another's, unless the run directory is its folder: a run that makes nothing else.
+    """
+    return name not in config.artifacts or artifact(config, name).url == config.run_dir.rstrip("/")
 
 
 # What an artifact is made from
 
 
-def recipe(stage: Stage, config: Config) -> dict[str, Any]:
-    """Settings and inputs that decide the stage's result: equal recipes make equal artifacts."""
+def recipe(stage: Stage, config: Config, made_from: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Settings and inputs that decide the stage's result: equal recipes make equal artifacts.
+
+    Args:
+        made_from: the inputs' fingerprints by noun; without them they are read from the artifacts.
+    """
     settings = config.model_dump(mode="json")
     if stage.job == "pretrain":
         settings["pretrain"]["arm"] = "sbp" if stage.writes == "lm" else "repetition"
     chosen = {section: _without_resources(settings[section]) for section in stage.sections}
-    inputs = {name: _fingerprint_if_started(artifact(config, name)) for name in stage.reads}
+    known = made_from or {}
+    inputs = {name: known.get(name) or _fingerprint_if_started(artifact(config, name)) for name in stage.reads}
     made = artifact(config, stage.writes)
     if stage.job == "ingest" and not any(pattern.startswith(HUGGING_FACE) for pattern in config.ingest.input):
         inputs["files"] = _fingerprint_of_files(made, lambda: list_input_files(config.ingest.input))
@@ -243,12 +272,32 @@ def _is_done(stage: Stage, config: Config) -> bool:
     """Whether the artifact is complete; refuses one that was made, or begun, from something else."""
     output = artifact(config, stage.writes)
     made_from = recipe(stage, config)  # first of all: it is here that missing input files are noticed
+    if not is_ours(config, stage.writes):
+        _require_given(stage, config, made_from)
+        return True
     if not output.exists(STARTED):
         return False
     changes = list(_changes(output.read_json(STARTED)["recipe"], made_from))
     if changes:
         raise SbpError(f"{output.url} was made with {'; '.join(changes)}: use a new run_dir, or --redo {stage.name}")
     return output.exists(MANIFEST)
+
+
+def _require_given(stage: Stage, config: Config, made_from: dict[str, Any]) -> None:
+    """Refuse a given artifact that is not finished, or does not go with the others.
+
+    One that another stage made stands in for it (a base LM for the synthesizer, say): then only its inputs count.
+    """
+    given = artifact(config, stage.writes)
+    where = f"artifacts.{stage.writes}={given.url}"
+    if not given.exists(MANIFEST):
+        raise SbpError(f"{where} is given, and not finished: finish it in its own run, or take it out")
+    old = given.read_json(STARTED)["recipe"]
+    if old["settings"].keys() != made_from["settings"].keys():
+        shared = old["inputs"].keys() & made_from["inputs"].keys()
+        old, made_from = ({"inputs": {name: r["inputs"][name] for name in shared}} for r in (old, made_from))
+    if changes := list(_changes(old, made_from)):
+        raise SbpError(f"{where} was made with {'; '.join(changes)}: make them equal, or take it out")
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -266,6 +315,8 @@ def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iter
 def _require_inputs(stage: Stage, config: Config) -> None:
     for name in stage.reads:
         if not artifact(config, name).exists(MANIFEST):
+            if not is_ours(config, name):
+                raise SbpError(f"artifacts.{name}={artifact(config, name).url}: no finished artifact lies there")
             [maker] = [s for s in STAGES if s.writes == name]
             how = f"run jobs/{maker.job}.py first" + (f" with {maker.overrides[0]}" if maker.overrides else "")
             raise SbpError(f"{artifact(config, name).url} is not there yet: {how}")
@@ -277,7 +328,12 @@ def _redo(config: Config, name: str | None) -> None:
         return
     stale = {stage.writes for stage in STAGES if stage.name == name}
     for stage in STAGES:
-        if stale & {*stage.reads, stage.writes}:
+        if stage.name == name and not is_ours(config, stage.writes):
+            raise SbpError(
+                f"artifacts.{stage.writes}={artifact(config, stage.writes).url} belongs to another run, and nothing is "
+                f"deleted there: use --redo {name} in its own run"
+            )
+        if stale & {*stage.reads, stage.writes} and is_ours(config, stage.writes):
             stale.add(stage.writes)
             artifact(config, stage.writes).remove()
             logger.info(f"{stage.name} | {artifact(config, stage.writes).url} removed")
@@ -325,7 +381,7 @@ def _now() -> str:
 
 
 @contextmanager
-def _locked(run_dir: str) -> Iterator[None]:
+def locked(run_dir: str) -> Iterator[None]:
     """Hold the run directory. The lock is the kernel's and goes with the process, however it ends."""
     if "://" in run_dir:  # object stores have no locks: the cluster keeps one, see sbp_ray.cluster
         yield

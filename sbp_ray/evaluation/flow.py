@@ -41,7 +41,7 @@ def _counts(stats: Mapping[str, Any]) -> dict[str, int]:
     return {
         key: value
         for key, value in flat.items()
-        if type(value) is int and key not in ("dim", "vocab_size", "parameters")
+        if type(value) is int and key not in ("dim", "vocab_size", "parameters", "flops")
     }
 
 

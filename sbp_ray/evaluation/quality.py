@@ -138,7 +138,7 @@ def _relevance(samples: Samples, vectors: Mapping[str, np.ndarray], seed: int) -
     threshold = irrelevance_threshold(chance_N)
     cosines = {
         "synthetic": [float(vectors[row["doc_id"]] @ vectors[row["d1_id"]]) for row in samples.synthetic],
-        "mined": [row["cosine"] for row in samples.pairs],
+        "mined": [row["cosine"] for row in samples.pairs if row["cosine"] is not None],  # random pairs have none
         "random": chance_N.tolist(),
     }
     found = {name: irrelevance(values, threshold, seed=seed) for name, values in cosines.items() if values}

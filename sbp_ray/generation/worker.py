@@ -32,7 +32,7 @@ from sbp_ray.logs import set_up_logging
 from sbp_ray.shards import shard_name
 from sbp_ray.text.contamination import read_evaluation_sets
 from sbp_ray.text.minhash import document_signature
-from sbp_ray.text.pair_format import prompt_ids
+from sbp_ray.text.pair_format import control_prompt_ids
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class ShardWorker:
         self, source: Source, samples: list[int]
     ) -> AsyncIterator[tuple[int, Drawn | Refused | None, int]]:
         """Length of the prompt, result and sample, in the order in which they are done."""
-        prompt = prompt_ids(source.input_ids, self._special)
+        prompt = control_prompt_ids(self._cfg.condition, source.input_ids, self._special)
         room = min(self._cfg.max_tokens, self._in.engine.max_model_len - len(prompt))
         if room <= self._cfg.min_tokens:
             for sample in samples:

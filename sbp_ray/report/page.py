@@ -22,14 +22,34 @@ _TEXT_SAMPLES = (
 
 def render_page(report: Mapping[str, Any]) -> str:
     """The whole page: inline styles, inline SVG, no script, no request."""
-    environment = Environment(
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            report=report,
+            version=__version__,
+            words=words,
+            paper=paper,
+            comparisons=_comparisons(report),
+            plots=_plots(report),
+            quality_rows=_quality_rows(report["quality"]),
+            pair_rows=_pair_rows(report["quality"]),
+            degree_rows=[(label, name) for name, label, _ in _DEGREES],
+            settings=json.dumps(report["settings"], indent=2, ensure_ascii=False),
+        )
+    )
+
+
+def environment() -> Environment:
+    """Of the pages' templates, with the numbers' formats as filters."""
+    made = Environment(
         loader=PackageLoader("sbp_ray.report", "."),
         autoescape=True,  # documents are other people's text
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "scaled": words.scaled,
         "fixed": words.fixed,
         "signed": words.signed,
@@ -39,18 +59,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         "cell": _cell,
         "duration": lambda seconds: "–" if seconds is None else duration(seconds),
     }
-    return environment.get_template("page.html.j2").render(
-        report=report,
-        version=__version__,
-        words=words,
-        paper=paper,
-        comparisons=_comparisons(report),
-        plots=_plots(report),
-        quality_rows=_quality_rows(report["quality"]),
-        pair_rows=_pair_rows(report["quality"]),
-        degree_rows=[(label, name) for name, label, _ in _DEGREES],
-        settings=json.dumps(report["settings"], indent=2, ensure_ascii=False),
-    )
+    return made
 
 
 def _cell(text: str) -> Markup:

@@ -211,3 +211,63 @@ def degrees(series: Sequence[tuple[str, str, Mapping[str, int]]]) -> Markup:
         axis.legend()
 
     return _plot("degrees", "How often a document appears", draw)
+
+
+# Experiments
+
+
+def arm_curves(series: Sequence[tuple[str, str, str, Sequence[tuple[float, float, float, float]]]]) -> Markup | None:
+    """Held-out loss along training, the mean over the seeds and their range.
+
+    `series`: label, colour, line style, and for each point tokens, mean, lowest and highest loss.
+    """
+    series = [entry for entry in series if entry[3]]
+    if not series:
+        return None
+
+    def draw(axis: Any) -> None:
+        for label, colour, style, points in series:
+            tokens, mean, low, high = (np.array(column) for column in zip(*points, strict=True))
+            axis.plot(tokens / 1e6, mean, color=colour, linestyle=style, marker="o", markersize=2.5, label=label)
+            axis.fill_between(tokens / 1e6, low, high, color=colour, alpha=0.12, linewidth=0)
+        axis.set_xlabel("training tokens (millions)")
+        axis.set_ylabel("held-out loss (nats a token)")
+        axis.legend(fontsize=8)
+
+    return _plot("arm-curves", "Held-out loss along training of every arm", draw, 4.2)
+
+
+def arm_gains(rows: Sequence[tuple[str, str, float, Mapping[str, float] | None]]) -> Markup | None:
+    """Gains over repetition with their intervals over seeds. `rows`: label, colour, gain, interval."""
+    if not rows:
+        return None
+
+    def draw(axis: Any) -> None:
+        for place, (_, colour, gain, found) in enumerate(reversed(rows)):
+            if found is not None:
+                axis.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=3)
+            axis.plot([gain], [place], marker="o", color=colour, markersize=8)
+        axis.axvline(0, color=INK, linewidth=1)
+        axis.set_yticks(range(len(rows)), [label for label, *_ in reversed(rows)])
+        axis.set_ylim(-0.6, len(rows) - 0.4)
+        axis.grid(axis="y", visible=False)
+        axis.set_xlabel("gain over repetition (nats a token; right is better)")
+
+    return _plot("arm-gains", "Gains over repetition with 95 % intervals", draw, 0.9 + 0.4 * len(rows))
+
+
+def loss_by_cost(rows: Sequence[tuple[str, str, float, float]]) -> Markup | None:
+    """Each arm's final held-out loss by its total cost. `rows`: label, colour, FLOPs, loss."""
+    if not rows:
+        return None
+
+    def draw(axis: Any) -> None:
+        for label, colour, flops, loss in rows:
+            axis.plot([flops], [loss], marker="o", color=colour, markersize=7)
+            axis.annotate(label, (flops, loss), xytext=(6, 3), textcoords="offset points", fontsize=8)
+        axis.set_xlabel("total cost (FLOPs), all that the arm needs")
+        axis.set_ylabel("held-out loss (nats a token)")
+        axis.margins(x=0.3, y=0.15)
+        axis.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda flops, _: f"{flops:.1e}"))
+
+    return _plot("loss-by-cost", "Held-out loss by total cost", draw, 3.6)

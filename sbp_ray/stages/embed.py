@@ -34,7 +34,8 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
 
     Returns:
         Vector length; documents, embedded tokens, padding computed beside them and documents cut off, of each split;
-        the share of padding in all tokens computed; documents a second and worker.
+        FLOPs, 2 for each parameter of the model and each token computed; the share of padding in all tokens computed;
+        documents a second and worker.
 
     Raises:
         SbpError: a shard of the corpus is missing, the model cannot be loaded, gives a document no direction, or gives
@@ -52,6 +53,7 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
     return {
         "dim": _dim_made(out, every),
         "documents": total["documents"],
+        "flops": total["flops"],
         "documents_per_s": round(total["documents"] / total["seconds"], 1) if total["seconds"] else 0.0,
         "padding_share": round(total["padding_tokens"] / computed, 4) if computed else 0.0,
         "drops": {},
@@ -116,7 +118,7 @@ class ShardEmbedder:
             return self._out.read_stats(item["name"])
         start_s = time.monotonic()
         schema = embedding_schema(self._embedder.dim)
-        stats = {"documents": 0, "tokens": 0, "padding_tokens": 0, "truncated": 0}
+        stats = {"documents": 0, "tokens": 0, "padding_tokens": 0, "truncated": 0, "flops": 0}
         tables = [schema.empty_table()]
         for chunk, running in self._started(item["name"]):
             vectors_ND, padding_tokens = running.result()
@@ -124,6 +126,8 @@ class ShardEmbedder:
             stats["documents"] += len(vectors_ND)
             stats["tokens"] += int(chunk.texts.num_tokens_N.sum())
             stats["padding_tokens"] += padding_tokens
+            computed = int(chunk.texts.num_tokens_N.sum()) + padding_tokens
+            stats["flops"] += 2 * self._embedder.num_parameters * computed
             stats["truncated"] += int(chunk.texts.truncated_N.sum())
             columns = chunk.columns.add_column(1, schema.field("vector"), vector_array(vectors_ND))
             tables.append(columns.cast(schema))

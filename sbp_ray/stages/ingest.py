@@ -51,6 +51,8 @@ _ROW_CHARS = 200  # what Python takes for a row beside its text
 _TOKENIZER_CHARS = 100_000_000  # the vocabulary has settled long before
 _ENCODE_ROWS = 1000
 _HASHES_KEPT = 1024  # for counting groups
+_NUM_SLOTS = 65_536  # of ids, to choose the documents to keep without one process that holds all ids
+_SLOT_DIGITS = slice(8, 12)  # of the id's hex digits; the eight before them choose the shard
 
 
 def ingest_documents(cfg: IngestConfig, *, decontaminate: DecontaminateConfig, out: Artifact) -> Stats:
@@ -218,8 +220,10 @@ class TokenizerMaker:
     The sample is whole shards, which are random parts of the corpus, up to 10^8 characters.
     """
 
-    def __init__(self, cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact, limit: int) -> None:
-        self._cfg, self._out, self._limit = cfg, out, limit
+    def __init__(
+        self, cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact, limit: int, num_slots: int
+    ) -> None:
+        self._cfg, self._out, self._limit, self._num_slots = cfg, out, limit, num_slots
         self._ngrams = read_evaluation_sets(decontaminate)
         self._num_chars = 0
 
@@ -237,11 +241,63 @@ class TokenizerMaker:
         for shard in range(self._cfg.num_shards):
             documents, _ = gather_shard(self._out, shard, self._limit)
             clean, _ = drop_contaminated(documents["train"], self._ngrams)
-            for text in clean.column("text").to_pylist():
+            for text in keep_slots(clean, self._num_slots).column("text").to_pylist():
                 if self._num_chars >= _TOKENIZER_CHARS:
                     return
                 self._num_chars += len(text)
                 yield text
+
+
+# Between: which train documents are kept
+
+
+class SlotCounter:
+    """Counts one shard's train documents by slot of their ids."""
+
+    def __init__(self, decontaminate: DecontaminateConfig, out: Artifact, limit: int) -> None:
+        self._out, self._limit = out, limit
+        self._ngrams = read_evaluation_sets(decontaminate)
+
+    def __call__(self, item: dict[str, Any]) -> Stats:
+        documents, _ = gather_shard(self._out, item["shard"], self._limit)
+        clean, _ = drop_contaminated(documents["train"], self._ngrams)
+        counts = np.bincount(slots_of(clean), minlength=_NUM_SLOTS).astype(np.int64)
+        self._out.write_bytes(_slots_name(item["shard"]), counts.tobytes())
+        return {"documents": len(clean)}
+
+
+def _slots_name(shard: int) -> str:
+    return f"{SCRATCH}/slots-{shard:05d}.bin"
+
+
+def slots_of(documents: pa.Table) -> np.ndarray:
+    """The slot of each document's id, int64 [N]: uniform, and independent of its shard and its group."""
+    return np.array([int(doc_id[_SLOT_DIGITS], 16) for doc_id in documents.column("doc_id").to_pylist()], np.int64)
+
+
+def keep_slots(documents: pa.Table, num_slots: int) -> pa.Table:
+    """The documents in the first slots."""
+    return documents if num_slots == _NUM_SLOTS else documents.filter(pa.array(slots_of(documents) < num_slots))
+
+
+def _choose_slots(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact, limit: int) -> int:
+    """The most slots that hold no more than `max_train_documents` together."""
+    if cfg.max_train_documents is None:
+        return _NUM_SLOTS
+    todo = [{"shard": shard} for shard in range(cfg.num_shards) if not out.exists(_slots_name(shard))]
+    num_done = cfg.num_shards - len(todo)
+    map_shards(
+        "ingest-choose", SlotCounter, (decontaminate, out, limit), todo, num_done=num_done, resources=cfg.resources
+    )
+    total = np.zeros(_NUM_SLOTS, np.int64)
+    for shard in range(cfg.num_shards):
+        total += np.frombuffer(out.read_bytes(_slots_name(shard)), np.int64)
+    num_slots = int(np.searchsorted(np.cumsum(total), cfg.max_train_documents, side="right"))
+    if not total[:num_slots].sum():
+        raise SbpError(
+            f"ingest.max_train_documents={cfg.max_train_documents} would keep no document: raise it, or leave it out"
+        )
+    return num_slots
 
 
 # Step 3: scratch files -> shards of both splits
@@ -249,22 +305,23 @@ class TokenizerMaker:
 
 def _write_all(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact) -> None:
     limit = _limit(cfg, out)
+    num_slots = _choose_slots(cfg, decontaminate, out, limit)
     if not out.exists(_TOKENIZER_DONE):
         todo: list[dict[str, Any]] = [{"folder": TOKENIZER}]
-        maker = (cfg, decontaminate, out, limit)
+        maker = (cfg, decontaminate, out, limit, num_slots)
         map_shards("ingest-tokenizer", TokenizerMaker, maker, todo, num_done=0, resources=cfg.resources)
     missing = _missing_shards(cfg, out)
     todo = [{"shard": shard} for shard in missing]
     num_done = cfg.num_shards - len(missing)
-    arguments = (decontaminate, out, limit)
+    arguments = (decontaminate, out, limit, num_slots)
     map_shards("ingest", ShardMaker, arguments, todo, num_done=num_done, resources=cfg.resources)
 
 
 class ShardMaker:
     """Writes one shard of both splits."""
 
-    def __init__(self, decontaminate: DecontaminateConfig, out: Artifact, limit: int) -> None:
-        self._out, self._limit = out, limit
+    def __init__(self, decontaminate: DecontaminateConfig, out: Artifact, limit: int, num_slots: int) -> None:
+        self._out, self._limit, self._num_slots = out, limit, num_slots
         self._ngrams = read_evaluation_sets(decontaminate)
         self._tokenizer = load_tokenizer(out.local_copy(TOKENIZER))
 
@@ -274,12 +331,16 @@ class ShardMaker:
         for split in SPLITS:
             table = documents[split]
             hits: Counter[str] = Counter()
+            num_clean = len(table)
             if split == "train":
                 table, hits = drop_contaminated(table, self._ngrams)
+                num_clean = len(table)
+                table = keep_slots(table, self._num_slots)
             tokenised = self._tokenised(table)
             drops = {
                 "exact_duplicate": num_duplicates[split],
-                "contaminated": len(documents[split]) - len(table),
+                "contaminated": len(documents[split]) - num_clean,
+                "above_max_train_documents": num_clean - len(table),
             }
             stats = {
                 "documents": len(table),

@@ -10,6 +10,8 @@
 The caps are greedy and in this order, so that a hub is taken away before it can fill a d1's places; equally similar
 pairs go by id. Both keep the most similar, so what they keep above a threshold does not depend on the threshold.
 
+Under `pair.source=random` the train split's pairs then get other d2: see `sbp_ray.pairing.random_pairs`.
+
 Each worker holds one shard's pairs as columns of numbers. No text is read: how alike two documents' shingles are came
 with the neighbours.
 """
@@ -57,6 +59,7 @@ from sbp_ray.pairing.guide import (
     threshold_rows,
     what_if_slots,
 )
+from sbp_ray.pairing.random_pairs import RandomPairer
 from sbp_ray.schema import NEIGHBORS, SPLITS, Split
 from sbp_ray.shards import Stats, add_stats, run_tasks, shard_name
 
@@ -90,11 +93,14 @@ def pair_documents(cfg: PairConfig, *, neighbors: Artifact, out: Artifact) -> St
         slots = {split: what_if_slots(num_documents[split]) for split in SPLITS}
         for step, worker in (("list", CandidateLister), ("cap", D2Capper), ("write", PairWriter)):
             _run_step(step, worker, (cfg, neighbors, out, names, slots), cfg, names, out)
-        found = {split: _split_stats(out, names[split], split) for split in SPLITS}
+        found = {split: _split_stats(cfg, out, names[split], split) for split in SPLITS}
         if found["train"]["histogram"] == {}:
             raise SbpError(explain_no_pairs(cfg, found["train"]))
         out.write_json(GUIDE, {split: _guide(found[split]) for split in SPLITS})
         by_split = {split: _manifest_stats(found[split]) for split in SPLITS}
+        if cfg.source == "random":
+            _draw_random(cfg, neighbors, out, names["train"])
+            by_split["train"] |= {"histogram": {}, "same_group_share": None}  # of the mined pairs they were
         total = add_stats({"pairs": part["pairs"], "drops": part["drops"]} for part in by_split.values())
         out.write_json(_STATS, {**total, **by_split})
     _remove_scratch(out)
@@ -104,8 +110,19 @@ def pair_documents(cfg: PairConfig, *, neighbors: Artifact, out: Artifact) -> St
 _FOLDERS = {"list": f"{SCRATCH}/listed-", "cap": f"{SCRATCH}/capped-", "write": ""}
 
 
-def _file(step: str, split: Split, shard: int) -> str:
-    return shard_name(f"{_FOLDERS[step]}{split}", shard)
+def _file(step: str, split: Split, shard: int, cfg: PairConfig) -> str:
+    is_mined_only = step == "write" and split == "train" and cfg.source == "random"
+    return shard_name(f"{SCRATCH}/mined-{split}" if is_mined_only else f"{_FOLDERS[step]}{split}", shard)
+
+
+def _draw_random(cfg: PairConfig, neighbors: Artifact, out: Artifact, names: list[str]) -> None:
+    """Give each mined pair of the train split a random d2."""
+    arguments = (cfg.seed, neighbors, out, [neighbors.num_rows(name) for name in names], SCRATCH)
+    pairer = RandomPairer(*arguments)
+    for step in ("ask", "answer", "shuffle"):
+        todo = [{"step": step, "shard": s} for s in range(len(names)) if not out.exists(pairer.file(step, s))]
+        num_done = len(names) - len(todo)
+        run_tasks(f"pair-{step}", RandomPairer, arguments, todo, num_done=num_done, resources=cfg.resources)
 
 
 def _require_shards(neighbors: Artifact, names: Names) -> None:
@@ -126,7 +143,9 @@ def _run_step(
     step: str, worker: type, arguments: tuple[Any, ...], cfg: PairConfig, names: Names, out: Artifact
 ) -> None:
     every = [(split, shard) for split in SPLITS for shard in range(len(names[split]))]
-    todo = [{"split": split, "shard": shard} for split, shard in every if not out.exists(_file(step, split, shard))]
+    todo = [
+        {"split": split, "shard": shard} for split, shard in every if not out.exists(_file(step, split, shard, cfg))
+    ]
     stage = "pair" if step == "write" else f"pair-{step}"
     run_tasks(stage, worker, arguments, todo, num_done=len(every) - len(todo), resources=cfg.resources)
 
@@ -140,7 +159,7 @@ class _Worker:
         self._cfg, self._neighbors, self._out, self._names, self._slots = cfg, neighbors, out, names, slots
 
     def _bucket(self, step: str, split: Split, shard: int) -> Candidates:
-        files = [_file(step, split, other) for other in range(len(self._names[split]))]
+        files = [_file(step, split, other, self._cfg) for other in range(len(self._names[split]))]
         return each_once(from_table(read_bucket(self._out, files, shard, CANDIDATE)))
 
     def _write(self, writer: BucketWriter, split: Split, parts: list[Candidates]) -> None:
@@ -161,7 +180,7 @@ class CandidateLister(_Worker):
         total: Stats = {"documents": 0}
         samples: list[Sample] = []
         waiting: list[Candidates] = []
-        with bucket_writer(self._out, _file("list", split, shard), CANDIDATE) as writer:
+        with bucket_writer(self._out, _file("list", split, shard, self._cfg), CANDIDATE) as writer:
             for batch in self._batches(split, shard):
                 directed, stats, found = self._list(batch, split)
                 total, samples = add_stats([total, stats]), fewest([*samples, *found])
@@ -240,7 +259,7 @@ class D2Capper(_Worker):
             "listed_by": degree_counts(np.bincount(document_N[in_band_N & found.is_listed_N])),
             "as_d2": degree_counts(np.bincount(document_N[in_band_N & kept_N])),
         }
-        with bucket_writer(self._out, _file("cap", split, shard), CANDIDATE) as writer:
+        with bucket_writer(self._out, _file("cap", split, shard, self._cfg), CANDIDATE) as writer:
             self._write(writer, split, [found.take(in_band_N & kept_N).turned(is_listed=False)])
             writer.finish(stats)
         return {"drops": drops}
@@ -262,20 +281,20 @@ class PairWriter(_Worker):
             "as_d1": degree_counts(np.bincount((np.cumsum(rank_N == 0) - 1)[kept_N])),
             "drops": positive({"d1_cap": len(found) - len(pairs)}),
         }
-        self._out.write_table(_file("write", split, shard), pairs.to_pairs(), stats=stats)
+        self._out.write_table(_file("write", split, shard, self._cfg), pairs.to_pairs(), stats=stats)
         return {"pairs": len(pairs), "drops": stats["drops"]}
 
 
 # What the driver makes of the workers' counts
 
 
-def _split_stats(out: Artifact, names: list[str], split: Split) -> Stats:
+def _split_stats(cfg: PairConfig, out: Artifact, names: list[str], split: Split) -> Stats:
     """Every count of the split's shards added up, and the sample pairs."""
     total: Stats = {}
     samples: list[Sample] = []
     for shard in range(len(names)):
         for step in _FOLDERS:
-            part = out.read_stats(_file(step, split, shard))
+            part = out.read_stats(_file(step, split, shard, cfg))
             samples = fewest([*samples, *part.pop("samples", [])])
             total = add_stats([total, part])
     return {**total, "histogram": sorted_histogram(total["histogram"]), "samples": samples}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TuneConfig
 from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.intervals import bootstrap_ratio
 from sbp_ray.mixing import Mixture
 from sbp_ray.model import read_base_shape
 from sbp_ray.schema import shard_of
@@ -35,6 +36,9 @@ from sbp_ray.training.worker import fit
 logger = logging.getLogger(__name__)
 
 STAGE = "tune"
+GAINS = "held_out_gains.parquet"
+"""A row for each held-out pair: graded tokens of d2, and its NLL under each of `VIEWS`."""
+VIEWS = {"nll_given_d1": "given_d1", "nll_given_random": "given_random", "nll_alone": "alone"}
 
 
 def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base_lm: Artifact, out: Artifact) -> Stats:
@@ -189,13 +193,22 @@ def _score_pairs(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: Sp
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(out.local_copy("model"), dtype=torch.float32).to(device)
     examples = held_out_pairs(cfg, corpus, pairs, special, model.config.max_position_embeddings)
-    names = {"nll_given_d1": "given_d1", "nll_given_random": "given_random", "nll_alone": "alone"}
     if not examples:
-        return {"pairs": 0, **dict.fromkeys(names)}
-    num_graded = sum(sum(pair.alone.loss_mask) for pair in examples)
+        return {"pairs": 0, **dict.fromkeys(VIEWS)}
     batch_tokens = cfg.micro_batch_rows * cfg.seq_len
-    return {"pairs": len(examples)} | {
-        name: float(sum_nll(model, [getattr(pair, view) for pair in examples], batch_tokens=batch_tokens).sum())
-        / num_graded
-        for name, view in names.items()
+    nll = {
+        name: sum_nll(model, [getattr(pair, view) for pair in examples], batch_tokens=batch_tokens)
+        for name, view in VIEWS.items()
     }
+    num_graded_N = np.array([sum(pair.alone.loss_mask) for pair in examples], np.int64)
+    out.write_table(GAINS, pa.table({"tokens": num_graded_N, **nll}))
+    return {"pairs": len(examples)} | gain_summary(num_graded_N, nll)
+
+
+def gain_summary(tokens_N: np.ndarray, nll: Mapping[str, np.ndarray]) -> Stats:
+    """Nats a token of each view, and what d1 saves over the others, with intervals paired by pair."""
+    saved = {
+        f"saved_over_{other}": bootstrap_ratio(nll[f"nll_{view}"] - nll["nll_given_d1"], tokens_N).as_dict()
+        for other, view in (("random", "given_random"), ("nothing", "alone"))
+    }
+    return {name: float(nll_N.sum() / tokens_N.sum()) for name, nll_N in nll.items()} | saved

@@ -3,6 +3,8 @@
 document        <bos> text <eos>
 pair            <bos> d1 <related> d2 <eos>
 prompt          <bos> d1 <related>              the synthesizer goes on with d2 <eos>
+                <bos>                           a base LM goes on with any document (a control)
+                <bos> first half of d1          a base LM goes on with it (a control)
 unconditional   <bos> <related> d2 <eos>        d2 with nothing to condition on
 """
 
@@ -39,6 +41,15 @@ PAIR_MARKS = 3
 def prompt_ids(d1_ids: Sequence[int], special: SpecialIds) -> list[int]:
     """What the synthesizer is given before it writes d2."""
     return [special.bos, *d1_ids, special.related]
+
+
+def control_prompt_ids(condition: str, d1_ids: Sequence[int], special: SpecialIds) -> list[int]:
+    """What is given before d2 under `synthesize.condition`."""
+    if condition == "none":
+        return [special.bos]
+    if condition == "continue":
+        return [special.bos, *d1_ids[: -(-len(d1_ids) // 2)]]
+    return prompt_ids(d1_ids, special)
 
 
 def pair_example(d1_ids: Sequence[int], d2_ids: Sequence[int], special: SpecialIds, max_tokens: int) -> Example | None:

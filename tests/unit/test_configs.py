@@ -7,10 +7,14 @@ import pytest
 
 from sbp_ray.cluster import largest_cluster
 from sbp_ray.config import Config, load_config
+from sbp_ray.experiment.costs import planned_tokens, refuse_too_little_text
+from sbp_ray.experiment.grid import plan_grid
+from sbp_ray.experiment.settings import load_experiment
 from sbp_ray.model import num_parameters
 
 REPO = Path(__file__).parents[2]
-CONFIGS = sorted((REPO / "configs").glob("*.yaml"))
+EXPERIMENTS = sorted((REPO / "configs").glob("experiment-*.yaml"))
+CONFIGS = sorted({*(REPO / "configs").glob("*.yaml")} - {*EXPERIMENTS})
 PAPER = ("paper-3b-200b", "paper-3b-1t", "paper-6b-1t")
 
 
@@ -25,6 +29,30 @@ def _parameters(config: Config) -> int:
 
 def test_the_configs_are_all_here() -> None:
     assert {path.stem for path in CONFIGS} == {"demo", "h200", *PAPER}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_a_shipped_experiment_can_be_planned(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    experiment = load_experiment(str(path), [])
+    grid = plan_grid(experiment)
+    refuse_too_little_text(grid)
+    names = {training.name for training in grid.trainings}
+    assert len(grid.trainings) == len(names) * len(experiment.seeds)
+
+
+def test_the_nano_experiment_is_sized_for_two_cores_and_two_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    experiment = load_experiment("configs/experiment-nano.yaml", [])
+    grid = plan_grid(experiment)
+    models = [node for node in grid.nodes.values() if node.stage.job == "pretrain"]
+    tokens = sum(planned_tokens(node) or 0 for node in models)
+    syntheses = sum(node.stage.job == "synthesize" for node in grid.nodes.values())
+    # On both cores together 4,800 tokens/s to train 1.3 M parameters and 700 to write; 90 s to start an engine.
+    written = experiment.base_config().ingest.max_train_documents * 4 * 200  # what the demo's documents have, or more
+    hours = (tokens / 4800 + syntheses * (written / 700 + 90)) / 3600
+    assert hours < 1.6
+    assert len(experiment.seeds) == 3
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

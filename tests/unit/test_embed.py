@@ -34,6 +34,7 @@ class SmallEmbedder:
     """A vector that follows from the text's length; texts of `!` have none. Each call pads one token."""
 
     dim = 2
+    num_parameters = 5
 
     def tokenize(self, texts: list[str]) -> Tokenized:
         lengths = np.array([len(text) for text in texts])
@@ -89,6 +90,8 @@ def test_padding_is_told_as_a_share_of_all_tokens_computed(new_artifact) -> None
     write_corpus(corpus, [["a" * 10, "a" * 9]], [["a" * 9]])
     stats = embed_corpus(EmbedConfig(), corpus=corpus, out=out)
     assert (stats["train"]["padding_tokens"], stats["validation"]["padding_tokens"]) == (1, 1)
+    tokens = stats["train"]["tokens"] + stats["validation"]["tokens"]
+    assert stats["flops"] == 2 * 5 * (tokens + 2)
     assert stats["padding_share"] == round(2 / 30, 4)
 
 

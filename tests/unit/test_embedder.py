@@ -9,11 +9,13 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from tiny_embedder import make_bert, make_qwen3
+from transformers import AutoModel
 
 from sbp_ray import embedder
 from sbp_ray.config import EmbedConfig, Resources
 from sbp_ray.embedder import joined, load_embedder, plan_batches
 from sbp_ray.errors import SbpError
+from sbp_ray.text.tokenizer import encode_texts, load_tokenizer
 
 TEXTS = ["A cat sat on a mat.", "word " * 300, "Kittens sleep a lot.", "Interest rates rose."]
 
@@ -35,6 +37,29 @@ def test_a_batch_closes_before_its_padding_passes_five_percent() -> None:
 
 def test_a_text_longer_than_the_budget_goes_alone_and_first() -> None:
     assert planned([5, 500, 5], batch_tokens=100) == [[1], [0, 2]]
+
+
+def test_the_states_of_a_causal_lm_are_averaged_after_bos_in_any_batch(tiny_model_dir: Path) -> None:
+    cfg = EmbedConfig(model=str(tiny_model_dir), pooling="mean_of_states", max_tokens=64, batch_tokens=130)
+    texts = ["A cat sat.", "Kittens sleep a lot.", "Interest rates rose again and again."]
+    vectors_ND = load_embedder(cfg)(texts)
+    decoder = AutoModel.from_pretrained(tiny_model_dir, dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(tiny_model_dir)
+    for vector_D, ids in zip(vectors_ND, encode_texts(tokenizer, texts), strict=True):
+        with torch.no_grad():
+            states_TD = decoder(torch.tensor([[tokenizer.bos_token_id, *ids]])).last_hidden_state[0, 1:]
+        mean_D = states_TD.mean(dim=0).numpy()
+        assert vector_D == pytest.approx(mean_D / np.linalg.norm(mean_D), abs=1e-5)
+
+
+def test_a_document_is_not_cut_beyond_what_the_causal_lm_reads(tiny_model_dir: Path) -> None:
+    with pytest.raises(SbpError, match=r"embed.max_tokens \(257\) is more than .* reads \(256\)"):
+        load_embedder(EmbedConfig(model=str(tiny_model_dir), pooling="mean_of_states", max_tokens=257))
+
+
+def test_a_folder_without_a_causal_lm_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SbpError, match="no causal LM can be loaded from there"):
+        load_embedder(EmbedConfig(model=str(tmp_path), pooling="mean_of_states"))
 
 
 def test_nothing_makes_no_batch() -> None:

@@ -92,6 +92,33 @@ def test_without_a_group_column_each_document_is_its_own_group(tmp_path: Path, n
     assert all(row["group"] == row["doc_id"] for split in SPLITS for row in rows_of(out, split))
 
 
+def test_a_capped_train_split_is_a_part_of_a_larger_one_and_validation_stays(tmp_path: Path, new_artifact) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(60))
+    found: dict[int | None, set[str]] = {}
+    for cap in (20, 50, None):
+        out = new_artifact(f"corpus-{cap}")
+        stats = ingest_documents(config(tmp_path / "in.jsonl", max_train_documents=cap), out=out)
+        found[cap] = {row["doc_id"] for row in rows_of(out, "train")}
+        assert stats["train"]["documents"] == len(found[cap])
+        assert stats["drops"].get("above_max_train_documents", 0) == 180 - stats["documents"]
+        held_out = {row["doc_id"] for row in rows_of(out, "validation")}
+        assert held_out == {row["doc_id"] for row in rows_of(new_artifact("corpus-20"), "validation")}
+        assert not out.exists("scratch")
+    everything = found[None]
+    # Kept are those whose third group of four hex digits is smallest; here no two share it.
+    ranked = sorted(everything, key=lambda doc_id: int(doc_id[8:12], 16))
+    assert len({doc_id[8:12] for doc_id in everything}) == len(everything)
+    assert found[20] == set(ranked[:20])
+    assert found[50] == set(ranked[:50])
+
+
+def test_the_tokenizer_of_a_capped_corpus_has_read_only_what_was_kept(tmp_path: Path, new_artifact) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(60))
+    stats = ingest_documents(config(tmp_path / "in.jsonl", max_train_documents=20), out=(out := new_artifact("corpus")))
+    kept = sum(len(row["text"]) for row in rows_of(out, "train"))
+    assert stats["tokenizer"]["trained_on_chars"] == kept
+
+
 @pytest.mark.parametrize(
     ("share", "low", "high", "limit"),
     [

@@ -295,6 +295,84 @@ def test_a_run_directory_that_cannot_be_made_is_named(
     assert not (folder / "run").exists()
 
 
+# Artifacts that several runs share
+
+
+@pytest.fixture
+def shared(run: Run, ran: list[str], folder: Path) -> str:
+    """The folder of a finished corpus of another run."""
+    assert run("ingest", f"run_dir={folder}/other") == 0
+    ran.clear()
+    return f"{folder}/other/1_corpus"
+
+
+def test_a_shared_artifact_is_read_where_it_lies(run: Run, ran: list[str], folder: Path, shared: str) -> None:
+    assert run("embed", f"artifacts.corpus={shared}") == 0
+    assert ran == ["embed"]
+    assert (
+        _manifest(folder, "embeddings")["inputs"]["corpus"]
+        == json.loads(Path(shared, "manifest.json").read_text())["fingerprint"]
+    )
+    assert not (folder / "run" / FOLDERS["corpus"]).exists()
+    assert "artifacts" not in json.dumps(_manifest(folder, "embeddings"))
+
+
+def test_a_pipeline_takes_over_a_shared_artifact_made_with_the_same_settings(
+    run: Run, ran: list[str], shared: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pipeline", f"artifacts.corpus={shared}", "ingest.num_shards=5") == 1
+    assert "1_corpus was made with ingest.num_shards=4, which is 5 now: make them equal, or take it out" in _error(
+        capsys
+    )
+    assert run("pipeline", f"artifacts.corpus={shared}") == 0
+    assert ran == [stage.name for stage in STAGES if stage.name != "ingest"]
+
+
+def test_a_shared_artifact_is_never_deleted(
+    run: Run, folder: Path, shared: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pipeline", "--redo", "ingest", f"artifacts.corpus={shared}") == 1
+    assert "belongs to another run, and nothing is deleted there" in _error(capsys)
+    assert Path(shared, "manifest.json").exists()
+
+
+def test_what_follows_in_the_run_is_deleted_and_what_lies_outside_stays(run: Run, folder: Path) -> None:
+    assert run("pipeline", f"run_dir={folder}/other") == 0
+    others = f"artifacts.synthesizer={folder}/other/6_synthesizer"
+    for name in ("ingest", "embed", "synthesize"):
+        assert run(name, others) == 0
+    assert run("embed", "--redo", "embed", others) == 0
+    assert (folder / "other" / FOLDERS["synthesizer"] / "manifest.json").exists()
+    assert not (folder / "run" / FOLDERS["synthetic"]).exists()
+
+
+def test_a_base_lm_may_stand_in_for_the_synthesizer(run: Run, ran: list[str], folder: Path) -> None:
+    for name in ("ingest", "embed", "pretrain"):
+        assert run(name) == 0
+    stand_in = f"artifacts.synthesizer={folder}/run/5_base_lm"
+    assert run("synthesize", stand_in) == 0
+    made = _manifest(folder, "synthetic")["inputs"]
+    assert made["synthesizer"] == _manifest(folder, "base_lm")["fingerprint"]
+    assert run("synthesize", "--redo", "synthesize", stand_in) == 0
+    assert run("tune", "--redo", "tune", stand_in) == 1
+    assert _manifest(folder, "base_lm")["stage"] == "pretrain-repetition"
+
+
+def test_a_shared_artifact_that_is_not_finished_or_not_there_is_refused(
+    run: Run, folder: Path, shared: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(shared, "manifest.json").unlink()
+    assert run("ingest", f"artifacts.corpus={shared}") == 1
+    assert "is given, and not finished" in _error(capsys)
+    assert run("embed", f"artifacts.corpus={folder}/nowhere") == 1
+    assert _error(capsys) == f"artifacts.corpus={folder}/nowhere: no finished artifact lies there"
+
+
+def test_an_unknown_artifact_is_named_with_the_nearest_one(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("embed", "artifacts.corpsu=x") == 1
+    assert "corpsu: no such artifact; did you mean corpus?" in _error(capsys)
+
+
 def test_stages_read_only_what_earlier_stages_write() -> None:
     written: set[str] = set()
     for stage in STAGES:

@@ -76,7 +76,47 @@ def read_guide(out: Artifact) -> dict[str, Any]:
 
 def read_pairs(out: Artifact) -> dict[tuple[int, int], float]:
     rows = [row for name in out.files("train") for row in out.read_table(name).to_pylist()]
-    return {(int(r["d1_id"][:8], 16), int(r["d2_id"][:8], 16)): round(r["cosine"], 4) for r in rows}
+    return {(int(r["d1_id"][:8], 16), int(r["d2_id"][:8], 16)): round(r["cosine"] or 0.0, 4) for r in rows}
+
+
+def test_random_pairs_keep_each_d1_as_often_and_get_any_other_d2(run_pair, new_artifact) -> None:
+    lists: Lists = {
+        n: {o: 0.9 - 0.01 * abs(n - o) for o in range(n // 4 * 4, n // 4 * 4 + 4) if o != n} for n in range(40)
+    }
+    mined, mined_stats = run_pair(lists, min_cosine=0.5)
+    shutil.rmtree(new_artifact("pairs").path())
+    random, stats = run_pair(lists, min_cosine=0.5, source="random")
+    assert sorted(d1 for d1, _ in random) == sorted(d1 for d1, _ in mined)  # of which no pair is there twice
+    assert all(d1 != d2 and 0 <= d2 < 40 for d1, d2 in random)
+    assert len({d2 for _, d2 in random}) > 30  # 120 draws of 40 documents leave out two on average
+    assert sum(d1 // 4 == d2 // 4 for d1, d2 in random) < 30  # by chance 3 of 39: nine or so
+    assert (stats["pairs"], stats["documents_with_pair"]) == (mined_stats["pairs"], mined_stats["documents_with_pair"])
+    assert stats["same_group_share"] is None
+    out = new_artifact("pairs")
+    for shard, name in enumerate(out.files("train")):
+        assert all(shard_of(d1_id, NUM_SHARDS) == shard for d1_id in out.read_table(name)["d1_id"].to_pylist())
+    assert not out.exists("scratch")
+    shutil.rmtree(out.path())
+    assert set(run_pair(lists, min_cosine=0.5, source="random", seed=1)[0]) != set(random)
+
+
+def test_random_pairs_go_on_shard_by_shard(run_pair, new_artifact, in_process) -> None:
+    lists: Lists = {n: {o: 0.9 for o in range(12) if o != n} for n in range(12)}
+    random, _ = run_pair(lists, min_cosine=0.5, source="random")
+    assert len(random) == 12 * 11  # every other document, each once
+    out = new_artifact("pairs")
+    shutil.rmtree(out.path())
+
+    def fail(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair.RandomPairer, "_shuffle", fail)
+        with pytest.raises(OSError, match="full"):
+            run_pair(lists, min_cosine=0.5, source="random")
+    in_process.clear()
+    assert run_pair(lists, min_cosine=0.5, source="random")[0] == random
+    assert {stage for stage, _ in in_process} == {"pair-shuffle"}
 
 
 def test_only_the_band_is_kept_edges_included(run_pair) -> None:

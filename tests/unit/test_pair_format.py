@@ -4,6 +4,7 @@ import pytest
 from sbp_ray.text.pair_format import (
     PAIR_MARKS,
     Example,
+    control_prompt_ids,
     document_example,
     pair_arrays,
     pair_example,
@@ -19,6 +20,12 @@ def test_a_pair_is_bos_d1_related_d2_eos_and_only_d2_and_its_end_are_graded() ->
     assert pair_example([5, 6], [7], SPECIAL, max_tokens=6) == Example(
         [0, 5, 6, 2, 7, 1], [False, False, False, False, True, True]
     )
+
+
+def test_the_controls_are_given_less_than_the_synthesizer() -> None:
+    assert control_prompt_ids("d1", [5, 6, 7], SPECIAL) == [0, 5, 6, 7, 2]
+    assert control_prompt_ids("none", [5, 6, 7], SPECIAL) == [0]
+    assert control_prompt_ids("continue", [5, 6, 7], SPECIAL) == [0, 5, 6]  # the larger half
 
 
 def test_a_pair_one_token_too_long_is_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 from sbp_ray.config import load_config
 from sbp_ray.engine.messages import SynthesizeRequest
 from sbp_ray.errors import SbpError
+from sbp_ray.experiment.settings import load_experiment
 
 REPO = Path(__file__).parents[2]
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -36,7 +37,10 @@ def test_every_job_and_its_settings_are_understood(words: list[str]) -> None:
     script, flag, config, *overrides = words[1:]
     assert (REPO / script).is_file()
     assert flag == "--config"
-    load_config(REPO / config, overrides)
+    if script == "jobs/experiment.py":
+        load_experiment(str(REPO / config), [word for word in overrides if word != "--plan"])
+    else:
+        load_config(REPO / config, overrides)
 
 
 def test_the_misspelt_setting_is_answered_as_shown(monkeypatch: pytest.MonkeyPatch) -> None:

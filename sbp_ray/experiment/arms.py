@@ -1,0 +1,57 @@
+"""The built-in arms: what each trains on, and the one thing in which a control differs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sbp_ray.config import Config
+
+BASELINE = "repetition"
+ORACLE = "oracle"
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """How an arm's training comes about."""
+
+    says: str
+    """In a report's table."""
+    has_synthetic: bool = True
+    """Whether it trains on synthetic text too."""
+    overrides: tuple[str, ...] = ()
+    """Settings in which it differs from the base."""
+    base_lm_writes: bool = False
+    """The base LM, untuned, writes the synthetic text."""
+    base_lm_embeds: bool = False
+    """The base LM's states are the vectors that pairs are mined with."""
+
+
+BUILT_IN = {
+    BASELINE: BuiltIn("the real text, again and again", has_synthetic=False),
+    "sbp": BuiltIn("real text, and what the synthesizer wrote"),
+    ORACLE: BuiltIn("as many tokens of more real text", has_synthetic=False),
+    "random_pairs": BuiltIn("as sbp, the synthesizer tuned on random pairs", overrides=("pair.source=random",)),
+    "unconditional": BuiltIn(
+        "as sbp, the text sampled from the base LM without d1",
+        overrides=("synthesize.condition=none",),
+        base_lm_writes=True,
+    ),
+    "untuned": BuiltIn(
+        "as sbp, the base LM going on with the first half of d1",
+        overrides=("synthesize.condition=continue",),
+        base_lm_writes=True,
+    ),
+    "own_embedder": BuiltIn(
+        "as sbp, the pairs mined with the base LM's mean states",
+        overrides=("embed.pooling=mean_of_states",),
+        base_lm_embeds=True,
+    ),
+    "regularised": BuiltIn("repetition with ten times the weight decay", has_synthetic=False),
+}
+
+
+def overrides_of(name: str, base: Config) -> tuple[str, ...]:
+    """Settings in which a built-in arm differs from the base."""
+    if name == "regularised":
+        return (f"pretrain.weight_decay={10 * base.pretrain.weight_decay}",)
+    return BUILT_IN[name].overrides

@@ -1,0 +1,140 @@
+"""What an artifact costs: planned from the settings, then counted from what its stage recorded.
+
+FLOPs are those of the models: 6 x parameters x positions to train (base LM, synthesizer, joint LM), 2 x parameters x
+tokens to read or write one (generation: prompts and what was written, dropped samples too; embedding: padding too).
+Searching neighbours, judging texts and scoring are no such products: they count in hours and dollars only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sbp_ray.errors import SbpError
+from sbp_ray.experiment.grid import Grid, Node
+from sbp_ray.model import num_parameters, padded_vocab_size
+
+_TRAIN_FLOPS, _READ_FLOPS = 6, 2  # for each parameter and token
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one artifact, or of several together."""
+
+    flops: float = 0.0
+    hours: float = 0.0
+    """Wall time of the stages, of the run that finished each; what ran side by side counts twice."""
+    dollars: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.hours + other.hours, self.dollars + other.dollars)
+
+    def as_dict(self) -> dict[str, float]:
+        return {"flops": self.flops, "hours": self.hours, "dollars": self.dollars}
+
+
+# Before
+
+
+def planned_tokens(node: Node) -> int | None:
+    """Positions to train on, or the most tokens that can be written; None where it depends on what is found first."""
+    config = node.config
+    if node.stage.job == "pretrain":
+        return config.pretrain.num_steps() * config.pretrain.batch_rows * config.pretrain.seq_len
+    if node.stage.job == "synthesize":
+        return most_synthetic_tokens(node)
+    return None
+
+
+def planned_parameters(node: Node) -> int:
+    """Of the language models, by the settings: a trained vocabulary may come out smaller."""
+    return num_parameters(node.config.model, padded_vocab_size(node.config.model, node.config.ingest.vocab_size))
+
+
+def planned_flops(node: Node) -> float | None:
+    """None where the tokens are not known yet."""
+    tokens = planned_tokens(node)
+    if tokens is None:
+        return None
+    each = _TRAIN_FLOPS if node.stage.job == "pretrain" else _READ_FLOPS
+    return float(each * planned_parameters(node) * tokens)
+
+
+def most_synthetic_tokens(node: Node) -> int | None:
+    """No more than this can be written; None where every document of a corpus of unknown size is a d1."""
+    synthesize, cap = node.config.synthesize, node.config.ingest.max_train_documents
+    num_documents = synthesize.num_documents or cap
+    return None if num_documents is None else num_documents * synthesize.samples_per_document * synthesize.max_tokens
+
+
+def refuse_too_little_text(grid: Grid) -> None:
+    """Refuse shares that no outcome of the synthesis can fill: synthetic documents are never repeated.
+
+    Raises:
+        SbpError: names the arm, its share, and the most that there could be.
+    """
+    for training in grid.trainings:
+        if training.share is None:
+            continue
+        node = grid.nodes[training.model]
+        most = most_synthetic_tokens(grid.input_of(node, "synthetic"))
+        wanted = wanted_tokens(node)
+        if most is not None and wanted > most:
+            raise SbpError(
+                f"arms.{training.arm}: a share of {training.share:g} wants {wanted:,} synthetic tokens, and the "
+                f"synthesis can write {most:,} at most, which are read once: raise synthesize.samples_per_document, or "
+                "lower the share"
+            )
+
+
+def wanted_tokens(node: Node) -> int:
+    """Synthetic positions that a joint LM reads."""
+    tokens = planned_tokens(node)
+    assert tokens is not None, node.key
+    return round(node.config.mixture.share() * tokens)
+
+
+# After
+
+
+def costs_of(grid: Grid, keys: Iterable[str], *, room: Mapping[str, float], dollars_per_hour: float) -> dict[str, Cost]:
+    """Each finished artifact's own cost, without what it was made from."""
+    found = {}
+    for key in keys:
+        node = grid.nodes[key]
+        manifest = node.artifact.manifest()
+        assert manifest is not None, f"{key} is not finished"
+        hours = manifest["wall_s"] / 3600
+        dollars = hours * dollars_per_hour * held_share(node, room)
+        found[key] = Cost(_flops(grid, node, manifest["stats"]), hours, dollars)
+    return found
+
+
+def held_share(node: Node, room: Mapping[str, float]) -> float:
+    """Share of the cluster that the stage's workers hold: of its GPUs where they hold any, else of its CPUs."""
+    from sbp_ray.cluster import demand
+
+    wanted = demand(node.stage.job, node.config)
+    name = "GPU" if wanted.get("GPU") else "CPU"
+    return min(1.0, wanted[name] / room[name]) if room.get(name) else 1.0
+
+
+def _flops(grid: Grid, node: Node, stats: Mapping[str, Any]) -> float:
+    if node.stage.job == "embed":
+        return float(stats["flops"])
+    if node.stage.job not in ("pretrain", "tune", "synthesize"):
+        return 0.0
+    parameters = _parameters(grid, node)
+    if node.stage.job == "synthesize":
+        return float(_READ_FLOPS * parameters * (stats["prompt_tokens"] + stats["tokens_generated"]))
+    return float(_TRAIN_FLOPS * parameters * stats["positions"])
+
+
+def _parameters(grid: Grid, node: Node) -> int:
+    """Of the model that the stage trains or runs, as its pretraining counted them."""
+    while node.stage.job != "pretrain":
+        node = grid.input_of(node, "synthesizer" if node.stage.job == "synthesize" else "base_lm")
+    manifest = node.artifact.manifest()
+    assert manifest is not None, f"{node.key} is not finished"
+    return manifest["stats"]["parameters"]

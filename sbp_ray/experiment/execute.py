@@ -1,0 +1,168 @@
+"""Run the graph: each node is a job in a process of its own, as many at once as the cluster has room for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from sbp_ray.artifacts import MANIFEST, STARTED
+from sbp_ray.cluster import demand
+from sbp_ray.experiment.checks import refuse_made
+from sbp_ray.experiment.grid import Grid, Node
+from sbp_ray.logs import duration
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.2
+_ALONE = "synthesize"  # the last batch job on a cluster stops Ray Serve: two at once would stop one another's engines
+
+
+@dataclass
+class _Process:
+    """A job that runs."""
+
+    node: Node
+    popen: subprocess.Popen[bytes]
+    log: Path
+    log_start: int
+    """Where in the log this attempt begins."""
+    start_s: float = field(default_factory=time.monotonic)
+
+
+def is_done(node: Node) -> bool:
+    """Whether the artifact is there, made from what the grid says."""
+    made = node.artifact
+    return made.exists(MANIFEST) and made.read_json(STARTED)["fingerprint"] == node.fingerprint
+
+
+class Execution:
+    """One walk over the graph. A node that fails takes those with it that need it; the others go on."""
+
+    def __init__(
+        self, grid: Grid, *, run_dir: Path, jobs: Path, room: Mapping[str, float], environment: Mapping[str, str]
+    ) -> None:
+        self._grid, self._run_dir, self._jobs = grid, run_dir, jobs
+        self._room, self._environment = room, environment
+        self._running: dict[str, _Process] = {}
+        self._done: set[str] = set()
+        self.dead: dict[str, str] = {}
+        """Why, by the key of the node that has no result: its own error, or that of one which it needs."""
+
+    def run(self) -> None:
+        """Return once no node can be run any more; on an interrupt, stop what runs first."""
+        for key, node in self._grid.nodes.items():
+            if is_done(node):
+                self._finish(key)
+        if self._done:
+            logger.info(f"experiment | {len(self._done)} of {len(self._grid.nodes)} artifacts are there already")
+        with self._stopped_at_the_end():
+            while self._start_what_can() or self._running:
+                time.sleep(_POLL_S)
+                self._take_in_ended()
+
+    def _finish(self, key: str) -> None:
+        """The node is done; what follows from it may now turn out to be impossible."""
+        self._done.add(key)
+        self.dead |= refuse_made(self._grid, key)
+
+    def _start_what_can(self) -> bool:
+        """Start nodes in the grid's order; whether any was started."""
+        started = False
+        for key, node in self._grid.nodes.items():
+            if key in self._done or key in self.dead or key in self._running:
+                continue
+            causes = [self.dead[need] for need in node.needs if need in self.dead]
+            if causes:
+                self.dead[key] = causes[0]
+            elif all(need in self._done for need in node.needs) and self._has_room(node):
+                self._running[key] = self._start(node)
+                started = True
+        return started
+
+    def _has_room(self, node: Node) -> bool:
+        if not self._running:
+            return True  # a stage that can never fit says so itself
+        jobs = [process.node for process in self._running.values()]
+        if node.stage.job == _ALONE and any(other.stage.job == _ALONE for other in jobs):
+            return False
+        held = [demand(other.stage.job, other.config) for other in jobs]
+        wanted = demand(node.stage.job, node.config)
+        return all(
+            amount + sum(other.get(name, 0.0) for other in held) <= self._room.get(name, 0.0)
+            for name, amount in wanted.items()
+            if amount
+        )
+
+    def _start(self, node: Node) -> _Process:
+        for folder in ("configs", "logs"):
+            (self._run_dir / folder).mkdir(parents=True, exist_ok=True)
+        config, log = self._run_dir / "configs" / f"{node.key}.yaml", self._run_dir / "logs" / f"{node.key}.log"
+        config.write_text(yaml.safe_dump(node.config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        logger.info(f"experiment | {node.key} | {node.stage.name} starts | {log}")
+        with log.open("ab") as stream:
+            return _Process(
+                node,
+                subprocess.Popen(  # noqa: S603  our own jobs
+                    [sys.executable, str(self._jobs / f"{node.stage.job}.py"), "--config", str(config)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **self._environment},
+                    start_new_session=True,  # a Ctrl-C comes to this process alone, which passes it on
+                ),
+                log,
+                stream.tell(),
+            )
+
+    def _take_in_ended(self) -> None:
+        for key, process in list(self._running.items()):
+            status = process.popen.poll()
+            if status is None:
+                continue
+            del self._running[key]
+            took = duration(time.monotonic() - process.start_s)
+            if status == 0:
+                logger.info(f"experiment | {key} | done in {took}")
+                self._finish(key)
+            else:
+                self.dead[key] = f"{process.node.stage.name}: {_cause(process, status)}"
+                logger.error(f"experiment | {key} | failed after {took} | {self.dead[key]}")
+
+    @contextmanager
+    def _stopped_at_the_end(self) -> Iterator[None]:
+        """Interrupt the jobs that still run, as a Ctrl-C does, and wait for them."""
+        before = signal.signal(signal.SIGTERM, _interrupt)
+        # A shell starts what it runs in the background with interrupts ignored, and so would the jobs be.
+        before_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            yield
+        finally:
+            for process in self._running.values():
+                process.popen.send_signal(signal.SIGINT)
+            for process in self._running.values():
+                process.popen.wait()
+            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGINT, before_interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _cause(process: _Process, status: int) -> str:
+    """The job's own error line, or where to look."""
+    with process.log.open("rb") as stream:
+        stream.seek(process.log_start)
+        lines = stream.read().decode(errors="replace").splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if status == 1 and errors else f"ended with status {status}, see {process.log}"

@@ -1,0 +1,264 @@
+"""The grid as a graph: each artifact that some arm needs stands there once, named by what it is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sbp_ray.artifacts import Artifact, fingerprint_of
+from sbp_ray.config import Config, IngestConfig, MixtureConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.experiment.arms import BASELINE, ORACLE, overrides_of
+from sbp_ray.experiment.settings import ExperimentConfig
+from sbp_ray.job import STAGES, Stage, recipe
+
+_OWN_CORPUS = {"max_train_documents", "tokenizer", "resources"}
+"""What an arm may change of `ingest`: how much it reads."""
+_STAGE = {stage.name: stage for stage in STAGES}
+
+
+@dataclass(frozen=True)
+class Node:
+    """An artifact to be made by one stage, in a folder that is its run directory."""
+
+    stage: Stage
+    config: Config
+    """Complete: where it lies, and where its inputs lie."""
+    fingerprint: str
+    """Of settings and inputs, as the stage itself records it."""
+    needs: tuple[str, ...]
+    """Keys of the nodes that must be done before."""
+
+    @property
+    def key(self) -> str:
+        """Noun and the first half of the fingerprint."""
+        return _key(self.stage, self.fingerprint)
+
+    @property
+    def artifact(self) -> Artifact:
+        return Artifact(self.stage.writes, self.config.run_dir)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A cell of the grid: one arm, seed, share and round, and the model that came of it."""
+
+    arm: str
+    seed: int
+    share: float | None
+    """Of synthetic positions; None where all text is real."""
+    round: int
+    model: str
+    """Key of the node."""
+
+    @property
+    def name(self) -> str:
+        """Of the arm with its share and round, the same for all seeds."""
+        share = "" if self.share is None else f" {100 * self.share:g} %"
+        return f"{self.arm}{share}{f' round {self.round}' if self.round > 1 else ''}"
+
+
+@dataclass
+class Grid:
+    """Nodes in an order in which each comes after those it needs, and the trainings that they are for."""
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+    trainings: list[Training] = field(default_factory=list)
+
+    def ancestry(self, key: str) -> list[str]:
+        """The node and all that it was made from, in the grid's order."""
+        found: set[str] = set()
+        waiting = [key]
+        while waiting:
+            if (one := waiting.pop()) not in found:
+                found.add(one)
+                waiting += self.nodes[one].needs
+        return [one for one in self.nodes if one in found]
+
+    def users(self) -> dict[str, list[str]]:
+        """For each node the arms that need it."""
+        found: dict[str, list[str]] = {key: [] for key in self.nodes}
+        for training in self.trainings:
+            for key in self.ancestry(training.model):
+                if training.arm not in found[key]:
+                    found[key].append(training.arm)
+        return found
+
+    def input_of(self, node: Node, noun: str) -> Node:
+        """The node that a node reads as `noun`."""
+        folder = node.config.artifacts[noun]
+        [found] = [self.nodes[key] for key in node.needs if self.nodes[key].config.run_dir == folder]
+        return found
+
+
+def _key(stage: Stage, fingerprint: str) -> str:
+    return f"{stage.writes}-{fingerprint[:8]}"
+
+
+def plan_grid(experiment: ExperimentConfig) -> Grid:
+    """Lay out every arm, seed, share and round.
+
+    Raises:
+        SbpError: a setting or an input file is wrong, or two arms come to the same.
+    """
+    planner = _Planner(experiment)
+    for arm in experiment.arms:
+        for seed in experiment.seeds:
+            planner.add_arm(arm, seed)
+    _refuse_equal_arms(planner.grid)
+    return planner.grid
+
+
+class _Planner:
+    """Adds the nodes of one arm after the other; what is there already is not added again."""
+
+    def __init__(self, experiment: ExperimentConfig) -> None:
+        self._experiment, self.grid = experiment, Grid()
+
+    def add_arm(self, arm: str, seed: int) -> None:
+        """All trainings of one arm and seed."""
+        built_in = self._experiment.built_in(arm)
+        config = self._config(arm)
+        after = [self._corpus_of_base()] if self._is_oracle(arm) else []
+        corpus = self._node("ingest", config, {}, after=after)
+        if not built_in.has_synthetic:
+            self._train("pretrain-repetition", config, {"corpus": corpus}, arm, seed, None, 1)
+            return
+        chain_seed = seed if self._experiment.synthesizer_per_seed else self._experiment.seeds[0]
+        seeded = _with_seed(config, chain_seed)
+        base_lm = self._node("pretrain-repetition", _for_base_lm(seeded, self._experiment), {"corpus": corpus})
+        mined = self._mined(seeded, corpus, base_lm if built_in.base_lm_embeds else None)
+        writer = base_lm if built_in.base_lm_writes else self._tuned(seeded, corpus, mined["pairs"], base_lm)
+        synthetic = self._synthetic(seeded, corpus, mined["embeddings"], writer)
+        shares = self._experiment.arms[arm].shares or self._experiment.shares
+        for share in shares:
+            text, number = synthetic, 1
+            while True:
+                read = {"corpus": corpus, "synthetic": text}
+                lm = self._train("pretrain-sbp", config, read, arm, seed, share, number)
+                if number == self._experiment.rounds or built_in.base_lm_writes:
+                    break
+                number += 1
+                chained = lm if chain_seed == seed else self._joint(config, read, chain_seed, share)
+                writer = self._tuned(seeded, corpus, mined["pairs"], chained)
+                text = self._synthetic(seeded, corpus, mined["embeddings"], writer)
+
+    # Settings
+
+    def _is_oracle(self, arm: str) -> bool:
+        return (self._experiment.arms[arm].like or arm) == ORACLE
+
+    def _config(self, arm: str) -> Config:
+        base = self._experiment.base_config()
+        own = self._experiment.arms[arm]
+        overrides = [*overrides_of(own.like or arm, base)]
+        if self._is_oracle(arm):
+            overrides += self._oracle_overrides(base)
+        config = self._experiment.base_config(*overrides, *own.overrides, where=f"arms.{arm}")
+        _refuse_other_corpus(arm, config, base)
+        return config
+
+    def _oracle_overrides(self, base: Config) -> list[str]:
+        cap = base.ingest.max_train_documents
+        if cap is None:
+            raise SbpError(
+                "arms.oracle: base has all documents there are: set ingest.max_train_documents in base, of which the "
+                "oracle has oracle_times as many"
+            )
+        corpus = self._corpus_of_base()
+        times = self._experiment.oracle_times
+        return [
+            f"ingest.max_train_documents={round(times * cap)}",
+            f"ingest.tokenizer={corpus.config.run_dir}/tokenizer",
+        ]
+
+    def _corpus_of_base(self) -> Node:
+        return self._node("ingest", self._config(BASELINE), {})
+
+    # Nodes
+
+    def _mined(self, config: Config, corpus: Node, own_embedder: Node | None) -> dict[str, Node]:
+        if own_embedder is not None:
+            embed = config.embed.model_copy(update={"model": f"{own_embedder.config.run_dir}/model"})
+            config = config.model_copy(update={"embed": embed})
+        after = [own_embedder] if own_embedder else []
+        embeddings = self._node("embed", config, {"corpus": corpus}, after=after)
+        neighbors = self._node("neighbors", config, {"embeddings": embeddings})
+        return {"embeddings": embeddings, "pairs": self._node("pair", config, {"neighbors": neighbors})}
+
+    def _tuned(self, config: Config, corpus: Node, pairs: Node, base_lm: Node) -> Node:
+        return self._node("tune", config, {"corpus": corpus, "pairs": pairs, "base_lm": base_lm})
+
+    def _synthetic(self, config: Config, corpus: Node, embeddings: Node, writer: Node) -> Node:
+        read = {"corpus": corpus, "embeddings": embeddings, "synthesizer": writer}
+        return self._node("synthesize", config, read)
+
+    def _joint(self, config: Config, read: Mapping[str, Node], seed: int, share: float) -> Node:
+        mixed = config.model_copy(update={"mixture": MixtureConfig(synthetic_share=share)})
+        return self._node("pretrain-sbp", _with_seed(mixed, seed), read)
+
+    def _train(
+        self,
+        stage: str,
+        config: Config,
+        read: Mapping[str, Node],
+        arm: str,
+        seed: int,
+        share: float | None,
+        number: int,
+    ) -> Node:
+        if share is None:
+            model = self._node(stage, _with_seed(config, seed), read)
+        else:
+            model = self._joint(config, read, seed, share)
+        self.grid.trainings.append(Training(arm, seed, share, number, model.key))
+        return model
+
+    def _node(self, stage_name: str, config: Config, read: Mapping[str, Node], after: Iterable[Node] = ()) -> Node:
+        stage = _STAGE[stage_name]
+        fingerprint = fingerprint_of(recipe(stage, config, {noun: node.fingerprint for noun, node in read.items()}))
+        key = _key(stage, fingerprint)
+        if key not in self.grid.nodes:
+            folder = f"{self._experiment.run_dir}/artifacts/{key}"
+            where = {**{noun: node.config.run_dir for noun, node in read.items()}, stage.writes: folder}
+            update: dict[str, Any] = {"run_dir": folder, "artifacts": where}
+            if stage.overrides:
+                arm = stage.overrides[0].partition("=")[2]
+                update["pretrain"] = config.pretrain.model_copy(update={"arm": arm})
+            needs = dict.fromkeys(node.key for node in [*read.values(), *after])
+            self.grid.nodes[key] = Node(stage, config.model_copy(update=update), fingerprint, tuple(needs))
+        assert self.grid.nodes[key].fingerprint == fingerprint, "two artifacts of one name"
+        return self.grid.nodes[key]
+
+
+def _with_seed(config: Config, seed: int) -> Config:
+    return config.model_copy(
+        update={
+            name: getattr(config, name).model_copy(update={"seed": seed}) for name in ("pretrain", "tune", "synthesize")
+        }
+    )
+
+
+def _for_base_lm(config: Config, experiment: ExperimentConfig) -> Config:
+    """The base LM is the repetition arm's: an arm's own pretraining settings are those of its joint LM."""
+    base = experiment.base_config(*experiment.arms[BASELINE].overrides, where=f"arms.{BASELINE}")
+    pretrain = base.pretrain.model_copy(update={"seed": config.pretrain.seed})
+    return config.model_copy(update={"model": base.model, "pretrain": pretrain})
+
+
+def _refuse_other_corpus(arm: str, config: Config, base: Config) -> None:
+    """Losses are only comparable on one split with one tokenizer."""
+    for key in sorted(IngestConfig.model_fields.keys() - _OWN_CORPUS):
+        if getattr(config.ingest, key) != getattr(base.ingest, key):
+            raise SbpError(
+                f"arms.{arm}: ingest.{key} must be that of base: arms are compared on one split of one corpus"
+            )
+
+
+def _refuse_equal_arms(grid: Grid) -> None:
+    first: dict[tuple[str, int], str] = {}
+    for training in grid.trainings:
+        other = first.setdefault((training.model, training.seed), training.name)
+        if other != training.name:
+            raise SbpError(f"arms: {training.name} comes to the same training as {other}: give it another setting")

@@ -1,0 +1,85 @@
+"""The whole life of `python jobs/experiment.py`: plan, run, measure, report."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.questions import check_questions
+from sbp_ray.experiment.arms import BASELINE
+from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
+from sbp_ray.experiment.grid import Grid, plan_grid
+from sbp_ray.experiment.settings import ExperimentConfig, load_experiment
+from sbp_ray.job import Parser, exit_with, locked
+from sbp_ray.logs import set_up_logging
+from sbp_ray.report.words import scaled
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Exits the process: 0 done, 1 when an arm has no result or the user can mend something else."""
+    exit_with(_run)
+
+
+def _run() -> None:
+    parser = Parser(prog="jobs/experiment.py", description="See docs/experiment.md.")
+    parser.add_argument("--config", required=True, metavar="FILE", help="such as configs/experiment-nano.yaml")
+    parser.add_argument("--plan", action="store_true", help="print the plan, and run nothing")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the experiment")
+    arguments = parser.parse_args()
+    set_up_logging()
+    experiment = load_experiment(arguments.config, arguments.overrides)
+    grid = plan_grid(experiment)
+    refuse_too_little_text(grid)
+    check_questions(experiment.base_config().eval)
+    print(describe(grid))
+    if not arguments.plan:
+        with locked(experiment.run_dir):
+            _execute(experiment, grid, Path(sys.argv[0]).resolve().parent)
+
+
+def describe(grid: Grid) -> str:
+    """The plan as a table: each artifact with its tokens and FLOPs, as far as known, and the arms it is for."""
+    rows = [("artifact", "stage", "tokens", "FLOPs", "for")]
+    for key, arms in grid.users().items():
+        node = grid.nodes[key]
+        tokens, flops = planned_tokens(node), planned_flops(node)
+        is_limit = "≤" if node.stage.job == "synthesize" else ""
+        shown = ("" if tokens is None else f"{is_limit}{scaled(tokens)}", "" if flops is None else f"{flops:.1e}")
+        rows.append((key, node.stage.name, *shown, ", ".join(arms)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
+    total = sum(planned_flops(node) or 0.0 for node in grid.nodes.values())
+    names = dict.fromkeys(training.name for training in grid.trainings)
+    lines.append(
+        f"{len(grid.nodes)} artifacts for {len(grid.trainings)} trainings ({', '.join(names)}); "
+        f"{total:.1e} FLOPs, without what depends on the pairs that are found"
+    )
+    return "\n".join(lines)
+
+
+def _execute(experiment: ExperimentConfig, grid: Grid, jobs: Path) -> None:
+    from sbp_ray.cluster import room, shared_cluster  # Ray: not before the plan is known to be good
+    from sbp_ray.experiment.execute import Execution, is_done
+    from sbp_ray.experiment.publish import publish
+
+    with shared_cluster(experiment.base_config().cluster) as environment:
+        there = room()
+        execution = Execution(grid, run_dir=Path(experiment.run_dir), jobs=jobs, room=there, environment=environment)
+        execution.run()
+        done = [training for training in grid.trainings if is_done(grid.nodes[training.model])]
+        dead = [
+            f"{training.name} seed {training.seed}: {execution.dead[training.model]}"
+            for training in grid.trainings
+            if training not in done
+        ]
+        if any(training.arm == BASELINE for training in done):
+            print(publish(experiment, grid, done, dead, room=there))
+    if dead:
+        raise SbpError(
+            f"{len(dead)} of {len(grid.trainings)} trainings have no result; {'; '.join(dead)}; run the same command "
+            "again to go on"
+        )

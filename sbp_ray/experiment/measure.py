@@ -1,0 +1,153 @@
+"""Score every model of the grid on the same texts: held-out documents, and the corpus's own questions, closed book."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sbp_ray.artifacts import Artifact, fingerprint_of
+from sbp_ray.config import Config, EvalConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.arms import Scores, TextSets, document_windows, score_checkpoint
+from sbp_ray.evaluation.comparison import HELD_OUT, graded_tokens, num_bytes
+from sbp_ray.evaluation.draws import draw_rows
+from sbp_ray.evaluation.questions import check_questions, draw_questions, iter_questions, question_example
+from sbp_ray.evaluation.scan import Scan, scan_shard
+from sbp_ray.experiment.grid import Grid, Node
+from sbp_ray.schema import SPLITS, Split
+from sbp_ray.text.tokenizer import load_tokenizer, special_ids
+
+logger = logging.getLogger(__name__)
+
+ANSWERS: dict[Split, str] = {"train": "answers_read", "validation": "answers_held_out"}
+"""Sets of questions: on documents' groups that were read, and on held-out ones."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What all models are scored on."""
+
+    sets: TextSets
+    num_tokens: dict[str, np.ndarray]
+    """Graded tokens of each unit of a set."""
+    num_bytes: dict[str, np.ndarray]
+    unknown_questions: int
+    """Left out, since the corpus lacks their group."""
+    fingerprint: str
+
+
+def choose_texts(settings: Config, corpus: Artifact) -> Texts:
+    """Draw held-out documents and questions, the same for every model.
+
+    Raises:
+        SbpError: the corpus holds nothing out, or no question is about a group of it.
+    """
+    cfg = settings.eval
+    rows = draw_rows(
+        corpus,
+        "validation",
+        key=["doc_id"],
+        columns=["doc_id", "text", "input_ids"],
+        limit=cfg.max_validation_documents,
+        seed=cfg.seed,
+    )
+    if not rows:
+        raise SbpError("the corpus holds no documents out, on which the arms could be compared: raise validation_share")
+    tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))
+    special = special_ids(tokenizer)
+    sets: TextSets = {HELD_OUT: [document_windows(r["input_ids"], special, settings.pretrain.seq_len) for r in rows]}
+    sizes = {HELD_OUT: num_bytes([row["text"] for row in rows])}
+    unknown = 0
+    if cfg.questions is not None:
+        split_of = _splits_of_groups(cfg, corpus)
+        asked, unknown = draw_questions(iter_questions(cfg), split_of, limit=cfg.max_questions, seed=cfg.seed)
+        for split, name in ANSWERS.items():
+            if asked[split]:
+                sets[name] = [[question_example(question, tokenizer, special)] for question in asked[split]]
+                sizes[name] = num_bytes([question.continuation for question in asked[split]])
+    how = cfg.model_dump(mode="json", exclude={"resources", "batch_tokens"})
+    fingerprint = fingerprint_of({"eval": how, "corpus": corpus.fingerprint(), "seq_len": settings.pretrain.seq_len})
+    return Texts(sets, {name: graded_tokens(sets, name) for name in sets}, sizes, unknown, fingerprint)
+
+
+def _splits_of_groups(cfg: EvalConfig, corpus: Artifact) -> dict[str, Split]:
+    groups = check_questions(cfg) or set()
+    found: dict[str, Split] = {}
+    for split in SPLITS:
+        found |= dict.fromkeys(scan_groups(corpus, split, groups), split)
+    if not found:
+        raise SbpError(
+            f"eval.questions={cfg.questions}: no {cfg.question_group_column} there is a group of the corpus: make "
+            "eval.question_group_column and ingest.group_column name columns that match"
+        )
+    return found
+
+
+def scan_groups(corpus: Artifact, split: Split, groups: set[str]) -> set[str]:
+    """Those of the groups that the split has."""
+    import ray
+
+    scan = ray.remote(num_cpus=1)(scan_shard)
+    total = Scan()
+    for found in ray.get(
+        [scan.remote(corpus, name, wanted=[], groups=groups, tables={}) for name in corpus.files(split, ".parquet")]
+    ):
+        total.add(found)
+    return total.groups
+
+
+def validation_groups(corpus: Artifact) -> set[str]:
+    """All held-out groups."""
+    return {
+        group
+        for name in corpus.files("validation", ".parquet")
+        for group in corpus.read_table(name, columns=["group"])["group"].unique().to_pylist()
+    }
+
+
+def score_models(cfg: EvalConfig, nodes: Sequence[Node], texts: Texts, store: Artifact) -> dict[str, Scores]:
+    """NLL of every unit under every model, by the model's key; what an earlier run scored is read."""
+    import ray
+
+    resources = cfg.resources
+    score = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(score_checkpoint)
+    names = {node.key: f"{node.key}-{texts.fingerprint[:8]}.json" for node in nodes}
+    todo = [node for node in nodes if not store.exists(names[node.key])]
+    sets = ray.put(texts.sets)
+    running: dict[Any, Node] = {}
+    while todo or running:
+        while todo and len(running) < resources.num_workers:
+            node = todo.pop(0)
+            options = {"name": node.key, "batch_tokens": cfg.batch_tokens, "resources": resources}
+            running[score.remote(node.artifact, sets, **options)] = node
+        [ready], _ = ray.wait(list(running), num_returns=1)
+        node, found = running.pop(ready), ray.get(ready)
+        nll = {name: nll_N.tolist() for name, nll_N in found.nll.items()}
+        store.write_json(names[node.key], {"nll": nll, "parameters": found.num_parameters})
+        logger.info(f"experiment | {node.key} | scored")
+    return {key: _scores(store.read_json(name)) for key, name in names.items()}
+
+
+def _scores(stored: Mapping[str, Any]) -> Scores:
+    return Scores({name: np.array(nll, np.float64) for name, nll in stored["nll"].items()}, stored["parameters"])
+
+
+def decontamination(grid: Grid) -> list[dict[str, Any]]:
+    """For every corpus and synthetic text what was kept out of it, and whether a held-out group is in a train split."""
+    held_out: set[str] = set()
+    rows = []
+    for key, node in grid.nodes.items():
+        manifest = node.artifact.manifest()
+        if node.stage.job not in ("ingest", "synthesize") or manifest is None:
+            continue
+        row = {"artifact": key, "contaminated": manifest["stats"]["drops"].get("contaminated", 0)}
+        if node.stage.job == "ingest":
+            held_out = held_out or validation_groups(node.artifact)
+            row["held_out_groups"] = len(held_out)
+            row["held_out_groups_in_train"] = len(scan_groups(node.artifact, "train", held_out))
+        rows.append(row)
+    return rows

@@ -1,0 +1,82 @@
+"""From finished trainings to `experiment.json` and `experiment.html`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.experiment.arms import BASELINE
+from sbp_ray.experiment.costs import costs_of
+from sbp_ray.experiment.execute import is_done
+from sbp_ray.experiment.grid import Grid, Training
+from sbp_ray.experiment.measure import choose_texts, decontamination, score_models
+from sbp_ray.experiment.results import (
+    arm_table,
+    artifact_rows,
+    curves,
+    equal_cost_rows,
+    synthesizers,
+    synthetic_rows,
+)
+from sbp_ray.experiment.settings import ExperimentConfig
+from sbp_ray.report.experiment import render_experiment, render_table
+
+
+def publish(
+    experiment: ExperimentConfig,
+    grid: Grid,
+    done: Sequence[Training],
+    dead: Sequence[str],
+    *,
+    room: Mapping[str, float],
+) -> str:
+    """Measure the trainings that have a result and write the report; returns a table for the terminal.
+
+    Args:
+        done: repetition's among them.
+        dead: the others, each with its cause.
+        room: CPUs and GPUs of the cluster, of which costs are shares.
+    """
+    out = Artifact("experiment", experiment.run_dir)
+    settings = experiment.base_config()
+    base = next(grid.nodes[training.model] for training in done if training.arm == BASELINE)
+    texts = choose_texts(settings, grid.input_of(base, "corpus").artifact)
+    nodes = list({training.model: grid.nodes[training.model] for training in done}.values())
+    scores = score_models(settings.eval, nodes, texts, Artifact("scores", f"{experiment.run_dir}/scores"))
+    finished = [key for key, node in grid.nodes.items() if is_done(node)]
+    costs = costs_of(grid, finished, room=room, dollars_per_hour=experiment.dollars_per_hour)
+    arms = arm_table(experiment, grid, done, scores, texts, costs)
+    results: dict[str, Any] = {
+        "run_dir": experiment.run_dir,
+        "seeds": list(experiment.seeds),
+        "synthesizer_per_seed": experiment.synthesizer_per_seed,
+        "texts": {
+            name: {"units": len(units), "tokens": int(texts.num_tokens[name].sum())}
+            | {"bytes": int(texts.num_bytes[name].sum())}
+            for name, units in texts.sets.items()
+        },
+        "unknown_questions": texts.unknown_questions,
+        "arms": arms,
+        "equal_cost": equal_cost_rows(arms),
+        "curves": curves(grid, done),
+        "synthesizers": synthesizers(grid, done),
+        "synthetic": synthetic_rows(grid, done),
+        "decontamination": decontamination(grid),
+        "artifacts": artifact_rows(grid, costs, costs.__contains__),
+        "dead": list(dead),
+        "command": shlex.join(["python", *sys.argv]),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores; {_shown(room)} in the cluster",
+        "settings": experiment.model_dump(mode="json"),
+    }
+    out.write_json("experiment.json", results)
+    out.write_bytes("experiment.html", render_experiment(results).encode())
+    return f"{render_table(results)}\nreport: {out.path('experiment.html')}"
+
+
+def _shown(room: Mapping[str, float]) -> str:
+    return ", ".join(f"{room[name]:g} {name}s" for name in ("CPU", "GPU") if room.get(name))

@@ -1,0 +1,92 @@
+"""What an experiment is: its arms, seeds and shares, and the run that they all start from."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+
+from sbp_ray.config import Config, Section, read_yaml, settings_of
+from sbp_ray.errors import SbpError
+from sbp_ray.experiment.arms import BASELINE, BUILT_IN, BuiltIn
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class ArmConfig(Section):
+    """An arm: a built-in one, or one like it with other settings."""
+
+    like: str | None = None
+    """The built-in arm that this one starts from; without it, the one of its own name."""
+    overrides: tuple[str, ...] = ()
+    """What it changes in `base`, written as on a command line: `pretrain.weight_decay=1.0`."""
+    shares: tuple[Share, ...] | None = None
+    """Synthetic shares of this arm, instead of the experiment's."""
+
+
+class ExperimentConfig(Section):
+    """The whole file of an experiment."""
+
+    run_dir: str
+    """Where everything lies: `artifacts/`, `logs/`, `experiment.json`, `experiment.html`."""
+    base: str | dict[str, Any]
+    """The run that all arms start from: the settings of a run, or a file that holds them."""
+    arms: dict[str, ArmConfig]
+    """By name; `repetition`, which the others are compared with, is one of them."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of initial weights, order of the rows, and samples; `base` keeps its seeds of the split and of the draws."""
+    shares: tuple[Share, ...] = (0.125, 0.25, 0.375, 0.5)
+    """Share of synthetic positions; each arm with synthetic text is trained once for each."""
+    rounds: PositiveInt = 1
+    """With 2, each joint LM is tuned to the next synthesizer, which writes the text of another joint LM; and so on."""
+    oracle_times: Annotated[float, Field(gt=1)] = 8
+    """How many times as many train documents as `ingest.max_train_documents` of `base` the oracle arm has."""
+    synthesizer_per_seed: bool = True
+    """Whether each seed has a synthesizer and synthetic text of its own; else all have those of the first seed, and the
+    intervals leave out how far another synthesizer would have moved the result."""
+    dollars_per_hour: NonNegativeFloat = 0.0
+    """Price of the whole cluster; an artifact costs the share of it that its workers held, for as long as they did."""
+
+    @model_validator(mode="after")
+    def _grid_is_sound(self) -> ExperimentConfig:
+        for name, values in (("seeds", self.seeds), ("shares", self.shares)):
+            if not values:
+                raise ValueError(f"{name}: there is none: give one at least")
+            if twice := sorted({value for value in values if values.count(value) > 1}):
+                raise ValueError(f"{name}: {twice[0]} is there twice: take one out")
+        if BASELINE not in self.arms:
+            raise ValueError(f"arms: {BASELINE} is missing, which the others are compared with: add it")
+        for name, arm in self.arms.items():
+            if (arm.like or name) not in BUILT_IN:
+                near = difflib.get_close_matches(arm.like or name, BUILT_IN, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(BUILT_IN)}"
+                where = f"arms.{name}.like={arm.like}" if arm.like else f"arms.{name}"
+                raise ValueError(f"{where}: no such arm; {hint}; an arm of your own says which it is `like`")
+        return self
+
+    def built_in(self, arm: str) -> BuiltIn:
+        """What the arm starts from."""
+        return BUILT_IN[self.arms[arm].like or arm]
+
+    def base_config(self, *overrides: str, where: str = "base") -> Config:
+        """The settings of `base` with changes."""
+        tree = self.base if isinstance(self.base, dict) else read_yaml(self.base)
+        where = where if isinstance(self.base, dict) else f"{where} ({self.base})"
+        return settings_of(Config, {**tree, "run_dir": self.run_dir}, overrides, where=where)
+
+
+def load_experiment(path: str, overrides: list[str]) -> ExperimentConfig:
+    """Read an experiment's file, apply overrides such as `seeds=[0]`, and check everything but the inputs.
+
+    Raises:
+        SbpError: the file or a setting is wrong; one line with the key and the remedy.
+    """
+    experiment = settings_of(ExperimentConfig, read_yaml(path), overrides, where=path)
+    if "://" in experiment.run_dir:
+        raise SbpError(
+            f"{path}: run_dir={experiment.run_dir}: an experiment's folder is a local or a shared one, in which its "
+            "jobs' settings and logs lie too: give a path"
+        )
+    return experiment.model_copy(update={"run_dir": str(Path(experiment.run_dir).resolve())})

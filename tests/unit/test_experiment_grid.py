@@ -1,0 +1,192 @@
+"""From an experiment's file to its graph: what is shared, what differs, what is refused before anything runs."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_experiment import small_grid
+
+from sbp_ray.errors import SbpError
+from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
+from sbp_ray.experiment.grid import Grid, Node
+from sbp_ray.experiment.main import describe
+from sbp_ray.model import num_parameters
+
+ALL = ("repetition", "sbp", "oracle", "random_pairs", "unconditional", "untuned", "own_embedder", "regularised")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Any:
+    """Lay out an experiment of these arms."""
+    return partial(small_grid, tmp_path)
+
+
+def numbers(grid: Grid) -> dict[str, int]:
+    """How many nodes each stage has."""
+    stages = [node.stage.name for node in grid.nodes.values()]
+    return {stage: stages.count(stage) for stage in dict.fromkeys(stages)}
+
+
+def last(grid: Grid, arm: str) -> Node:
+    """The model of the arm's first training."""
+    return next(grid.nodes[training.model] for training in grid.trainings if training.arm == arm)
+
+
+def test_what_arms_share_is_there_once(plan) -> None:
+    grid = plan("repetition", "sbp", seeds=[0, 1], shares=[0.1, 0.2])
+    assert numbers(grid) == {
+        "ingest": 1,
+        "pretrain-repetition": 2,  # each seed's base LM is the repetition arm's
+        "embed": 1,
+        "neighbors": 1,
+        "pair": 1,
+        "tune": 2,
+        "synthesize": 2,
+        "pretrain-sbp": 4,
+    }
+    assert [(t.name, t.seed) for t in grid.trainings] == [
+        *[("repetition", 0), ("repetition", 1)],
+        *[("sbp 10 %", 0), ("sbp 20 %", 0), ("sbp 10 %", 1), ("sbp 20 %", 1)],
+    ]
+
+
+def test_one_synthesizer_may_serve_all_seeds(plan) -> None:
+    found = numbers(plan("repetition", "sbp", seeds=[0, 1], shares=[0.1], synthesizer_per_seed=False))
+    assert (found["tune"], found["synthesize"], found["pretrain-sbp"]) == (1, 1, 2)
+
+
+def test_each_control_adds_only_what_differs(plan) -> None:
+    before = numbers(plan("repetition", "sbp", seeds=[0], shares=[0.1]))
+
+    def added(arm: str) -> set[str]:
+        after = numbers(plan("repetition", "sbp", arm, seeds=[0], shares=[0.1]))
+        return {stage for stage in after if after[stage] > before.get(stage, 0)}
+
+    assert added("random_pairs") == {"pair", "tune", "synthesize", "pretrain-sbp"}
+    assert added("unconditional") == {"synthesize", "pretrain-sbp"}
+    assert added("untuned") == {"synthesize", "pretrain-sbp"}
+    assert added("own_embedder") == {"embed", "neighbors", "pair", "tune", "synthesize", "pretrain-sbp"}
+    assert added("regularised") == {"pretrain-repetition"}
+    assert added("oracle") == {"ingest", "pretrain-repetition"}
+
+
+def test_the_arms_differ_in_the_settings_they_are_named_for(plan) -> None:
+    grid = plan(*ALL, seeds=[7], shares=[0.1], oracle_times=3)
+    base, oracle = last(grid, "repetition"), last(grid, "oracle")
+    corpus, larger = grid.input_of(base, "corpus"), grid.input_of(oracle, "corpus")
+    assert larger.config.ingest.max_train_documents == 300
+    assert larger.config.ingest.tokenizer == f"{corpus.config.run_dir}/tokenizer"
+    assert corpus.key in larger.needs
+    assert last(grid, "regularised").config.pretrain.weight_decay == pytest.approx(1.0)
+    for arm, condition in (("unconditional", "none"), ("untuned", "continue"), ("sbp", "d1")):
+        synthesis = grid.input_of(last(grid, arm), "synthetic")
+        assert synthesis.config.synthesize.condition == condition
+        assert (grid.input_of(synthesis, "synthesizer") == base) == (arm != "sbp")
+    own = next(node for node in grid.nodes.values() if node.config.embed.pooling == "mean_of_states")
+    assert own.config.embed.model == f"{base.config.run_dir}/model"
+    assert base.key in own.needs
+    assert {base.config.pretrain.seed, last(grid, "sbp").config.tune.seed} == {7}
+
+
+def test_nodes_come_after_what_they_need_in_folders_named_after_what_they_are_made_from(plan) -> None:
+    grid = plan(*ALL, seeds=[0], shares=[0.1])
+    seen: set[str] = set()
+    for key, node in grid.nodes.items():
+        assert set(node.needs) <= seen
+        assert node.config.run_dir.endswith(f"run/artifacts/{key}")
+        assert node.config.artifacts[node.stage.writes] == node.config.run_dir
+        assert key == f"{node.stage.writes}-{node.fingerprint[:8]}"
+        seen.add(key)
+    again = plan(*ALL, seeds=[0], shares=[0.1])
+    assert list(again.nodes) == list(grid.nodes)
+    changed = plan(*ALL, seeds=[0], shares=[0.1], overrides=("base.tune.peak_lr=1e-4",))
+    same = {node.stage.name for key, node in changed.nodes.items() if key in grid.nodes}
+    assert same == {"ingest", "pretrain-repetition", "embed", "neighbors", "pair", "synthesize", "pretrain-sbp"}
+    assert {key.partition("-")[0] for key in changed.nodes if key not in grid.nodes} == {
+        "synthesizer",
+        "synthetic",
+        "lm",
+    }
+
+
+def test_a_second_round_goes_on_from_the_joint_lm(plan) -> None:
+    grid = plan("repetition", "sbp", seeds=[0], shares=[0.1], rounds=2)
+    first, second = (grid.nodes[training.model] for training in grid.trainings if training.arm == "sbp")
+    writer = grid.input_of(grid.input_of(second, "synthetic"), "synthesizer")
+    assert grid.input_of(writer, "base_lm") == first
+    assert [training.name for training in grid.trainings][1:] == ["sbp 10 %", "sbp 10 % round 2"]
+
+
+def test_an_arm_of_ones_own_starts_from_a_built_in_one(plan) -> None:
+    arms = {"repetition": {}, "hot": {"like": "sbp", "overrides": ["synthesize.temperature=1.3"], "shares": [0.3]}}
+    grid = plan(seeds=[0], arms=arms)
+    assert [training.name for training in grid.trainings] == ["repetition", "hot 30 %"]
+    assert grid.input_of(last(grid, "hot"), "synthetic").config.synthesize.temperature == 1.3
+
+
+def test_the_plan_tells_tokens_flops_and_users(plan) -> None:
+    grid = plan("repetition", "sbp", seeds=[0], shares=[0.1])
+    base = last(grid, "repetition")
+    assert planned_tokens(base) == 123 * 16 * 512  # 1,000,000 / 8,192 positions in a step = 122.07
+    parameters = num_parameters(base.config.model, 8192)
+    assert planned_flops(base) == 6 * parameters * 123 * 16 * 512
+    synthesis = grid.input_of(last(grid, "sbp"), "synthetic")
+    assert planned_tokens(synthesis) == 100 * 384  # a document for each of 100, of at most 384 tokens
+    text = describe(grid)
+    [line] = [line for line in text.splitlines() if line.startswith(base.key)]
+    assert line.split()[1:3] == ["pretrain-repetition", "1.0"]
+    assert line.endswith("repetition, sbp")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seeds": [0, 1, 0]}, "seeds: 0 is there twice: take one out"),
+        ({"seeds": []}, "seeds: there is none"),
+        ({"shares": [0.1, 0.1]}, "shares: 0.1 is there twice"),
+        ({"shares": [1.5]}, "shares.0=1.5: input should be less than 1"),
+        ({"arms": {"sbp": {}}}, "arms: repetition is missing"),
+        ({"arms": {"repetition": {}, "orcale": {}}}, "arms.orcale: no such arm; did you mean oracle?"),
+        ({"arms": {"repetition": {}, "x": {"like": "spb"}}}, "arms.x.like=spb: no such arm; did you mean sbp?"),
+        ({"arms": {"repetition": {}, "sbp": {"overides": []}}}, "no such setting; did you mean arms.sbp.overrides?"),
+        (
+            {"arms": {"repetition": {}, "sbp": {"overrides": ["tune.peak_l=1"]}}},
+            "arms.sbp: tune.peak_l=1: no such setting; did you mean tune.peak_lr?",
+        ),
+        (
+            {"arms": {"repetition": {}, "again": {"like": "repetition"}}},
+            "arms: again comes to the same training as repetition",
+        ),
+        (
+            {"arms": {"repetition": {}, "sbp": {"overrides": ["ingest.vocab_size=300"]}}},
+            "arms.sbp: ingest.vocab_size must be that of base",
+        ),
+        ({"base": "nowhere.yaml"}, "nowhere.yaml: no such config file"),
+        ({"run_dir": "s3://bucket/x"}, "is a local or a shared one"),
+    ],
+)
+def test_bad_input_is_one_line(plan, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(SbpError) as error:
+        plan("repetition", "sbp", **settings)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_oracle_of_a_whole_corpus_is_refused(plan) -> None:
+    with pytest.raises(SbpError, match=r"arms.oracle: base has all documents there are"):
+        plan("repetition", "oracle", overrides=("base.ingest.max_train_documents=null",))
+
+
+def test_a_missing_input_file_is_refused(plan, tmp_path: Path) -> None:
+    with pytest.raises(SbpError, match=r"gone.jsonl"):
+        plan("repetition", overrides=(f"base.ingest.input=[{tmp_path}/gone.jsonl]",))
+
+
+def test_a_share_that_no_synthesis_could_fill_is_refused(plan) -> None:
+    """The whole run has 1,007,616 positions, and 100 documents of 384 tokens are 38,400."""
+    refuse_too_little_text(plan("repetition", "sbp", shares=[0.038]))  # 38,289
+    with pytest.raises(SbpError, match=r"a share of 0.04 wants 40,305 synthetic tokens, .* can write 38,400 at most"):
+        refuse_too_little_text(plan("repetition", "sbp", shares=[0.04]))

@@ -1,0 +1,208 @@
+"""From scores and manifests to the table, with values worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_experiment import small_experiment
+
+from sbp_ray.artifacts import MANIFEST, STARTED
+from sbp_ray.evaluation.arms import Scores
+from sbp_ray.experiment.costs import Cost, costs_of
+from sbp_ray.experiment.grid import Grid, plan_grid
+from sbp_ray.experiment.measure import Texts
+from sbp_ray.experiment.results import arm_table, equal_cost_rows
+from sbp_ray.experiment.settings import ExperimentConfig
+from sbp_ray.report.experiment import answer, remarks, render_experiment, render_table
+
+# Two held-out documents of 10 and 30 tokens, and one question of 5 bytes about each split.
+LOSSES = {  # nats a token of both documents, for the seeds 0, 1 and 2
+    "repetition": (3.0, 3.1, 3.2),
+    "sbp 2 %": (2.9, 3.0, 3.1),
+    "oracle": (2.5, 2.6, 2.7),
+    "longer": (2.95, 3.05, 3.15),
+}
+ARMS: dict[str, Any] = {
+    "repetition": {},
+    "sbp": {},
+    "oracle": {},
+    "longer": {"like": "repetition", "overrides": ["pretrain.total_tokens=2_500_000"]},
+}
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> ExperimentConfig:
+    return small_experiment(tmp_path, arms=ARMS, seeds=[0, 1, 2], shares=[0.02], dollars_per_hour=8)
+
+
+@pytest.fixture
+def grid(experiment: ExperimentConfig) -> Grid:
+    """Every artifact finished: an hour each, trainings of 100 parameters."""
+    grid = plan_grid(experiment)
+    for node in grid.nodes.values():
+        stats: dict[str, Any] = {
+            "ingest": {"documents": 100, "drops": {"contaminated": 3}},
+            "embed": {"flops": 7000},
+            "pretrain": {"parameters": 100, "positions": 1000 if "longer" not in grid.users()[node.key] else 4000},
+            "tune": {"positions": 500, "validation": {"pairs": 0}},
+            "synthesize": {"prompt_tokens": 60, "tokens_generated": 40, "samples": 9, "documents": 8, "tokens": 7}
+            | {"drops": {"too_short": 1}},
+        }.get(node.stage.job, {})
+        node.artifact.write_json(STARTED, {"fingerprint": node.fingerprint})
+        node.artifact.write_json(MANIFEST, {"stats": stats, "wall_s": 3600})
+    return grid
+
+
+@pytest.fixture
+def rows(experiment: ExperimentConfig, grid: Grid) -> list[dict[str, Any]]:
+    one = np.array([5])
+    texts = Texts(
+        sets={"held_out": [], "answers_read": []},
+        num_tokens={"held_out": np.array([10, 30]), "answers_read": one},
+        num_bytes={"held_out": np.array([50, 150]), "answers_read": one},
+        unknown_questions=0,
+        fingerprint="",
+    )
+    scores = {
+        training.model: Scores(
+            {
+                "held_out": np.array([10.0, 30.0]) * LOSSES[training.name][training.seed],
+                "answers_read": one * LOSSES[training.name][training.seed],
+            },
+            100,
+        )
+        for training in grid.trainings
+    }
+    costs = costs_of(grid, grid.nodes, room={"CPU": 4}, dollars_per_hour=8)
+    return arm_table(experiment, grid, grid.trainings, scores, texts, costs)
+
+
+def measure(rows: list[dict[str, Any]], name: str, what: str = "held_out_nats_per_token") -> dict[str, Any]:
+    return next(row for row in rows if row["name"] == name)["measures"][what]
+
+
+def test_losses_are_means_over_seeds_and_gains_are_paired_by_seed(rows) -> None:
+    found = measure(rows, "sbp 2 %")
+    assert found["mean"] == pytest.approx(3.0)
+    assert found["interval"]["low"] == pytest.approx(3.0 - 0.2484138)  # t(0.975; 2) 0.1 / sqrt(3)
+    assert found["gain_by_seed"] == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1})  # the same with each seed
+    assert found["gain_by_unit"] == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1})
+    assert measure(rows, "repetition")["gain"] is None
+    assert measure(rows, "sbp 2 %", "held_out_nats_per_byte")["mean"] == pytest.approx(3.0 * 40 / 200)
+    assert measure(rows, "sbp 2 %", "answers_read_nats_per_byte")["mean"] == pytest.approx(3.0)
+
+
+def test_the_share_of_the_oracles_gain(rows) -> None:
+    """0.1 of 0.5 with each seed."""
+    assert measure(rows, "sbp 2 %")["share_of_oracle"] == pytest.approx({"value": 0.2, "low": 0.2, "high": 0.2})
+    assert measure(rows, "oracle")["share_of_oracle"] is None
+
+
+def test_an_arm_is_charged_for_all_that_it_was_made_from(rows) -> None:
+    cost = {row["name"]: row["cost"] for row in rows}
+    train = 6 * 100 * 1000
+    assert cost["repetition"]["flops"] == train
+    # base LM, embedding, tuning 6 x 100 x 500, reading and writing 2 x 100 x 100, joint LM
+    assert cost["sbp 2 %"]["flops"] == train + 7000 + 300_000 + 20_000 + train
+    assert cost["sbp 2 %"]["hours"] == 8  # corpus, embeddings, neighbors, pairs, base_lm, synthesizer, synthetic, lm
+    # Of 4 CPUs the four stages of data and the tuning hold one each, both trainings and the engine two each.
+    assert cost["sbp 2 %"]["dollars"] == pytest.approx(8 * (5 * 1 / 4 + 3 * 2 / 4))
+    assert cost["oracle"]["hours"] == 3  # its corpus takes the tokenizer of the base's
+    own = {row["name"]: row["own_cost"]["flops"] for row in rows}
+    assert own["sbp 2 %"] == train
+
+
+def test_at_equal_cost_the_cheapest_repetition_that_costs_as_much_counts(rows) -> None:
+    [row] = equal_cost_rows(rows)
+    assert (row["name"], row["against"]) == ("sbp 2 %", "longer")  # 2.4 M against 1.527 M FLOPs
+    assert row["gain"] == pytest.approx(0.05)
+    [alone] = equal_cost_rows([row for row in rows if row["name"] != "longer"])
+    assert alone["against"] is None
+    assert alone["times_repetition"] == pytest.approx(1_527_000 / 600_000)
+
+
+def test_costs_add_up() -> None:
+    assert Cost(1, 2, 3) + Cost(10, 20, 30) == Cost(11, 22, 33)
+
+
+@pytest.fixture
+def results(rows, experiment: ExperimentConfig) -> dict[str, Any]:
+    points = [{"step": s, "tokens": 100 * s, "loss_nats": 4.0 / s, "validation_nats": 4.5 / s} for s in (1, 2)]
+    gain = {"value": 0.2, "low": 0.1, "high": 0.3}
+    return {
+        "run_dir": "/data/<run>",
+        "seeds": [0, 1, 2],
+        "synthesizer_per_seed": True,
+        "arms": rows,
+        "equal_cost": equal_cost_rows(rows),
+        "curves": [{"name": name, "seed": seed, "points": points} for name in LOSSES for seed in (0, 1, 2)],
+        "synthesizers": [
+            {"synthesizer": "s-1", "for": ["sbp 2 %"], "pairs": 4, "nll_given_d1": 3.0}
+            | {"saved_over_random": gain, "saved_over_nothing": gain},
+            {"synthesizer": "s-2", "for": ["random_pairs"], "pairs": 0},
+        ],
+        "synthetic": [{"for": ["sbp 2 %"], "samples": 9, "documents": 8, "tokens": 700, "drops": {"looping": 1}}],
+        "decontamination": [
+            {"artifact": "corpus-1", "contaminated": 3, "held_out_groups": 5, "held_out_groups_in_train": 0},
+            {"artifact": "synthetic-1", "contaminated": 0},
+        ],
+        "unknown_questions": 2,
+        "artifacts": [{"artifact": "a", "stage": "tune", "for": ["sbp"], "cost": None, "command": "x"}],
+        "dead": [],
+        "command": "python jobs/experiment.py",
+        "hardware": "2 cores",
+        "settings": experiment.model_dump(mode="json"),
+    }
+
+
+def test_the_answer_comes_first_with_its_interval_its_cost_and_the_oracle(results) -> None:
+    assert answer(results) == (
+        "sbp 2 % gained +0.100 [+0.100, +0.100] nats a token over repetition on held-out text, at 2.5 times its cost; "
+        "that is 20.0 % [20.0, 20.0] of what the oracle gained."
+    )
+    assert remarks(results) == [
+        "At equal cost (1.5e+06 FLOPs, longer 2.4e+06) sbp 2 % gains +0.050 [+0.050, +0.050] nats a token."
+    ]
+
+
+def test_a_loss_and_a_draw_are_called_so(results) -> None:
+    found = results["arms"][1]["measures"]["held_out_nats_per_token"]
+    found |= {"gain": -0.1, "gain_by_seed": {"value": -0.1, "low": -0.2, "high": -0.05}, "share_of_oracle": None}
+    assert answer(results).startswith("sbp 2 % lost: −0.100 [−0.200, −0.050] nats a token")
+    found["gain_by_seed"]["high"] = 0.01
+    assert answer(results).startswith("sbp 2 % shows no difference: ")
+    found["gain_by_seed"] = None
+    assert answer(results).startswith("sbp 2 %: −0.100 (one seed: no interval) nats a token")
+
+
+def test_what_weakens_the_answer_is_said(results) -> None:
+    results["arms"][2]["measures"]["held_out_nats_per_token"]["gain_by_seed"] = {"value": 0.1, "low": -1, "high": 1}
+    results |= {"synthesizer_per_seed": False, "dead": ["untuned seed 0: no room"]}
+    results["equal_cost"][0]["against"] = None
+    said = " ".join(remarks(results))
+    assert "not distinguishable from zero with these seeds, so no share of it is given" in said
+    assert "sbp 2 % costs 2.5 times as much as repetition, and no arm that repeats the text costs as much" in said
+    assert "All seeds share one synthesis" in said
+    assert "1 trainings have no result: untuned seed 0: no room." in said
+
+
+def test_the_page_holds_every_number_needs_nothing_else_and_escapes_what_is_not_ours(results) -> None:
+    page = render_experiment(results)
+    assert "/data/&lt;run&gt;" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("<svg") == 3
+    for text in ("+0.100", f"{math.exp(3.0):.1f}", "20.0 %", "1.53e+06", "2 questions were left out", "1 looping"):
+        assert text in page, text
+    json.dumps(results)  # all of it is plain data
+
+
+def test_the_table_for_the_terminal_has_a_line_for_each_arm(results) -> None:
+    lines = render_table(results).splitlines()
+    assert lines[0] == answer(results)
+    assert [line.split("  ")[0] for line in lines[2:7]] == ["arm", *LOSSES]

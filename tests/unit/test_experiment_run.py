@@ -1,0 +1,193 @@
+"""Walking the graph: processes side by side, what a failure takes with it, and going on.
+
+The jobs are the real ones but for their stages, which are one line each, and for Ray, which is not started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_experiment import small_grid
+
+from sbp_ray.experiment.execute import Execution, is_done
+from sbp_ray.experiment.grid import Grid
+from sbp_ray.job import STAGES
+
+JOB = """
+import json, os, sys, time
+from contextlib import contextmanager
+from pathlib import Path
+from sbp_ray import cluster, job
+from sbp_ray.errors import SbpError
+
+@contextmanager
+def no_ray(config, jobs):
+    yield
+
+cluster.connected = no_ray
+
+def run(job):
+    here = Path(__file__).parent
+    with open(here / "ran.jsonl", "a") as file:
+        file.write(json.dumps({"stage": job.stage.name, "at": time.time(), "ray": os.environ["RAY_ADDRESS"]}) + "\\n")
+    failing = here / f"{job.stage.name}-fails"
+    if failing.exists():
+        raise SbpError(failing.read_text())
+    while (here / f"{job.stage.name}-waits").exists():
+        time.sleep(0.05)
+    return {"documents": 90, "tokens": 40_000, "train": {"documents": 100}}
+
+job.main(Path(__file__).stem, run)
+"""
+
+
+class Small:
+    """An experiment on one line of text, and its jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.jobs = folder, folder / "jobs"
+        self.jobs.mkdir()
+        for name in {stage.job for stage in STAGES}:
+            (self.jobs / f"{name}.py").write_text(JOB)
+
+    def plan(self, *arms: str, **settings: Any) -> Grid:
+        small = {"seeds": [0], "shares": [0.02], "oracle_times": 1.001}
+        return small_grid(self.folder, *arms, **(small | settings))
+
+    def run(self, grid: Grid, cpus: float = 8) -> Execution:
+        execution = Execution(
+            grid,
+            run_dir=self.folder / "run",
+            jobs=self.jobs,
+            room={"CPU": cpus},
+            environment={"RAY_ADDRESS": "127.0.0.1:1"},
+        )
+        execution.run()
+        return execution
+
+    def ran(self) -> list[dict[str, Any]]:
+        path = self.jobs / "ran.jsonl"
+        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        path.unlink(missing_ok=True)
+        return found
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Small:
+    return Small(tmp_path)
+
+
+def test_every_artifact_is_made_once_from_what_the_plan_says(small: Small) -> None:
+    grid = small.plan("repetition", "sbp", "unconditional")
+    assert small.run(grid).dead == {}
+    ran = small.ran()
+    assert sorted(row["stage"] for row in ran) == sorted(node.stage.name for node in grid.nodes.values())
+    assert {row["ray"] for row in ran} == {"127.0.0.1:1"}
+    for node in grid.nodes.values():
+        manifest = node.artifact.manifest()
+        assert manifest is not None
+        assert manifest["fingerprint"] == node.fingerprint  # the plan foresaw it
+    assert small.run(small.plan("repetition", "sbp", "unconditional")).dead == {}
+    assert small.ran() == []
+
+
+def test_a_failure_takes_what_depends_on_it_and_a_rerun_goes_on(small: Small) -> None:
+    (small.jobs / "tune-fails").write_text("the disk is full: make room")
+    grid = small.plan("repetition", "sbp", "unconditional")
+    execution = small.run(grid)
+    [lm] = [training.model for training in grid.trainings if training.arm == "sbp"]
+    assert execution.dead[lm] == "tune: the disk is full: make room"
+    done = {training.arm for training in grid.trainings if is_done(grid.nodes[training.model])}
+    assert done == {"repetition", "unconditional"}
+    small.ran()
+    (small.jobs / "tune-fails").unlink()
+    assert small.run(grid).dead == {}
+    assert [row["stage"] for row in small.ran()] == ["tune", "synthesize", "pretrain-sbp"]
+
+
+def test_a_job_that_breaks_names_its_log(small: Small) -> None:
+    (small.jobs / "ingest.py").write_text("1 / 0\n")
+    grid = small.plan("repetition")
+    [cause, _] = small.run(grid).dead.values()
+    assert cause.startswith("ingest: ended with status 1, see ")
+    assert "ZeroDivisionError" in Path(cause.partition("see ")[2]).read_text()
+
+
+def test_as_many_run_at_once_as_there_is_room_for(small: Small) -> None:
+    """Each pretraining holds 2 CPUs."""
+    grid = small.plan("repetition", seeds=[0, 1, 2])
+    for cpus, at_once in ((4, 2), (1, 1)):
+        running: list[int] = []
+        execution = Execution(
+            grid, run_dir=small.folder / "run", jobs=small.jobs, room={"CPU": cpus}, environment={"RAY_ADDRESS": "x"}
+        )
+        start = execution._start
+
+        def counted(node: Any, start: Any = start, execution: Any = execution, running: list = running) -> Any:
+            running.append(len(execution._running) + 1)
+            return start(node)
+
+        execution._start = counted  # type: ignore[method-assign]
+        execution.run()
+        assert execution.dead == {}
+        assert max(running) == at_once
+        for node in grid.nodes.values():
+            if node.stage.job == "pretrain":
+                node.artifact.remove()
+
+
+def test_too_little_input_for_the_oracle_stops_the_oracle_alone(small: Small) -> None:
+    grid = small.plan("repetition", "oracle", oracle_times=2)
+    execution = small.run(grid)  # every corpus there has 100 documents
+    dead = {training.arm: execution.dead.get(training.model) for training in grid.trainings}
+    assert dead["repetition"] is None
+    assert dead["oracle"] is not None
+    assert dead["oracle"].startswith("ingest.max_train_documents=200 and the input has 100 train documents")
+    assert [row["stage"] for row in small.ran()].count("pretrain-repetition") == 1
+
+
+def test_too_little_synthetic_text_is_refused_before_the_training_starts(small: Small) -> None:
+    """90 documents of 40,000 tokens and 180 marks, of 1,007,616 positions: 4 %."""
+    grid = small.plan("repetition", "sbp", shares=[0.02, 0.3])
+    execution = small.run(grid)
+    dead = {training.share: execution.dead.get(training.model) for training in grid.trainings}
+    assert dead[0.02] is None
+    assert dead[0.3] is not None
+    assert "a share of 0.3 wants 302,285 synthetic tokens and 40,180 were written" in dead[0.3]
+    assert [row["stage"] for row in small.ran()].count("pretrain-sbp") == 1
+
+
+def test_an_interrupt_reaches_the_jobs_and_a_rerun_goes_on(small: Small) -> None:
+    grid = small.plan("repetition")
+    (small.jobs / "ingest-waits").write_text("")
+    program = (
+        "from pathlib import Path; import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # as a shell leaves it in the background
+        "from sbp_ray.experiment.execute import Execution\n"
+        "from sbp_ray.experiment.grid import plan_grid\n"
+        "from sbp_ray.experiment.settings import load_experiment\n"
+        "folder = Path(sys.argv[1])\n"
+        "grid = plan_grid(load_experiment(str(folder / 'experiment.yaml'), []))\n"
+        "Execution(grid, run_dir=folder / 'run', jobs=folder / 'jobs', room={'CPU': 2.0},\n"
+        "          environment={'RAY_ADDRESS': 'x'}).run()\n"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", program, str(small.folder)], stderr=subprocess.DEVNULL, env={**os.environ}
+    )
+    while not (small.jobs / "ran.jsonl").exists():
+        assert driver.poll() is None
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=30) != 0
+    log = next((small.folder / "run" / "logs").iterdir()).read_text()
+    assert "interrupted: run the same command again to go on from here" in log
+    (small.jobs / "ingest-waits").unlink()
+    assert small.run(grid).dead == {}
