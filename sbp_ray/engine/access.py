@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from sbp_ray.errors import SbpError
+
+logger = logging.getLogger(__name__)
 
 KEYS_VARIABLE = "SBP_RAY_API_KEYS"
 MIN_KEY_CHARS = 16
@@ -102,20 +105,26 @@ def is_forwarded(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return any(name.lower() in _OF_PROXIES for name, _ in headers)
 
 
-def refuse_open_door(keys: Keys, host: str | None, num_nodes: int) -> None:
-    """Without keys the endpoint is for this machine only.
+def check_door(
+    keys_file: str | None, host: str | None, num_nodes: int, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Say at the start who may come in. Without keys the endpoint is for this machine only.
 
     Raises:
         SbpError: it would be reachable from elsewhere; or there are other machines, so that the keys of the head's
             environment may be missing only on the node where this process runs.
     """
-    if not keys.are_needed and num_nodes > 1:
+    if Keys(keys_file, environment).are_needed:
+        logger.info(f"the endpoint on {host} asks for a bearer key")
+        return
+    if num_nodes > 1:
         raise SbpError(
             f"the cluster has {num_nodes} nodes, and on this one there is no key: set service.keys_file to a file that "
             f"all nodes can read, or {KEYS_VARIABLE} in the environment of `ray start` on each of them"
         )
-    if not keys.are_needed and not is_loopback(host):
+    if not is_loopback(host):
         raise SbpError(
             f"http_options.host={host} is reachable from other machines, and there is no key: set service.keys_file, "
             f"or {KEYS_VARIABLE} in the environment of `ray start`, or bind to 127.0.0.1"
         )
+    logger.warning(f"the endpoint on {host} has no key: it serves this machine only ({KEYS_VARIABLE} is not set)")

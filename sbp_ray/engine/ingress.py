@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -18,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from sbp_ray.config import ServiceConfig
-from sbp_ray.engine.access import KEYS_VARIABLE, Keys, refuse_open_door
+from sbp_ray.engine.access import check_door
 from sbp_ray.engine.answers import CompletionAnswer, SynthesizeAnswer
 from sbp_ray.engine.asking import first_with_room
 from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper, error_answer, error_body
@@ -35,9 +34,6 @@ from sbp_ray.engine.messages import (
 )
 from sbp_ray.logs import set_up_logging
 
-logger = logging.getLogger(__name__)
-
-
 _HEALTH_FOR_S = 1.0
 NO_SUCH_MODEL = f"there is no such model: the only one here is {MODEL_ID!r}"
 
@@ -48,7 +44,8 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
     def __init__(self, *, service: ServiceConfig, **parts: Any) -> None:
         super().__init__(**parts)
         set_up_logging()
-        _check_door(service)
+        num_nodes = sum(node["Alive"] for node in ray.nodes())
+        check_door(service.keys_file, _get_global_client().http_config.host, num_nodes)
         [handle] = self._default_serve_handles.values()
         self._stream = handle.options(stream=True)
         self._service = service
@@ -145,16 +142,6 @@ def _engine_status(app_name: str) -> str:
     if deployment.replica_states.get("RUNNING", 0):
         return "ready"
     return "asleep" if deployment.status == "HEALTHY" else "starting"
-
-
-def _check_door(service: ServiceConfig) -> None:
-    keys = Keys(service.keys_file)
-    host = _get_global_client().http_config.host
-    refuse_open_door(keys, host, sum(node["Alive"] for node in ray.nodes()))
-    if keys.are_needed:
-        logger.info(f"the endpoint on {host} asks for a bearer key")
-    else:
-        logger.warning(f"the endpoint on {host} has no key: it serves this machine only ({KEYS_VARIABLE} is not set)")
 
 
 # The FastAPI app around them

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sbp_ray.engine import access
-from sbp_ray.engine.access import KEYS_VARIABLE, Keys, is_loopback, refuse_open_door
+from sbp_ray.engine.access import KEYS_VARIABLE, Keys, check_door, is_loopback
 from sbp_ray.engine.http_limits import Doorkeeper
 from sbp_ray.errors import SbpError
 
@@ -53,19 +53,31 @@ def test_a_file_without_usable_keys_is_refused(tmp_path: Path, text: str | None,
     assert text is None or not text.strip() or text not in str(error.value)  # the key itself is not repeated
 
 
+ONE_KEY = {KEYS_VARIABLE: A}
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "example.com", None])
 def test_without_a_key_only_loopback_may_be_bound(host: str | None) -> None:
     with pytest.raises(SbpError, match="there is no key"):
-        refuse_open_door(Keys(None, {}), host, num_nodes=1)
-    refuse_open_door(Keys(None, {KEYS_VARIABLE: A}), host, num_nodes=1)
-    refuse_open_door(Keys(None, {}), "127.0.0.1", num_nodes=1)
+        check_door(None, host, 1, {})
+    check_door(None, host, 1, ONE_KEY)
+
+
+def test_who_may_come_in_is_said_at_the_start_and_no_key_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(access.logger, level, said.append)
+    check_door(None, "127.0.0.1", 1, {})
+    check_door(None, "127.0.0.1", 1, ONE_KEY)
+    assert said[0].startswith("the endpoint on 127.0.0.1 has no key: it serves this machine only")
+    assert said[1] == "the endpoint on 127.0.0.1 asks for a bearer key"
 
 
 def test_where_there_are_other_nodes_a_key_is_wanted_on_loopback_too() -> None:
     """The head may have one in its environment, and the node that runs the ingress none."""
     with pytest.raises(SbpError, match=r"2 nodes, and on this one there is no key: .*keys_file"):
-        refuse_open_door(Keys(None, {}), "127.0.0.1", num_nodes=2)
-    refuse_open_door(Keys(None, {KEYS_VARIABLE: A}), "127.0.0.1", num_nodes=2)
+        check_door(None, "127.0.0.1", 2, {})
+    check_door(None, "127.0.0.1", 2, ONE_KEY)
 
 
 def entered(headers: list[tuple[bytes, bytes]], keys: str = "", client: str = "127.0.0.1") -> int:
