@@ -14,8 +14,8 @@ from fake_engines import Answer, FakeHandle, failing, hanging, sound
 from ray.exceptions import RayTaskError
 
 from sbp_ray import schema
-from sbp_ray.artifacts import MANIFEST, Artifact
-from sbp_ray.config import DecontaminateConfig, EngineConfig, SynthesizeConfig, SynthesizeResources
+from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
+from sbp_ray.config import DecontaminateConfig, EngineConfig, PretrainConfig, SynthesizeConfig, SynthesizeResources
 from sbp_ray.engine.messages import Draws, Refused
 from sbp_ray.generation import committing, worker
 from sbp_ray.generation.ledger import Ledger, part_name, segments_folder
@@ -23,6 +23,7 @@ from sbp_ray.generation.slots import Slots
 from sbp_ray.generation.tally import tally_class
 from sbp_ray.generation.worker import Inputs, ShardWorker
 from sbp_ray.shards import shard_name
+from sbp_ray.stages.synthesize import synthesize_documents
 from sbp_ray.text.minhash import document_signature
 
 NUM_SHARDS, DOCUMENTS = 2, 6
@@ -180,6 +181,57 @@ def test_a_shard_that_vanishes_while_the_job_runs_is_named_and_the_job_goes_on_o
     assert sum(len(draws.seeds) for draws, _ in handle.asked) == 2 * DOCUMENTS - drawn
     assert [stage.out.read_stats(part_name(shard))["samples"] for shard in (0, 1)] == [2 * DOCUMENTS] * 2
     assert stage.out.files(segments_folder(1)) == []
+
+
+def test_joint_training_starts_on_the_finished_shards_while_others_are_drawn(
+    stage: Stage, tiny_synthesizer: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second shard is half done when a run of its own takes what is finished, and done when that is resumed."""
+    from sbp_ray.stages import pretrain
+    from sbp_ray.text.tokenizer import load_tokenizer, special_ids
+
+    def pack_here(_: str, worker_class: Any, arguments: Any, todo: list[dict[str, Any]], **__: Any) -> None:
+        for item in todo:
+            worker_class(*arguments)(item)
+
+    monkeypatch.setattr(pretrain, "map_shards", pack_here)
+    monkeypatch.setattr(committing, "_SEGMENT_SAMPLES", 2)
+    finished = json.loads(stage.run(FakeHandle())["stats"])
+    assert stage.run(FakeHandle(sound, refusing, hanging), shard=1, max_bad=1)["error"]
+    assert stage.committed(1) > 0
+    stage.out.write_json(STARTED, {"recipe": {"inputs": {"synthesizer": tiny_synthesizer.fingerprint()}}})
+    early, lm = Artifact("synthetic", str(tmp_path / "early")), Artifact("lm", str(tmp_path / "lm"))
+    special = special_ids(load_tokenizer(tiny_synthesizer.local_copy("model")))
+    training = TrainingInputs(stage, tiny_synthesizer, early)
+    taken = training.take()
+    assert (taken["d1"], taken["documents"]) == (DOCUMENTS, finished["documents"])
+    cfg = PretrainConfig(seq_len=64, batch_rows=1, total_tokens=64, peak_lr=1e-3)
+    packed = pretrain._pack("pretrain-sbp", cfg, {"synthetic": (early, "")}, special, lm)
+    assert packed["synthetic"]["examples"] == finished["documents"] > 0
+
+    stage.run(FakeHandle(), shard=1)
+    assert training.take() == taken
+    again = pretrain._pack("pretrain-sbp", cfg, {"synthetic": (early, "")}, special, lm)
+    assert again == packed
+
+
+class TrainingInputs:
+    """The synthesize stage of the other run, which takes what is finished."""
+
+    def __init__(self, stage: Stage, synthesizer: Artifact, early: Artifact) -> None:
+        self._stage, self._synthesizer, self._early = stage, synthesizer, early
+
+    def take(self) -> dict[str, Any]:
+        return synthesize_documents(
+            SynthesizeConfig(finished_of=self._stage.out.url),
+            engine=EngineConfig(),
+            decontaminate=DecontaminateConfig(),
+            shingle_tokens=13,
+            corpus=self._stage.corpus,
+            embeddings=self._stage.embeddings,
+            synthesizer=self._synthesizer,
+            out=self._early,
+        )
 
 
 # What workers keep open
