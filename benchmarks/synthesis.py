@@ -1,6 +1,6 @@
 """The synthesize job and the HTTP endpoint beside bare vLLM and Ray Data's LLM processor: same model and draws.
 
-    python benchmarks/synthesis.py --quick            # some minutes on two cores
+    python benchmarks/synthesis.py --quick            # a few minutes on two cores
     python benchmarks/synthesis.py --documents 2000   # longer
     python benchmarks/synthesis.py --sweep            # CPU settings of the engine, one engine after another
 
@@ -10,8 +10,12 @@ are measured in turn, and each is the median of its rounds. Engines are warm: th
 processor runs from the first request in an actor to the last result, so neither Ray's start nor vLLM's is in it. The
 job does more in that time: it judges each document, writes and syncs segments, and merges them.
 
+No engine keeps prefixes: prompts are the same in each round, and else all but the first would be spared the prefill.
+
 On a CPU bare vLLM runs in the caller's process, its fastest form there: by default it adds two processes, which wait
-for one another by spinning. Ray Data's processor cannot be told so, and runs as it comes.
+for one another by spinning. Ray Data's processor, whose actor holds an engine of its own, is told the same. It comes
+last and in a process of its own with a deadline, when the other engines have gone: what it does cannot hold up, or
+slow down, what has been measured. A case whose peer fails is told without it.
 """
 
 from __future__ import annotations
@@ -20,18 +24,22 @@ import argparse
 import asyncio
 import json
 import logging
+import math
 import os
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import psutil
 import pyarrow as pa
 from embed import read_texts
 from harness import alternate, emit, hardware
@@ -46,8 +54,10 @@ from sbp_ray.config import (
     SynthesizeConfig,
     SynthesizeResources,
 )
+from sbp_ray.engine import deploy
 from sbp_ray.engine.deploy import build_app, llm_config, quiet_environment
 from sbp_ray.engine.messages import sample_seed
+from sbp_ray.generation.tally import tally_class
 from sbp_ray.generation.worker import Inputs, ShardWorker
 from sbp_ray.schema import DOCUMENT
 from sbp_ray.shards import shard_name
@@ -56,6 +66,9 @@ from sbp_ray.text.pair_format import prompt_ids
 
 CORES = 2
 WINDOW = 512
+FIRST_TOKENS = 64  # times to the first token in a round, at any number of clients
+BATCH = 32  # rows, Ray Data's default; documents come in multiples of it, so that its blocks are batches
+RAY_DATA_DEADLINE_S = 600
 ROOM = (24, 240)  # shortest and longest text to write
 BUNDLED = Path(__file__).parents[1] / "data/squad48/docs.jsonl.gz"
 ENGINE = EngineConfig(
@@ -64,6 +77,7 @@ ENGINE = EngineConfig(
     enforce_eager=True,
     resources=EngineResources(num_cpus=CORES, max_num_seqs=64, kv_cache_gib=0.3),
 )
+WITHOUT_PREFIXES = {"enable_prefix_caching": False}
 CFG = SynthesizeConfig(
     max_tokens=ROOM[1], min_tokens=2, top_p=1.0, keep_unfinished=True, resources=SynthesizeResources(commit_every_s=5)
 )
@@ -86,19 +100,25 @@ class Work(NamedTuple):
 def main() -> None:
     """See the file's docstring."""
     parser = argparse.ArgumentParser(description="Prints one line of JSON for each comparison.")
-    parser.add_argument("--quick", action="store_true", help="200 documents, 2 rounds")
+    parser.add_argument("--quick", action="store_true", help="60 documents, 1 round")
     parser.add_argument("--documents", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sweep", action="store_true", help="engine settings instead")
+    parser.add_argument("--ray-data-only", metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])  # all that is started inherits it
     os.environ.update(quiet_environment() | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(CORES)})
-    with tempfile.TemporaryDirectory() as folder:
-        work = prepare(Path(folder), 200 if arguments.quick else arguments.documents)
+    documents, rounds = (60, 1) if arguments.quick else (arguments.documents, arguments.rounds)
+    if arguments.ray_data_only:
+        folder = Path(arguments.ray_data_only)
+        print(json.dumps({"rates": ray_data_rates(work_in(folder), rounds)}), flush=True)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        work = prepare(Path(name), BATCH * math.ceil(documents / BATCH))
         if arguments.sweep:
             sweep(work)
         else:
-            run(work, 2 if arguments.quick else arguments.rounds)
+            run(work, rounds)
 
 
 def prepare(folder: Path, num_documents: int) -> Work:
@@ -130,39 +150,92 @@ def prepare(folder: Path, num_documents: int) -> Work:
     return work._replace(doc_ids=[row["doc_id"] for row in rows], prompts=prompts)
 
 
+def work_in(folder: Path) -> Work:
+    """What `prepare` has written there."""
+    from sbp_ray.text.tokenizer import load_tokenizer, special_ids
+
+    made = [Artifact(name, str(folder / name)) for name in ("corpus", "embeddings", "synthesizer")]
+    special = special_ids(load_tokenizer(made[2].path("model")))
+    rows = made[0].read_table(shard_name("train", 0)).to_pylist()
+    return Work(*made, [row["doc_id"] for row in rows], [prompt_ids(row["input_ids"], special) for row in rows])
+
+
 def run(work: Work, rounds: int) -> None:
-    """Measure all cases and print them."""
+    """Measure all cases; each comparison is printed as soon as it is known."""
+    compare = partial(emit, "synthesis", metric="generated tokens", unit="1/s", higher_is_better=True)
+    with served(work) as url:
+        bare = bare_engine(work)
+        cases: dict[str, Callable[[], float]] = {
+            "bare": partial(bare_rate, work, bare),
+            "job": partial(job_rate, work),
+            "http": partial(http_rate, work, url),
+        }
+        told = {name: partial(_told, name, measure) for name, measure in cases.items()}
+        for measure in told.values():
+            measure()  # warm
+        measured = {name: statistics.median(values) for name, values in alternate(told, rounds).items()}
+        compare(case="job", ours=measured["job"], peer_name="vllm.LLM.generate", peer=measured["bare"])
+        compare(case="HTTP, 64 clients", ours=measured["http"], peer_name="vllm.LLM.generate", peer=measured["bare"])
+        bare.llm_engine.engine_core.shutdown()
+        del bare, cases, told
+        os.environ.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
+        first_tokens(work, url, rounds)
+    rates = ray_data_apart(work, rounds)
+    if rates:
+        compare(case="job", ours=measured["job"], peer_name="ray.data.llm", peer=statistics.median(rates))
+
+
+@contextmanager
+def served(work: Work) -> Iterator[str]:
+    """The service under a URL, in a Ray of its own."""
     import ray
     from ray import serve
+
+    start_ray()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "WARNING"})
+    kept = deploy._engine_kwargs
+    deploy._engine_kwargs = lambda engine: kept(engine) | WITHOUT_PREFIXES  # no setting of ours: it is for this alone
+    serve.run(build_app(ENGINE, work.synthesizer, ServiceConfig(max_tokens_in_flight=10**9)), name="bench")
+    deploy._engine_kwargs = kept
+    yield f"http://127.0.0.1:{port}/v1/completions"
+    serve.shutdown()
+    ray.shutdown()
+
+
+def start_ray() -> None:
+    """On this machine, and quiet."""
+    import ray
 
     ray.init(address="local", num_cpus=4 * CORES, include_dashboard=False, logging_level="WARNING")
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "WARNING"})
-    serve.run(build_app(ENGINE, work.synthesizer, ServiceConfig(max_tokens_in_flight=10**9)), name="bench")
-    url = f"http://127.0.0.1:{port}/v1/completions"
-    bare = bare_engine(work)
-    cases: dict[str, Callable[[], float]] = {
-        "bare": partial(bare_rate, work, bare),
-        "job": partial(job_rate, work),
-        "http": partial(http_rate, work, url),
-        "ray data": partial(ray_data_rate, work),
-    }
-    told = {name: partial(_told, name, measure) for name, measure in cases.items()}
-    for case in ("bare", "job", "http"):
-        told[case]()  # warm
-    measured = {name: statistics.median(values) for name, values in alternate(told, rounds).items()}
-    compare = partial(emit, "synthesis", metric="generated tokens", unit="1/s", higher_is_better=True)
-    compare(case="job", ours=measured["job"], peer_name="vllm.LLM.generate", peer=measured["bare"])
-    compare(case="job", ours=measured["job"], peer_name="ray.data.llm", peer=measured["ray data"])
-    compare(case="HTTP, 64 clients", ours=measured["http"], peer_name="vllm.LLM.generate", peer=measured["bare"])
-    del bare
-    del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
-    first_tokens(work, url, rounds)
+
+
+def ray_data_apart(work: Work, rounds: int) -> list[float]:
+    """Ray Data's rates, measured in another process; none, and a line on standard error, where it fails or hangs."""
+    folder = Path(work.corpus.url).parent
+    command = [sys.executable, __file__, "--ray-data-only", str(folder), "--rounds", str(rounds)]
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, start_new_session=True)  # noqa: S603  ourselves
+        try:
+            process.wait(RAY_DATA_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            print(f"ray data: not done within {RAY_DATA_DEADLINE_S} s, ended", file=sys.stderr, flush=True)
+        finally:  # with all that it has started
+            for left in (
+                [*psutil.Process(process.pid).children(recursive=True), process] if process.poll() is None else []
+            ):
+                left.kill()
+            process.wait()
+        output.seek(0)
+        lines = [json.loads(line) for line in output.read().splitlines() if line.startswith(b'{"rates"')]
+    if not lines:
+        print(f"ray data: no result, exit status {process.returncode}", file=sys.stderr, flush=True)
+    return lines[0]["rates"] if lines else []
 
 
 def _told(name: str, measure: Callable[[], float]) -> float:
@@ -175,12 +248,17 @@ def _told(name: str, measure: Callable[[], float]) -> float:
 # Generated tokens a second
 
 
+def engine_settings(work: Work) -> dict[str, Any]:
+    """Of our replicas, for all cases."""
+    return llm_config(ENGINE, work.synthesizer, ServiceConfig()).engine_kwargs | WITHOUT_PREFIXES
+
+
 def bare_engine(work: Work, **changed: Any) -> Any:
     """`vllm.LLM` with the settings of our replicas, in this process."""
     from vllm import LLM
 
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    settings = llm_config(ENGINE, work.synthesizer, ServiceConfig()).engine_kwargs | changed
+    settings = engine_settings(work) | changed
     return LLM(model=work.synthesizer.path("model"), distributed_executor_backend="uni", **settings)
 
 
@@ -190,12 +268,14 @@ def sampling(work: Work, number: int) -> dict[str, Any]:
     return {"temperature": 1.0, "seed": seed, "max_tokens": work.max_tokens(work.prompts[number])}
 
 
-def bare_rate(work: Work, engine: Any) -> float:
+def bare_rate(work: Work, engine: Any, top_p: float = 1.0) -> float:
     """All prompts in one call."""
     from vllm import SamplingParams
 
     prompts = [{"prompt_token_ids": prompt} for prompt in work.prompts]
-    parameters = [SamplingParams(**sampling(work, number), detokenize=False) for number in range(len(prompts))]
+    parameters = [
+        SamplingParams(**sampling(work, number), top_p=top_p, detokenize=False) for number in range(len(prompts))
+    ]
     start = time.monotonic()
     outputs = engine.generate(prompts, parameters, use_tqdm=False)
     elapsed_s = time.monotonic() - start
@@ -211,24 +291,14 @@ class TimedWorker(ShardWorker):
         return {**await super().__call__(item), "seconds": time.monotonic() - start}
 
 
-class _NoTally:
-    """Counts nothing; in place of the driver's actor, which does not run here."""
-
-    class add:  # noqa: N801
-        """A Ray actor's method."""
-
-        @staticmethod
-        def remote(counts: dict[str, int]) -> None:
-            """Nothing."""
-
-
 def job_rate(work: Work) -> float:
     """The stage's worker in Ray Data, from reading the shard to the committed part."""
     import ray
 
     with tempfile.TemporaryDirectory() as folder:
         out = Artifact("synthetic", folder)
-        made_from = (work.corpus, work.embeddings, work.synthesizer, out, "bench", _NoTally)
+        tally = ray.remote(num_cpus=0)(tally_class()).remote({}, 1, 1)
+        made_from = (work.corpus, work.embeddings, work.synthesizer, out, "bench", 10**9, tally)
         rows = ray.data.from_items([{"shard": 0, "quota": len(work.prompts)}]).map(
             TimedWorker,
             fn_constructor_args=(Inputs(CFG, ENGINE, DecontaminateConfig(), 13, *made_from),),
@@ -241,38 +311,58 @@ def job_rate(work: Work) -> float:
     return json.loads(row["stats"])["tokens_generated"] / row["seconds"]
 
 
-def ray_data_rate(work: Work) -> float:
-    """Ray Data's LLM processor with its default batches; an engine of its own, whose start is not counted."""
+def ray_data_rates(work: Work, rounds: int) -> list[float]:
+    """Ray Data's LLM processor with its default batches; neither the engine's start nor its first steps count.
+
+    A processor starts its engine when its data set runs, and ends it after. The first batch warms it; the others are
+    held back until that is done, and the clock runs from the first of their rows to the last.
+    """
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    kwargs = llm_config(ENGINE, work.synthesizer, ServiceConfig()).engine_kwargs
+    start_ray()
+    # As our replicas: the engine in the actor's own process, and its worker with it.
+    variables = quiet_environment() | {"OMP_NUM_THREADS": str(CORES), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    ray.data.DataContext.get_current().wait_for_min_actors_s = 300
     config = vLLMEngineProcessorConfig(
         model_source=work.synthesizer.path("model"),
-        engine_kwargs=kwargs | {"distributed_executor_backend": "uni"},
+        engine_kwargs=engine_settings(work) | {"distributed_executor_backend": "uni"},
         concurrency=1,
-        batch_size=32,
+        batch_size=BATCH,
         max_concurrent_batches=8,
         accelerator_type=None,
         placement_group_config={"bundles": [{"CPU": CORES}]},
-        runtime_env={"env_vars": quiet_environment() | {"OMP_NUM_THREADS": str(CORES)}},
+        runtime_env={"env_vars": variables | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}},
         chat_template_stage=False,
         tokenize_stage=False,
         detokenize_stage=False,
     )
-    processor = build_processor(
-        config,
-        preprocess=lambda row: {"tokenized_prompt": row["prompt"], "prompt": "", "sampling_params": row["sampling"]},
-        postprocess=lambda row: {
-            "tokens": len(row["generated_tokens"]),
-            "end": time.monotonic(),
-            "took": row["time_taken_llm"],
-        },
-    )
-    items = [{"prompt": prompt, "sampling": sampling(work, number)} for number, prompt in enumerate(work.prompts)]
-    rows = processor(ray.data.from_items(items, override_num_blocks=max(1, len(items) // 32))).take_all()
-    seconds = max(row["end"] for row in rows) - min(row["end"] - row["took"] for row in rows)
-    return sum(row["tokens"] for row in rows) / seconds
+    rates = []
+    for number in range(rounds):
+        warm = str(Path(work.corpus.url).parent / f"warm-{number}")
+        processor = build_processor(config, preprocess=partial(_held_back, warm), postprocess=partial(_timed, warm))
+        rows = [{"prompt": prompt, "sampling": sampling(work, place)} for place, prompt in enumerate(work.prompts)]
+        first = [{"prompt": row["prompt"], "sampling": row["sampling"] | {"max_tokens": 8}} for row in rows[:BATCH]]
+        items = [{**row, "warms": True} for row in first] + [{**row, "warms": False} for row in rows]
+        done = processor(ray.data.from_items(items, override_num_blocks=math.ceil(len(items) / BATCH))).take_all()
+        measured = [row for row in done if not row["warms"]]
+        seconds = max(row["end"] for row in measured) - min(row["end"] - row["took"] for row in measured)
+        rates.append(sum(row["tokens"] for row in measured) / seconds)
+        print(f"ray data: {rates[-1]:,.1f} tokens/s", file=sys.stderr, flush=True)
+    return rates
+
+
+def _held_back(warm: str, row: dict[str, Any]) -> dict[str, Any]:
+    while not row["warms"] and not Path(warm).exists():
+        time.sleep(0.01)
+    return {"tokenized_prompt": row["prompt"], "prompt": "", "sampling_params": row["sampling"], "warms": row["warms"]}
+
+
+def _timed(warm: str, row: dict[str, Any]) -> dict[str, Any]:
+    if row["warms"]:
+        Path(warm).touch()
+    end = time.monotonic()
+    return {"tokens": len(row["generated_tokens"]), "end": end, "took": row["time_taken_llm"], "warms": row["warms"]}
 
 
 def _body(work: Work, number: int, **more: Any) -> dict[str, Any]:
@@ -308,7 +398,7 @@ def first_tokens(work: Work, url: str, rounds: int) -> None:
     from vllm.v1.executor.abstract import Executor
 
     async def measure() -> None:
-        settings = llm_config(ENGINE, work.synthesizer, ServiceConfig()).engine_kwargs
+        settings = engine_settings(work)
         config = AsyncEngineArgs(model=work.synthesizer.path("model"), **settings).create_engine_config()
         config.parallel_config.distributed_executor_backend = "uni"  # as our replicas have it
         engine = AsyncLLM(vllm_config=config, executor_class=Executor.get_class(config), log_stats=False)
@@ -319,7 +409,8 @@ def first_tokens(work: Work, url: str, rounds: int) -> None:
                 for _ in range(rounds + 1):
                     for name, ask in cases.items():
                         times[name] += await _rounds(ask, clients)
-                ours, peer = (1000 * statistics.median(times[name][clients:]) for name in ("http", "bare"))
+                # The first round warms. Each other has FIRST_TOKENS of them.
+                ours, peer = (1000 * statistics.median(times[name][FIRST_TOKENS:]) for name in ("http", "bare"))
                 emit(
                     "synthesis", f"HTTP, {clients} clients", "time to first token", "ms", ours, "AsyncLLM", peer,
                     higher_is_better=False,
@@ -331,7 +422,7 @@ def first_tokens(work: Work, url: str, rounds: int) -> None:
 
 async def _rounds(ask: Callable[[int], Any], clients: int) -> list[float]:
     times = []
-    for start in range(0, 64, clients):
+    for start in range(0, FIRST_TOKENS, clients):
         times += await asyncio.gather(*[ask(start + offset) for offset in range(clients)])
     return times
 
@@ -362,7 +453,9 @@ async def _http_first(work: Work, client: httpx.AsyncClient, url: str, number: i
 
 
 def sweep(work: Work) -> None:
-    """Tokens a second of one bare engine after another, each with one setting changed."""
+    """Tokens a second of one bare engine after another, each with one setting changed from top_p 1.0 and all cores."""
+    import torch
+
     settings: dict[str, dict[str, Any]] = {
         "as shipped": {},
         "block_size 128": {"block_size": 128},
@@ -370,13 +463,16 @@ def sweep(work: Work) -> None:
         "128 sequences": {"max_num_seqs": 128},
         "compiled": {"enforce_eager": False},
         "bfloat16": {"dtype": "bfloat16"},
-        "no prefix cache": {"enable_prefix_caching": False},
-        "scheduled ahead of the step": {"async_scheduling": True},
-        "not scheduled ahead": {"async_scheduling": False},
+        "prefix cache": {"enable_prefix_caching": True},
+        "top_p 0.9": {},
+        "1 thread": {},
     }
     for name, changed in settings.items():
+        threads, top_p = (1 if name == "1 thread" else CORES), (0.9 if name == "top_p 0.9" else 1.0)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         engine = bare_engine(work, **changed)
-        rates = [bare_rate(work, engine) for _ in range(3)]
+        rates = [bare_rate(work, engine, top_p=top_p) for _ in range(3)]
         line = {"sweep": name, "tokens_per_s": round(statistics.median(rates[1:]), 1), "hardware": hardware()}
         print(json.dumps(line), flush=True)
         engine.llm_engine.engine_core.shutdown()

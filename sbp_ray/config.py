@@ -384,6 +384,9 @@ class EngineResources(Resources):
     """How long there must be too much work before another engine is started."""
     downscale_delay_s: NonNegativeFloat = 600.0
     """How long an engine must be idle before it is stopped."""
+    stalled_after_s: PositiveFloat = 300.0
+    """An engine that has work and makes no step for so long is replaced. The synthesize job sends its requests again to
+    another one after twice the time."""
 
     @model_validator(mode="after")
     def _range_is_one(self) -> EngineResources:
@@ -429,6 +432,8 @@ class SynthesizeResources(Section):
     a quarter more than `engine.resources.max_num_seqs`: enough that no engine waits for the next."""
     commit_every_s: PositiveFloat = 30.0
     """Seconds between two commits of finished samples: the most work that is lost with a sending actor."""
+    give_up_after_s: PositiveFloat = 3600.0
+    """How long no engine may be heard of before the job stops; the same command goes on."""
     dollars_per_node_hour: NonNegativeFloat = 0.0
     """Price of a node, for the cost in progress lines, metrics and manifest; all nodes of the cluster count."""
 
@@ -467,7 +472,8 @@ class SynthesizeConfig(Section):
     """Take the finished shards of this synthetic artifact, which may still be growing, instead of writing any: joint
     training can then begin on them."""
     max_bad_share: Fraction = 0.1
-    """Above this share of samples that could not be drawn (d1 too long, refused by the engine) the stage stops."""
+    """Above this share of samples that could not be drawn (d1 too long, refused by the engine) the stage stops. Free to
+    change between runs."""
     resources: SynthesizeResources = SynthesizeResources()
 
 

@@ -50,7 +50,7 @@ class Stage:
     reads: tuple[str, ...]
     writes: str
     sections: tuple[str, ...]
-    """Config sections that go into the artifact's fingerprint; their `resources` do not."""
+    """Config sections that go into the artifact's fingerprint, without `_NOT_IN_RECIPE`."""
     overrides: tuple[str, ...] = ()
     """Settings that tell two runs of one job apart."""
 
@@ -228,6 +228,8 @@ def is_ours(config: Config, name: str) -> bool:
 
 # What an artifact is made from
 
+_NOT_IN_RECIPE = ("resources", "max_bad_share")  # how fast a stage works and when it stops, not what it makes
+
 
 def recipe(stage: Stage, config: Config, made_from: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Settings and inputs that decide the stage's result: equal recipes make equal artifacts.
@@ -238,7 +240,7 @@ def recipe(stage: Stage, config: Config, made_from: Mapping[str, str] | None = N
     settings = config.model_dump(mode="json")
     if stage.job == "pretrain":
         settings["pretrain"]["arm"] = "sbp" if stage.writes == "lm" else "repetition"
-    chosen = {section: _without_resources(settings[section]) for section in stage.sections}
+    chosen = {section: _that_decide(settings[section]) for section in stage.sections}
     known = made_from or {}
     inputs = {name: known.get(name) or _fingerprint_if_started(artifact(config, name)) for name in stage.reads}
     made = artifact(config, stage.writes)
@@ -260,8 +262,8 @@ def _fingerprint_of_files(made: Artifact, files: Callable[[], list[tuple[str, in
     return fingerprint_of({str(number): [Path(path).name, size] for number, (path, size) in enumerate(found)})
 
 
-def _without_resources(section: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if key != "resources"}
+def _that_decide(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in _NOT_IN_RECIPE}
 
 
 def _fingerprint_if_started(made: Artifact) -> str | None:

@@ -20,7 +20,9 @@ def local_ray() -> Iterator[None]:
     # Without a dashboard of its own, Ray Train's watchers would find that of another Ray on the machine, be told that
     # their run is not alive, and end it.
     nowhere = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}}
-    ray.init(address="local", num_cpus=4, include_dashboard=False, runtime_env=nowhere)
+    with pytest.MonkeyPatch.context() as environment:  # which Ray's processes keep
+        environment.setenv("SBP_RAY_API_KEYS", "a-key-of-the-environment-of-ray-start")
+        ray.init(address="local", num_cpus=4, include_dashboard=False, runtime_env=nowhere)
     yield
     ray.shutdown()
 

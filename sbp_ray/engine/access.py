@@ -1,23 +1,28 @@
 """Who may use the endpoint: bearer keys from a file or the environment, or nobody but this machine.
 
-The keys stay in the ingress process. They are compared as digests in constant time, and appear in no answer, no log
-line, no metric and no Serve config: those name the file or the variable alone.
+They are compared as digests in constant time, and appear in no answer, no log line, no metric and no Serve config:
+those name the file or the variable alone. Others can look where they come from: whoever may read the file, and with the
+variable every process of Ray on the node, which inherits its environment.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 
 from sbp_ray.errors import SbpError
 
+logger = logging.getLogger(__name__)
+
 KEYS_VARIABLE = "SBP_RAY_API_KEYS"
 MIN_KEY_CHARS = 16
+_OF_PROXIES = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip")
 _LOOK_EVERY_S = 1.0
 
 
@@ -95,14 +100,31 @@ def is_loopback(host: str | None) -> bool:
         return host == "localhost"
 
 
-def refuse_open_door(keys: Keys, host: str | None) -> None:
-    """Without keys the endpoint is for this machine only.
+def is_forwarded(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a proxy says that the request comes from somebody else: its own address then tells nothing."""
+    return any(name.lower() in _OF_PROXIES for name, _ in headers)
+
+
+def check_door(
+    keys_file: str | None, host: str | None, num_nodes: int, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Say at the start who may come in. Without keys the endpoint is for this machine only.
 
     Raises:
-        SbpError: it would be reachable from elsewhere.
+        SbpError: it would be reachable from elsewhere; or there are other machines, so that the keys of the head's
+            environment may be missing only on the node where this process runs.
     """
-    if not keys.are_needed and not is_loopback(host):
+    if Keys(keys_file, environment).are_needed:
+        logger.info(f"the endpoint on {host} asks for a bearer key")
+        return
+    if num_nodes > 1:
+        raise SbpError(
+            f"the cluster has {num_nodes} nodes, and on this one there is no key: set service.keys_file to a file that "
+            f"all nodes can read, or {KEYS_VARIABLE} in the environment of `ray start` on each of them"
+        )
+    if not is_loopback(host):
         raise SbpError(
             f"http_options.host={host} is reachable from other machines, and there is no key: set service.keys_file, "
             f"or {KEYS_VARIABLE} in the environment of `ray start`, or bind to 127.0.0.1"
         )
+    logger.warning(f"the endpoint on {host} has no key: it serves this machine only ({KEYS_VARIABLE} is not set)")

@@ -112,7 +112,10 @@ def _deployment_options(engine: EngineConfig, service: ServiceConfig) -> dict[st
     options: dict[str, Any] = {
         # The engine's workers hold the CPUs of the placement group; the replica itself only waits for them.
         "ray_actor_options": {"num_cpus": 0},
-        "max_ongoing_requests": 4 * resources.max_num_seqs,
+        # Never reached: it is the replica that says 429, at once, and batch jobs bound themselves, for all engines
+        # together. Above it requests would wait in Serve's router instead.
+        "max_ongoing_requests": 8 * resources.max_num_seqs * resources.max_replicas,
+        "request_router_config": {"request_router_class": "sbp_ray.engine.routing.NotAgainRouter"},
         "max_constructor_retry_count": 1,
         "health_check_period_s": 5,
         "health_check_timeout_s": 60,
@@ -146,7 +149,11 @@ def build_server(engine: EngineConfig, synthesizer: Artifact, service: ServiceCo
     return build_llm_deployment(
         llm_config(engine, synthesizer, limits),
         deployment_cls=SynthesizerServer,
-        bind_kwargs={"identity": identity_of(engine, synthesizer), "service": limits},
+        bind_kwargs={
+            "identity": identity_of(engine, synthesizer),
+            "service": limits,
+            "stalled_after_s": engine.resources.stalled_after_s,
+        },
         override_serve_options={"name": DEPLOYMENT, "logging_config": {"enable_access_log": False}},
     )
 

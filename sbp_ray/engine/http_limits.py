@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sbp_ray.engine.access import Keys, is_loopback
+from sbp_ray.engine.access import Keys, is_forwarded, is_loopback
 from sbp_ray.engine.messages import ErrorDetail, ErrorResponse
 
 OPEN_PATHS = ("/health", "/health/live")
@@ -28,7 +28,7 @@ def error_answer(status: int, message: str, headers: dict[str, str] | None = Non
 
 
 class Doorkeeper:
-    """Asks for a bearer key; where there is none to ask for, lets in only this machine."""
+    """Asks for a bearer key; where there is none to ask for, lets in only this machine, and no proxy on it."""
 
     def __init__(self, app: ASGIApp, keys_file: str | None) -> None:
         self._app = app
@@ -45,7 +45,7 @@ class Doorkeeper:
     def _may_enter(self, scope: Scope) -> bool:
         if not self._keys.are_needed:
             client = scope.get("client")
-            return client is not None and is_loopback(client[0])
+            return client is not None and is_loopback(client[0]) and not is_forwarded(scope["headers"])
         given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
         return len(given) == 1 and self._keys.admit(given[0])
 

@@ -2,32 +2,30 @@
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
+import ray
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
 from ray.serve.context import _get_global_client
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentResponseGenerator
 from ray.serve.llm.ingress import OpenAiIngress
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from sbp_ray.config import ServiceConfig
-from sbp_ray.engine.access import KEYS_VARIABLE, Keys, refuse_open_door
+from sbp_ray.engine.access import check_door
 from sbp_ray.engine.answers import CompletionAnswer, SynthesizeAnswer
+from sbp_ray.engine.asking import first_with_room
 from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper, error_answer, error_body
 from sbp_ray.engine.messages import (
     DEPLOYMENT,
     MODEL_ID,
     CompletionRequest,
+    EngineLostError,
     ErrorResponse,
     Piece,
     Refusal,
@@ -36,15 +34,8 @@ from sbp_ray.engine.messages import (
 )
 from sbp_ray.logs import set_up_logging
 
-logger = logging.getLogger(__name__)
-
-
 _HEALTH_FOR_S = 1.0
 NO_SUCH_MODEL = f"there is no such model: the only one here is {MODEL_ID!r}"
-
-
-class EngineLostError(Exception):
-    """The replica that was writing the answer died."""
 
 
 class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
@@ -53,7 +44,8 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
     def __init__(self, *, service: ServiceConfig, **parts: Any) -> None:
         super().__init__(**parts)
         set_up_logging()
-        _check_door(service)
+        num_nodes = sum(node["Alive"] for node in ray.nodes())
+        check_door(service.keys_file, _get_global_client().http_config.host, num_nodes)
         [handle] = self._default_serve_handles.values()
         self._stream = handle.options(stream=True)
         self._service = service
@@ -93,8 +85,7 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
         deadline = time.monotonic() + min(body.timeout_s or self._service.deadline_s, self._service.deadline_s)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                pieces = _from_replica(self._stream.write.remote(body))
-                first = await anext(pieces)
+                pieces, first = await first_with_room(self._stream.write.remote, body)
                 if isinstance(first, Refusal):
                     headers = {"Retry-After": str(first.retry_after_s)} if first.retry_after_s else None
                     return error_answer(first.status, first.message, headers)
@@ -118,25 +109,6 @@ _LOST = "the engine that was writing this died and is being replaced: send the r
 def _too_late(body: SynthesizeRequest | CompletionRequest, service: ServiceConfig) -> str:
     seconds = min(body.timeout_s or service.deadline_s, service.deadline_s)
     return f"not done within {seconds:g} s: ask for less, or give it longer (timeout_s, service.deadline_s)"
-
-
-async def _from_replica(answers: DeploymentResponseGenerator) -> AsyncGenerator[Any, None]:
-    """The replica's messages; closing it stops the replica.
-
-    Raises:
-        EngineLostError: it died before the last of them.
-    """
-    try:
-        async for answer in answers:
-            yield answer
-    except RayTaskError as error:
-        if not isinstance(error.cause, EngineDeadError | EngineGenerateError):
-            raise
-        raise EngineLostError from None
-    except (RayError, RayServeException):
-        raise EngineLostError from None
-    finally:
-        answers.cancel()
 
 
 async def _events(
@@ -170,16 +142,6 @@ def _engine_status(app_name: str) -> str:
     if deployment.replica_states.get("RUNNING", 0):
         return "ready"
     return "asleep" if deployment.status == "HEALTHY" else "starting"
-
-
-def _check_door(service: ServiceConfig) -> None:
-    keys = Keys(service.keys_file)
-    host = _get_global_client().http_config.host
-    refuse_open_door(keys, host)
-    if keys.are_needed:
-        logger.info(f"the endpoint on {host} asks for a bearer key")
-    else:
-        logger.warning(f"the endpoint on {host} has no key: it serves this machine only ({KEYS_VARIABLE} is not set)")
 
 
 # The FastAPI app around them

@@ -165,6 +165,7 @@ class Refusal:
     status: int
     message: str
     retry_after_s: int | None = None
+    replica: str = ""
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,17 @@ class Drawn:
     finish_reason: str
     num_cached_tokens: int = 0
     """Tokens of the prompt that the engine had in its cache."""
+
+
+@dataclass(frozen=True)
+class Alive:
+    """The request is taken on, and its engine goes forward: a replica's first word on draws, and every few seconds."""
+
+    replica: str
+
+
+class EngineLostError(Exception):
+    """The engine, or the replica, that was writing has died; another may do the same."""
 
 
 @dataclass(frozen=True)

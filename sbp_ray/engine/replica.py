@@ -7,11 +7,13 @@ import asyncio
 import logging
 import os
 import secrets
+import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase, CallbackCtx
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm import LLMConfig
@@ -20,6 +22,7 @@ from vllm import SamplingParams
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from sbp_ray.artifacts import Artifact
@@ -27,9 +30,11 @@ from sbp_ray.config import ServiceConfig
 from sbp_ray.engine.admission import TokenBudget
 from sbp_ray.engine.messages import (
     Accepted,
+    Alive,
     CompletionRequest,
     Drawn,
     Draws,
+    EngineLostError,
     Piece,
     Refusal,
     Refused,
@@ -38,6 +43,7 @@ from sbp_ray.engine.messages import (
     sample_seed,
 )
 from sbp_ray.engine.pieces import merged
+from sbp_ray.engine.watch import StallWatch
 from sbp_ray.logs import set_up_logging
 from sbp_ray.text.pair_format import prompt_ids
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
@@ -45,6 +51,7 @@ from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
 logger = logging.getLogger(__name__)
 
 _ENGINE_CHECK_S = 0.2
+_ALIVE_EVERY_S = 10.0
 
 
 class ModelFiles(CallbackBase):  # type: ignore[misc]  # Ray's classes are untyped
@@ -77,12 +84,13 @@ class EngineCounters(AggregateStatLoggerBase):  # type: ignore[misc]
     """What the engine's scheduler itself says is going on."""
 
     def __init__(self, vllm_config: Any = None, engine_indexes: list[int] | None = None) -> None:
-        self.running = self.waiting = self.generated_tokens = 0
+        self.running = self.waiting = self.generated_tokens = self.steps = 0
 
     def record(
         self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
     ) -> None:
         """Called by vLLM after every step."""
+        self.steps += 1
         if scheduler_stats is not None:
             self.running, self.waiting = scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs
         if iteration_stats is not None:
@@ -119,7 +127,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
     """The deployment of the replicas."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, llm_config: LLMConfig, *, identity: dict[str, Any], service: ServiceConfig
+        self, llm_config: LLMConfig, *, identity: dict[str, Any], service: ServiceConfig, stalled_after_s: float
     ) -> None:
         set_up_logging()
         on_one_cpu = (
@@ -127,6 +135,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         )
         await super().__init__(llm_config, engine_cls=OneProcessEngine if on_one_cpu else VLLMEngine)
         self._identity = identity
+        self._name: str = serve.get_replica_context().replica_id.unique_id
         self._engine_client = self.engine._engine_client
         self._counters = EngineCounters()
         self._engine_client.logger_manager.stat_loggers.append(self._counters)
@@ -139,15 +148,23 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             service.max_tokens_in_flight or cache.num_gpu_blocks * cache.block_size,
             llm_config.engine_kwargs["max_num_seqs"],
         )
-        self._watch = asyncio.create_task(self._die_with_the_engine())
+        self._watch = asyncio.create_task(self._die_with_the_engine(stalled_after_s))
 
-    async def _die_with_the_engine(self) -> None:
-        """End this process once the engine is dead: Serve replaces it, and what was in flight fails at once.
+    async def _die_with_the_engine(self, stalled_after_s: float) -> None:
+        """End this process once the engine is dead, or stands still: Serve replaces it, and what was in flight fails.
 
-        Serve's own health check takes three failures, half a minute in which a replica without an engine gets requests.
+        Serve's own health check takes three failures, half a minute in which a replica without an engine gets requests;
+        and an engine that stands still passes it.
         """
+        watch = StallWatch(stalled_after_s, time.monotonic())
         while not self._engine_client.errored:
             await asyncio.sleep(_ENGINE_CHECK_S)
+            has_work = self._engine_client.output_processor.has_unfinished_requests()
+            if watch.is_stalled(steps=self._counters.steps, has_work=has_work, now=time.monotonic()):
+                logger.error(
+                    f"the engine has work and made no step for {stalled_after_s:g} s: its replica ends with it"
+                )
+                os._exit(1)
         logger.error("the engine died: its replica ends with it, to be replaced")
         os._exit(1)
 
@@ -169,16 +186,26 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
 
     # For the batch job: tokens in, tokens out
 
-    async def draw(self, draws: Draws) -> AsyncGenerator[Drawn | Refused, None]:
-        """Draw the samples of one prompt together, and give each out when it is done."""
+    async def draw(self, draws: Draws, not_on: Sequence[str] = ()) -> AsyncGenerator[Alive | Drawn | Refused, None]:
+        """Draw the samples of one prompt together, and give each out when it is done.
+
+        In between, say that the engine goes forward, as long as it does. `not_on` is for the router.
+        """
         cost = len(draws.seeds) * draws.sampling.max_tokens + len(draws.prompt_ids)
         with self._budget.held(cost, len(draws.seeds)):
-            tasks = [asyncio.create_task(self._draw(draws, sample, seed)) for sample, seed in draws.seeds.items()]
+            left = {asyncio.create_task(self._draw(draws, sample, seed)) for sample, seed in draws.seeds.items()}
+            steps = -1
             try:
-                for task in asyncio.as_completed(tasks):
-                    yield await task
+                yield Alive(self._name)
+                while left:
+                    done, left = await asyncio.wait(left, timeout=_ALIVE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        yield task.result()
+                    if not done and steps != self._counters.steps:
+                        yield Alive(self._name)
+                    steps = self._counters.steps
             finally:
-                for task in tasks:
+                for task in left:
                     task.cancel()
 
     async def _draw(self, draws: Draws, sample: int, seed: int) -> Drawn | Refused:
@@ -187,6 +214,8 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
                 last = output
         except ValueError as error:  # how vLLM says that it will not take a request
             return Refused(sample, " ".join(str(error).split())[:300])
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineLostError(type(error).__name__) from None
         [final] = last.outputs
         return Drawn(sample, self._without_end(final.token_ids), final.finish_reason, last.num_cached_tokens or 0)
 
@@ -214,9 +243,9 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
     # For the ingress: text in, text out
 
     async def write(
-        self, request: SynthesizeRequest | CompletionRequest
+        self, request: SynthesizeRequest | CompletionRequest, not_on: Sequence[str] = ()
     ) -> AsyncGenerator[Refusal | Accepted | list[Piece], None]:
-        """First whether the request is taken on, then its text, piece by piece.
+        """First whether the request is taken on, then its text, piece by piece. `not_on` is for the router.
 
         Cancelling it, as Serve does when the client has left, frees its slots in the engine.
         """
@@ -287,13 +316,16 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         retry_after_s = budget.retry_after_s(plan.cost, plan.sequences)
         if retry_after_s is None:
             return None
-        return Refusal(429, f"the service is full: ask again in {retry_after_s} s", retry_after_s)
+        return Refusal(429, f"the service is full: ask again in {retry_after_s} s", retry_after_s, self._name)
 
     async def _pieces(self, plan: _Plan, prompt: list[int], index: int) -> AsyncIterator[Piece]:
         """One sample, as the engine writes it."""
         seed = sample_seed(plan.seed, index)
         num_tokens = 0
-        async for output in self._outputs(prompt, plan.sampling, seed, RequestOutputKind.DELTA):
-            [new] = output.outputs
-            num_tokens += len(self._without_end(new.token_ids))
-            yield Piece(index, new.text, num_tokens, new.finish_reason, seed if new.finish_reason else None)
+        try:
+            async for output in self._outputs(prompt, plan.sampling, seed, RequestOutputKind.DELTA):
+                [new] = output.outputs
+                num_tokens += len(self._without_end(new.token_ids))
+                yield Piece(index, new.text, num_tokens, new.finish_reason, seed if new.finish_reason else None)
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineLostError(type(error).__name__) from None

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EngineConfig
 from sbp_ray.engine.deploy import build_server, identity_of, require_model
@@ -20,6 +23,7 @@ from sbp_ray.logs import duration
 logger = logging.getLogger(__name__)
 
 _REPORT_EVERY_S = 10.0
+_ASK_S = 20.0
 
 
 @contextmanager
@@ -35,21 +39,21 @@ def running_synthesizer(engine: EngineConfig, synthesizer: Artifact, *, owner: s
         SbpError: the engine cannot start; the message names the cause.
     """
     require_model(synthesizer)
-    from ray import serve
-
     identity = identity_of(engine, synthesizer)
     own_name = f"synthesize-{hashlib.sha256(f'{owner} {identity}'.encode()).hexdigest()[:12]}"
     found = _find(identity, own_name)
-    serve_runs = bool(serve.status().proxies) or found is not None
     try:
         yield found or _start(engine, synthesizer, own_name)
     finally:
         if found in (None, own_name):
-            _stop(own_name, everything=not serve_runs)
+            _stop(own_name)
 
 
 def _find(identity: dict[str, Any], own_name: str) -> str | None:
-    """A running application that draws from the same distribution."""
+    """A running application that draws from the same distribution.
+
+    One that sleeps at zero engines is not asked: that would wake an engine only to learn what it is.
+    """
     from ray import serve
 
     applications = serve.status().applications
@@ -60,11 +64,18 @@ def _find(identity: dict[str, Any], own_name: str) -> str | None:
             _wait_until_running(own_name, time.monotonic())
         return own_name
     for name, app in applications.items():
-        if app.status == "RUNNING" and DEPLOYMENT in app.deployments:
-            handle = serve.get_deployment_handle(DEPLOYMENT, app_name=name)
-            if handle.identity.remote().result(timeout_s=60) == identity:
-                logger.info(f"synthesize | uses the engine that runs as {name!r}")
-                return name
+        deployment = app.deployments.get(DEPLOYMENT)
+        if app.status != "RUNNING" or not deployment or not deployment.replica_states.get("RUNNING", 0):
+            continue
+        handle = serve.get_deployment_handle(DEPLOYMENT, app_name=name)
+        try:
+            answer = handle.identity.remote().result(timeout_s=_ASK_S)
+        except (TimeoutError, RayError, RayServeException) as error:  # its last engine left just now, or hangs
+            logger.warning(f"synthesize | {name!r} does not say what it serves ({type(error).__name__}): not used")
+            continue
+        if answer == identity:
+            logger.info(f"synthesize | uses the engine that runs as {name!r}")
+            return name
     return None
 
 
@@ -122,10 +133,12 @@ def _cause(message: str) -> str:
     return " ".join(line.strip() for line in lines[last : last + 2])[:400]
 
 
-def _stop(name: str, *, everything: bool) -> None:
+def _stop(name: str) -> None:
+    """Delete our application, and with the last one Serve itself, unless somebody has it listen for HTTP."""
     from ray import serve
 
-    if everything:
-        serve.shutdown()
-    elif name in serve.status().applications:
+    if name in serve.status().applications:
         serve.delete(name)
+    status = serve.status()
+    if not status.applications and not status.proxies:
+        serve.shutdown()

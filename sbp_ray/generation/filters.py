@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from sbp_ray.config import SynthesizeConfig
 from sbp_ray.engine.messages import Drawn
@@ -42,7 +42,7 @@ def drop_reason(
     return None
 
 
-def real_text_drops(documents: Sequence[Sequence[int]], cfg: SynthesizeConfig) -> dict[str, int]:
+def real_text_drops(documents: Iterable[Sequence[int]], cfg: SynthesizeConfig) -> dict[str, int]:
     """How many real documents the same limits would drop; those that compare d2 with its d1 do not apply."""
     drops: Counter[str] = Counter()
     for ids in documents:

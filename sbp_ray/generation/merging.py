@@ -18,7 +18,7 @@ from sbp_ray.config import SynthesizeConfig
 from sbp_ray.generation.copies import copies_of_corpus, copies_of_earlier
 from sbp_ray.generation.filters import BAD, real_text_drops
 from sbp_ray.generation.ledger import SEGMENT, first_of_each, ledger_name, part_name, segments_folder
-from sbp_ray.generation.sources import Source
+from sbp_ray.generation.sources import Sources, read_shard
 from sbp_ray.shards import Stats, shard_name
 
 _SMALL = ["number", "reason", "detail", "num_generated", "num_prompt", "num_cached", "contaminated", "signature"]
@@ -30,38 +30,66 @@ def signatures(column: pa.ChunkedArray) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(-1, schema.SIGNATURE_BYTES)
 
 
-def corpus_signatures(embeddings: Artifact) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
-    """Ids and signatures of the train documents, shard by shard."""
-    for name in embeddings.files("train", ".parquet"):
-        table = embeddings.read_table(name, ["doc_id", "signature"])
+def corpus_signatures(embeddings: Artifact, names: Sequence[str]) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
+    """Ids and signatures of the train documents, shard by shard.
+
+    Raises:
+        SbpError: a shard has gone.
+    """
+    for name in names:
+        table = read_shard(embeddings, name, ["doc_id", "signature"])
         yield table["doc_id"].to_pylist(), signatures(table["signature"])
 
 
 def merge_shard(
-    cfg: SynthesizeConfig, shard: int, sources: Sequence[Source], *, embeddings: Artifact, out: Artifact
+    cfg: SynthesizeConfig, shard: int, sources: Sources, *, names: Sequence[str], embeddings: Artifact, out: Artifact
 ) -> Stats:
     """Commit `part-<shard>.parquet` from the shard's segments, and remove these.
 
     Two passes: the first over small columns (some 300 bytes a sample) decides what is kept, the second copies the rows,
     of which a few segments are in memory at a time.
+
+    Args:
+        cfg: the limits.
+        shard: which one.
+        sources: its d1.
+        names: all train shards of the corpus, and of the embeddings.
+        embeddings: with the signatures that copies are told by.
+        out: the artifact.
+
+    Raises:
+        SbpError: a shard of the embeddings has gone.
     """
-    names = out.files(segments_folder(shard), ".parquet")
-    nothing = pa.schema([SEGMENT.field(name) for name in _SMALL]).empty_table()
-    every = pa.concat_tables([nothing, *(out.read_table(name, _SMALL) for name in names)])
-    samples = every.take(first_of_each(every["number"]))
+    segments = out.files(segments_folder(shard), ".parquet")
+    samples = _samples(segments, out)
     wanted = len(sources) * cfg.samples_per_document
     assert len(samples) == wanted, f"shard {shard} has {len(samples)} of {wanted} samples"
-    reasons, real_copies = _with_copies(cfg, shard, samples, sources, embeddings)
+    corpus = corpus_signatures(embeddings, names)
+    reasons, real_copies = _with_copies(
+        cfg, samples, sources.doc_ids, _signatures_of(sources, shard, embeddings), corpus
+    )
     is_kept = pa.array([reason is None for reason in reasons], pa.bool_())
     kept = samples.filter(is_kept)
     stats = _stats(samples, reasons)
     stats |= {"d1": len(sources), "documents": len(kept), "tokens": pc.sum(kept["num_generated"]).as_py() or 0}
-    real = real_text_drops([source.input_ids for source in sources], cfg)
+    real = real_text_drops((source.input_ids for source in sources), cfg)
     stats["real_text"] = {"documents": len(sources), "drops": {**real, "copy_of_corpus": real_copies}}
     _write_quarantine(samples, shard, out)
-    _write_rows(names, set(kept["number"].to_pylist()), shard, stats, out)
+    _write_rows(segments, set(kept["number"].to_pylist()), shard, stats, out)
     remove_traces(out, shard)
     return stats
+
+
+def quarantine_so_far(shard: int, out: Artifact) -> None:
+    """What could not be drawn of a shard that is not complete."""
+    _write_quarantine(_samples(out.files(segments_folder(shard), ".parquet"), out), shard, out)
+
+
+def _samples(segments: Sequence[str], out: Artifact) -> pa.Table:
+    """The small columns of each sample, once, in order."""
+    nothing = pa.schema([SEGMENT.field(name) for name in _SMALL]).empty_table()
+    every = pa.concat_tables([nothing, *(out.read_table(name, _SMALL) for name in segments)])
+    return every.take(first_of_each(every["number"]))
 
 
 def remove_traces(out: Artifact, shard: int) -> None:
@@ -73,16 +101,18 @@ def remove_traces(out: Artifact, shard: int) -> None:
 
 
 def _with_copies(
-    cfg: SynthesizeConfig, shard: int, samples: pa.Table, sources: Sequence[Source], embeddings: Artifact
+    cfg: SynthesizeConfig,
+    samples: pa.Table,
+    real_ids: Sequence[str],
+    real: NDArray[np.uint8],
+    corpus: Iterator[tuple[list[str], NDArray[np.uint8]]],
 ) -> tuple[list[str | None], int]:
     """Each sample's reason, copies now among them; and how many of the real d1 copy another document."""
     reasons: list[str | None] = samples["reason"].to_pylist()
     kept = np.flatnonzero([reason is None for reason in reasons])
     written = signatures(samples["signature"].take(kept))
-    real_ids = [source.doc_id for source in sources]
-    real = _signatures_of(real_ids, shard, embeddings)
     in_corpus = copies_of_corpus(
-        np.concatenate([written, real]), [""] * len(kept) + real_ids, corpus_signatures(embeddings), cfg.max_jaccard
+        np.concatenate([written, real]), [""] * len(kept) + [*real_ids], corpus, cfg.max_jaccard
     )
     for row, is_copy in zip(kept, in_corpus, strict=False):
         if is_copy:
@@ -94,10 +124,10 @@ def _with_copies(
     return reasons, int(in_corpus[len(kept) :].sum())
 
 
-def _signatures_of(doc_ids: Sequence[str], shard: int, embeddings: Artifact) -> NDArray[np.uint8]:
+def _signatures_of(sources: Sources, shard: int, embeddings: Artifact) -> NDArray[np.uint8]:
     """uint8[M, 256] of these train documents of one shard, in their order."""
-    table = embeddings.read_table(shard_name("train", shard), ["doc_id", "signature"])
-    rows = pc.index_in(pa.array(doc_ids, pa.string()), value_set=table["doc_id"].combine_chunks())
+    table = read_shard(embeddings, shard_name("train", shard), ["doc_id", "signature"])
+    rows = pc.index_in(pa.array(sources.doc_ids, pa.string()), value_set=table["doc_id"].combine_chunks())
     return signatures(table["signature"].take(rows))
 
 

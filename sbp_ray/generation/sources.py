@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sbp_ray.artifacts import MANIFEST, Artifact
 from sbp_ray.config import SynthesizeConfig
@@ -39,9 +40,20 @@ def corpus_shards(corpus: Artifact) -> list[str]:
     return names
 
 
-def vanished(corpus: Artifact, name: str) -> SbpError:
+def vanished(made: Artifact, name: str) -> SbpError:
     """What to say when a shard that was there has gone."""
-    return SbpError(f"{corpus.path(name)} is not there: bring it back and run the same command again to go on")
+    return SbpError(f"{made.path(name)} is not there: bring it back and run the same command again to go on")
+
+
+def read_shard(made: Artifact, name: str, columns: list[str]) -> pa.Table:
+    """
+    Raises:
+        SbpError: it has gone.
+    """
+    try:
+        return made.read_table(name, columns)
+    except FileNotFoundError:
+        raise vanished(made, name) from None
 
 
 def shard_quotas(cfg: SynthesizeConfig, sizes: Sequence[int]) -> list[int]:
@@ -63,12 +75,37 @@ def shard_quotas(cfg: SynthesizeConfig, sizes: Sequence[int]) -> list[int]:
     return rng.multivariate_hypergeometric(sizes, wanted, method="marginals").tolist()
 
 
-def choose_sources(table: pa.Table, quota: int, seed: int) -> list[Source]:
+class Sources(Sequence[Source]):
+    """The d1 that a shard gives, in its order; in Arrow's memory, 4 bytes a token, until one is asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._doc_ids = table["doc_id"].combine_chunks()
+        self._input_ids = table["input_ids"].combine_chunks()
+
+    def __len__(self) -> int:
+        return len(self._doc_ids)
+
+    def __getitem__(self, place: Any) -> Any:
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return Source(self._doc_ids[place].as_py(), self._input_ids[place].values.to_numpy().tolist())
+
+    @property
+    def doc_ids(self) -> list[str]:
+        """Of all of them."""
+        return self._doc_ids.to_pylist()
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each."""
+        return pc.list_value_length(self._input_ids).to_pylist()
+
+
+def choose_sources(table: pa.Table, quota: int, seed: int) -> Sources:
     """The `quota` documents of a corpus shard whose hash with the seed is smallest, in the shard's order."""
     doc_ids = table["doc_id"].to_pylist()
     by_hash = sorted(range(len(doc_ids)), key=lambda row: sample_seed(seed, doc_ids[row]))
-    rows = sorted(by_hash[:quota])
-    return [Source(doc_ids[row], ids) for row, ids in zip(rows, table["input_ids"].take(rows).to_pylist(), strict=True)]
+    return Sources(table.select(["doc_id", "input_ids"]).take(sorted(by_hash[:quota])))
 
 
 def start_order(lengths: Sequence[int], tail: int) -> list[int]:

@@ -10,24 +10,25 @@ import asyncio
 import json
 import logging
 import math
-import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from ray import serve
-from ray.exceptions import RayError
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, EngineConfig, SynthesizeConfig
-from sbp_ray.engine.messages import DEPLOYMENT, Drawn, Draws, Refused, Sampling, sample_seed
+from sbp_ray.engine.messages import DEPLOYMENT, Drawn, Refused, Sampling, sample_seed
 from sbp_ray.errors import SbpError
+from sbp_ray.generation.committing import Committer, Finished, cannot_be_written
+from sbp_ray.generation.drawing import Engines
 from sbp_ray.generation.filters import REFUSED, TOO_LONG, drop_reason
 from sbp_ray.generation.ledger import Ledger
-from sbp_ray.generation.merging import merge_shard
-from sbp_ray.generation.sources import Source, choose_sources, start_order, vanished
+from sbp_ray.generation.merging import merge_shard, quarantine_so_far
+from sbp_ray.generation.slots import Slots
+from sbp_ray.generation.sources import Source, Sources, choose_sources, corpus_shards, read_shard, start_order
 from sbp_ray.logs import set_up_logging
 from sbp_ray.shards import shard_name
 from sbp_ray.text.contamination import read_evaluation_sets
@@ -38,9 +39,6 @@ from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 logger = logging.getLogger(__name__)
 
 OPEN_SHARDS = 2
-_ATTEMPTS = 8
-_SEGMENT_SAMPLES = 2048  # what is finished and not yet committed is bounded by twice this
-_TELL_EVERY_S = 1.0
 
 
 class Inputs(NamedTuple):
@@ -55,18 +53,10 @@ class Inputs(NamedTuple):
     synthesizer: Artifact
     out: Artifact
     app_name: str
+    max_bad: int
+    """Samples of the whole artifact that may fail for good."""
     tally: Any
-
-
-class _Finished(NamedTuple):
-    """A sample that need not be asked for again."""
-
-    number: int
-    source: Source
-    sample: int
-    num_prompt: int
-    result: Drawn | Refused | None
-    """None where d1 leaves no room to write."""
+    """The driver's actor: see `generation.tally`."""
 
 
 class ShardWorker:
@@ -81,12 +71,15 @@ class ShardWorker:
         self._tokenizer = load_tokenizer(inputs.synthesizer.local_copy("model"))
         self._special = special_ids(self._tokenizer)
         self._text_ids = frozenset(range(len(self._tokenizer))) - {*self._special}
-        self._handle = serve.get_deployment_handle(DEPLOYMENT, app_name=inputs.app_name).options(stream=True)
-        self._num_slots = max_in_flight(inputs.cfg, inputs.engine)
-        self._slots = asyncio.Semaphore(self._num_slots)
+        self._engines = Engines(
+            serve.get_deployment_handle(DEPLOYMENT, app_name=inputs.app_name).options(stream=True),
+            silent_for_s=2 * inputs.engine.resources.stalled_after_s,  # first the replica's own watch gets its chance
+            give_up_after_s=inputs.cfg.resources.give_up_after_s,
+        )
+        self._own_slots = max_in_flight(inputs.cfg, inputs.engine)
+        self._slots = Slots(self._own_slots)
         self._starting = asyncio.Lock()  # one shard starts its samples at a time: the older one first
-        self._told = time.monotonic()
-        self._counts: Counter[str] = Counter()
+        self._name = uuid.uuid4().hex
 
     async def __call__(self, item: dict[str, int]) -> dict[str, str]:
         """`{shard, quota}` -> `{stats, error}` once the shard is committed; what the user can fix travels as a row."""
@@ -97,37 +90,81 @@ class ShardWorker:
 
     async def _make(self, shard: int, quota: int) -> dict[str, Any]:
         cfg, out = self._cfg, self._in.out
+        names = corpus_shards(self._in.corpus)
         sources = await asyncio.to_thread(self._read_sources, shard, quota)
         ledger = await asyncio.to_thread(Ledger, out, shard, len(sources) * cfg.samples_per_document)
-        async with _Committer(self, ledger) as committer, asyncio.TaskGroup() as tasks, self._starting:
-            for place in start_order([len(source.input_ids) for source in sources], 2 * self._num_slots):
-                first = place * cfg.samples_per_document
-                numbers = ledger.missing(range(first, first + cfg.samples_per_document))
-                if numbers:
-                    for _ in numbers:
-                        await self._slots.acquire()
-                    tasks.create_task(self._draw(sources[place], {n - first: n for n in numbers}, committer))
-        return await asyncio.to_thread(merge_shard, cfg, shard, sources, embeddings=self._in.embeddings, out=out)
-
-    def _read_sources(self, shard: int, quota: int) -> list[Source]:
-        name = shard_name("train", shard)
         try:
-            table = self._in.corpus.read_table(name, ["doc_id", "input_ids"])
-        except FileNotFoundError:
-            raise vanished(self._in.corpus, name) from None
+            await self._write(shard, sources, ledger)
+        except ExceptionGroup as group:
+            raise _first(group) from None
+        self._in.tally.closed.remote(self._name, shard)
+        embeddings = self._in.embeddings
+        try:
+            return await asyncio.to_thread(
+                merge_shard, cfg, shard, sources, names=names, embeddings=embeddings, out=out
+            )
+        except OSError as error:
+            raise cannot_be_written(out.url, error) from None
+
+    def _read_sources(self, shard: int, quota: int) -> Sources:
+        table = read_shard(self._in.corpus, shard_name("train", shard), ["doc_id", "input_ids"])
         return choose_sources(table, quota, self._cfg.seed)
 
-    async def _draw(self, source: Source, numbers: dict[int, int], committer: _Committer) -> None:
+    async def _write(self, shard: int, sources: Sources, ledger: Ledger) -> None:
+        """Draw and commit what is missing of a shard. What fails first cancels all else; what is finished by then is
+        committed, if that can be done."""
+
+        async def told(finished: list[Finished]) -> None:
+            await self._tell(shard, ledger, finished)
+
+        await told([])
+        committer = Committer(ledger, judge=self.rows, told=told, every_s=self._cfg.resources.commit_every_s)
+        async with asyncio.TaskGroup() as tasks:
+            committing = tasks.create_task(committer.run())
+            try:
+                async with asyncio.TaskGroup() as draws, self._starting:
+                    await self._start(sources, ledger, committer, draws)
+            finally:
+                committer.close()
+                await asyncio.wait({committing})
+
+    async def _start(self, sources: Sources, ledger: Ledger, committer: Committer, draws: asyncio.TaskGroup) -> None:
+        """Ask for one document after another, each when there are slots for its samples.
+
+        A document with more samples than there are slots is asked for in parts.
+        """
+        samples = self._cfg.samples_per_document
+        for place in start_order(sources.lengths, 2 * self._slots.limit):
+            first = place * samples
+            missing = ledger.missing(range(first, first + samples))
+            for start in range(0, len(missing), self._own_slots):
+                numbers = missing[start : start + self._own_slots]
+                await self._slots.take(len(numbers))
+                draws.create_task(self._draw(sources[place], {n - first: n for n in numbers}, committer))
+
+    async def _tell(self, shard: int, ledger: Ledger, finished: list[Finished]) -> None:
+        """Count what has been committed; learn how many samples may be kept open from now on.
+
+        Raises:
+            SbpError: more samples cannot be drawn than `max_bad_share` allows.
+        """
+        counts = counts_of(finished)
+        bad, share = await self._in.tally.committed.remote(self._name, shard, ledger.num_bad, counts)
+        await self._slots.resize(int(self._own_slots * share))
+        if bad > self._in.max_bad:
+            await asyncio.to_thread(quarantine_so_far, shard, self._in.out)
+            raise too_many_bad(bad, self._in.max_bad, self._cfg, self._in.out)
+
+    async def _draw(self, source: Source, numbers: dict[int, int], committer: Committer) -> None:
         """Draw samples of one d1, given by sample and number; frees their slots as they are done and taken in."""
         held = len(numbers)
         try:
             async for num_prompt, result, sample in self._results(source, list(numbers)):
-                await committer.add(_Finished(numbers[sample], source, sample, num_prompt, result))
-                self._slots.release()
+                await committer.add(Finished(numbers[sample], source, sample, num_prompt, result))
+                await self._slots.give_back()
                 held -= 1
         finally:
-            for _ in range(held):
-                self._slots.release()
+            await self._slots.give_back(held)
 
     async def _results(
         self, source: Source, samples: list[int]
@@ -141,21 +178,12 @@ class ShardWorker:
             return
         sampling = Sampling(room, self._cfg.temperature, self._cfg.top_p)
         seeds = {sample: sample_seed(self._cfg.seed, source.doc_id, sample) for sample in samples}
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                async for drawn in self._handle.draw.remote(Draws(prompt, seeds, sampling)):
-                    del seeds[drawn.sample]
-                    yield len(prompt), drawn, drawn.sample
-                return
-            except RayError as error:  # on another replica, or on the one that takes the place; the seeds are the same
-                logger.warning(f"synthesize | a request failed and is sent again: {type(error).__name__}")
-                await asyncio.sleep(min(attempt, 5))
-        for sample in seeds:
-            yield len(prompt), Refused(sample, f"its engine died {_ATTEMPTS} times"), sample
+        async for drawn in self._engines.draw(source.doc_id, prompt, seeds, sampling):
+            yield len(prompt), drawn, drawn.sample
 
     # From results to rows of a segment; runs in a thread
 
-    def rows(self, finished: list[_Finished]) -> list[dict[str, Any]]:
+    def rows(self, finished: list[Finished]) -> list[dict[str, Any]]:
         """Judged: each with the reason why it is dropped, or with all columns of the artifact."""
         rows = [self._judged(one) for one in finished]
         texts = ["" if row["reason"] else row["text"] for row in rows]
@@ -163,7 +191,7 @@ class ShardWorker:
             rows[place] |= {"reason": "contaminated", "contaminated": sorted(sets)}
         return [row if row["reason"] is None else _without_content(row) for row in rows]
 
-    def _judged(self, one: _Finished) -> dict[str, Any]:
+    def _judged(self, one: Finished) -> dict[str, Any]:
         row: dict[str, Any] = {"number": one.number, "d1_id": one.source.doc_id, "sample": one.sample}
         row |= {"num_prompt": one.num_prompt, "num_generated": 0, "num_cached": 0}
         if not isinstance(one.result, Drawn):
@@ -188,77 +216,34 @@ class ShardWorker:
             "max_tokens": min(self._cfg.max_tokens, self._in.engine.max_model_len - one.num_prompt),
         }
 
-    def count(self, one: _Finished) -> None:
-        """Tell the driver, once a second."""
+
+def counts_of(finished: list[Finished]) -> dict[str, int]:
+    """What the tally adds up."""
+    counts: Counter[str] = Counter()
+    for one in finished:
         drawn = one.result if isinstance(one.result, Drawn) else None
-        self._counts["documents"] += 1
-        self._counts["tokens"] += len(drawn.input_ids) if drawn else 0
-        self._counts["prompt_tokens"] += one.num_prompt if drawn else 0
-        self._counts["prompt_tokens_cached"] += drawn.num_cached_tokens if drawn else 0
-        if time.monotonic() - self._told >= _TELL_EVERY_S:
-            self.tell()
-
-    def tell(self) -> None:
-        """Tell the driver now."""
-        self._in.tally.add.remote(dict(self._counts))
-        self._counts, self._told = Counter(), time.monotonic()
-
-    @property
-    def commit_every_s(self) -> float:
-        """Of the settings."""
-        return self._cfg.resources.commit_every_s
+        counts["documents"] += 1
+        counts["tokens"] += len(drawn.input_ids) if drawn else 0
+        counts["prompt_tokens"] += one.num_prompt if drawn else 0
+        counts["prompt_tokens_cached"] += drawn.num_cached_tokens if drawn else 0
+    return dict(counts)
 
 
-class _Committer:
-    """Gathers what is finished of a shard and commits it, every few seconds and one segment at a time.
+def too_many_bad(bad: int, max_bad: int, cfg: SynthesizeConfig, out: Artifact) -> SbpError:
+    """The error budget is spent."""
+    return SbpError(
+        f"{bad} samples could not be drawn, more than synthesize.max_bad_share={cfg.max_bad_share} allows ({max_bad}): "
+        f"see {out.path('quarantine')}, then go on with the same command and a larger synthesize.max_bad_share, or "
+        "start again in a new run_dir with a larger engine.max_model_len"
+    )
 
-    While two segments' worth wait for a slow store, `add` waits, and with it the slots: nothing piles up.
-    """
 
-    def __init__(self, worker: ShardWorker, ledger: Ledger) -> None:
-        self._worker, self._ledger = worker, ledger
-        self._finished: list[_Finished] = []
-        self._room = asyncio.Condition()
-        self._is_due = asyncio.Event()
-        self._committing = asyncio.Lock()
-
-    async def __aenter__(self) -> _Committer:
-        self._task = asyncio.create_task(self._run())
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-        if kind is None:
-            await self._commit()
-            self._worker.tell()
-
-    async def add(self, one: _Finished) -> None:
-        """Take in a finished sample."""
-        self._worker.count(one)
-        async with self._room:
-            await self._room.wait_for(lambda: len(self._finished) < 2 * _SEGMENT_SAMPLES or self._task.done())
-        self._finished.append(one)
-        if len(self._finished) >= _SEGMENT_SAMPLES or self._task.done():
-            self._is_due.set()
-
-    async def _run(self) -> None:
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._is_due.wait(), self._worker.commit_every_s)
-            self._is_due.clear()
-            await asyncio.shield(self._commit())
-
-    async def _commit(self) -> None:
-        async with self._committing:  # the last one waits for one that is on its way
-            finished = self._finished[:]
-            if finished:
-                rows = await asyncio.to_thread(self._worker.rows, finished)
-                await asyncio.to_thread(self._ledger.commit, rows)
-                self._finished = self._finished[len(finished) :]
-                async with self._room:
-                    self._room.notify_all()
+def _first(group: ExceptionGroup) -> Exception:
+    """The exception to raise for a group: one that the user can fix, else the first."""
+    every: list[Exception] = []
+    for error in group.exceptions:
+        every.append(_first(error) if isinstance(error, ExceptionGroup) else error)
+    return next((error for error in every if isinstance(error, SbpError)), every[0])
 
 
 def _without_content(row: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from sbp_ray.generation.ledger import num_done, part_name
 from sbp_ray.generation.merging import remove_traces
 from sbp_ray.generation.sources import corpus_shards, shard_quotas
 from sbp_ray.generation.tally import reported
-from sbp_ray.generation.worker import OPEN_SHARDS, Inputs, ShardWorker
+from sbp_ray.generation.worker import OPEN_SHARDS, Inputs, ShardWorker, too_many_bad
 from sbp_ray.shards import Stats, add_stats
 from sbp_ray.text.contamination import read_evaluation_sets, told
 
@@ -74,13 +74,19 @@ def synthesize_documents(
         total = sum(quotas) * cfg.samples_per_document
         missing = sum(item["quota"] for item in todo) * cfg.samples_per_document
         done = total - missing + num_done(out, [item["shard"] for item in todo])
+        max_bad = int(cfg.max_bad_share * total)
+        bad = _bad_of_finished(out, len(shards))
+        if sum(bad.values()) > max_bad:
+            raise too_many_bad(sum(bad.values()), max_bad, cfg, out)
+        num_workers = min(engine.resources.max_replicas, len(todo))
+        price = cfg.resources.dollars_per_node_hour
         with running_synthesizer(engine, synthesizer, owner=out.url) as app_name:
-            price = cfg.resources.dollars_per_node_hour
             start = time.monotonic()
-            with reported(total, done=done, dollars_per_node_hour=price) as reporter:
+            with reported(
+                total, done=done, bad=bad, num_todo=len(todo), num_workers=num_workers, dollars_per_node_hour=price
+            ) as (reporter, tally):
                 arguments = (cfg, engine, decontaminate, shingle_tokens, corpus, embeddings, synthesizer, out, app_name)
-                budget = _ErrorBudget(cfg, total, out, len(shards))
-                _run(todo, Inputs(*arguments, reporter.tally), budget)
+                _run(todo, Inputs(*arguments, max_bad, tally), num_workers)
             spent = {"last_run": _spent(reporter.tokens, reporter.dollars, time.monotonic() - start)}
     return _totals(out, [part_name(shard) for shard in range(len(shards))], ngrams) | spent
 
@@ -133,35 +139,14 @@ def _totals(out: Artifact, parts: Sequence[str], ngrams: Any) -> Stats:
     return stats
 
 
-class _ErrorBudget:
-    """How many samples may fail for good before the stage stops."""
-
-    def __init__(self, cfg: SynthesizeConfig, total: int, out: Artifact, num_shards: int) -> None:
-        self._share, self._most, self._out = cfg.max_bad_share, cfg.max_bad_share * total, out
-        made = [part_name(shard) for shard in range(num_shards) if out.exists(part_name(shard))]
-        self._bad = sum(_bad(out.read_stats(name)) for name in made)
-
-    def charge(self, stats: Stats) -> None:
-        """Count a finished shard's.
-
-        Raises:
-            SbpError: that is too many.
-        """
-        self._bad += _bad(stats)
-        if self._bad > self._most:
-            raise SbpError(
-                f"{self._bad} samples could not be drawn, more than synthesize.max_bad_share={self._share} allows "
-                f"({self._most:.0f}): see {self._out.path('quarantine')}, then raise it or engine.max_model_len"
-            )
+def _bad_of_finished(out: Artifact, num_shards: int) -> dict[int, int]:
+    """By shard, samples that were never drawn."""
+    made = {shard: part_name(shard) for shard in range(num_shards) if out.exists(part_name(shard))}
+    return {shard: sum(out.read_stats(name)["drops"].get(reason, 0) for reason in BAD) for shard, name in made.items()}
 
 
-def _bad(stats: Stats) -> int:
-    return sum(stats["drops"].get(reason, 0) for reason in BAD)
-
-
-def _run(todo: list[dict[str, int]], inputs: Inputs, budget: _ErrorBudget) -> None:
+def _run(todo: list[dict[str, int]], inputs: Inputs, num_workers: int) -> None:
     """As many workers as engines; each works on one shard and has the next one open."""
-    num_workers = min(inputs.engine.resources.max_replicas, len(todo))
     dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
         ShardWorker,
         fn_constructor_args=(inputs,),
@@ -172,6 +157,4 @@ def _run(todo: list[dict[str, int]], inputs: Inputs, budget: _ErrorBudget) -> No
     for row in dataset.iter_rows():
         if row["error"]:
             raise SbpError(row["error"])
-        stats = json.loads(row["stats"])
-        metrics.count_drops(stats["drops"], stage=_STAGE)
-        budget.charge(stats)
+        metrics.count_drops(json.loads(row["stats"])["drops"], stage=_STAGE)

@@ -1,6 +1,7 @@
 """The endpoint with a real engine, asked over HTTP: what it answers, what it refuses, and how it fails."""
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -145,11 +146,28 @@ def test_no_key_is_in_logs_metrics_or_serve_status(service: Service) -> None:
     from ray import serve
 
     assert service.get("/v1/models").status_code == 200
+    [core] = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in p.name()]
+    of_ray = core.environ()["SBP_RAY_API_KEYS"]  # of every process of Ray, as with `ray start`
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     texts = [file.read_bytes() for file in session.rglob("*") if file.is_file() and not file.is_socket()]
     assert len(texts) > 10
-    assert not any(key.encode() in text for key in KEYS for text in texts)
-    assert not any(key in repr(serve.status()) for key in KEYS)
+    texts += [repr(serve.status()).encode(), metrics()]
+    assert not any(key.encode() in text for key in (*KEYS, of_ray) for text in texts)
+
+
+def metrics() -> bytes:
+    """What the node's metrics endpoint says of the engine and of Serve."""
+    import ray
+
+    [node] = ray.nodes()
+
+    def page() -> bytes:
+        with contextlib.suppress(requests.ConnectionError):
+            content = requests.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=60).content
+            return content if b"SynthesizerIngress" in content else b""
+        return b""
+
+    return eventually(page, "Serve's metrics are there")
 
 
 def test_no_other_origin_may_call_from_a_browser(service: Service) -> None:

@@ -185,13 +185,11 @@ def test_a_store_ten_times_too_slow_holds_up_the_engines_and_not_the_object_stor
 
     import ray
 
-    from sbp_ray.generation import worker
+    from sbp_ray.generation import committing, worker
     from sbp_ray.generation.ledger import Ledger
+    from sbp_ray.generation.tally import tally_class
 
-    class Tally:
-        class add:  # noqa: N801  a Ray actor's method, as the worker calls it
-            @staticmethod
-            def remote(counts: dict[str, int]) -> None: ...
+    tally = ray.remote(num_cpus=0)(tally_class()).remote({}, 2, 1)
 
     waiting: list[int] = []
     commit = Ledger.commit
@@ -202,7 +200,7 @@ def test_a_store_ten_times_too_slow_holds_up_the_engines_and_not_the_object_stor
         commit(self, rows)
 
     monkeypatch.setattr(Ledger, "commit", slowly)
-    monkeypatch.setattr(worker, "_SEGMENT_SAMPLES", 4)
+    monkeypatch.setattr(committing, "_SEGMENT_SAMPLES", 4)
     resources = SynthesizeResources(commit_every_s=60, max_in_flight=8)
     cfg = SynthesizeConfig(
         samples_per_document=4, max_tokens=4, min_tokens=2, keep_unfinished=True, resources=resources
@@ -211,7 +209,7 @@ def test_a_store_ten_times_too_slow_holds_up_the_engines_and_not_the_object_stor
     free = ray.available_resources()["object_store_memory"]
 
     async def make() -> None:
-        made = worker.ShardWorker(worker.Inputs(*made_from, new_artifact("synthetic"), "synthesizer", Tally))
+        made = worker.ShardWorker(worker.Inputs(*made_from, new_artifact("synthetic"), "synthesizer", 100, tally))
         answer = await made({"shard": 0, "quota": corpus["corpus"].num_rows(shard_name("train", 0))})
         assert answer["error"] == ""
 

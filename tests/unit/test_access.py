@@ -1,11 +1,14 @@
 """Who may use the endpoint."""
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sbp_ray.engine import access
-from sbp_ray.engine.access import KEYS_VARIABLE, Keys, is_loopback, refuse_open_door
+from sbp_ray.engine.access import KEYS_VARIABLE, Keys, check_door, is_loopback
+from sbp_ray.engine.http_limits import Doorkeeper
 from sbp_ray.errors import SbpError
 
 A, B = "a" * 16, "b" * 16
@@ -50,11 +53,63 @@ def test_a_file_without_usable_keys_is_refused(tmp_path: Path, text: str | None,
     assert text is None or not text.strip() or text not in str(error.value)  # the key itself is not repeated
 
 
+ONE_KEY = {KEYS_VARIABLE: A}
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "example.com", None])
 def test_without_a_key_only_loopback_may_be_bound(host: str | None) -> None:
     with pytest.raises(SbpError, match="there is no key"):
-        refuse_open_door(Keys(None, {}), host)
-    refuse_open_door(Keys(None, {KEYS_VARIABLE: A}), host)
+        check_door(None, host, 1, {})
+    check_door(None, host, 1, ONE_KEY)
+
+
+def test_who_may_come_in_is_said_at_the_start_and_no_key_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(access.logger, level, said.append)
+    check_door(None, "127.0.0.1", 1, {})
+    check_door(None, "127.0.0.1", 1, ONE_KEY)
+    assert said[0].startswith("the endpoint on 127.0.0.1 has no key: it serves this machine only")
+    assert said[1] == "the endpoint on 127.0.0.1 asks for a bearer key"
+
+
+def test_where_there_are_other_nodes_a_key_is_wanted_on_loopback_too() -> None:
+    """The head may have one in its environment, and the node that runs the ingress none."""
+    with pytest.raises(SbpError, match=r"2 nodes, and on this one there is no key: .*keys_file"):
+        check_door(None, "127.0.0.1", 2, {})
+    check_door(None, "127.0.0.1", 2, ONE_KEY)
+
+
+def entered(headers: list[tuple[bytes, bytes]], keys: str = "", client: str = "127.0.0.1") -> int:
+    """The status that a request gets."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    statuses: list[int] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    doorkeeper = Doorkeeper(app, None)
+    doorkeeper._keys = Keys(None, {KEYS_VARIABLE: keys})
+    scope = {"type": "http", "path": "/v1/models", "headers": headers, "client": (client, 5)}
+    asyncio.run(doorkeeper(scope, None, send))  # type: ignore[arg-type]
+    return statuses[0]
+
+
+def test_without_keys_this_machine_enters_and_what_a_proxy_on_it_passes_on_does_not() -> None:
+    assert entered([]) == 200
+    assert entered([], client="10.0.0.5") == 401
+    for name in (b"Forwarded", b"x-forwarded-for", b"X-Forwarded-Host", b"x-real-ip"):
+        assert entered([(name, b"127.0.0.1")]) == 401
+
+
+def test_with_keys_a_proxy_may_pass_them_on() -> None:
+    headers = [(b"x-forwarded-for", b"203.0.113.5"), (b"authorization", f"Bearer {A}".encode())]
+    assert entered(headers, keys=A) == 200
+    assert entered(headers[:1], keys=A) == 401
 
 
 def test_loopback_is_told_by_its_address() -> None:

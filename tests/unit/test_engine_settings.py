@@ -1,8 +1,9 @@
 """Engine settings in the words of Serve and vLLM, and errors in one line."""
 
-from sbp_ray.config import EngineConfig, EngineResources, ServiceConfig
+from sbp_ray.config import EngineConfig, EngineResources, ServiceConfig, SynthesizeConfig
 from sbp_ray.engine.deploy import _cpu_environment, _cpu_kwargs, _deployment_options
 from sbp_ray.engine.running import _cause
+from sbp_ray.generation.worker import max_in_flight
 
 SERVICE = ServiceConfig()
 
@@ -27,6 +28,23 @@ def test_replicas_scale_only_where_the_limits_differ() -> None:
     resources = EngineResources(min_replicas=0, max_replicas=8, max_num_seqs=64)
     scaled = _deployment_options(EngineConfig(resources=resources), SERVICE)["autoscaling_config"]
     assert (scaled["min_replicas"], scaled["max_replicas"], scaled["target_ongoing_requests"]) == (0, 8, 8)
+
+
+def test_a_batch_job_cannot_fill_the_router_so_that_http_is_refused_at_once_and_does_not_wait() -> None:
+    """Were one engine of four up, it would get what all four workers keep open."""
+    engine = EngineConfig(resources=EngineResources(max_replicas=4, max_num_seqs=100))
+    from_workers = 4 * max_in_flight(SynthesizeConfig(), engine)
+    assert from_workers == 500
+    assert _deployment_options(engine, SERVICE)["max_ongoing_requests"] >= 2 * from_workers
+
+
+def test_serve_finds_our_router() -> None:
+    from ray.serve.config import RequestRouterConfig
+
+    from sbp_ray.engine.routing import NotAgainRouter
+
+    config = RequestRouterConfig(**_deployment_options(EngineConfig(), SERVICE)["request_router_config"])
+    assert config.get_request_router_class() is NotAgainRouter
 
 
 def test_a_replica_that_is_replaced_has_the_whole_deadline_to_finish() -> None:

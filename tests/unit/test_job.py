@@ -156,6 +156,17 @@ def test_resources_may_change(run: Run, ran: list[str]) -> None:
     assert ran == ["ingest"]
 
 
+def test_how_much_may_fail_may_change_over_a_stage_that_stopped_for_it(
+    run: Run, ran: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_much(job: Job) -> Stats:
+        raise SbpError("4 samples could not be drawn")
+
+    assert run("pipeline", stage=lambda job: too_much(job) if job.stage.name == "synthesize" else {}) == 1
+    assert run("synthesize", "synthesize.max_bad_share=0.5") == 0
+    assert ran == ["synthesize"]
+
+
 def test_a_setting_of_another_stage_may_change(run: Run, ran: list[str]) -> None:
     assert run("ingest") == 0
     assert run("ingest", "embed.batch_tokens=512") == 0

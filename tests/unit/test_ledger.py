@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import SynthesizeConfig
 from sbp_ray.generation.ledger import Ledger, ledger_name, num_done, part_name, read_ledger, segments_folder
 from sbp_ray.generation.merging import merge_shard
-from sbp_ray.generation.sources import Source, start_order
+from sbp_ray.generation.sources import Sources, start_order
 from sbp_ray.shards import shard_name
 from sbp_ray.text.minhash import document_signature
 
 TEXTS = [" ".join(f"{word}{number}" for word in range(40)) for number in range(6)]
-SOURCES = [Source(f"{number:08d}", [100 + number] * 20) for number in range(3)]
+SOURCES = Sources(pa.table({"doc_id": [f"{n:08d}" for n in range(3)], "input_ids": [[100 + n] * 20 for n in range(3)]}))
 
 
 def row(number: int, text: str | None = None, reason: str | None = None, **more: Any) -> dict[str, Any]:
@@ -77,6 +78,27 @@ def test_a_segment_without_its_ledger_counts(new_artifact: Any) -> None:
     assert Ledger(out, 0, 6).missing(range(6)) == [0, 2, 3, 5]
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no archive at all"])
+def test_a_ledger_that_cannot_be_read_is_restored_from_its_segments(new_artifact: Any, content: bytes) -> None:
+    out = new_artifact("out")
+    ledger = Ledger(out, 0, 6)
+    ledger.commit([row(1), row(4, reason="refused_by_engine", detail="no")])
+    ledger.commit([row(0)])
+    out.write_bytes(ledger_name(0), content)
+    again = Ledger(out, 0, 6)
+    assert again.missing(range(6)) == [2, 3, 5]
+    assert again.num_bad == 1
+    assert num_done(out, [0]) == 3
+
+
+def test_bad_samples_are_counted_once_however_often_they_were_written(new_artifact: Any) -> None:
+    out = new_artifact("out")
+    bad = [row(number, reason="prompt_too_long", detail="") for number in (1, 2)]
+    for rows in (bad, [bad[1], row(3)], [row(0)]):
+        Ledger(out, 0, 6).commit(rows)
+    assert Ledger(out, 0, 6).num_bad == read_ledger(out, 0).num_bad == 2
+
+
 def test_a_merged_shard_holds_each_sample_once_in_order_whatever_the_segments(new_artifact: Any) -> None:
     """Two workers held the shard: 2 and 3 were drawn twice, and the first segment's are taken."""
     embeddings = embeddings_of(new_artifact("embeddings"), REAL)
@@ -84,7 +106,7 @@ def test_a_merged_shard_holds_each_sample_once_in_order_whatever_the_segments(ne
     ledger = Ledger(out, 0, 6)
     for segment in ([row(0), row(3)], [row(2), row(1), row(3, "drawn again by the other one")], [row(5), row(4)]):
         ledger.commit(segment)
-    stats = merge_shard(CFG, 0, SOURCES, embeddings=embeddings, out=out)
+    stats = merge_shard(CFG, 0, SOURCES, names=[shard_name("train", 0)], embeddings=embeddings, out=out)
     rows = out.read_table(part_name(0)).to_pylist()
     assert [r["text"] for r in rows] == TEXTS
     assert (stats["samples"], stats["documents"], stats["drops"]) == (6, 6, {})
@@ -94,7 +116,7 @@ def test_a_merged_shard_holds_each_sample_once_in_order_whatever_the_segments(ne
     assert not out.exists(ledger_name(0))
 
     Ledger(other, 0, 6).commit([row(number) for number in range(6)])
-    merge_shard(CFG, 0, SOURCES, embeddings=embeddings, out=other)
+    merge_shard(CFG, 0, SOURCES, names=[shard_name("train", 0)], embeddings=embeddings, out=other)
     assert other.read_table(part_name(0)).equals(out.read_table(part_name(0)))
 
 
@@ -103,7 +125,7 @@ def test_drops_are_counted_and_bad_samples_lie_in_quarantine(new_artifact: Any) 
     out = new_artifact("out")
     bad = row(4, reason="refused_by_engine", detail="no")
     Ledger(out, 0, 6).commit([row(0), row(1), row(2, reason="looping"), row(3, reason="contaminated"), bad, row(5)])
-    stats = merge_shard(CFG, 0, SOURCES, embeddings=embeddings, out=out)
+    stats = merge_shard(CFG, 0, SOURCES, names=[shard_name("train", 0)], embeddings=embeddings, out=out)
     assert stats["drops"] == {"looping": 1, "contaminated": 1, "refused_by_engine": 1}
     [line] = out.read_bytes("quarantine/part-00000.jsonl").decode().splitlines()
     assert json.loads(line) == {"d1_id": "00000002", "sample": 0, "reason": "refused_by_engine", "detail": "no"}
@@ -116,7 +138,7 @@ def test_copies_of_the_corpus_and_of_earlier_results_are_dropped_and_real_text_i
     embeddings = embeddings_of(new_artifact("embeddings"), [REAL[0], corpus_text, REAL[2], corpus_text])
     out = new_artifact("out")
     Ledger(out, 0, 6).commit([row(0), row(1, corpus_text.upper()), row(2), row(3, nearly), row(4), row(5)])
-    stats = merge_shard(CFG, 0, SOURCES, embeddings=embeddings, out=out)
+    stats = merge_shard(CFG, 0, SOURCES, names=[shard_name("train", 0)], embeddings=embeddings, out=out)
     assert stats["drops"] == {"copy_of_corpus": 1, "copy_of_synthetic": 1}
     assert [r["seed"] for r in out.read_table(part_name(0)).to_pylist()] == [0, 2, 4, 5]
     # Of the three d1 (20 equal tokens: 16 of 17 4-grams repeat) all loop, and one copies another document.
@@ -131,6 +153,6 @@ def test_only_the_last_d1_are_started_longest_first() -> None:
 def test_a_bitmap_takes_a_bit_for_each_sample(new_artifact: Any) -> None:
     out = new_artifact("out")
     Ledger(out, 0, 80_000).commit([row(0)])
-    bits, _ = read_ledger(out, 0)
+    bits = read_ledger(out, 0).bits
     assert bits.nbytes == 10_000
     assert int(np.unpackbits(bits).sum()) == 1

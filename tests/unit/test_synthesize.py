@@ -68,7 +68,9 @@ def test_a_shard_gives_the_documents_with_the_smallest_hashes_in_its_own_order()
     smallest = set(sorted(doc_ids, key=lambda doc_id: sample_seed(1, doc_id))[:5])
     assert [source.doc_id for source in chosen] == [doc_id for doc_id in doc_ids if doc_id in smallest]
     assert all(source.input_ids == [int(source.doc_id)] for source in chosen)
-    assert choose_sources(shard(doc_ids), 5, seed=2) != chosen
+    assert list(choose_sources(shard(doc_ids), 5, seed=2)) != list(chosen)
+    assert chosen.doc_ids == [source.doc_id for source in chosen]
+    assert chosen.lengths == [1] * 5
 
 
 def test_a_larger_draw_holds_the_smaller_one() -> None:

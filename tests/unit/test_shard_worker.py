@@ -1,0 +1,272 @@
+"""A worker of the synthesize stage, whole but for its engines."""
+
+import asyncio
+import errno
+import json
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from fake_engines import Answer, FakeHandle, failing, hanging, sound
+from ray.exceptions import RayTaskError
+
+from sbp_ray import schema
+from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
+from sbp_ray.config import DecontaminateConfig, EngineConfig, PretrainConfig, SynthesizeConfig, SynthesizeResources
+from sbp_ray.engine.messages import Draws, Refused
+from sbp_ray.generation import committing, worker
+from sbp_ray.generation.ledger import Ledger, part_name, segments_folder
+from sbp_ray.generation.slots import Slots
+from sbp_ray.generation.tally import tally_class
+from sbp_ray.generation.worker import Inputs, ShardWorker
+from sbp_ray.shards import shard_name
+from sbp_ray.stages.synthesize import synthesize_documents
+from sbp_ray.text.minhash import document_signature
+
+NUM_SHARDS, DOCUMENTS = 2, 6
+
+
+class LocalTally:
+    """The driver's actor, in this process."""
+
+    def __init__(self) -> None:
+        self.actor = tally_class()({}, NUM_SHARDS, 1)
+        self.committed = SimpleNamespace(remote=self._committed)
+        self.closed = SimpleNamespace(remote=self.actor.closed)
+
+    async def _committed(self, *arguments: Any) -> tuple[int, float]:
+        return self.actor.committed(*arguments)
+
+
+class Stage:
+    """The inputs of a worker, and calls of it."""
+
+    def __init__(self, folder: Path, synthesizer: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.corpus, self.embeddings, self.out = (
+            Artifact(name, str(folder / name)) for name in ("corpus", "embeddings", "synthetic")
+        )
+        self._synthesizer, self._monkeypatch = synthesizer, monkeypatch
+        for shard in range(NUM_SHARDS):
+            ids = [f"{shard}{number:031x}" for number in range(DOCUMENTS)]
+            rows = [{"doc_id": i, "group": "", "text": "", "input_ids": [9, 8, 7 + int(i[-1], 16)]} for i in ids]
+            self.corpus.write_table(shard_name("train", shard), pa.Table.from_pylist(rows, schema.DOCUMENT))
+            signed = [{"doc_id": i, "signature": document_signature(i, 13)[0].tobytes()} for i in ids]
+            self.embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed))
+        self.corpus.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": NUM_SHARDS}}})
+        self.tally = LocalTally()
+
+    def run(
+        self, handle: FakeHandle, *, shard: int = 0, samples: int = 2, max_in_flight: int = 4, max_bad: int = 10**6,
+        every_s: float = 0.02,
+    ) -> dict[str, str]:  # fmt: skip
+        self._monkeypatch.setattr(worker.serve, "get_deployment_handle", lambda *_, **__: handle)
+        resources = SynthesizeResources(max_in_flight=max_in_flight, commit_every_s=every_s)
+        cfg = SynthesizeConfig(
+            samples_per_document=samples, max_tokens=30, min_tokens=2, max_repetition=1, resources=resources
+        )
+        inputs = Inputs(
+            cfg, EngineConfig(max_model_len=100), DecontaminateConfig(), 13, self.corpus, self.embeddings,
+            self._synthesizer, self.out, "app", max_bad, self.tally,
+        )  # fmt: skip
+
+        async def call() -> dict[str, str]:
+            async with asyncio.timeout(30):
+                return await ShardWorker(inputs)({"shard": shard, "quota": DOCUMENTS})
+
+        return asyncio.run(call())
+
+    def committed(self, shard: int = 0) -> int:
+        """Samples that a rerun need not draw."""
+        return Ledger(self.out, shard, 1000).num_done
+
+
+@pytest.fixture
+def stage(tmp_path: Path, tiny_synthesizer: Artifact, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(tmp_path, tiny_synthesizer, monkeypatch)
+
+
+def test_more_samples_of_a_document_than_slots_are_drawn_in_parts_and_never_wait_for_ever(stage: Stage) -> None:
+    handle = FakeHandle()
+    stats = json.loads(stage.run(handle, samples=5, max_in_flight=2)["stats"])
+    assert stats["samples"] == 5 * DOCUMENTS
+    assert handle.most_open <= 2
+    assert handle.open == 0
+
+
+def test_a_full_disk_cancels_the_draws_at_once_and_loses_nothing_committed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second commit fails; two engines hang, so that whoever waited for the draws would wait for ever."""
+    commit, calls = Ledger.commit, []
+
+    def full(self: Ledger, rows: list[dict[str, Any]]) -> None:
+        calls.append(len(rows))
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        commit(self, rows)
+
+    monkeypatch.setattr(Ledger, "commit", full)
+    monkeypatch.setattr(committing, "_SEGMENT_SAMPLES", 2)
+    handle = FakeHandle(hanging, sound)
+    answer = stage.run(handle)
+    assert "No space left on device" in answer["error"]
+    assert "run the same command again" in answer["error"]
+    assert handle.open == 0
+    assert stage.committed() == calls[0] == stage.tally.actor.read()["documents"]  # counted once it is safe
+    monkeypatch.setattr(Ledger, "commit", commit)
+    rerun = FakeHandle()
+    assert json.loads(stage.run(rerun)["stats"])["samples"] == 2 * DOCUMENTS
+    assert sum(len(draws.seeds) for draws, _ in rerun.asked) == 2 * DOCUMENTS - calls[0]
+
+
+def test_a_bug_comes_out_and_what_was_finished_before_it_is_committed(stage: Stage) -> None:
+    error = RayTaskError("draw", "Traceback: cannot add None", TypeError("cannot add None"))
+
+    async def then_a_bug(draws: Draws) -> AsyncGenerator[Answer, None]:
+        while stage_handle.open > len(draws.seeds):  # the others are done, and taken in
+            await asyncio.sleep(0.01)
+        async for answer in failing(error)(draws):
+            yield answer
+
+    stage_handle = FakeHandle(then_a_bug, sound)
+    with pytest.raises(RayTaskError, match="cannot add None"):
+        stage.run(stage_handle, max_in_flight=2 * DOCUMENTS, every_s=60)
+    assert stage.committed() == 2 * DOCUMENTS - 2
+
+
+async def refusing(draws: Draws) -> AsyncGenerator[Answer, None]:
+    for sample in draws.seeds:
+        yield Refused(sample, "the engine says no")
+
+
+def test_the_error_budget_is_charged_with_each_commit_and_a_larger_one_goes_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committing, "_SEGMENT_SAMPLES", 2)
+    handle = FakeHandle(refusing, refusing, hanging)  # the shard never ends
+    answer = stage.run(handle, max_bad=3, max_in_flight=4)
+    assert "4 samples could not be drawn" in answer["error"]
+    lines = stage.out.read_bytes("quarantine/part-00000.jsonl").decode().splitlines()
+    assert [json.loads(line)["detail"] for line in lines] == ["the engine says no"] * 4
+    stats = json.loads(stage.run(FakeHandle(), max_bad=4)["stats"])
+    assert (stats["samples"], stats["drops"]["refused_by_engine"]) == (2 * DOCUMENTS, 4)
+
+
+@pytest.mark.parametrize("made", ["corpus", "embeddings"])
+def test_a_shard_that_vanishes_while_the_job_runs_is_named_and_the_job_goes_on_once_it_is_back(
+    stage: Stage, made: str
+) -> None:
+    """The second shard goes while the first is drawn."""
+    there = Path(getattr(stage, made).path(shard_name("train", 1)))
+    away = there.with_suffix(".away")
+
+    async def taking_it_away(draws: Draws) -> AsyncGenerator[Answer, None]:
+        if there.exists():
+            there.rename(away)
+        async for answer in sound(draws):
+            yield answer
+
+    answers = [stage.run(FakeHandle(taking_it_away), shard=shard) for shard in (0, 1)]
+    assert f"{there} is not there: bring it back" in answers[1]["error"]
+    drawn = stage.committed(1)
+    assert drawn == (0 if made == "corpus" else 2 * DOCUMENTS)
+    away.rename(there)
+    handle = FakeHandle()
+    for shard in (0, 1):
+        if not stage.out.exists(part_name(shard)):
+            assert stage.run(handle, shard=shard)["error"] == ""
+    assert sum(len(draws.seeds) for draws, _ in handle.asked) == 2 * DOCUMENTS - drawn
+    assert [stage.out.read_stats(part_name(shard))["samples"] for shard in (0, 1)] == [2 * DOCUMENTS] * 2
+    assert stage.out.files(segments_folder(1)) == []
+
+
+def test_joint_training_starts_on_the_finished_shards_while_others_are_drawn(
+    stage: Stage, tiny_synthesizer: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second shard is half done when a run of its own takes what is finished, and done when that is resumed."""
+    from sbp_ray.stages import pretrain
+    from sbp_ray.text.tokenizer import load_tokenizer, special_ids
+
+    def pack_here(_: str, worker_class: Any, arguments: Any, todo: list[dict[str, Any]], **__: Any) -> None:
+        for item in todo:
+            worker_class(*arguments)(item)
+
+    monkeypatch.setattr(pretrain, "map_shards", pack_here)
+    monkeypatch.setattr(committing, "_SEGMENT_SAMPLES", 2)
+    finished = json.loads(stage.run(FakeHandle())["stats"])
+    assert stage.run(FakeHandle(sound, refusing, hanging), shard=1, max_bad=1)["error"]
+    assert stage.committed(1) > 0
+    stage.out.write_json(STARTED, {"recipe": {"inputs": {"synthesizer": tiny_synthesizer.fingerprint()}}})
+    early, lm = Artifact("synthetic", str(tmp_path / "early")), Artifact("lm", str(tmp_path / "lm"))
+    special = special_ids(load_tokenizer(tiny_synthesizer.local_copy("model")))
+    training = TrainingInputs(stage, tiny_synthesizer, early)
+    taken = training.take()
+    assert (taken["d1"], taken["documents"]) == (DOCUMENTS, finished["documents"])
+    cfg = PretrainConfig(seq_len=64, batch_rows=1, total_tokens=64, peak_lr=1e-3)
+    packed = pretrain._pack("pretrain-sbp", cfg, {"synthetic": (early, "")}, special, lm)
+    assert packed["synthetic"]["examples"] == finished["documents"] > 0
+
+    stage.run(FakeHandle(), shard=1)
+    assert training.take() == taken
+    again = pretrain._pack("pretrain-sbp", cfg, {"synthetic": (early, "")}, special, lm)
+    assert again == packed
+
+
+class TrainingInputs:
+    """The synthesize stage of the other run, which takes what is finished."""
+
+    def __init__(self, stage: Stage, synthesizer: Artifact, early: Artifact) -> None:
+        self._stage, self._synthesizer, self._early = stage, synthesizer, early
+
+    def take(self) -> dict[str, Any]:
+        return synthesize_documents(
+            SynthesizeConfig(finished_of=self._stage.out.url),
+            engine=EngineConfig(),
+            decontaminate=DecontaminateConfig(),
+            shingle_tokens=13,
+            corpus=self._stage.corpus,
+            embeddings=self._stage.embeddings,
+            synthesizer=self._synthesizer,
+            out=self._early,
+        )
+
+
+# What workers keep open
+
+
+def test_who_waits_for_many_slots_holds_none_meanwhile() -> None:
+    async def use() -> None:
+        slots = Slots(4)
+        await slots.take(3)
+        waiting = asyncio.create_task(slots.take(4))
+        await asyncio.sleep(0)
+        assert (slots.taken, waiting.done()) == (3, False)
+        await slots.give_back(3)
+        await asyncio.wait_for(waiting, 5)
+        assert slots.taken == 4
+        await slots.give_back(4)
+        await asyncio.wait_for(slots.take(9), 5)  # more than there are: all, not for ever
+
+    asyncio.run(use())
+
+
+def test_slots_of_workers_without_work_go_to_the_others_once_no_shard_is_left() -> None:
+    """Three shards and two workers: the last shard's worker may use both workers' slots."""
+    tally = tally_class()({9: 5}, 3, 2)
+    assert tally.committed("a", 0, 0, {}) == (5, 1.0)
+    assert tally.committed("b", 1, 2, {"documents": 4}) == (7, 1.0)
+    tally.closed("b", 1)
+    assert tally.committed("a", 0, 1, {}) == (8, 1.0)  # the third shard is not open yet
+    assert tally.committed("b", 2, 0, {"documents": 1}) == (8, 1.0)
+    tally.closed("a", 0)
+    assert tally.committed("b", 2, 0, {}) == (8, 2.0)
+    assert tally.read() == {"documents": 5}
+
+
+def test_a_shard_that_another_worker_takes_over_counts_its_bad_samples_once() -> None:
+    tally = tally_class()({}, 1, 2)
+    tally.committed("a", 0, 3, {})
+    assert tally.committed("b", 0, 3, {}) == (3, 2.0)  # a, which died, holds no slots
