@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from sbp_ray.config import ClusterConfig, Config, EngineConfig, Resources
+from sbp_ray.config import ClusterConfig, Config, EngineConfig, Resources, TrainingResources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import set_up_logging
 
@@ -174,7 +174,11 @@ def largest_cluster(autoscaler_config: str) -> dict[str, float]:
 
 
 def _demand(resources: Resources) -> dict[str, float]:
-    return {"CPU": resources.num_workers * resources.num_cpus, "GPU": resources.num_workers * resources.num_gpus}
+    """Of the fewest workers that the stage can do with."""
+    workers = resources.num_workers
+    if isinstance(resources, TrainingResources) and resources.min_workers:
+        workers = resources.min_workers
+    return {"CPU": workers * resources.num_cpus, "GPU": workers * resources.num_gpus}
 
 
 def _engine_demand(engine: EngineConfig) -> dict[str, float]:

@@ -6,6 +6,7 @@ What passes lies in `checked.json`; until it is there the artifact has no manife
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,15 @@ def check_export(stage: str, cfg: TrainingConfig, out: Artifact) -> dict[str, An
 
     task = ray.remote(num_cpus=cfg.resources.num_cpus, num_gpus=cfg.resources.num_gpus, max_calls=1)(largest_difference)
     quiet = {"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}}
+    num_tokens = sum(len(document["positions"]) for document in out.read_json(EXPORT_CHECK))
+    if not num_tokens:
+        raise SbpError(
+            f"{stage}: the export is refused: no token to check it by: ingest more text, or longer documents"
+        )
     difference = ray.get(task.options(runtime_env=quiet).remote(out, cfg.export_check, cfg.dtype))
-    documents = out.read_json(EXPORT_CHECK)
     checked = {
         "by": cfg.export_check,
-        "tokens": sum(len(document["positions"]) for document in documents),
+        "tokens": num_tokens,
         "max_difference_nats": difference,
         "tolerance_nats": TOLERANCE_NATS[cfg.dtype],
     }
@@ -58,19 +63,20 @@ def check_export(stage: str, cfg: TrainingConfig, out: Artifact) -> dict[str, An
 
 
 def largest_difference(out: Artifact, by: ExportCheck, dtype: Dtype) -> float:
-    """Nats between the exported model's log-probability of a token and the trained model's, where they differ most."""
+    """Nats between the exported model's log-probability of a token and the trained model's, where they differ most.
+
+    Infinite where either of them is not a number.
+    """
     documents = out.read_json(EXPORT_CHECK)
     folder = out.local_copy(MODEL_FOLDER)
     ids = [document["input_ids"] for document in documents]
     said = _vllm_nll(folder, ids, dtype) if by == "vllm" else _transformers_nll(folder, ids, dtype)
-    return max(
-        (
-            abs(nll[position] - expected)
-            for document, nll in zip(documents, said, strict=True)
-            for position, expected in zip(document["positions"], document["nll_nats"], strict=True)
-        ),
-        default=0.0,
-    )
+    differences = [
+        abs(nll[position] - expected)
+        for document, nll in zip(documents, said, strict=True)
+        for position, expected in zip(document["positions"], document["nll_nats"], strict=True)
+    ]
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf  # max alone would pass over NaN
 
 
 def _transformers_nll(folder: Path, documents: list[list[int]], dtype: Dtype) -> list[list[float]]:

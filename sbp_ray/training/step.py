@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sbp_ray.errors import SbpError
 from sbp_ray.training.loss import GradedLanguageModel
@@ -66,7 +67,8 @@ def update(
     nll_of_batch = torch.stack(nll).tolist()
     [total_nll] = sum_over_ranks([sum(nll_of_batch)])
     loss_nats = total_nll / max(1, num_graded)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.config.max_grad_norm)
+    parameters = list(model.parameters())
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
     if not (math.isfinite(loss_nats) and math.isfinite(grad_norm)):
         raise SbpError(
@@ -74,6 +76,7 @@ def update(
             f"{_where(model, batches, nll_of_batch)}: lower peak_lr ({plan.config.peak_lr}) or raise warmup_share "
             f"({plan.config.warmup_share})"
         )
+    clip_grads_with_norm_(parameters, plan.config.max_grad_norm, norm)  # not before: NaN x any gradient is NaN
     lr = lr_at(step - 1, plan.num_steps, plan.config)
     set_lr(optimizer, lr)
     optimizer.step()
@@ -82,7 +85,11 @@ def update(
 
 
 def _where(model: GradedLanguageModel, batches: list[Batch], nll_of_batch: list[float]) -> str:
-    """What is not finite, the same on every rank: rows by their place, else the first gradient by its name."""
+    """What is not finite, the same on every rank: rows by their place, else a gradient by its name.
+
+    Of the broken gradients the one that the backward pass made first: it goes from the last layer to the first, and
+    whatever comes after a broken one is broken too.
+    """
     bad = [batch for batch, nll in zip(batches, nll_of_batch, strict=True) if not math.isfinite(nll)]
     rows = [f"{row.source} {row.shard}:{row.position}" for batch in bad for row in batch.addresses if row is not None]
     names = [name for name, parameter in model.named_parameters() if _is_broken(parameter.grad)]
@@ -92,7 +99,8 @@ def _where(model: GradedLanguageModel, batches: list[Batch], nll_of_batch: list[
     if all_rows:
         return f"in rows {', '.join(all_rows[:4])}"
     broken = {name for _, names in found for name in names}
-    first = next((name for name, _ in model.named_parameters() if name in broken), "the sum of squares")
+    ordered = [name for name, _ in model.named_parameters() if name in broken]
+    first = ordered[-1] if ordered else "the sum of squares"
     return f"first in the gradient of {first.removeprefix('lm.')}"
 
 

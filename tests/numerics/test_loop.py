@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
     plan = tiny_plan(tmp_path / "run", peak_lr=1e30, warmup_share=0.0, checkpoint_every=1)
     [message] = run_ranks(1, tmp_path, lambda: _diverges(plan))
     assert message.startswith("tiny step 2: loss ")
-    assert "grad_norm nan, first in the gradient of model.embed_tokens.weight: lower peak_lr (1e+30)" in message
+    assert "grad_norm nan, first in the gradient of model.layers.1.post_attention_layernorm.weight: lower" in message
     assert not plan.out.exists("model")
     assert _steps_saved(plan) == [1]
 
@@ -206,7 +206,10 @@ def test_rows_whose_loss_is_not_finite_are_named(tmp_path: Path) -> None:
     assert message.startswith(f"tiny step 1: loss nan nats, grad_norm nan, in rows {places}: lower peak_lr (0.01)")
 
 
-def test_a_gradient_that_is_not_finite_on_one_rank_is_named_on_all_and_no_weight_is_touched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_on_one_rank_is_named_on_all_and_no_weight_is_touched(
+    tmp_path: Path, value: float
+) -> None:
     plan = tiny_plan(tmp_path / "run", num_workers=2, checkpoint_every=1)
 
     def poisoned() -> tuple[str, bool]:
@@ -216,7 +219,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_named_on_all_and_no_weight
             models.append(sharded_model(plan, device))
             weight = models[0].lm.model.layers[1].mlp.up_proj.weight
             weight.register_post_accumulate_grad_hook(
-                lambda p: p.grad.to_local().fill_(math.inf) if dist.get_rank() == 1 else None
+                lambda p: p.grad.to_local().fill_(value) if dist.get_rank() == 1 else None
             )
             return models[0]
 
@@ -230,6 +233,27 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_named_on_all_and_no_weight
         assert "first in the gradient of model.layers.1.mlp.up_proj.weight: lower peak_lr" in message
         assert is_untouched
     assert _steps_saved(plan) == []
+
+
+def test_the_layer_in_which_the_backward_pass_broke_is_named(tmp_path: Path) -> None:
+    """All that comes before it in the model is broken too, and is not to blame."""
+    plan = tiny_plan(tmp_path / "run")
+
+    def broken() -> str:
+        def build(plan: TrainingPlan, device: torch.device) -> Any:
+            model = sharded_model(plan, device)
+            model.lm.model.layers[0].register_forward_hook(
+                lambda _layer, _inputs, hidden_BTD: (
+                    hidden_BTD.register_hook(lambda grad_BTD: grad_BTD * math.nan) and None
+                )
+            )
+            return model
+
+        loop.sharded_model = build  # type: ignore[assignment]
+        return _diverges(plan)
+
+    [message] = run_ranks(1, tmp_path, broken)
+    assert "grad_norm nan, first in the gradient of model.layers.0." in message
 
 
 def _diverges(plan: TrainingPlan) -> str:

@@ -3,11 +3,16 @@
 import copy
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from sbp_ray import cluster
+from sbp_ray.config import load_config
+from sbp_ray.errors import SbpError
 
 REPO = Path(__file__).parents[2]
 
@@ -129,3 +134,19 @@ def test_the_largest_cluster_is_what_the_limits_allow(tmp_path: Path) -> None:
     # With room for 3 workers in all: three GPU machines, which have the most CPUs too.
     file.write_text(yaml.safe_dump(_shipped() | {"max_workers": 3}))
     assert largest_cluster(str(file)) == {"CPU": 3 * 192, "GPU": 3 * 8}
+
+
+@pytest.mark.parametrize(("num_gpus", "refused"), [(6, False), (4, False), (3, True)])
+def test_an_elastic_training_fits_where_its_fewest_workers_do(
+    monkeypatch: pytest.MonkeyPatch, num_gpus: int, refused: bool
+) -> None:
+    """A fixed cluster of eight, of which nodes are missing when the job starts."""
+    import ray
+
+    small = Path(__file__).with_name("small.yaml")
+    wanted = ["num_workers=8", "min_workers=4", "num_gpus=1", "num_cpus=1"]
+    config = load_config(small, ["pretrain.batch_rows=32", *(f"pretrain.resources.{setting}" for setting in wanted)])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": float(num_gpus)})
+    monkeypatch.delenv("SBP_RAY_AUTOSCALER_CONFIG", raising=False)
+    with pytest.raises(SbpError, match="wants 4 GPUs, the cluster can have at most 3") if refused else nullcontext():
+        cluster._refuse_what_cannot_fit("pretrain", config)
