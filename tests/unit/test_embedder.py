@@ -152,6 +152,15 @@ def test_bfloat16_turns_no_vector_far() -> None:
     assert ((whole * half).sum(axis=1) > 0.999).all()
 
 
+@pytest.mark.parametrize(("capabilities", "dtype"), [({"avx2": True}, "float32"), ({"amx_bf16": True}, "bfloat16")])
+def test_the_dtype_is_what_the_hardware_multiplies(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capabilities: dict, dtype: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    made = load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64))
+    assert {parameter.dtype for parameter in made._model.parameters()} == {getattr(torch, dtype)}
+
+
 @pytest.mark.parametrize(("capabilities", "warned"), [({"avx2": True}, True), ({"avx512_bf16": True}, False)])
 def test_bfloat16_on_a_cpu_without_it_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, capabilities: dict, warned: bool
