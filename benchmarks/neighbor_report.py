@@ -63,8 +63,8 @@ def report(results: list[Measurement], cases: Sequence[str], methods: Sequence[s
 
 
 def _medians(rows: list[Measurement]) -> Figures:
-    """Of the newest settings alone: others are other methods."""
-    rows = [row for row in rows if row["params"] == rows[-1]["params"]]
+    """Of the newest settings, and for ours code, on the newest hardware alone: others are other methods."""
+    rows = [row for row in rows if all(row[key] == rows[-1][key] for key in ("params", "hardware"))]
 
     def median(key: str) -> float:
         return statistics.median(row[key] for row in rows)

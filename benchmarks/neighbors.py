@@ -20,6 +20,7 @@ peer comes last on stdout; the table goes to stderr. Install the peers with requ
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -128,6 +129,18 @@ class FailedError(Exception):
     """A process of a measurement ended without an answer."""
 
 
+def _code() -> str:
+    """Git's name of what the search is made of: another version is another method."""
+    files = ["sbp_ray/neighbors", "sbp_ray/stages/neighbors.py", "sbp_ray/shards.py"]
+    try:
+        command = ["git", "ls-files", "--stage", *files]
+        listed = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, check=True).stdout
+        changed = subprocess.run(["git", "diff", "HEAD", "--", *files], capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return hashlib.sha256(listed + changed).hexdigest()[:8]
+
+
 class Case:
     """One set of vectors, and the truth about a sample of it."""
 
@@ -140,7 +153,7 @@ class Case:
 
     def measure(self, method: str) -> Measurement:
         """Make one graph."""
-        params = {} if method == OURS else tuned_params(method, self.name, self.num)
+        params = {"code": _code()} if method == OURS else tuned_params(method, self.name, self.num)
         with tempfile.TemporaryDirectory() as folder:
             found = f"{folder}/found.npy"
             answer = self._ask("measure", folder, method=method, params=params, found=found, min_recall=MIN_RECALL)
