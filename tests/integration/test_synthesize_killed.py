@@ -221,7 +221,8 @@ def test_killed_twenty_times_every_sample_is_there_once(tiny_synthesizer: Artifa
         assert strikes == []  # each found its victim before the work was done
         assert codes.count(-9) == VICTIMS.count("driver")
         check(run, total)
-        check_tokens(run, sum(int(file.read_text()) for file in counts.iterdir()))
+        # A replica that was killed before its engine's first step left an empty file.
+        check_tokens(run, sum(int(file.read_text() or 0) for file in counts.iterdir()))
 
 
 def check_tokens(run: Run, written: int) -> None:
