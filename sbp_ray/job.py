@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 
 from sbp_ray import __version__
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact, fingerprint_of
-from sbp_ray.config import Config, load_config
+from sbp_ray.config import Config
+from sbp_ray.config_file import load_config
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration, set_up_logging
 from sbp_ray.sources import HUGGING_FACE, list_input_files

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from sbp_ray.config import Config, Section, read_yaml, settings_of
+from sbp_ray.config import Config, Section
+from sbp_ray.config_file import read_yaml, settings_of
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.arms import BASELINE, BUILT_IN, BuiltIn
 

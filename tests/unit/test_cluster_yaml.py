@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sbp_ray import cluster
-from sbp_ray.config import load_config
+from sbp_ray.config_file import load_config
 from sbp_ray.errors import SbpError
 
 REPO = Path(__file__).parents[2]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sbp_ray.config import Config, load_config
+from sbp_ray.config import Config
+from sbp_ray.config_file import load_config
 from sbp_ray.errors import SbpError
 
 REPO = Path(__file__).parents[2]

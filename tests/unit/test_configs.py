@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sbp_ray.cluster import largest_cluster
-from sbp_ray.config import Config, load_config
+from sbp_ray.config import Config
+from sbp_ray.config_file import load_config
 from sbp_ray.experiment.costs import planned_tokens, refuse_too_little_text
 from sbp_ray.experiment.grid import plan_grid
 from sbp_ray.experiment.settings import load_experiment

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sbp_ray.config import MixtureConfig, ModelConfig, TrainingConfig, load_config, shape_of_depth
+from sbp_ray.config import MixtureConfig, ModelConfig, TrainingConfig, shape_of_depth
+from sbp_ray.config_file import load_config
 from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture, Source
 from sbp_ray.model import num_parameters
