@@ -465,8 +465,8 @@ class SynthesizeConfig(Section):
     max_copy: Fraction = 0.5
     """Results that take more than this share of their 13-token shingles from d1 are dropped as copies."""
     max_jaccard: Fraction = 0.8
-    """Results whose shingles overlap those of a corpus document, or of an earlier result of the same shard, by more
-    than this are dropped as copies; estimated by MinHash."""
+    """Results whose shingles overlap those of a corpus document, or of an earlier result, by more than this are dropped
+    as copies; estimated by MinHash."""
     keep_unfinished: bool = False
     """Keep results that reached `max_tokens` without ending."""
     finished_of: str | None = None

@@ -220,7 +220,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         return Drawn(sample, self._without_end(final.token_ids), final.finish_reason, last.num_cached_tokens or 0)
 
     def _outputs(
-        self, prompt: list[int], sampling: Sampling, seed: int, kind: RequestOutputKind
+        self, prompt: list[int], sampling: Sampling, seed: int, kind: RequestOutputKind, *, as_text: bool = False
     ) -> AsyncGenerator[RequestOutput, None]:
         parameters = SamplingParams(
             temperature=sampling.temperature,
@@ -231,7 +231,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             stop_token_ids=[self._special.eos],
             frequency_penalty=sampling.frequency_penalty,
             presence_penalty=sampling.presence_penalty,
-            detokenize=kind is RequestOutputKind.DELTA,
+            detokenize=as_text,
             output_kind=kind,
         )
         return self._engine_client.generate(tokens_input(prompt), parameters, uuid.uuid4().hex)
@@ -258,8 +258,10 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             return
         with self._budget.held(plan.cost, plan.sequences) as lease:
             yield Accepted(plan.prompt_tokens, plan.seed, self._identity["synthesizer"])
+            # Pieces that nobody reads would cost the engine's cores a tenth of its work: see docs/performance.md.
+            kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
             samples = [
-                self._pieces(plan, prompt, number * plan.n + sample)
+                self._pieces(plan, prompt, number * plan.n + sample, kind)
                 for number, prompt in enumerate(plan.prompts)
                 for sample in range(plan.n)
             ]
@@ -318,12 +320,14 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             return None
         return Refusal(429, f"the service is full: ask again in {retry_after_s} s", retry_after_s, self._name)
 
-    async def _pieces(self, plan: _Plan, prompt: list[int], index: int) -> AsyncIterator[Piece]:
-        """One sample, as the engine writes it."""
+    async def _pieces(
+        self, plan: _Plan, prompt: list[int], index: int, kind: RequestOutputKind
+    ) -> AsyncIterator[Piece]:
+        """One sample, as the engine writes it, or whole."""
         seed = sample_seed(plan.seed, index)
         num_tokens = 0
         try:
-            async for output in self._outputs(prompt, plan.sampling, seed, RequestOutputKind.DELTA):
+            async for output in self._outputs(prompt, plan.sampling, seed, kind, as_text=True):
                 [new] = output.outputs
                 num_tokens += len(self._without_end(new.token_ids))
                 yield Piece(index, new.text, num_tokens, new.finish_reason, seed if new.finish_reason else None)
