@@ -228,7 +228,7 @@ def start_ray() -> None:
     """On this machine, and quiet."""
     import ray
 
-    os.environ["RAY_worker_niceness"] = "0"  # its default of 15 lets all else on the machine go first, bare vLLM too
+    os.environ.update(RAY_worker_niceness="0")  # its default of 15 lets all else on the machine go first, bare vLLM too
     ray.init(address="local", num_cpus=4 * CORES, include_dashboard=False, logging_level="WARNING")
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "httpx"):
@@ -288,13 +288,14 @@ def sampling(work: Work, number: int) -> dict[str, Any]:
     return {"temperature": 1.0, "seed": seed, "max_tokens": work.max_tokens(work.prompts[number])}
 
 
-def bare_rate(work: Work, engine: Any, top_p: float = 1.0) -> float:
+def bare_rate(work: Work, engine: Any, *, top_p: float = 1.0, seeded: bool = True) -> float:
     """All prompts in one call."""
     from vllm import SamplingParams
 
     prompts = [{"prompt_token_ids": prompt} for prompt in work.prompts]
     parameters = [
-        SamplingParams(**sampling(work, number), top_p=top_p, detokenize=False) for number in range(len(prompts))
+        SamplingParams(**sampling(work, number) | ({} if seeded else {"seed": None}), top_p=top_p, detokenize=False)
+        for number in range(len(prompts))
     ]
     start = time.monotonic()
     outputs = engine.generate(prompts, parameters, use_tqdm=False)
@@ -475,29 +476,37 @@ async def _http_first(work: Work, client: httpx.AsyncClient, url: str, number: i
 # What settings give
 
 
+SWEEP: dict[str, dict[str, Any]] = {
+    "as shipped": {},
+    "1 thread": {"threads": 1},
+    "compiled": {"enforce_eager": False},
+    "32 sequences": {"max_num_seqs": 32},
+    "128 sequences": {"max_num_seqs": 128},
+    "block_size 128": {"block_size": 128},
+    "prefix cache": {"enable_prefix_caching": True},
+    "bfloat16": {"dtype": "bfloat16"},
+    "top_p 0.9": {"top_p": 0.9},
+    "no seeds": {"seeded": False},
+    "as shipped, again": {},
+}
+
+
 def sweep(work: Work) -> None:
-    """Tokens a second of one bare engine after another, each with one setting changed from top_p 1.0 and all cores."""
+    """Tokens a second of one bare engine after another, each with one setting changed; the first one comes last again,
+    which tells how far the machine is to be trusted."""
     import torch
 
-    settings: dict[str, dict[str, Any]] = {
-        "as shipped": {},
-        "block_size 128": {"block_size": 128},
-        "32 sequences": {"max_num_seqs": 32},
-        "128 sequences": {"max_num_seqs": 128},
-        "compiled": {"enforce_eager": False},
-        "bfloat16": {"dtype": "bfloat16"},
-        "prefix cache": {"enable_prefix_caching": True},
-        "top_p 0.9": {},
-        "1 thread": {},
-    }
-    for name, changed in settings.items():
-        threads, top_p = (1 if name == "1 thread" else CORES), (0.9 if name == "top_p 0.9" else 1.0)
+    for name, changed in SWEEP.items():
+        own = dict(changed)
+        threads, top_p, seeded = own.pop("threads", CORES), own.pop("top_p", 1.0), own.pop("seeded", True)
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        engine = bare_engine(work, **changed)
-        rates = [bare_rate(work, engine, top_p=top_p) for _ in range(3)]
-        line = {"sweep": name, "tokens_per_s": round(statistics.median(rates[1:]), 1), "hardware": hardware()}
-        print(json.dumps(line), flush=True)
+        start = time.monotonic()
+        engine = bare_engine(work, **own)
+        started_s = time.monotonic() - start
+        rates = [bare_rate(work, engine, top_p=top_p, seeded=seeded) for _ in range(3)]
+        line = {"sweep": name, "tokens_per_s": round(max(rates[1:]), 1), "start_s": round(started_s, 1)}
+        print(json.dumps(line | {"hardware": hardware()}), flush=True)
         engine.llm_engine.engine_core.shutdown()
         del engine
 
