@@ -452,8 +452,8 @@ class SynthesizeConfig(Section):
     """Documents written for each d1."""
     max_tokens: PositiveInt = 4096
     """Longest d2."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature."""
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Sampling temperature; vLLM takes no more than 2."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Nucleus of the sampling distribution; 1 samples from all of it, and is faster."""
     seed: int = 0

@@ -44,6 +44,7 @@ from sbp_ray.engine.messages import (
 )
 from sbp_ray.engine.pieces import merged
 from sbp_ray.engine.watch import StallWatch
+from sbp_ray.errors import one_line
 from sbp_ray.logs import set_up_logging
 from sbp_ray.text.pair_format import prompt_ids
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
@@ -213,7 +214,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             async for output in self._outputs(draws.prompt_ids, draws.sampling, seed, RequestOutputKind.FINAL_ONLY):
                 last = output
         except ValueError as error:  # how vLLM says that it will not take a request
-            return Refused(sample, " ".join(str(error).split())[:300])
+            return Refused(sample, one_line(error)[:300])
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineLostError(type(error).__name__) from None
         [final] = last.outputs
@@ -222,7 +223,16 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
     def _outputs(
         self, prompt: list[int], sampling: Sampling, seed: int, kind: RequestOutputKind, *, as_text: bool = False
     ) -> AsyncGenerator[RequestOutput, None]:
-        parameters = SamplingParams(
+        parameters = self._parameters(sampling, seed, kind, as_text=as_text)
+        return self._engine_client.generate(tokens_input(prompt), parameters, uuid.uuid4().hex)
+
+    def _parameters(self, sampling: Sampling, seed: int, kind: RequestOutputKind, *, as_text: bool) -> SamplingParams:
+        """In vLLM's words.
+
+        Raises:
+            ValueError: it does not take them.
+        """
+        return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=seed,
@@ -234,7 +244,6 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             detokenize=as_text,
             output_kind=kind,
         )
-        return self._engine_client.generate(tokens_input(prompt), parameters, uuid.uuid4().hex)
 
     def _without_end(self, token_ids: list[int]) -> list[int]:
         ids = list(token_ids)
@@ -296,6 +305,10 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             frequency_penalty=getattr(request, "frequency_penalty", 0.0),
             presence_penalty=getattr(request, "presence_penalty", 0.0),
         )
+        try:  # before the request is taken on: where vLLM's limits are narrower than ours, that is no failure
+            self._parameters(sampling, 0, RequestOutputKind.DELTA, as_text=True)
+        except ValueError as error:
+            return Refusal(422, one_line(error))
         return _Plan(prompts, sampling, request.n, secrets.randbits(63) if request.seed is None else request.seed)
 
     def _prompts(self, request: SynthesizeRequest | CompletionRequest) -> list[list[int]]:
