@@ -65,7 +65,7 @@ def generate(out: Artifact, num_samples: int) -> int:
         done += int(np.bitwise_count(bits).sum())
         names = [f"{segments_folder(shard)}/{n:08d}-{rng.integers(2**32):08x}.parquet" for n in range(NUM_SEGMENTS)]
         buffer = io.BytesIO()
-        np.savez(buffer, bits=bits, segments=np.array(names))
+        np.savez(buffer, bits=bits, segments=np.array(names), num_bad=0)
         Path(out.path(ledger_name(shard))).write_bytes(buffer.getvalue())
     return done
 

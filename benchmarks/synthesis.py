@@ -1,8 +1,8 @@
 """The synthesize job and the HTTP endpoint beside bare vLLM and Ray Data's LLM processor: same model and draws.
 
-    python benchmarks/synthesis.py --quick            # a few minutes on two cores
-    python benchmarks/synthesis.py --documents 2000   # longer
-    python benchmarks/synthesis.py --sweep            # CPU settings of the engine, one engine after another
+    python benchmarks/synthesis.py --quick                  # a few minutes on two cores
+    python benchmarks/synthesis.py --parts rates ray-data   # some of it; `first-tokens` is the other part
+    python benchmarks/synthesis.py --sweep                  # CPU settings of the engine, one engine after another
 
 The model has the demo's size and random weights. Each prompt is a bundled document cut so that what the window leaves
 to write varies 10 : 1, and each draw has a seed of its own, so that bare vLLM and the job write the same tokens. Cases
@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,9 @@ from sbp_ray.shards import shard_name
 from sbp_ray.text.minhash import document_signature
 from sbp_ray.text.pair_format import prompt_ids
 
+PARTS = ("rates", "first-tokens", "ray-data")
 CORES = 2
+CLIENTS = 64
 WINDOW = 512
 FIRST_TOKENS = 64  # times to the first token in a round, at any number of clients
 BATCH = 32  # rows, Ray Data's default; documents come in multiples of it, so that its blocks are batches
@@ -100,15 +102,16 @@ class Work(NamedTuple):
 def main() -> None:
     """See the file's docstring."""
     parser = argparse.ArgumentParser(description="Prints one line of JSON for each comparison.")
-    parser.add_argument("--quick", action="store_true", help="60 documents, 1 round")
-    parser.add_argument("--documents", type=int, default=600)
+    parser.add_argument("--quick", action="store_true", help=f"{BATCH} documents, 1 round")
+    parser.add_argument("--documents", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--sweep", action="store_true", help="engine settings instead")
     parser.add_argument("--ray-data-only", metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])  # all that is started inherits it
     os.environ.update(quiet_environment() | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(CORES)})
-    documents, rounds = (60, 1) if arguments.quick else (arguments.documents, arguments.rounds)
+    documents, rounds = (BATCH, 1) if arguments.quick else (arguments.documents, arguments.rounds)
     if arguments.ray_data_only:
         folder = Path(arguments.ray_data_only)
         print(json.dumps({"rates": ray_data_rates(work_in(folder), rounds)}), flush=True)
@@ -118,7 +121,7 @@ def main() -> None:
         if arguments.sweep:
             sweep(work)
         else:
-            run(work, rounds)
+            run(work, rounds, arguments.parts)
 
 
 def prepare(folder: Path, num_documents: int) -> Work:
@@ -160,29 +163,42 @@ def work_in(folder: Path) -> Work:
     return Work(*made, [row["doc_id"] for row in rows], [prompt_ids(row["input_ids"], special) for row in rows])
 
 
-def run(work: Work, rounds: int) -> None:
+def run(work: Work, rounds: int, parts: Sequence[str]) -> None:
     """Measure all cases; each comparison is printed as soon as it is known."""
     compare = partial(emit, "synthesis", metric="generated tokens", unit="1/s", higher_is_better=True)
+    job = math.nan
     with served(work) as url:
-        bare = bare_engine(work)
-        cases: dict[str, Callable[[], float]] = {
-            "bare": partial(bare_rate, work, bare),
-            "job": partial(job_rate, work),
-            "http": partial(http_rate, work, url),
-        }
-        told = {name: partial(_told, name, measure) for name, measure in cases.items()}
-        for measure in told.values():
-            measure()  # warm
-        measured = {name: statistics.median(values) for name, values in alternate(told, rounds).items()}
-        compare(case="job", ours=measured["job"], peer_name="vllm.LLM.generate", peer=measured["bare"])
-        compare(case="HTTP, 64 clients", ours=measured["http"], peer_name="vllm.LLM.generate", peer=measured["bare"])
+        if "rates" in parts or "ray-data" in parts:
+            measured = rates(work, url, rounds, ("bare", "job", "http") if "rates" in parts else ("job",))
+            job = measured["job"]
+            for case, name in (("job", "job"), (f"HTTP, {CLIENTS} clients", "http")) if "rates" in parts else ():
+                compare(case=case, ours=measured[name], peer_name="vllm.LLM.generate", peer=measured["bare"])
+        if "first-tokens" in parts:
+            first_tokens(work, url, rounds)
+    if "ray-data" in parts and (peers := ray_data_apart(work, rounds)):
+        compare(case="job", ours=job, peer_name="ray.data.llm", peer=statistics.median(peers))
+
+
+def rates(work: Work, url: str, rounds: int, names: Sequence[str]) -> dict[str, float]:
+    """Tokens a second of these cases: medians of rounds in turn, after one round that warms."""
+    from ray import serve
+
+    bare = bare_engine(work) if "bare" in names else None  # while the service starts
+    while serve.status().applications["bench"].status == "DEPLOYING":
+        time.sleep(0.2)
+    cases: dict[str, Callable[[], float]] = {
+        "bare": partial(bare_rate, work, bare),
+        "job": partial(job_rate, work),
+        "http": partial(http_rate, work, url),
+    }
+    told = {name: partial(_told, name, cases[name]) for name in names}
+    for measure in told.values():
+        measure()  # warm
+    measured = {name: statistics.median(values) for name, values in alternate(told, rounds).items()}
+    if bare is not None:
         bare.llm_engine.engine_core.shutdown()
-        del bare, cases, told
         os.environ.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
-        first_tokens(work, url, rounds)
-    rates = ray_data_apart(work, rounds)
-    if rates:
-        compare(case="job", ours=measured["job"], peer_name="ray.data.llm", peer=statistics.median(rates))
+    return measured
 
 
 @contextmanager
@@ -198,8 +214,11 @@ def served(work: Work) -> Iterator[str]:
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "WARNING"})
     kept = deploy._engine_kwargs
     deploy._engine_kwargs = lambda engine: kept(engine) | WITHOUT_PREFIXES  # no setting of ours: it is for this alone
-    serve.run(build_app(ENGINE, work.synthesizer, ServiceConfig(max_tokens_in_flight=10**9)), name="bench")
+    app = build_app(ENGINE, work.synthesizer, ServiceConfig(max_tokens_in_flight=10**9))
     deploy._engine_kwargs = kept
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    target = serve.RunTarget(app, name="bench", logging_config=quiet)
+    serve.run_many([target], wait_for_applications_running=False)
     yield f"http://127.0.0.1:{port}/v1/completions"
     serve.shutdown()
     ray.shutdown()
@@ -209,6 +228,7 @@ def start_ray() -> None:
     """On this machine, and quiet."""
     import ray
 
+    os.environ.update(RAY_worker_niceness="0")  # its default of 15 lets all else on the machine go first, bare vLLM too
     ray.init(address="local", num_cpus=4 * CORES, include_dashboard=False, logging_level="WARNING")
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "httpx"):
@@ -268,13 +288,14 @@ def sampling(work: Work, number: int) -> dict[str, Any]:
     return {"temperature": 1.0, "seed": seed, "max_tokens": work.max_tokens(work.prompts[number])}
 
 
-def bare_rate(work: Work, engine: Any, top_p: float = 1.0) -> float:
+def bare_rate(work: Work, engine: Any, *, top_p: float = 1.0, seeded: bool = True) -> float:
     """All prompts in one call."""
     from vllm import SamplingParams
 
     prompts = [{"prompt_token_ids": prompt} for prompt in work.prompts]
     parameters = [
-        SamplingParams(**sampling(work, number), top_p=top_p, detokenize=False) for number in range(len(prompts))
+        SamplingParams(**sampling(work, number) | ({} if seeded else {"seed": None}), top_p=top_p, detokenize=False)
+        for number in range(len(prompts))
     ]
     start = time.monotonic()
     outputs = engine.generate(prompts, parameters, use_tqdm=False)
@@ -370,10 +391,10 @@ def _body(work: Work, number: int, **more: Any) -> dict[str, Any]:
 
 
 def http_rate(work: Work, url: str) -> float:
-    """64 clients, each with one request open."""
+    """All prompts, `CLIENTS` requests at a time."""
 
     async def measure() -> float:
-        slots = asyncio.Semaphore(ENGINE.resources.max_num_seqs)
+        slots = asyncio.Semaphore(CLIENTS)
         async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as client:
 
             async def ask(number: int) -> int:
@@ -393,6 +414,7 @@ def http_rate(work: Work, url: str) -> float:
 
 def first_tokens(work: Work, url: str, rounds: int) -> None:
     """Median milliseconds until the first token, at 1 and 16 clients, beside an `AsyncLLM` in the client's process."""
+    from ray import serve
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.executor.abstract import Executor
@@ -402,6 +424,8 @@ def first_tokens(work: Work, url: str, rounds: int) -> None:
         config = AsyncEngineArgs(model=work.synthesizer.path("model"), **settings).create_engine_config()
         config.parallel_config.distributed_executor_backend = "uni"  # as our replicas have it
         engine = AsyncLLM(vllm_config=config, executor_class=Executor.get_class(config), log_stats=False)
+        while serve.status().applications["bench"].status == "DEPLOYING":
+            await asyncio.sleep(0.2)
         async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as client:
             for clients in (1, 16):
                 cases = {"bare": partial(_bare_first, work, engine), "http": partial(_http_first, work, client, url)}
@@ -452,29 +476,37 @@ async def _http_first(work: Work, client: httpx.AsyncClient, url: str, number: i
 # What settings give
 
 
+SWEEP: dict[str, dict[str, Any]] = {
+    "as shipped": {},
+    "1 thread": {"threads": 1},
+    "compiled": {"enforce_eager": False},
+    "32 sequences": {"max_num_seqs": 32},
+    "128 sequences": {"max_num_seqs": 128},
+    "block_size 128": {"block_size": 128},
+    "prefix cache": {"enable_prefix_caching": True},
+    "bfloat16": {"dtype": "bfloat16"},
+    "top_p 0.9": {"top_p": 0.9},
+    "no seeds": {"seeded": False},
+    "as shipped, again": {},
+}
+
+
 def sweep(work: Work) -> None:
-    """Tokens a second of one bare engine after another, each with one setting changed from top_p 1.0 and all cores."""
+    """Tokens a second of one bare engine after another, each with one setting changed; the first one comes last again,
+    which tells how far the machine is to be trusted."""
     import torch
 
-    settings: dict[str, dict[str, Any]] = {
-        "as shipped": {},
-        "block_size 128": {"block_size": 128},
-        "32 sequences": {"max_num_seqs": 32},
-        "128 sequences": {"max_num_seqs": 128},
-        "compiled": {"enforce_eager": False},
-        "bfloat16": {"dtype": "bfloat16"},
-        "prefix cache": {"enable_prefix_caching": True},
-        "top_p 0.9": {},
-        "1 thread": {},
-    }
-    for name, changed in settings.items():
-        threads, top_p = (1 if name == "1 thread" else CORES), (0.9 if name == "top_p 0.9" else 1.0)
+    for name, changed in SWEEP.items():
+        own = dict(changed)
+        threads, top_p, seeded = own.pop("threads", CORES), own.pop("top_p", 1.0), own.pop("seeded", True)
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        engine = bare_engine(work, **changed)
-        rates = [bare_rate(work, engine, top_p=top_p) for _ in range(3)]
-        line = {"sweep": name, "tokens_per_s": round(statistics.median(rates[1:]), 1), "hardware": hardware()}
-        print(json.dumps(line), flush=True)
+        start = time.monotonic()
+        engine = bare_engine(work, **own)
+        started_s = time.monotonic() - start
+        rates = [bare_rate(work, engine, top_p=top_p, seeded=seeded) for _ in range(3)]
+        line = {"sweep": name, "tokens_per_s": round(max(rates[1:]), 1), "start_s": round(started_s, 1)}
+        print(json.dumps(line | {"hardware": hardware()}), flush=True)
         engine.llm_engine.engine_core.shutdown()
         del engine
 

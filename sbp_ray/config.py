@@ -442,8 +442,8 @@ class SynthesizeConfig(Section):
     """Documents written for each d1."""
     max_tokens: PositiveInt = 4096
     """Longest d2."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature."""
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Sampling temperature; vLLM takes no more than 2."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Nucleus of the sampling distribution; 1 samples from all of it, and is faster."""
     seed: int = 0
@@ -455,8 +455,8 @@ class SynthesizeConfig(Section):
     max_copy: Fraction = 0.5
     """Results that take more than this share of their 13-token shingles from d1 are dropped as copies."""
     max_jaccard: Fraction = 0.8
-    """Results whose shingles overlap those of a corpus document, or of an earlier result of the same shard, by more
-    than this are dropped as copies; estimated by MinHash."""
+    """Results whose shingles overlap those of a corpus document, or of an earlier result, by more than this are dropped
+    as copies; estimated by MinHash."""
     keep_unfinished: bool = False
     """Keep results that reached `max_tokens` without ending."""
     finished_of: str | None = None

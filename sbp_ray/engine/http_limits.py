@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -13,7 +14,13 @@ from sbp_ray.engine.messages import ErrorDetail, ErrorResponse
 OPEN_PATHS = ("/health", "/health/live")
 """Served without a key: they tell a load balancer no more than that the service is there."""
 
-ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 504: "timeout_error"}
+ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
 
 
 def error_body(status: int, message: str) -> dict[str, Any]:
@@ -36,7 +43,8 @@ class Doorkeeper:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._may_enter(scope):
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] != "http" or path in OPEN_PATHS or self._may_enter(scope):
             await self._app(scope, receive, send)
         else:
             answer = error_answer(401, "unauthorized", {"WWW-Authenticate": "Bearer"})
@@ -51,10 +59,11 @@ class Doorkeeper:
 
 
 class BodyLimit:
-    """Answers 413 to larger bodies, before they are parsed."""
+    """Answers 413 to larger bodies, before they are parsed, and 408 to those that do not come: a request's own deadline
+    begins only once it is read."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp, max_bytes: int, within_s: float) -> None:
+        self._app, self._max_bytes, self._within_s = app, max_bytes, within_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
@@ -64,7 +73,13 @@ class BodyLimit:
         declared = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
         body = None
         if not (declared and declared[0].isdigit() and int(declared[0]) > self._max_bytes):
-            body = await self._read(receive)
+            try:
+                async with asyncio.timeout(self._within_s):
+                    body = await self._read(receive)
+            except TimeoutError:
+                answer = error_answer(408, f"the body did not come within {self._within_s:g} s: send it again")
+                await answer(scope, receive, send)
+                return
         if body is None:
             answer = error_answer(413, f"the body has more than {self._max_bytes} bytes: send a shorter text")
             await answer(scope, receive, send)

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
 import ray
@@ -20,6 +21,7 @@ from sbp_ray.config import ServiceConfig
 from sbp_ray.engine.access import check_door
 from sbp_ray.engine.answers import CompletionAnswer, SynthesizeAnswer
 from sbp_ray.engine.asking import first_with_room
+from sbp_ray.engine.health import Health
 from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper, error_answer, error_body
 from sbp_ray.engine.messages import (
     DEPLOYMENT,
@@ -34,7 +36,6 @@ from sbp_ray.engine.messages import (
 )
 from sbp_ray.logs import set_up_logging
 
-_HEALTH_FOR_S = 1.0
 NO_SUCH_MODEL = f"there is no such model: the only one here is {MODEL_ID!r}"
 
 
@@ -49,7 +50,7 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
         [handle] = self._default_serve_handles.values()
         self._stream = handle.options(stream=True)
         self._service = service
-        self._health: tuple[float, str] = (0.0, "")
+        self._health = Health(partial(_engine_status, serve.get_replica_context().app_name))
 
     async def synthesize(self, body: Annotated[SynthesizeRequest, Body()]) -> Response:
         """Write documents that are related to the one sent."""
@@ -73,10 +74,7 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
 
     async def ready(self) -> JSONResponse:
         """200 when an engine can take requests, or wakes with the first of them; 503 while none can."""
-        checked_at, status = self._health
-        if time.monotonic() - checked_at > _HEALTH_FOR_S:
-            status = await asyncio.to_thread(_engine_status, serve.get_replica_context().app_name)
-            self._health = (time.monotonic(), status)
+        status = await self._health.status()
         return JSONResponse({"status": status}, status_code=503 if status == "starting" else 200)
 
     async def _answer(
@@ -152,6 +150,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         400: "The body is not JSON.",
         401: "No key, or not one of ours.",
         404: "There is no such model.",
+        408: "The body did not come in time.",
         413: "The body is too long.",
         422: "A field is wrong, or the text does not fit into the window.",
         429: "The service is full; Retry-After says when to ask again.",
@@ -177,7 +176,7 @@ ENDPOINTS = {
 def http_app(service: ServiceConfig) -> FastAPI:
     """The app that Serve sends to the ingress process; it holds no secret."""
     app = FastAPI(title="SBP synthesizer", docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, max_bytes=service.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=service.max_body_bytes, within_s=service.deadline_s)
     app.add_middleware(Doorkeeper, keys_file=service.keys_file)  # added last: asked first
     app.add_exception_handler(RequestValidationError, _refuse_malformed)
     app.add_exception_handler(HTTPException, _refuse)

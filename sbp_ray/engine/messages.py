@@ -34,7 +34,7 @@ class WriteRequest(BaseModel):
     """Texts to write for each document or prompt."""
     max_tokens: PositiveInt | None = None
     """Longest text to write."""
-    temperature: Annotated[float, Field(ge=0, le=10)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     """Sampling temperature; 0 always takes the likeliest token."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus of the sampling distribution; 1 samples from all of it."""

@@ -44,6 +44,7 @@ from sbp_ray.engine.messages import (
 )
 from sbp_ray.engine.pieces import merged
 from sbp_ray.engine.watch import StallWatch
+from sbp_ray.errors import one_line
 from sbp_ray.logs import set_up_logging
 from sbp_ray.text.pair_format import prompt_ids
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
@@ -213,16 +214,25 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             async for output in self._outputs(draws.prompt_ids, draws.sampling, seed, RequestOutputKind.FINAL_ONLY):
                 last = output
         except ValueError as error:  # how vLLM says that it will not take a request
-            return Refused(sample, " ".join(str(error).split())[:300])
+            return Refused(sample, one_line(error)[:300])
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineLostError(type(error).__name__) from None
         [final] = last.outputs
         return Drawn(sample, self._without_end(final.token_ids), final.finish_reason, last.num_cached_tokens or 0)
 
     def _outputs(
-        self, prompt: list[int], sampling: Sampling, seed: int, kind: RequestOutputKind
+        self, prompt: list[int], sampling: Sampling, seed: int, kind: RequestOutputKind, *, as_text: bool = False
     ) -> AsyncGenerator[RequestOutput, None]:
-        parameters = SamplingParams(
+        parameters = self._parameters(sampling, seed, kind, as_text=as_text)
+        return self._engine_client.generate(tokens_input(prompt), parameters, uuid.uuid4().hex)
+
+    def _parameters(self, sampling: Sampling, seed: int, kind: RequestOutputKind, *, as_text: bool) -> SamplingParams:
+        """In vLLM's words.
+
+        Raises:
+            ValueError: it does not take them.
+        """
+        return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=seed,
@@ -231,10 +241,9 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             stop_token_ids=[self._special.eos],
             frequency_penalty=sampling.frequency_penalty,
             presence_penalty=sampling.presence_penalty,
-            detokenize=kind is RequestOutputKind.DELTA,
+            detokenize=as_text,
             output_kind=kind,
         )
-        return self._engine_client.generate(tokens_input(prompt), parameters, uuid.uuid4().hex)
 
     def _without_end(self, token_ids: list[int]) -> list[int]:
         ids = list(token_ids)
@@ -258,8 +267,10 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             return
         with self._budget.held(plan.cost, plan.sequences) as lease:
             yield Accepted(plan.prompt_tokens, plan.seed, self._identity["synthesizer"])
+            # Pieces that nobody reads would cost the engine's cores a tenth of its work: see docs/performance.md.
+            kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
             samples = [
-                self._pieces(plan, prompt, number * plan.n + sample)
+                self._pieces(plan, prompt, number * plan.n + sample, kind)
                 for number, prompt in enumerate(plan.prompts)
                 for sample in range(plan.n)
             ]
@@ -294,6 +305,10 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             frequency_penalty=getattr(request, "frequency_penalty", 0.0),
             presence_penalty=getattr(request, "presence_penalty", 0.0),
         )
+        try:  # before the request is taken on: where vLLM's limits are narrower than ours, that is no failure
+            self._parameters(sampling, 0, RequestOutputKind.DELTA, as_text=True)
+        except ValueError as error:
+            return Refusal(422, one_line(error))
         return _Plan(prompts, sampling, request.n, secrets.randbits(63) if request.seed is None else request.seed)
 
     def _prompts(self, request: SynthesizeRequest | CompletionRequest) -> list[list[int]]:
@@ -318,12 +333,14 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             return None
         return Refusal(429, f"the service is full: ask again in {retry_after_s} s", retry_after_s, self._name)
 
-    async def _pieces(self, plan: _Plan, prompt: list[int], index: int) -> AsyncIterator[Piece]:
-        """One sample, as the engine writes it."""
+    async def _pieces(
+        self, plan: _Plan, prompt: list[int], index: int, kind: RequestOutputKind
+    ) -> AsyncIterator[Piece]:
+        """One sample, as the engine writes it, or whole."""
         seed = sample_seed(plan.seed, index)
         num_tokens = 0
         try:
-            async for output in self._outputs(prompt, plan.sampling, seed, RequestOutputKind.DELTA):
+            async for output in self._outputs(prompt, plan.sampling, seed, kind, as_text=True):
                 [new] = output.outputs
                 num_tokens += len(self._without_end(new.token_ids))
                 yield Piece(index, new.text, num_tokens, new.finish_reason, seed if new.finish_reason else None)

@@ -21,8 +21,9 @@ from sbp_ray.generation.ledger import SEGMENT, first_of_each, ledger_name, part_
 from sbp_ray.generation.sources import Sources, read_shard
 from sbp_ray.shards import Stats, shard_name
 
+COPY_OF_SYNTHETIC = "copy_of_synthetic"
 _SMALL = ["number", "reason", "detail", "num_generated", "num_prompt", "num_cached", "contaminated", "signature"]
-_SMALL += ["d1_id", "sample"]
+_SMALL += ["d1_id", "sample", "doc_id"]
 
 
 def signatures(column: pa.ChunkedArray) -> NDArray[np.uint8]:
@@ -75,9 +76,20 @@ def merge_shard(
     real = real_text_drops((source.input_ids for source in sources), cfg)
     stats["real_text"] = {"documents": len(sources), "drops": {**real, "copy_of_corpus": real_copies}}
     _write_quarantine(samples, shard, out)
+    _write_signatures(kept, shard, out)
     _write_rows(segments, set(kept["number"].to_pylist()), shard, stats, out)
     remove_traces(out, shard)
     return stats
+
+
+def signatures_name(shard: int) -> str:
+    """Of a finished shard's documents, for comparing it with other shards."""
+    return f"signatures/part-{shard:05d}.parquet"
+
+
+def compared_name(shard: int) -> str:
+    """The mark that the shard holds no copy of a document of an earlier shard: see `generation.across`."""
+    return f"compared/part-{shard:05d}.json"
 
 
 def quarantine_so_far(shard: int, out: Artifact) -> None:
@@ -120,7 +132,7 @@ def _with_copies(
     left = np.flatnonzero(~in_corpus[: len(kept)])
     for row, is_copy in zip(kept[left], copies_of_earlier(written[left], cfg.max_jaccard), strict=True):
         if is_copy:
-            reasons[row] = "copy_of_synthetic"
+            reasons[row] = COPY_OF_SYNTHETIC
     return reasons, int(in_corpus[len(kept) :].sum())
 
 
@@ -149,6 +161,13 @@ def _write_quarantine(samples: pa.Table, shard: int, out: Artifact) -> None:
     lines = [json.dumps(row) for row in rows if row["reason"] in BAD]
     if lines:
         out.write_bytes(f"quarantine/part-{shard:05d}.jsonl", "\n".join([*lines, ""]).encode())
+
+
+def _write_signatures(kept: pa.Table, shard: int, out: Artifact) -> None:
+    """Before the part itself: whoever sees that one finds these. A part that is made again is compared again."""
+    if out.exists(compared_name(shard)):
+        out.fs.delete_file(out.path(compared_name(shard)))
+    out.write_table(signatures_name(shard), kept.select(["doc_id", "signature"]))
 
 
 def _write_rows(names: Sequence[str], kept: set[int], shard: int, stats: Stats, out: Artifact) -> None:

@@ -1,7 +1,8 @@
 """corpus, embeddings, synthesizer -> synthetic: draw d1, have the synthesizer write d2, keep what is sound.
 
 One output shard for each train shard of the corpus. Rows never pass through Ray's object store: a worker gets them from
-the engines' handle and writes them to storage, and what travels to the driver is counts.
+the engines' handle and writes them to storage, and what travels to the driver is counts. Once all shards are there,
+they are compared with one another.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ import ray
 
 from sbp_ray import metrics
 from sbp_ray.artifacts import STARTED, Artifact
-from sbp_ray.config import DecontaminateConfig, EngineConfig, SynthesizeConfig
+from sbp_ray.config import DecontaminateConfig, EngineConfig, Resources, SynthesizeConfig
 from sbp_ray.engine.running import running_synthesizer
 from sbp_ray.errors import SbpError
+from sbp_ray.generation.across import ShardComparer
 from sbp_ray.generation.filters import BAD
 from sbp_ray.generation.ledger import num_done, part_name
-from sbp_ray.generation.merging import remove_traces
+from sbp_ray.generation.merging import compared_name, remove_traces
 from sbp_ray.generation.sources import corpus_shards, shard_quotas
 from sbp_ray.generation.tally import reported
 from sbp_ray.generation.worker import OPEN_SHARDS, Inputs, ShardWorker, too_many_bad
-from sbp_ray.shards import Stats, add_stats
+from sbp_ray.shards import Stats, add_stats, run_tasks
 from sbp_ray.text.contamination import read_evaluation_sets, told
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ def synthesize_documents(
                 arguments = (cfg, engine, decontaminate, shingle_tokens, corpus, embeddings, synthesizer, out, app_name)
                 _run(todo, Inputs(*arguments, max_bad, tally), num_workers)
             spent = {"last_run": _spent(reporter.tokens, reporter.dollars, time.monotonic() - start)}
+    _compare_shards(cfg, len(shards), out)
     return _totals(out, [part_name(shard) for shard in range(len(shards))], ngrams) | spent
 
 
@@ -143,6 +146,14 @@ def _bad_of_finished(out: Artifact, num_shards: int) -> dict[int, int]:
     """By shard, samples that were never drawn."""
     made = {shard: part_name(shard) for shard in range(num_shards) if out.exists(part_name(shard))}
     return {shard: sum(out.read_stats(name)["drops"].get(reason, 0) for reason in BAD) for shard, name in made.items()}
+
+
+def _compare_shards(cfg: SynthesizeConfig, num_shards: int, out: Artifact) -> None:
+    """Drop copies of documents of other shards, on all CPUs of the cluster: the engines have gone."""
+    todo = [{"shard": shard} for shard in range(num_shards) if not out.exists(compared_name(shard))]
+    everywhere = Resources(num_workers=max(1, int(ray.cluster_resources().get("CPU", 1))))
+    num_done = num_shards - len(todo)
+    run_tasks("synthesize-copies", ShardComparer, (out, cfg.max_jaccard), todo, num_done=num_done, resources=everywhere)
 
 
 def _run(todo: list[dict[str, int]], inputs: Inputs, num_workers: int) -> None:

@@ -191,6 +191,7 @@ def test_no_other_origin_may_call_from_a_browser(service: Service) -> None:
         ({"document": "the", "n": "2"}, "n"),
         ({"document": "the", "max_tokens": 0}, "max_tokens"),
         ({"document": "the", "temperature": -1}, "temperature"),
+        ({"document": "the", "temperature": 2.01}, "temperature"),  # vLLM takes no more
         ({"document": "the", "temperature": float("nan")}, "temperature"),
         ({"document": "the", "top_p": 0}, "top_p"),
         ({"document": "the", "top_p": float("inf")}, "top_p"),
@@ -223,6 +224,23 @@ def test_a_malformed_completion_is_refused_with_the_field_named(service: Service
     response = service.post("/v1/completions", {"model": "synthesizer", **body})
     assert response.status_code == 422
     assert response.json()["error"]["message"].startswith(named)
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"temperature": 2},
+        {"temperature": 1e-320},
+        {"temperature": 2, "top_p": 1e-300},
+        {"frequency_penalty": 2, "presence_penalty": -2, "n": SLOTS, "temperature": 0},
+        {"seed": 2**63 - 1, "timeout_s": 1e308},
+        {"prompt": [0, 0], "stop": ["a" * 10_000]},
+    ],
+)
+def test_the_ends_of_what_is_allowed_are_answered(service: Service, extreme: dict) -> None:
+    response = service.post("/v1/completions", {"model": "synthesizer", "prompt": "the", "max_tokens": 4} | extreme)
+    assert response.status_code == 200, response.text
+    assert all(choice["finish_reason"] in ("stop", "length") for choice in response.json()["choices"])
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -372,6 +390,19 @@ def test_slow_readers_stall_nobody_and_hold_no_more_than_their_text(service: Ser
     finally:
         for client in readers:
             client.close()
+
+
+def test_clients_that_do_not_send_what_they_announce_hold_up_nobody(service: Service) -> None:
+    """100 of them, half in their headers and half in their body."""
+    host, port = service.url.removeprefix("http://").split(":")
+    head = f"POST /v1/synthesize HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEYS[0]}\r\nContent-Length: 100\r\n"
+    with contextlib.ExitStack() as clients:
+        for number in range(100):
+            client = clients.enter_context(socket.create_connection((host, int(port))))
+            client.sendall(head.encode() + (b"\r\n{" if number % 2 else b""))
+        assert service.synthesize(document="the", max_tokens=2).status_code == 200
+        assert service.load()["sequences_in_flight"] == 0
+        assert service.get("/health", key=None).status_code == 200
 
 
 def _memory() -> int:

@@ -1,6 +1,9 @@
 """The endpoint's middleware, without Serve: who comes in, and how much they may send."""
 
+import asyncio
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -10,6 +13,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from sbp_ray.engine.access import KEYS_VARIABLE
+from sbp_ray.engine.health import Health
 from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper
 
 KEY = "k" * 16
@@ -22,7 +26,7 @@ async def echo(request: Request) -> PlainTextResponse:
 def client(keys_file: str | None, host: str = "10.0.0.5") -> TestClient:
     paths = ("/health", "/v1/models", "/health/")
     app = Starlette(routes=[Route(path, echo, methods=["GET", "POST"]) for path in paths])
-    app.add_middleware(BodyLimit, max_bytes=10)
+    app.add_middleware(BodyLimit, max_bytes=10, within_s=60)
     app.add_middleware(Doorkeeper, keys_file=keys_file)
     return TestClient(app, client=(host, 1))
 
@@ -62,3 +66,46 @@ def test_the_body_limit_holds_to_the_byte(keys_file: str, told: bool) -> None:
 
     assert post(10) == 200
     assert post(11) == 413
+
+
+def test_a_body_that_does_not_come_ends_with_408() -> None:
+    """The headers and the first three bytes, and then nothing."""
+    sent: list[dict[str, Any]] = []
+    parts = [{"type": "http.request", "body": b"xxx", "more_body": True}]
+
+    async def receive() -> Any:
+        return parts.pop() if parts else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def never(*_: Any) -> None:
+        raise AssertionError("a body that has not come was passed on")
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    asyncio.run(BodyLimit(never, max_bytes=10, within_s=0.05)(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert b"within 0.05 s" in sent[1]["body"]
+
+
+def test_under_a_prefix_health_is_open_too_and_nothing_else_is(keys_file: str) -> None:
+    """As Serve mounts an application under a route: its path holds the prefix, which `root_path` names."""
+    asked = TestClient(client(keys_file).app, root_path="/synthesizer")
+    assert asked.get("/synthesizer/health").status_code == 200
+    assert asked.get("/synthesizer/v1/models").status_code == 401
+
+
+def test_a_crowd_that_asks_for_health_is_one_question_to_the_controller() -> None:
+    asked: list[float] = []
+
+    def fetch() -> str:
+        asked.append(time.monotonic())
+        time.sleep(0.05)
+        return "ready"
+
+    async def crowd() -> list[str]:
+        health = Health(fetch)
+        return await asyncio.gather(*[health.status() for _ in range(100)])
+
+    assert asyncio.run(crowd()) == ["ready"] * 100
+    assert len(asked) == 1
