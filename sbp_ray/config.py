@@ -482,8 +482,10 @@ class EvalConfig(Section):
     """Held-out documents whose perplexity is measured, drawn at random."""
     quality_sample: PositiveInt = 2000
     """Synthetic documents, real documents and mined pairs that the quality table is computed on, drawn at random."""
+    duplicate_sample: PositiveInt = 1_000_000
+    """Documents in which duplicates are looked for, drawn at random: of synthetic and of real text as many, or all."""
     num_samples: PositiveInt = 12
-    """Synthetic documents shown in the report beside their d1."""
+    """Synthetic documents shown in the report beside their d1 and the nearest real document."""
     batch_tokens: PositiveInt = 8192
     """Tokens in a scoring forward pass."""
     seed: int = 0

@@ -21,6 +21,7 @@ from sbp_ray.config import Config
 from sbp_ray.config_file import load_config
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration, set_up_logging
+from sbp_ray.provenance import provenance
 from sbp_ray.sources import HUGGING_FACE, list_input_files
 from sbp_ray.text.contamination import list_evaluation_files
 
@@ -371,6 +372,7 @@ def _execute(stage: Stage, config: Config, run: RunStage) -> None:
             "peak_mem_gib": round(memory.peak_gib, 2),
             "finished_at": _now(),
             "sbp_ray": __version__,
+            "made_by": provenance(),
         },
     )
     logger.info(f"{stage.name} | done in {duration(wall_s)} | peak {memory.peak_gib:.1f} GiB | {output.url}")
