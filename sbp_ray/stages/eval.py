@@ -33,6 +33,7 @@ from sbp_ray.evaluation.samples import (
 )
 from sbp_ray.evaluation.scan import Scan
 from sbp_ray.evaluation.tasks import results
+from sbp_ray.provenance import provenance
 from sbp_ray.report import render_page, render_summary
 from sbp_ray.schema import SPLITS, Split
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
@@ -94,6 +95,7 @@ def evaluate_run(
         "quality": _quality(cfg, settings, panel, pairs, scans["train"]),
         "curves": curves,
         "flow": stage_rows(artifacts),
+        "made_by": provenance(),
         "settings": settings.model_dump(mode="json"),
     }
     out.write_json("report.json", report)
