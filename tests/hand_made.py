@@ -17,19 +17,6 @@ from sbp_ray.text.tokenizer import encode_texts, train_tokenizer
 NUM_SHARDS = 2
 DIM = 384  # of the packaged embedder
 WORDS = ["river", "stone", "bridge", "castle", "winter", "army", "market", "music", "garden", "train", "glass"]
-    "river",
-    "stone",
-    "bridge",
-    "castle",
-    "winter",
-    "army",
-    "market",
-    "music",
-    "garden",
-    "train",
-    "glass",
-    "letter",
-]
 Row = dict[str, Any]
 
 
