@@ -494,6 +494,20 @@ class EvalConfig(Section):
     """Of each task; there are three: one for each arm's checkpoint, and one for the embedder."""
 
 
+class TrackingConfig(Section):
+    """Who gets a copy of the trainings' curves, beside `metrics.jsonl`, which has them in any case. Free to change."""
+
+    tensorboard: str | None = None
+    """A folder for TensorBoard's event files, below which each training has its own; needs the extra `tensorboard`."""
+    wandb: str | None = None
+    """A project of Weights & Biases, whose own environment variables hold, such as WANDB_API_KEY, WANDB_ENTITY, and
+    WANDB_MODE=offline; needs the extra `wandb`."""
+    mlflow: str | None = None
+    """URI of an MLflow tracking server or database; needs the extra `mlflow`."""
+    mlflow_experiment: str = "sbp_ray"
+    """The MLflow experiment that the trainings are runs of."""
+
+
 class ClusterConfig(Section):
     """Used only when a job starts its own Ray; on a cluster (RAY_ADDRESS) the cluster's values hold."""
 
@@ -525,6 +539,7 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
     synthesize: SynthesizeConfig = SynthesizeConfig()
     eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("artifacts", mode="before")
