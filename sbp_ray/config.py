@@ -482,14 +482,30 @@ class EvalConfig(Section):
     """Held-out documents whose perplexity is measured, drawn at random."""
     quality_sample: PositiveInt = 2000
     """Synthetic documents, real documents and mined pairs that the quality table is computed on, drawn at random."""
+    duplicate_sample: PositiveInt = 1_000_000
+    """Documents in which duplicates are looked for, drawn at random: of synthetic and of real text as many, or all."""
     num_samples: PositiveInt = 12
-    """Synthetic documents shown in the report beside their d1."""
+    """Synthetic documents shown in the report beside their d1 and the nearest real document."""
     batch_tokens: PositiveInt = 8192
     """Tokens in a scoring forward pass."""
     seed: int = 0
     """Draws questions, documents and samples."""
     resources: Resources = Resources(num_workers=3)
     """Of each task; there are three: one for each arm's checkpoint, and one for the embedder."""
+
+
+class TrackingConfig(Section):
+    """Who gets a copy of the trainings' curves, beside `metrics.jsonl`, which has them in any case. Free to change."""
+
+    tensorboard: str | None = None
+    """A folder for TensorBoard's event files, below which each training has its own; needs the extra `tensorboard`."""
+    wandb: str | None = None
+    """A project of Weights & Biases, whose own environment variables hold, such as WANDB_API_KEY, WANDB_ENTITY, and
+    WANDB_MODE=offline; needs the extra `wandb`."""
+    mlflow: str | None = None
+    """URI of an MLflow tracking server or database; needs the extra `mlflow`."""
+    mlflow_experiment: str = "sbp_ray"
+    """The MLflow experiment that the trainings are runs of."""
 
 
 class ClusterConfig(Section):
@@ -523,6 +539,7 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
     synthesize: SynthesizeConfig = SynthesizeConfig()
     eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("artifacts", mode="before")

@@ -17,12 +17,15 @@ from typing import Any, NoReturn
 
 from sbp_ray import __version__
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact, fingerprint_of
-from sbp_ray.config import Config
+from sbp_ray.config import Config, TrackingConfig
 from sbp_ray.config_file import load_config
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration, set_up_logging
+from sbp_ray.provenance import provenance
 from sbp_ray.sources import HUGGING_FACE, list_input_files
 from sbp_ray.text.contamination import list_evaluation_files
+from sbp_ray.training.journal import METRICS
+from sbp_ray.training.tracking import refuse_missing_library, tracked
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +91,9 @@ STAGES = (
         ("eval",),
     ),
 )
+
+
+_TRAINS = ("pretrain", "tune")  # jobs that leave curves
 
 
 @dataclass
@@ -185,17 +191,24 @@ def _parse(job_name: str) -> tuple[Config, str | None]:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the file")
     arguments = parser.parse_args()
     set_up_logging()
-    return with_absolute_folders(load_config(arguments.config, arguments.overrides)), arguments.redo
+    config = with_absolute_folders(load_config(arguments.config, arguments.overrides))
+    refuse_missing_library(config.tracking)
+    return config, arguments.redo
 
 
 def with_absolute_folders(config: Config) -> Config:
-    """The same with absolute paths for the artifacts.
+    """The same with absolute paths for the artifacts, and for TensorBoard's files.
 
     Raises:
         SbpError: one is relative in a submitted job.
     """
     given = {noun: _absolute(url, f"artifacts.{noun}") for noun, url in config.artifacts.items()}
-    return config.model_copy(update={"run_dir": _absolute(config.run_dir, "run_dir"), "artifacts": given})
+    tracking = config.tracking
+    if tracking.tensorboard is not None:
+        folder = _absolute(tracking.tensorboard, "tracking.tensorboard")
+        tracking = tracking.model_copy(update={"tensorboard": folder})
+    run_dir = _absolute(config.run_dir, "run_dir")
+    return config.model_copy(update={"run_dir": run_dir, "artifacts": given, "tracking": tracking})
 
 
 def _absolute(url: str, key: str) -> str:
@@ -356,7 +369,8 @@ def _execute(stage: Stage, config: Config, run: RunStage) -> None:
         key, _, value = override.removeprefix("pretrain.").partition("=")
         config = config.model_copy(update={"pretrain": config.pretrain.model_copy(update={key: value})})
     start = time.monotonic()
-    with MemoryMeter() as memory:
+    tracking = config.tracking if stage.job in _TRAINS else TrackingConfig()
+    with MemoryMeter() as memory, tracked(tracking, output, METRICS):
         stats = run(Job(stage, config, {name: artifact(config, name) for name in stage.reads}, output))
     wall_s = time.monotonic() - start
     output.write_json(
@@ -371,6 +385,7 @@ def _execute(stage: Stage, config: Config, run: RunStage) -> None:
             "peak_mem_gib": round(memory.peak_gib, 2),
             "finished_at": _now(),
             "sbp_ray": __version__,
+            "made_by": provenance(),
         },
     )
     logger.info(f"{stage.name} | done in {duration(wall_s)} | peak {memory.peak_gib:.1f} GiB | {output.url}")

@@ -30,6 +30,7 @@ def stage_rows(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
                 "counts": _counts(stats),
                 "drops": _drops(stats),
                 "stats": stats,
+                "made_by": manifest.get("made_by"),
             }
         )
     return sorted(rows, key=lambda row: row["artifact"])

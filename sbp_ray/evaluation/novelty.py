@@ -1,92 +1,239 @@
-"""Novel n-grams: which runs of tokens a sample has that the corpus does not.
+"""Runs of tokens that a sample has and the corpus does not: novel n-grams, and what is copied from *any* document.
 
-Memory is bounded by the sample: the corpus streams past the sample's own n-grams, batch by batch.
+Memory is bounded by the samples, whatever the corpus holds. The runs of all samples together go into one hash table
+(16 to 32 bytes for each run); the corpus streams past it once, shard by shard, and each of its runs is looked up. A
+worker keeps 9 bytes for each place of the table beside the batch of rows that it reads, and sends back one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from sbp_ray.evaluation.intervals import bootstrap_ratio
+
 NGRAM_LENGTHS = (1, 2, 4, 8, 13)
-MANY = 2  # documents beyond this number are not told apart
+COPIED_RUN = 13
+"""Tokens of a run that nobody writes twice by chance."""
+MANY = 2
+"""Documents beyond this number are not told apart."""
+COPY_CONTAINMENT = 0.5
+"""A document is a copy when at least this share of its runs of 13 tokens stands elsewhere."""
 
-# T = tokens of all documents, one after another, D = documents, W = runs that lie within a document,
-# U = distinct runs of the sample
+# T = tokens of all documents, one after another, D = documents, L = lengths of runs, C = places of the table
 
+_LENGTHS = np.array(NGRAM_LENGTHS, np.int64)
+_NO_RUN = np.uint64(0)  # an empty place of the table, and a run that would cross the end of its document
 _MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)  # odd, its bits well mixed
 _SHIFT = np.uint64(32)
-
-NgramTable = dict[int, NDArray[np.uint64]]
-"""For each length, the sample's distinct runs, hashed and sorted: uint64 [U]."""
-NgramCounts = dict[int, NDArray[np.uint8]]
-"""For each length, in how many documents each of the table's runs stands, `MANY` standing for more: uint8 [U]."""
+_ONE = np.uint64(1)
+_NO_DOCUMENT = -1
 
 
-def ngram_hashes(ids_T: NDArray[Any], lengths_D: NDArray[Any], length: int) -> tuple[NDArray[np.uint64], NDArray[Any]]:
-    """Every run of `length` tokens that lies within one document.
-
-    Returns:
-        Hashes uint64 [W] and the number of each run's document int64 [W].
-    """
-    num_runs = len(ids_T) - length + 1
-    if num_runs <= 0:
-        return np.empty(0, np.uint64), np.empty(0, np.int64)
-    document_T = np.repeat(np.arange(len(lengths_D)), lengths_D)
-    within = document_T[:num_runs] == document_T[length - 1 :]
-    ids = ids_T.astype(np.uint64)
-    hashes = np.zeros(num_runs, np.uint64)
-    for offset in range(length):
-        hashes = (hashes ^ (ids[offset : offset + num_runs] + np.uint64(1))) * _MULTIPLIER
-        hashes ^= hashes >> _SHIFT
-    return hashes[within], document_T[:num_runs][within]
+@numba.njit(cache=True, nogil=True)
+def _mixed(hashed, token):  # type: ignore[no-untyped-def]  # compiled
+    hashed = (hashed ^ (np.uint64(token) + _ONE)) * _MULTIPLIER
+    return hashed ^ (hashed >> _SHIFT)
 
 
-def ngram_table(documents: Sequence[Sequence[int]]) -> NgramTable:
-    """The distinct runs of a sample."""
-    ids_T, lengths_D = flatten(documents)
-    return {length: np.unique(ngram_hashes(ids_T, lengths_D, length)[0]) for length in NGRAM_LENGTHS}
+@numba.njit(cache=True, nogil=True)
+def _hash_runs(ids_T, lengths_D, lengths_L, hashes_LT):  # type: ignore[no-untyped-def]  # compiled
+    """The hash of the run of each length that begins at each token; `_NO_RUN` where the document ends before it."""
+    start = 0
+    for d in range(lengths_D.shape[0]):
+        end = start + lengths_D[d]
+        for t in range(start, end):
+            hashed, length = np.uint64(0), 0
+            for row in range(lengths_L.shape[0]):
+                if t + lengths_L[row] > end:
+                    break
+                while length < lengths_L[row]:
+                    hashed = _mixed(hashed, ids_T[t + length])
+                    length += 1
+                hashes_LT[row, t] = max(hashed, _ONE)
+        start = end
 
 
-def count_documents(table: NgramTable, ids_T: NDArray[Any], lengths_D: NDArray[Any]) -> NgramCounts:
-    """For each of the table's runs, how many of the documents hold it, `MANY` standing for more. uint8 [U]."""
-    counts: NgramCounts = {}
-    for length, known_U in table.items():
-        hashes_W, document_W = ngram_hashes(ids_T, lengths_D, length)
-        place_W = np.searchsorted(known_U, hashes_W)
-        hit_W = place_W < len(known_U)
-        hit_W[hit_W] = known_U[place_W[hit_W]] == hashes_W[hit_W]
-        once = np.unique(place_W[hit_W] * len(lengths_D) + document_W[hit_W]) // max(1, len(lengths_D))
-        counts[length] = np.minimum(np.bincount(once, minlength=len(known_U)), MANY).astype(np.uint8)
-    return counts
+@numba.njit(cache=True, nogil=True)
+def _place(keys_C, hashed):  # type: ignore[no-untyped-def]  # compiled
+    """Where the hash stands in the table, or the empty place where it would."""
+    mask = np.uint64(keys_C.shape[0] - 1)
+    place = (hashed >> _SHIFT) & mask if mask < (_ONE << _SHIFT) else hashed & mask
+    while keys_C[place] != hashed and keys_C[place] != _NO_RUN:
+        place = (place + _ONE) & mask
+    return place
 
 
-def add_counts(total: NgramCounts, more: NgramCounts) -> NgramCounts:
+@numba.njit(cache=True, nogil=True)
+def _insert(keys_C, hashes_W):  # type: ignore[no-untyped-def]  # compiled
+    for w in range(hashes_W.shape[0]):
+        keys_C[_place(keys_C, hashes_W[w])] = hashes_W[w]
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(keys_C, hashes_LT, lengths_D, first_number, first_C, counts_C):  # type: ignore[no-untyped-def]  # compiled
+    """Count, up to `MANY`, the documents that hold each run of the table; `first_C` says which was the first."""
+    start = 0
+    for d in range(lengths_D.shape[0]):
+        end, number = start + lengths_D[d], first_number + d
+        for t in range(start, end):
+            for row in range(hashes_LT.shape[0]):
+                hashed = hashes_LT[row, t]
+                if hashed == _NO_RUN:
+                    break
+                place = _place(keys_C, hashed)
+                if keys_C[place] == _NO_RUN:
+                    continue
+                if first_C[place] == _NO_DOCUMENT:
+                    first_C[place] = number
+                    counts_C[place] = 1
+                elif first_C[place] != number:
+                    counts_C[place] = MANY
+        start = end
+
+
+@numba.njit(cache=True, nogil=True)
+def _counts_of(keys_C, counts_C, hashes_LT, found_LT):  # type: ignore[no-untyped-def]  # compiled
+    for row in range(hashes_LT.shape[0]):
+        for t in range(hashes_LT.shape[1]):
+            if hashes_LT[row, t] != _NO_RUN:
+                found_LT[row, t] = counts_C[_place(keys_C, hashes_LT[row, t])]
+
+
+def run_hashes(ids_T: NDArray[Any], lengths_D: NDArray[Any]) -> NDArray[np.uint64]:
+    """uint64[L, T]: of each length the run that begins at each token; 0 where its document ends before it."""
+    hashes_LT = np.zeros((len(_LENGTHS), len(ids_T)), np.uint64)
+    _hash_runs(ids_T.astype(np.int64), lengths_D.astype(np.int64), _LENGTHS, hashes_LT)
+    return hashes_LT
+
+
+class NgramTable(NamedTuple):
+    """The distinct runs of some samples, of every length, in one hash table with open addressing."""
+
+    keys_C: NDArray[np.uint64]
+    """A power of two of places, at most half of them taken."""
+
+    @classmethod
+    def of(cls, samples: Sequence[Sequence[Sequence[int]]]) -> NgramTable:
+        """The table of all documents of all samples."""
+        hashes = [run_hashes(*flatten(documents)) for documents in samples]
+        num_runs = sum(int(np.count_nonzero(hashes_LT)) for hashes_LT in hashes)
+        keys_C = np.zeros(1 << (2 * num_runs + 1).bit_length(), np.uint64)
+        for hashes_LT in hashes:
+            _insert(keys_C, hashes_LT[hashes_LT != _NO_RUN])
+        return cls(keys_C)
+
+
+class DocumentCounter:
+    """Counts in how many of the documents that stream past each run of a table stands."""
+
+    def __init__(self, table: NgramTable) -> None:
+        self._keys_C = table.keys_C
+        self._first_C = np.full(len(table.keys_C), _NO_DOCUMENT, np.int64)
+        self._num_documents = 0
+        self.counts_C = np.zeros(len(table.keys_C), np.uint8)
+        """`MANY` stands for more."""
+
+    def add(self, ids_T: NDArray[Any], lengths_D: NDArray[Any]) -> None:
+        """Take in some documents, each of which comes once."""
+        hashes_LT = run_hashes(ids_T, lengths_D)
+        _count(self._keys_C, hashes_LT, lengths_D.astype(np.int64), self._num_documents, self._first_C, self.counts_C)
+        self._num_documents += len(lengths_D)
+
+
+def add_counts(total_C: NDArray[np.uint8] | None, more_C: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Counts of two parts of the corpus together."""
-    return {length: np.minimum(total[length] + more[length], MANY) for length in more} if total else more
+    return more_C if total_C is None else np.minimum(total_C + more_C, MANY).astype(np.uint8)
 
 
-def novel_shares(
-    documents: Sequence[Sequence[int]], table: NgramTable, counts: NgramCounts, *, own: int
-) -> dict[str, float | None]:
-    """Share of the sample's runs, counted as often as they stand there, that no other document of the corpus holds.
+@dataclass(frozen=True)
+class KnownRuns:
+    """Which runs of a sample stand in the corpus."""
 
+    known_LT: NDArray[np.bool_]
+    is_run_LT: NDArray[np.bool_]
+    """False where the document ends before the run would."""
+    lengths_D: NDArray[np.int64]
+
+    def novel_shares(self) -> dict[str, float | None]:
+        """Share of the sample's runs, counted as often as they stand there, that no document of the corpus holds.
+
+        For each length, as text; None when no document of the sample is that long.
+        """
+        totals = self.is_run_LT.sum(axis=1)
+        novel = (self.is_run_LT & ~self.known_LT).sum(axis=1)
+        return {
+            str(length): float(count / total) if total else None
+            for length, count, total in zip(NGRAM_LENGTHS, novel, totals, strict=True)
+        }
+
+    def copied(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Of each document with a run of `COPIED_RUN` tokens: the share of such runs that the corpus holds, and the
+        tokens of the longest stretch all of whose runs it holds (in one document or several)."""
+        row = NGRAM_LENGTHS.index(COPIED_RUN)
+        shares, longest = [], []
+        for start, end in _spans(self.lengths_D):
+            known = self.known_LT[row, start : max(start, end - COPIED_RUN + 1)]
+            if known.size:
+                shares.append(float(known.mean()))
+                stretch = _longest_stretch(known)
+                longest.append(stretch + COPIED_RUN - 1 if stretch else 0)
+        return np.array(shares, np.float64), np.array(longest, np.int64)
+
+
+def known_runs(
+    documents: Sequence[Sequence[int]], table: NgramTable, counts_C: NDArray[np.uint8], *, own: int
+) -> KnownRuns:
+    """
     Args:
+        table: one that the documents went into.
+        counts_C: of the corpus, for its places.
         own: 1 when the sample is part of the corpus, and each document therefore holds its own runs; else 0.
-
-    Returns:
-        For each length, as text, a share, or None when no document of the sample is that long.
     """
     ids_T, lengths_D = flatten(documents)
-    shares: dict[str, float | None] = {}
-    for length, known_U in table.items():
-        hashes_W, _ = ngram_hashes(ids_T, lengths_D, length)
-        novel_W = counts[length][np.searchsorted(known_U, hashes_W)] <= own
-        shares[str(length)] = float(novel_W.mean()) if novel_W.size else None
-    return shares
+    hashes_LT = run_hashes(ids_T, lengths_D)
+    found_LT = np.zeros(hashes_LT.shape, np.uint8)
+    _counts_of(table.keys_C, counts_C, hashes_LT, found_LT)
+    return KnownRuns(found_LT > own, hashes_LT != _NO_RUN, lengths_D)
+
+
+def copying_of_corpus(runs: KnownRuns, *, seed: int) -> dict[str, Any] | None:
+    """How much a sample's documents share with any document of the corpus; None where all are too short.
+
+    Returns:
+        documents: those that are long enough for a run of 13 tokens.
+        copied_share: mean share of a document's runs of 13 tokens that stand in the corpus.
+        copies: share of the documents in which that is `COPY_CONTAINMENT` or more.
+        any_copied: share of the documents with at least one such run.
+        longest: median, 90th percentile and greatest length in tokens of the longest stretch found in the corpus.
+    """
+    share_N, longest_N = runs.copied()
+    if not share_N.size:
+        return None
+    p50, p90 = np.quantile(longest_N, [0.5, 0.9])
+    return {
+        "documents": len(share_N),
+        "copied_share": bootstrap_ratio(share_N, seed=seed).as_dict(),
+        "copies": bootstrap_ratio(share_N >= COPY_CONTAINMENT, seed=seed).as_dict(),
+        "any_copied": bootstrap_ratio(share_N > 0, seed=seed).as_dict(),
+        "longest": {"median": float(p50), "p90": float(p90), "max": int(longest_N.max())},
+    }
+
+
+def _spans(lengths_D: NDArray[np.int64]) -> list[tuple[int, int]]:
+    ends = np.cumsum(lengths_D)
+    return list(zip((ends - lengths_D).tolist(), ends.tolist(), strict=True))
+
+
+def _longest_stretch(known: NDArray[np.bool_]) -> int:
+    """How many places in a row are true at most."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], known, [False]]).astype(np.int8)))
+    return int((edges[1::2] - edges[::2]).max()) if edges.size else 0
 
 
 def flatten(documents: Sequence[Sequence[int]]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""The quality table: what a sample of texts, and of pairs of texts, is like.
+"""The quality panel: what a sample of texts, and of pairs of texts, is like.
 
 The same measures for synthetic and for real text, on samples whose size is stated.
 """
@@ -9,46 +9,49 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
 
-from sbp_ray.evaluation.duplicates import duplicate_shares
 from sbp_ray.evaluation.intervals import bootstrap_ratio
-from sbp_ray.evaluation.novelty import NgramCounts, ngram_table, novel_shares
-from sbp_ray.evaluation.samples import Samples
-from sbp_ray.evaluation.scan import Scan
-from sbp_ray.text.quality import repetition_share
-from sbp_ray.text.shingles import containment, shingle_hashes
+from sbp_ray.evaluation.nearest import Nearest
+from sbp_ray.evaluation.novelty import COPY_CONTAINMENT, NgramTable, copying_of_corpus, known_runs
+from sbp_ray.evaluation.samples import Sample
+from sbp_ray.text.quality import repetition_share, type_token_ratio
+from sbp_ray.text.shingles import containment, shingle_hashes, word_ids
 
-NEAR_JACCARD = 0.6
-"""Documents of one sample whose shingle sets overlap this much are near-duplicates of one another."""
-COPY_CONTAINMENT = 0.5
-"""A d2 copies its d1 when d1 holds at least this share of its shingles."""
 RANDOM_PAIR_QUANTILE = 0.95
 """A pair is irrelevant when its cosine is below that of all but the upper 5 % of random pairs."""
 
 IdLists = Sequence[Sequence[int]]
 
 
-def text_measures(documents: IdLists, *, shingle_tokens: int, seed: int) -> dict[str, Any] | None:
-    """Repetition, duplicates and length of a sample; None for an empty one.
+def text_measures(documents: IdLists, texts: Sequence[str], *, seed: int) -> dict[str, Any] | None:
+    """Repetition, length and diversity of a sample; None for an empty one.
 
     Returns:
         documents: size of the sample.
         repetition: mean share of a document's 4-token runs that repeat an earlier one of the same document.
-        exact_duplicates, near_duplicates: share of the sample that an earlier document of it makes redundant.
         tokens: mean, median, and the 10th and 90th percentile of the length; `lengths` for the plot.
+        type_token: mean of the documents' moving-average type-token ratios, `documents` that are long enough for one,
+            and the `ratios`; None where there is none.
     """
     if not documents:
         return None
     lengths = np.array([len(ids) for ids in documents])
-    duplicates = duplicate_shares(documents, min_jaccard=NEAR_JACCARD, shingle_tokens=shingle_tokens)
     p10, median, p90 = np.quantile(lengths, [0.1, 0.5, 0.9])
+    ratios = [ratio for ratio in (type_token_ratio(word_ids(text)) for text in texts) if ratio is not None]
     return {
         "documents": len(documents),
         "repetition": bootstrap_ratio([repetition_share(ids) for ids in documents], seed=seed).as_dict(),
-        "exact_duplicates": duplicates["exact"],
-        "near_duplicates": duplicates["near"],
         "tokens": {"mean": float(lengths.mean()), "median": float(median), "p10": float(p10), "p90": float(p90)},
         "lengths": lengths.tolist(),
+        "type_token": {
+            "documents": len(ratios),
+            "mean": bootstrap_ratio(ratios, seed=seed).as_dict(),
+            "ratios": [round(ratio, 4) for ratio in ratios],
+        }
+        if ratios
+        else None,
     }
 
 
@@ -60,15 +63,18 @@ def copying(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, shingle_tok
         copies: share of the pairs in which that is `COPY_CONTAINMENT` or more.
         any_copied: share of the pairs in which d2 has at least one run of d1.
     """
-    held = np.array(
-        [containment(shingle_hashes(d2, shingle_tokens), shingle_hashes(d1, shingle_tokens)) for d1, d2 in pairs]
-    )
+    held = np.array([held_by(d1, d2, shingle_tokens) for d1, d2 in pairs])
     return {
         "pairs": len(pairs),
         "copied_share": bootstrap_ratio(held, seed=seed).as_dict(),
         "copies": bootstrap_ratio(held >= COPY_CONTAINMENT, seed=seed).as_dict(),
         "any_copied": bootstrap_ratio(held > 0, seed=seed).as_dict(),
     }
+
+
+def held_by(d1: Sequence[int], d2: Sequence[int], shingle_tokens: int) -> float:
+    """The share of d2's shingles that d1 holds."""
+    return containment(shingle_hashes(d2, shingle_tokens), shingle_hashes(d1, shingle_tokens))
 
 
 def irrelevance(cosines: Sequence[float] | np.ndarray, threshold: float, *, seed: int) -> dict[str, Any]:
@@ -93,53 +99,53 @@ def irrelevance_threshold(random_N: np.ndarray) -> float:
     return float(np.quantile(random_N, RANDOM_PAIR_QUANTILE))
 
 
-def quality_table(
-    samples: Samples, scan: Scan, vectors: Mapping[str, np.ndarray], *, shingle_tokens: int, seed: int
-) -> dict[str, Any]:
-    """Every measure for every sample.
+def nearness(nearest: Nearest, *, seed: int) -> dict[str, Any]:
+    """How close the sample's documents are to the nearest one of the corpus."""
+    return {
+        "mean_cosine": bootstrap_ratio(nearest.cosine_N, seed=seed).as_dict(),
+        "cosines": [round(float(cosine), 4) for cosine in nearest.cosine_N],
+    }
+
+
+def distance_of_distributions(values: Sequence[float], others: Sequence[float]) -> float | None:
+    """The greatest difference of the two cumulative distributions (Kolmogorov and Smirnov): 0 for equal ones, up to 1.
+
+    None where one of them is empty.
+    """
+    return float(stats.ks_2samp(values, others).statistic) if len(values) and len(others) else None
+
+
+def add_distances(columns: Mapping[str, dict[str, Any] | None], yardstick: str) -> None:
+    """Say in each column how far its lengths and type-token ratios are from those of the yardstick's sample."""
+    real = columns.get(yardstick)
+    for name, column in columns.items():
+        if column is None or real is None or name == yardstick:
+            continue
+        column["tokens"]["distance_from_real"] = distance_of_distributions(column["lengths"], real["lengths"])
+        if column["type_token"] and real["type_token"]:
+            ratios, others = column["type_token"]["ratios"], real["type_token"]["ratios"]
+            column["type_token"]["distance_from_real"] = distance_of_distributions(ratios, others)
+
+
+def sample_column(
+    sample: Sample,
+    table: NgramTable,
+    counts_C: NDArray[np.uint8],
+    nearest: Nearest,
+    *,
+    seed: int,
+) -> dict[str, Any] | None:
+    """What a sample's texts are like, and what they share with the corpus; None for an empty sample.
 
     Args:
-        scan: of the train split: the documents of the pairs, and the samples' n-gram counts.
-        vectors: unit vectors by doc_id, of the synthetic documents and of their d1.
+        table: of the runs of all samples.
+        counts_C: in how many train documents each stands.
+        nearest: to each document, of the train split.
     """
-    options = {"shingle_tokens": shingle_tokens, "seed": seed}
-    documents = scan.documents
-    ids = {name: row["input_ids"] for name, row in documents.items()}
-    pairs = {
-        "synthetic": [(ids[row["d1_id"]], row["input_ids"]) for row in samples.synthetic],
-        "mined": [(ids[row["d1_id"]], ids[row["d2_id"]]) for row in samples.pairs],
-    }
-    return {
-        **options,
-        "near_jaccard": NEAR_JACCARD,
-        "copy_containment": COPY_CONTAINMENT,
-        "texts": {
-            name: _text_column(texts, scan.ngram_counts.get(name, {}), own=int(name == "real_train"), **options)
-            for name, texts in samples.token_ids().items()
-        },
-        "copying": {name: copying(found, **options) if found else None for name, found in pairs.items()},
-        "relevance": _relevance(samples, vectors, seed),
-    }
-
-
-def _text_column(texts: IdLists, counts: NgramCounts, *, own: int, **options: int) -> dict[str, Any] | None:
-    measures = text_measures(texts, **options)
-    if measures is not None:
-        measures["novel"] = novel_shares(texts, ngram_table(texts), counts, own=own)
-    return measures
-
-
-def _relevance(samples: Samples, vectors: Mapping[str, np.ndarray], seed: int) -> dict[str, Any] | None:
-    """Cosines of synthetic, mined and random pairs, and the share that is no closer than random pairs are."""
-    d1_ids = sorted({row["d1_id"] for row in samples.synthetic})
-    if len(d1_ids) < 2:
-        return None
-    chance_N = random_cosines(np.stack([vectors[doc_id] for doc_id in d1_ids]), seed=seed)
-    threshold = irrelevance_threshold(chance_N)
-    cosines = {
-        "synthetic": [float(vectors[row["doc_id"]] @ vectors[row["d1_id"]]) for row in samples.synthetic],
-        "mined": [row["cosine"] for row in samples.pairs if row["cosine"] is not None],  # random pairs have none
-        "random": chance_N.tolist(),
-    }
-    found = {name: irrelevance(values, threshold, seed=seed) for name, values in cosines.items() if values}
-    return {"threshold": threshold, "random_quantile": RANDOM_PAIR_QUANTILE, **found}
+    column = text_measures(sample.token_ids, [row["text"] for row in sample.rows], seed=seed)
+    if column is not None:
+        runs = known_runs(sample.token_ids, table, counts_C, own=int(sample.kind == "train"))
+        column["novel"] = runs.novel_shares()
+        column["corpus_copying"] = copying_of_corpus(runs, seed=seed)
+        column["nearest"] = nearness(nearest, seed=seed)
+    return column

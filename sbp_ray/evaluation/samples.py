@@ -1,56 +1,68 @@
-"""The samples that the quality table is computed on."""
+"""The samples that the quality panel is computed on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EvalConfig
 from sbp_ray.evaluation.draws import draw_rows
 
 Row = dict[str, Any]
+REAL_TRAIN, REAL_HELD_OUT = "real_train", "real_held_out"
+KINDS = {"synthetic": "synthetic", "mined": "mined", REAL_TRAIN: "train", REAL_HELD_OUT: "validation"}
+"""What kind of text the columns of a report are."""
 _DOCUMENT = ("doc_id", "text", "input_ids")
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Rows drawn from the artifacts."""
+class Sample:
+    """Documents of one kind, drawn at random."""
 
-    synthetic: list[Row]
-    """doc_id, text, input_ids, d1_id."""
-    train: list[Row]
-    """doc_id, text, input_ids."""
-    validation: list[Row]
-    """Likewise, of the held-out documents: those whose perplexity is measured."""
-    pairs: list[Row]
-    """Mined pairs of the train split: d1_id, d2_id, cosine."""
+    kind: Literal["synthetic", "train", "validation"]
+    rows: list[Row]
+    """doc_id, text, input_ids; of a synthetic document d1_id too."""
+    source: Artifact
+    """Where they lie: synthetic text, or the corpus."""
 
-    def wanted_ids(self) -> set[str]:
-        """Documents of the train split that the pairs are made of."""
-        ids = {row["d1_id"] for row in self.synthetic}
-        return ids | {row[key] for row in self.pairs for key in ("d1_id", "d2_id")}
+    @property
+    def token_ids(self) -> list[list[int]]:
+        return [row["input_ids"] for row in self.rows]
 
-    def token_ids(self) -> dict[str, list[list[int]]]:
-        """The samples of texts that stand beside one another in the quality table."""
-        return {
-            "synthetic": [row["input_ids"] for row in self.synthetic],
-            "real_train": [row["input_ids"] for row in self.train],
-            "real_held_out": [row["input_ids"] for row in self.validation],
-        }
+    @property
+    def d1_ids(self) -> set[str]:
+        return {row["d1_id"] for row in self.rows} if self.kind == "synthetic" else set()
 
 
-def draw_samples(cfg: EvalConfig, artifacts: Mapping[str, Artifact]) -> Samples:
-    """Draw every sample; each holds at most `quality_sample` rows, the held-out one `max_validation_documents`."""
+def draw_synthetic(cfg: EvalConfig, synthetic: Artifact) -> Sample:
+    """At most `quality_sample` documents. A document's id follows from its d1 and number: of artifacts that were
+    written for the same d1, the same are drawn where both kept them."""
+    columns = [*_DOCUMENT, "d1_id"]
+    rows = draw_rows(synthetic, "", key=["doc_id"], columns=columns, limit=cfg.quality_sample, seed=cfg.seed)
+    return Sample("synthetic", rows, synthetic)
 
-    def draw(name: str, folder: str, key: Sequence[str], columns: Sequence[str], limit: int) -> list[Row]:
-        return draw_rows(artifacts[name], folder, key=key, columns=columns, limit=limit, seed=cfg.seed)
 
-    size = cfg.quality_sample
-    return Samples(
-        synthetic=draw("synthetic", "", ["doc_id"], [*_DOCUMENT, "d1_id"], size),
-        train=draw("corpus", "train", ["doc_id"], _DOCUMENT, size),
-        validation=draw("corpus", "validation", ["doc_id"], _DOCUMENT, cfg.max_validation_documents),
-        pairs=draw("pairs", "train", ["d1_id", "d2_id"], ["d1_id", "d2_id", "cosine"], size),
-    )
+def draw_real(cfg: EvalConfig, corpus: Artifact) -> dict[str, Sample]:
+    """What synthetic text is compared with: as many documents that were read, and the held-out ones that are scored."""
+
+    def draw(split: Literal["train", "validation"], limit: int) -> Sample:
+        rows = draw_rows(corpus, split, key=["doc_id"], columns=_DOCUMENT, limit=limit, seed=cfg.seed)
+        return Sample(split, rows, corpus)
+
+    return {
+        REAL_TRAIN: draw("train", cfg.quality_sample),
+        REAL_HELD_OUT: draw("validation", cfg.max_validation_documents),
+    }
+
+
+def draw_pairs(cfg: EvalConfig, pairs: Artifact) -> list[Row]:
+    """At most `quality_sample` mined pairs of the train split: d1_id, d2_id, cosine."""
+    key = ["d1_id", "d2_id"]
+    return draw_rows(pairs, "train", key=key, columns=[*key, "cosine"], limit=cfg.quality_sample, seed=cfg.seed)
+
+
+def token_ids(samples: Mapping[str, Sample]) -> list[list[list[int]]]:
+    """Of every sample, its documents' tokens."""
+    return [sample.token_ids for sample in samples.values()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.evaluation.novelty import NgramCounts, NgramTable, add_counts, count_documents
+from sbp_ray.evaluation.novelty import DocumentCounter, NgramTable, add_counts
 
 _BATCH_ROWS = 1024
 
@@ -25,8 +26,8 @@ class Scan:
     """doc_id -> its row, for the documents that were wanted."""
     groups: set[str] = field(default_factory=set)
     """Those of the asked groups that are there."""
-    ngram_counts: dict[str, NgramCounts] = field(default_factory=dict)
-    """For each sample, in how many documents each of its n-grams stands; see `novelty.count_documents`."""
+    ngram_counts: NDArray[np.uint8] | None = None
+    """For each place of the samples' table, how many documents hold its run; see `novelty.NgramTable`."""
     num_documents: int = 0
     num_tokens: int = 0
 
@@ -34,46 +35,59 @@ class Scan:
         """Take in what another part of the corpus gave."""
         self.documents |= other.documents
         self.groups |= other.groups
-        for sample, counts in other.ngram_counts.items():
-            self.ngram_counts[sample] = add_counts(self.ngram_counts.get(sample, {}), counts)
+        if other.ngram_counts is not None:
+            self.ngram_counts = add_counts(self.ngram_counts, other.ngram_counts)
         self.num_documents += other.num_documents
         self.num_tokens += other.num_tokens
 
 
-def scan_shard(
-    corpus: Artifact, name: str, *, wanted: Collection[str], groups: Collection[str], tables: dict[str, NgramTable]
+def scan_shards(
+    corpus: Artifact, wanted: Mapping[str, Collection[str]], *, groups: Collection[str], table: NgramTable | None
 ) -> Scan:
-    """Read one shard in batches of rows.
+    """Read shards in batches of rows.
 
     Args:
-        wanted: ids of documents to bring back.
+        wanted: for each shard the ids of documents to bring back.
         groups: values of `group` to look for.
-        tables: n-grams to count, by the name of their sample.
+        table: runs of tokens to count.
     """
     found = Scan()
-    wanted_ids, asked_groups = pa.array(list(wanted), pa.string()), set(groups)
-    columns = ["doc_id", "group", "input_ids", *(["text"] if wanted_ids else [])]
+    counter = DocumentCounter(table) if table else None
+    for name, ids in wanted.items():
+        _scan_shard(corpus, name, pa.array(list(ids), pa.string()), set(groups), counter, found)
+    found.ngram_counts = counter.counts_C if counter else None
+    return found
+
+
+def _scan_shard(
+    corpus: Artifact, name: str, wanted_ids: pa.Array, groups: set[str], counter: DocumentCounter | None, found: Scan
+) -> None:
+    columns = ["doc_id", "group", "input_ids", *(["text"] if len(wanted_ids) else [])]
     with corpus.fs.open_input_file(corpus.path(name)) as file:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-            if wanted_ids:
+            if len(wanted_ids):
                 rows = batch.filter(pc.is_in(batch.column("doc_id"), value_set=wanted_ids)).to_pylist()
                 found.documents |= {row["doc_id"]: row for row in rows}
-            found.groups |= asked_groups.intersection(pc.unique(batch.column("group")).to_pylist())
+            found.groups |= groups.intersection(pc.unique(batch.column("group")).to_pylist())
             ids_T = batch.column("input_ids").flatten().to_numpy(zero_copy_only=False)
             lengths_D = pc.list_value_length(batch.column("input_ids")).to_numpy(zero_copy_only=False)
-            found.add(
-                Scan(
-                    ngram_counts={key: count_documents(table, ids_T, lengths_D) for key, table in tables.items()},
-                    num_documents=len(lengths_D),
-                    num_tokens=len(ids_T),
-                )
-            )
-    return found
+            if counter:
+                counter.add(ids_T, lengths_D)
+            found.num_documents += len(lengths_D)
+            found.num_tokens += len(ids_T)
+
+
+def read_documents(corpus: Artifact, name: str, wanted: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The wanted documents of one shard: doc_id, group, text."""
+    is_wanted = pc.field("doc_id").isin(list(wanted))
+    with corpus.fs.open_input_file(corpus.path(name)) as file:
+        table = pq.read_table(file, columns=["doc_id", "group", "text"], filters=is_wanted)
+    return {row["doc_id"]: row for row in table.to_pylist()}
 
 
 def read_vectors(embeddings: Artifact, name: str, wanted: Collection[str]) -> dict[str, np.ndarray]:
     """The unit vectors of the wanted documents of one shard, float32."""
-    table = embeddings.read_table(name)
+    table = embeddings.read_table(name, columns=["doc_id", "vector"])
     table = table.filter(pc.is_in(table.column("doc_id"), value_set=pa.array(list(wanted), pa.string())))
     vectors = table.column("vector").to_pylist()
     return dict(zip(table.column("doc_id").to_pylist(), (np.asarray(v, np.float32) for v in vectors), strict=True))

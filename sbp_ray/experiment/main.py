@@ -15,6 +15,7 @@ from sbp_ray.experiment.settings import ExperimentConfig, load_experiment
 from sbp_ray.job import Parser, exit_with, locked
 from sbp_ray.logs import set_up_logging
 from sbp_ray.report.words import scaled
+from sbp_ray.training.tracking import refuse_missing_library
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def _run() -> None:
     grid = plan_grid(experiment)
     refuse_too_little_text(grid)
     check_questions(experiment.base_config().eval)
+    refuse_missing_library(experiment.base_config().tracking)
     print(describe(grid))
     if not arguments.plan:
         with locked(experiment.run_dir):

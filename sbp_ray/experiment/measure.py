@@ -15,8 +15,8 @@ from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.arms import Scores, TextSets, document_windows, score_checkpoint
 from sbp_ray.evaluation.comparison import HELD_OUT, graded_tokens, num_bytes
 from sbp_ray.evaluation.draws import draw_rows
+from sbp_ray.evaluation.panel import scan_corpus
 from sbp_ray.evaluation.questions import check_questions, draw_questions, iter_questions, question_example
-from sbp_ray.evaluation.scan import Scan, scan_shard
 from sbp_ray.experiment.grid import Grid, Node
 from sbp_ray.schema import SPLITS, Split
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 ANSWERS: dict[Split, str] = {"train": "answers_read", "validation": "answers_held_out"}
 """Sets of questions: on documents' groups that were read, and on held-out ones."""
+
+_NOT_OF_SCORES = {"resources", "batch_tokens", "duplicate_sample"}
+"""Settings of `eval` that change no score."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def choose_texts(settings: Config, corpus: Artifact) -> Texts:
             if asked[split]:
                 sets[name] = [[question_example(question, tokenizer, special)] for question in asked[split]]
                 sizes[name] = num_bytes([question.continuation for question in asked[split]])
-    how = cfg.model_dump(mode="json", exclude={"resources", "batch_tokens"})
+    how = cfg.model_dump(mode="json", exclude=_NOT_OF_SCORES)
     fingerprint = fingerprint_of({"eval": how, "corpus": corpus.fingerprint(), "seq_len": settings.pretrain.seq_len})
     return Texts(sets, {name: graded_tokens(sets, name) for name in sets}, sizes, unknown, fingerprint)
 
@@ -89,15 +92,7 @@ def _splits_of_groups(cfg: EvalConfig, corpus: Artifact) -> dict[str, Split]:
 
 def scan_groups(corpus: Artifact, split: Split, groups: set[str]) -> set[str]:
     """Those of the groups that the split has."""
-    import ray
-
-    scan = ray.remote(num_cpus=1)(scan_shard)
-    total = Scan()
-    for found in ray.get(
-        [scan.remote(corpus, name, wanted=[], groups=groups, tables={}) for name in corpus.files(split, ".parquet")]
-    ):
-        total.add(found)
-    return total.groups
+    return scan_corpus(corpus, split, wanted=(), groups=groups, table=None).groups
 
 
 def validation_groups(corpus: Artifact) -> set[str]:

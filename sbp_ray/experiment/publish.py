@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +11,7 @@ from sbp_ray.experiment.costs import costs_of
 from sbp_ray.experiment.execute import is_done
 from sbp_ray.experiment.grid import Grid, Training
 from sbp_ray.experiment.measure import choose_texts, decontamination, score_models
+from sbp_ray.experiment.quality import mining_rows, quality_facts
 from sbp_ray.experiment.results import (
     arm_table,
     artifact_rows,
@@ -24,6 +21,7 @@ from sbp_ray.experiment.results import (
     synthetic_rows,
 )
 from sbp_ray.experiment.settings import ExperimentConfig
+from sbp_ray.provenance import provenance
 from sbp_ray.report.experiment import render_experiment, render_table
 
 
@@ -66,11 +64,12 @@ def publish(
         "curves": curves(grid, done),
         "synthesizers": synthesizers(grid, done),
         "synthetic": synthetic_rows(grid, done),
+        "quality": quality_facts(experiment, grid, done, Artifact("quality", f"{experiment.run_dir}/quality")),
+        "mining": mining_rows(grid, done),
         "decontamination": decontamination(grid),
         "artifacts": artifact_rows(grid, costs, costs.__contains__),
         "dead": list(dead),
-        "command": shlex.join(["python", *sys.argv]),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores; {_shown(room)} in the cluster",
+        "made_by": provenance() | {"cluster": _shown(room)},
         "settings": experiment.model_dump(mode="json"),
     }
     out.write_json("experiment.json", results)

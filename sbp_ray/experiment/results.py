@@ -224,5 +224,7 @@ def artifact_rows(grid: Grid, costs: Mapping[str, Cost], is_done: Callable[[str]
         node = grid.nodes[key]
         cost = costs[key].as_dict() if is_done(key) else None
         command = f"python jobs/{node.stage.job}.py --config configs/{key}.yaml"
-        rows.append({"artifact": key, "stage": node.stage.name, "for": arms, "cost": cost, "command": command})
+        made_by = (node.artifact.manifest() or {}).get("made_by")
+        row = {"artifact": key, "stage": node.stage.name, "for": arms, "cost": cost, "command": command}
+        rows.append(row | {"made_by": made_by})
     return rows

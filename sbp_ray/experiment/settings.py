@@ -75,7 +75,11 @@ class ExperimentConfig(Section):
         """The settings of `base` with changes."""
         tree = self.base if isinstance(self.base, dict) else read_yaml(self.base)
         where = where if isinstance(self.base, dict) else f"{where} ({self.base})"
-        return settings_of(Config, {**tree, "run_dir": self.run_dir}, overrides, where=where)
+        config = settings_of(Config, {**tree, "run_dir": self.run_dir}, overrides, where=where)
+        if (folder := config.tracking.tensorboard) is not None:  # the jobs take no relative one
+            tracking = config.tracking.model_copy(update={"tensorboard": str(Path(folder).resolve())})
+            return config.model_copy(update={"tracking": tracking})
+        return config
 
 
 def load_experiment(path: str, overrides: list[str]) -> ExperimentConfig:

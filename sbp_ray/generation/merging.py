@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from sbp_ray import schema
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import SynthesizeConfig
-from sbp_ray.generation.copies import copies_of_corpus, copies_of_earlier
 from sbp_ray.generation.filters import BAD, real_text_drops
 from sbp_ray.generation.ledger import SEGMENT, first_of_each, ledger_name, part_name, segments_folder
 from sbp_ray.generation.sources import Sources, read_shard
 from sbp_ray.shards import Stats, shard_name
+from sbp_ray.text.copies import copies_of_corpus, copies_of_earlier
 
 COPY_OF_SYNTHETIC = "copy_of_synthetic"
 _SMALL = ["number", "reason", "detail", "num_generated", "num_prompt", "num_cached", "contaminated", "signature"]

@@ -8,24 +8,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sbp_ray import __version__
-from sbp_ray.report import plots, words
-from sbp_ray.report.page import environment
+from sbp_ray.report import paper, words
+from sbp_ray.report.experiment_plots import HEADLINE, experiment_plots
+from sbp_ray.report.page import DEGREE_ROWS, environment, mining_plots, shown_beside
+from sbp_ray.report.panel import notes, panel_table
 
-HEADLINE = "held_out_nats_per_token"
-"""The measure that answers."""
 LABELS = {
     "held_out_nats_per_token": "Held-out documents, nats a token",
     "held_out_nats_per_byte": "Held-out documents, nats a byte",
     "answers_read_nats_per_byte": "Answers on articles it read, nats a byte",
     "answers_held_out_nats_per_byte": "Answers on held-out articles, nats a byte",
 }
-_COLOURS = {"repetition": plots.REPETITION, "sbp": plots.SBP, "oracle": plots.THIRD}
-_STYLES = ("-", "--", ":", "-.")
+_MAX_SHOWN = 8  # samples: each with what every synthesizer wrote
 
 
 def render_experiment(results: Mapping[str, Any]) -> str:
     """The whole page: inline styles, inline SVG, no script, no request."""
-    arms = results["arms"]
+    quality = results["quality"]
     return (
         environment()
         .get_template("experiment.html.j2")
@@ -33,19 +32,21 @@ def render_experiment(results: Mapping[str, Any]) -> str:
             results=results,
             version=__version__,
             words=words,
+            paper=paper,
             answer=answer(results),
+            tiles=tiles(results),
             remarks=remarks(results),
+            gain_words=gain_words,
             labels=LABELS,
             headline=HEADLINE,
             perplexity=math.exp,
-            measures=[name for name in LABELS if arms and name in arms[0]["measures"]],
-            plots={
-                "curves": plots.arm_curves(_curve_series(results)),
-                "gains": plots.arm_gains(_gain_rows(arms)),
-                "cost": plots.loss_by_cost(
-                    [(a["name"], _colour(a), a["cost"]["flops"], a["measures"][HEADLINE]["mean"]) for a in arms]
-                ),
-            },
+            measures=[name for name in LABELS if results["arms"] and name in results["arms"][0]["measures"]],
+            plots=experiment_plots(results),
+            panel=panel_table(quality["table"]) if quality else None,
+            panel_notes=notes(quality) if quality else (),
+            samples=_samples(quality["syntheses"]) if quality else (),
+            mining=[(facts, mining_plots(facts, f"-{place}")) for place, facts in enumerate(results["mining"])],
+            degree_rows=DEGREE_ROWS,
             settings=json.dumps(results["settings"], indent=2, ensure_ascii=False),
         )
     )
@@ -84,12 +85,17 @@ def gain_words(found: Mapping[str, Any]) -> str:
 # What the page says first
 
 
+def best_sbp(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The arm with SBP text that gained most."""
+    sbp = [arm for arm in results["arms"] if arm["like"] == "sbp"]
+    return max(sbp, key=lambda arm: arm["measures"][HEADLINE]["gain"]) if sbp else None
+
+
 def answer(results: Mapping[str, Any]) -> str:
     """What SBP gained, plus or minus what, at what cost, against repetition and the oracle."""
-    sbp = [arm for arm in results["arms"] if arm["like"] == "sbp"]
-    if not sbp:
+    best = best_sbp(results)
+    if best is None:
         return "No arm of this experiment trained on synthetic text as SBP does."
-    best = max(sbp, key=lambda arm: arm["measures"][HEADLINE]["gain"])
     found = best["measures"][HEADLINE]
     [base] = [arm for arm in results["arms"] if arm["name"] == "repetition"]
     times = best["cost"]["flops"] / base["cost"]["flops"]
@@ -148,36 +154,47 @@ def _excludes_zero(found: Mapping[str, float] | None) -> bool:
     return found is not None and (found["low"] > 0 or found["high"] < 0)
 
 
-# Plots
+def tiles(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The answer in numbers: a title, lines of label, number and colour, and a note."""
+    best = best_sbp(results)
+    if best is None:
+        return []
+    found = best["measures"][HEADLINE]
+    arms = {arm["name"]: arm for arm in results["arms"]}
+    base = arms["repetition"]
+    oracle = next((arm for arm in results["arms"] if arm["like"] == "oracle"), None)
+    shown = [("Repetition", base, "rep"), (best["name"], best, "sbp"), ("Oracle", oracle, "third")]
+    losses = [(n, words.fixed(arm["measures"][HEADLINE]["mean"]), c) for n, arm, c in shown if arm]
+    costs = [(n, f"{arm['cost']['flops'] / base['cost']['flops']:.1f} ×", c) for n, arm, c in shown if arm]
+    share = found["share_of_oracle"]
+    share_note = f"The paper’s: {paper.SHARES_OF_ORACLE}, of the gain in QA accuracy of 3 and 6 B parameters."
+    return [
+        {"title": "Held-out loss, nats a token", "lines": losses, "note": f"Gain {gain_words(found)}."},
+        {
+            "title": "Share of the oracle’s gain",
+            "lines": [(best["name"], words.percent(share and share["value"]), "sbp")],
+            "note": f"{words.percent_interval(share)}. {share_note}" if share else f"Not distinguishable. {share_note}",
+        },
+        {
+            "title": "Total cost, beside repetition",
+            "lines": costs,
+            "note": "FLOPs of all that the arm needs: embedding, tuning and generation too.",
+        },
+    ]
 
 
-def _colour(arm: Mapping[str, Any]) -> str:
-    return _COLOURS.get(arm["like"], plots.MUTED)
-
-
-def _gain_rows(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float, Mapping[str, float] | None]]:
-    found = [(arm["name"], _colour(arm), arm["measures"][HEADLINE]) for arm in arms]
-    return [(name, colour, m["gain"], m["gain_by_seed"]) for name, colour, m in found if m["gain"] is not None]
-
-
-def _curve_series(
-    results: Mapping[str, Any],
-) -> list[tuple[str, str, str, list[tuple[float, float, float, float]]]]:
-    by_name: dict[str, dict[float, list[float]]] = {}
-    for curve in results["curves"]:
-        losses_at = by_name.setdefault(curve["name"], {})
-        for point in curve["points"]:
-            if "validation_nats" in point:
-                losses_at.setdefault(point["tokens"], []).append(point["validation_nats"])
-    series, used = [], dict.fromkeys(_VARIABLES, 0)
-    for arm in results["arms"]:
-        colour = _colour(arm)
-        style = _STYLES[used[colour] % len(_STYLES)]
-        used[colour] += 1
-        losses = sorted(by_name.get(arm["name"], {}).items())
-        points = [(tokens, sum(found) / len(found), min(found), max(found)) for tokens, found in losses]
-        series.append((arm["name"], colour, style, points))
-    return series
-
-
-_VARIABLES = (plots.REPETITION, plots.SBP, plots.THIRD, plots.MUTED)
+def _samples(syntheses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What each synthesizer wrote for one d1: those first that most of them kept."""
+    by_name: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for column in syntheses:
+        by_name.setdefault(column["name"], {row["doc_id"]: row for row in column.get("shown", ())})
+    counts: dict[str, int] = {}
+    for rows in by_name.values():
+        for doc_id in rows:
+            counts[doc_id] = counts.get(doc_id, 0) + 1
+    chosen = sorted(counts, key=lambda doc_id: -counts[doc_id])[:_MAX_SHOWN]
+    found = []
+    for doc_id in chosen:
+        written = [(name, rows[doc_id]) for name, rows in by_name.items() if doc_id in rows]
+        found.append(shown_beside(written[0][1], written))
+    return found

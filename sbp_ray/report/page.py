@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -12,12 +12,10 @@ from markupsafe import Markup
 from sbp_ray import __version__
 from sbp_ray.logs import duration
 from sbp_ray.report import paper, plots, words
+from sbp_ray.report.panel import REAL_TEXTS, notes, panel_plots, panel_table
 
-_TEXT_SAMPLES = (
-    ("synthetic", "Synthetic", plots.SBP),
-    ("real_train", "Real, training", plots.REPETITION),
-    ("real_held_out", "Real, held-out", plots.THIRD),
-)
+_TEXT_SAMPLES = (("synthetic", "Synthetic", plots.SBP), *REAL_TEXTS)
+"""Column of the quality panel, its label and its colour."""
 
 
 def render_page(report: Mapping[str, Any]) -> str:
@@ -32,9 +30,10 @@ def render_page(report: Mapping[str, Any]) -> str:
             paper=paper,
             comparisons=_comparisons(report),
             plots=_plots(report),
-            quality_rows=_quality_rows(report["quality"]),
-            pair_rows=_pair_rows(report["quality"]),
-            degree_rows=[(label, name) for name, label, _ in _DEGREES],
+            panel=panel_table(report["quality"]["table"]),
+            panel_notes=notes(report["quality"]),
+            samples=_samples(report["quality"]),
+            degree_rows=DEGREE_ROWS,
             settings=json.dumps(report["settings"], indent=2, ensure_ascii=False),
         )
     )
@@ -64,8 +63,10 @@ def environment() -> Environment:
 
 def _cell(text: str) -> Markup:
     """A number, and its interval apart, where the page can set it below on a phone."""
-    value, bracket, rest = text.partition(" [")
-    return Markup('{}<span class="ci">[{}</span>').format(value, rest) if bracket else Markup.escape(value)
+    value, space, rest = text.partition(" [" if " [" in text else " (")
+    if not space:
+        return Markup.escape(value)
+    return Markup('{}<span class="ci">{}</span>').format(value, space[1] + rest)
 
 
 _NATS = (("nats_per_token", "Nats a token", 3), ("nats_per_byte", "Nats a byte", 3))
@@ -85,20 +86,40 @@ def _comparisons(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def _samples(quality: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Synthetic documents beside their d1 and the nearest real document."""
+    column = quality["texts"]["synthetic"]
+    return [shown_beside(row, [("Synthetic", row)]) for row in (column or {}).get("shown", ())]
+
+
+def shown_beside(first: Mapping[str, Any], written: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """A d1, what was written for it, and the real document that the first of these is nearest to.
+
+    Args:
+        first: a row of `shown`.
+        written: a label, and such a row, of each synthesizer.
+    """
+    return {
+        "group": first["group"],
+        "d1": first["d1"],
+        "nearest": None if first["nearest_id"] == first["d1_id"] else first["nearest"],
+        "nearest_cosine": first["nearest_cosine"],
+        "written": [{"label": label, **row} for label, row in written],
+    }
+
+
 def _plots(report: Mapping[str, Any]) -> dict[str, Markup | None]:
     curves, quality = report["curves"], report["quality"]
     rows = [(row["label"], row["difference"]["nats_per_token"]) for row in _comparisons(report)]
     texts = [(label, colour, quality["texts"][name]) for name, label, colour in _TEXT_SAMPLES]
-    texts = [(label, colour, measures) for label, colour, measures in texts if measures]
     arms = [("Repetition", plots.REPETITION, curves["repetition"]), ("SBP", plots.SBP, curves["sbp"])]
+    mined = (quality["texts"]["mined"] or {"d1": {"relevance": None}})["d1"]["relevance"]
     return {
         "differences": plots.differences(rows) if rows else None,
         "arms": plots.curves("arms", arms),
         "synthesizer": plots.curves("synthesizer", [("Synthesizer", plots.THIRD, curves["synthesizer"])]),
-        "relevance": _relevance_plot(quality["relevance"]),
-        "lengths": _lengths_plot(texts),
-        "novelty": plots.novelty([(label, colour, measures["novel"]) for label, colour, measures in texts]),
-        **_mining_plots(report["mining"]),
+        **panel_plots([entry for entry in texts if entry[2]], quality["relevance"], mined),
+        **mining_plots(report["mining"]),
     }
 
 
@@ -109,72 +130,17 @@ _DEGREES = (
 )
 
 
-def _mining_plots(mining: Mapping[str, Any] | None) -> dict[str, Markup | None]:
+DEGREE_ROWS = [(label, name) for name, label, _ in _DEGREES]
+
+
+def mining_plots(mining: Mapping[str, Any] | None, suffix: str = "") -> dict[str, Markup | None]:
+    """How the neighbours lie. `suffix`: tells the plots apart from those of other pairs on the same page."""
     if mining is None or not mining["bands"]:
         return dict.fromkeys(("bands", "thresholds", "degrees"))
     limits = mining["limits"]["min_cosine"], mining["limits"]["max_cosine"]
     degrees = [(label, colour, mining["degrees"][name]["histogram"]) for name, label, colour in _DEGREES]
     return {
-        "bands": plots.bands(mining["bands"], limits),
-        "thresholds": plots.thresholds(mining["thresholds"], limits),
-        "degrees": plots.degrees(degrees),
+        "bands": plots.bands(mining["bands"], limits, suffix),
+        "thresholds": plots.thresholds(mining["thresholds"], limits, suffix),
+        "degrees": plots.degrees(degrees, suffix),
     }
-
-
-def _relevance_plot(relevance: Mapping[str, Any] | None) -> Markup | None:
-    if relevance is None:
-        return None
-    kinds = (("random", "Random pairs", plots.MUTED), ("mined", "Mined pairs", plots.REPETITION))
-    series = [
-        (label, colour, relevance[kind]["cosines"])
-        for kind, label, colour in (*kinds, ("synthetic", "Synthetic", plots.SBP))
-        if kind in relevance
-    ]
-    return plots.histograms("relevance", "cosine of d1 and d2", series, relevance["threshold"])
-
-
-def _lengths_plot(texts: list[tuple[str, str, Mapping[str, Any]]]) -> Markup | None:
-    if not texts:
-        return None
-    return plots.histograms(
-        "lengths", "length (tokens)", [(label, colour, measures["lengths"]) for label, colour, measures in texts], None
-    )
-
-
-def _quality_rows(quality: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Measures of single texts: a label and a cell for each of the three samples."""
-    columns = [quality["texts"][name] for name, _, _ in _TEXT_SAMPLES]
-
-    def row(label: str, cell: Any) -> tuple[str, list[str]]:
-        return label, [words.NOT_MEASURED if column is None else cell(column) for column in columns]
-
-    return [
-        row("Documents", lambda c: f"{c['documents']:,}"),
-        row("Repetition", lambda c: words.percent_interval(c["repetition"])),
-        row("Exact duplicates", lambda c: words.percent(c["exact_duplicates"])),
-        row("Near-duplicates", lambda c: words.percent(c["near_duplicates"])),
-        row("Tokens, mean", lambda c: words.fixed(c["tokens"]["mean"], 0)),
-        row("Tokens, middle 80 %", lambda c: f"{c['tokens']['p10']:,.0f}–{c['tokens']['p90']:,.0f}"),
-        *(
-            row(f"Novel runs of {length}", lambda c, n=length: words.percent(c["novel"][n]))
-            for length in (columns[0] or columns[1] or {"novel": {}})["novel"]
-        ),
-    ]
-
-
-def _pair_rows(quality: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Measures of pairs: a label and a cell for synthetic and for mined pairs."""
-    kinds = ("synthetic", "mined")
-    copying, relevance = quality["copying"], quality["relevance"] or {}
-
-    def row(label: str, part: Mapping[str, Any], cell: Any) -> tuple[str, list[str]]:
-        return label, [words.NOT_MEASURED if not part.get(kind) else cell(part[kind]) for kind in kinds]
-
-    return [
-        row("Pairs", copying, lambda c: f"{c['pairs']:,}"),
-        row("Irrelevant", relevance, lambda c: words.percent_interval(c["irrelevant"])),
-        row("Cosine, mean", relevance, lambda c: words.fixed(c["mean_cosine"]["value"], 2)),
-        row("Copies of d1", copying, lambda c: words.percent_interval(c["copies"])),
-        row("Taken from d1, mean", copying, lambda c: words.percent_interval(c["copied_share"])),
-        row("Any run from d1", copying, lambda c: words.percent_interval(c["any_copied"])),
-    ]

@@ -14,8 +14,11 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 # Colours that stand for CSS variables until the SVG is written
-_VARIABLES = {"#000001": "ink", "#000002": "muted", "#000003": "rep", "#000004": "sbp", "#000005": "third"}
-INK, MUTED, REPETITION, SBP, THIRD = _VARIABLES
+_VARIABLES = {
+    "#000001": "ink", "#000002": "muted", "#000003": "rep", "#000004": "sbp", "#000005": "third",
+    "#000006": "c1", "#000007": "c2", "#000008": "c3", "#000009": "c4",
+}  # fmt: skip
+INK, MUTED, REPETITION, SBP, THIRD, *OTHERS = _VARIABLES
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -38,6 +41,11 @@ _STYLE = {
 }
 
 _PERCENT = mpl.ticker.FuncFormatter(lambda share, _: f"{100 * share:g} %")
+
+
+def _legend_below(axis: Any, columns: int = 3) -> None:
+    """For many lines: a legend in the plot would hide them."""
+    axis.figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def _plot(name: str, alt: str, draw: Callable[[Any], None], height_in: float = 3.1) -> Markup:
@@ -121,9 +129,9 @@ def histograms(
         axis.set_ylabel("share of the sample")
         axis.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
         axis.yaxis.set_major_formatter(_PERCENT)
-        axis.legend()
+        _legend_below(axis)
 
-    return _plot(name, f"Distribution: {xlabel}", draw)
+    return _plot(name, f"Distribution: {xlabel}", draw, 3.4)
 
 
 def novelty(series: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> Markup:
@@ -137,12 +145,12 @@ def novelty(series: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> Ma
         axis.set_ylabel("not in the training text")
         axis.yaxis.set_major_formatter(_PERCENT)
         axis.set_ylim(-0.03, 1.03)
-        axis.legend()
+        _legend_below(axis)
 
-    return _plot("novelty", "Novel n-grams by length", draw)
+    return _plot("novelty", "Novel n-grams by length", draw, 3.4)
 
 
-def bands(rows: Sequence[Mapping[str, Any]], limits: tuple[float, float]) -> Markup:
+def bands(rows: Sequence[Mapping[str, Any]], limits: tuple[float, float], suffix: str = "") -> Markup:
     """Listed neighbours in each band of 0.05, near-duplicates on top; the thresholds as lines. `rows`: rising bands."""
     width = 0.05
     edges = [float(row["band"]) for row in rows]
@@ -160,10 +168,10 @@ def bands(rows: Sequence[Mapping[str, Any]], limits: tuple[float, float]) -> Mar
         axis.grid(axis="x", visible=False)
         axis.legend()
 
-    return _plot("bands", "Neighbours by cosine", draw)
+    return _plot(f"bands{suffix}", "Neighbours by cosine", draw)
 
 
-def thresholds(rows: Sequence[Mapping[str, Any]], limits: tuple[float, float]) -> Markup:
+def thresholds(rows: Sequence[Mapping[str, Any]], limits: tuple[float, float], suffix: str = "") -> Markup:
     """What each threshold would give: the share of documents with a pair, and of near-duplicates."""
     cosines = [row["min_cosine"] for row in rows]
 
@@ -179,7 +187,7 @@ def thresholds(rows: Sequence[Mapping[str, Any]], limits: tuple[float, float]) -
         axis.yaxis.set_major_formatter(_PERCENT)
         axis.legend()
 
-    return _plot("thresholds", "Yield and near-duplicates as the threshold moves", draw)
+    return _plot(f"thresholds{suffix}", "Yield and near-duplicates as the threshold moves", draw)
 
 
 def _limits(axis: Any, limits: tuple[float, float]) -> None:
@@ -190,7 +198,7 @@ def _limits(axis: Any, limits: tuple[float, float]) -> None:
         axis.axvline(high, color=INK, linestyle="--", linewidth=1.2, label=f"max_cosine {high:g}")
 
 
-def degrees(series: Sequence[tuple[str, str, Mapping[str, int]]]) -> Markup:
+def degrees(series: Sequence[tuple[str, str, Mapping[str, int]]], suffix: str = "") -> Markup:
     """How many documents appear how often: histograms by powers of two. `series`: label, colour, counts by edge."""
     edges = sorted({int(edge) for _, _, counts in series for edge in counts})
     places = {0: 0} | {1 << power: power + 1 for power in range(edges[-1].bit_length())}
@@ -210,31 +218,73 @@ def degrees(series: Sequence[tuple[str, str, Mapping[str, int]]]) -> Markup:
         axis.grid(axis="x", visible=False)
         axis.legend()
 
-    return _plot("degrees", "How often a document appears", draw)
+    return _plot(f"degrees{suffix}", "How often a document appears", draw)
 
 
 # Experiments
 
 
-def arm_curves(series: Sequence[tuple[str, str, str, Sequence[tuple[float, float, float, float]]]]) -> Markup | None:
-    """Held-out loss along training, the mean over the seeds and their range.
+ArmCurve = tuple[str, str, str, Sequence[Mapping[float, float]]]
+"""Label, colour, line style, and for each seed the held-out loss by training tokens."""
+_SETTLED = 0.1  # of the training: what is before it would squeeze the rest into a line
 
-    `series`: label, colour, line style, and for each point tokens, mean, lowest and highest loss.
-    """
-    series = [entry for entry in series if entry[3]]
+
+def arm_curves(series: Sequence[ArmCurve]) -> Markup | None:
+    """Held-out loss along training: the mean over the seeds, and each seed as a thin line."""
+    series = [entry for entry in series if any(entry[3])]
     if not series:
         return None
 
     def draw(axis: Any) -> None:
-        for label, colour, style, points in series:
-            tokens, mean, low, high = (np.array(column) for column in zip(*points, strict=True))
-            axis.plot(tokens / 1e6, mean, color=colour, linestyle=style, marker="o", markersize=2.5, label=label)
-            axis.fill_between(tokens / 1e6, low, high, color=colour, alpha=0.12, linewidth=0)
-        axis.set_xlabel("training tokens (millions)")
+        highest = [_draw_seeds(axis, *entry) for entry in series]
+        axis.set_ylim(top=max(highest) + 0.02 * (max(highest) - axis.get_ylim()[0]))
         axis.set_ylabel("held-out loss (nats a token)")
-        axis.legend(fontsize=8)
+        _finish_curves(axis)
 
-    return _plot("arm-curves", "Held-out loss along training of every arm", draw, 4.2)
+    return _plot("arm-curves", "Held-out loss along training of every arm", draw, 4.4)
+
+
+def gain_curves(series: Sequence[ArmCurve], baseline: Sequence[Mapping[float, float]]) -> Markup | None:
+    """What each arm has gained over the baseline's same seed, after as many tokens.
+
+    Args:
+        series: arms; seeds in the order of the baseline's.
+        baseline: of each seed.
+    """
+    gains: list[ArmCurve] = []
+    for label, colour, style, seeds in series:
+        pairs = zip(baseline, seeds, strict=False)
+        found = [{t: base[t] - own[t] for t in sorted(own.keys() & base.keys())} for base, own in pairs]
+        if any(found):
+            gains.append((label, colour, style, found))
+    if not gains:
+        return None
+
+    def draw(axis: Any) -> None:
+        axis.axhline(0, color=REPETITION, linewidth=1.8, label="repetition")
+        for entry in gains:
+            _draw_seeds(axis, *entry)
+        axis.set_ylabel("gain over repetition (nats a token)")
+        _finish_curves(axis)
+
+    return _plot("gain-curves", "Gain over repetition along training of every arm", draw, 4.4)
+
+
+def _draw_seeds(axis: Any, label: str, colour: str, style: str, seeds: Sequence[Mapping[float, float]]) -> float:
+    """Mean and seeds; returns the highest loss after the beginning."""
+    common = sorted(set.intersection(*(set(losses) for losses in seeds if losses)))
+    mean = [float(np.mean([losses[t] for losses in seeds if losses])) for t in common]
+    for losses in seeds if len(seeds) > 1 else ():
+        known = sorted(losses)
+        axis.plot(np.array(known) / 1e6, [losses[t] for t in known], color=colour, alpha=0.3, linewidth=0.7)
+    axis.plot(np.array(common) / 1e6, mean, color=colour, linestyle=style, marker="o", markersize=2.5, label=label)
+    settled = [loss for tokens, loss in zip(common, mean, strict=True) if tokens > _SETTLED * common[-1]]
+    return max(settled or mean)
+
+
+def _finish_curves(axis: Any) -> None:
+    axis.set_xlabel("training tokens (millions)")
+    _legend_below(axis)
 
 
 def arm_gains(rows: Sequence[tuple[str, str, float, Mapping[str, float] | None]]) -> Markup | None:
@@ -262,12 +312,15 @@ def loss_by_cost(rows: Sequence[tuple[str, str, float, float]]) -> Markup | None
         return None
 
     def draw(axis: Any) -> None:
-        for label, colour, flops, loss in rows:
-            axis.plot([flops], [loss], marker="o", color=colour, markersize=7)
-            axis.annotate(label, (flops, loss), xytext=(6, 3), textcoords="offset points", fontsize=8)
+        markers = "os^Dvp*Xh<>P"
+        for place, (label, colour, flops, loss) in enumerate(rows):
+            marker = markers[place % len(markers)]
+            axis.plot([flops], [loss], marker=marker, color=colour, markersize=8, linestyle="none", label=label)
         axis.set_xlabel("total cost (FLOPs), all that the arm needs")
         axis.set_ylabel("held-out loss (nats a token)")
-        axis.margins(x=0.3, y=0.15)
+        axis.margins(x=0.1, y=0.1)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
         axis.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda flops, _: f"{flops:.1e}"))
+        _legend_below(axis)
 
-    return _plot("loss-by-cost", "Held-out loss by total cost", draw, 3.6)
+    return _plot("loss-by-cost", "Held-out loss by total cost", draw, 3.9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sbp_ray.report.words import (
@@ -68,22 +68,20 @@ def _gain_row(report: Mapping[str, Any]) -> str:
 
 
 def _quality_rows(quality: Mapping[str, Any]) -> list[str]:
-    texts = [quality["texts"][name] for name in ("synthetic", "real_train", "real_held_out")]
-    rows = [
-        _row("repetition inside a document", *(percent(t and t["repetition"]["value"]) for t in texts)),
-        _row("duplicates in the sample, exact or near", *(percent(t and _duplicates(t)) for t in texts)),
-        _row("tokens, mean", *(fixed(t and t["tokens"]["mean"], 0) for t in texts)),
-        _row("novel 4-token runs", *(percent(t and t["novel"]["4"]) for t in texts)),
+    measures = {row["name"]: row["measures"] for row in quality["table"]}
+
+    def row(label: str, kinds: Sequence[str], measure: str, show: Callable[[float | None], str]) -> str:
+        cells = (measures.get(kind, {}).get(measure) for kind in kinds)
+        return _row(label, *(show(cell and cell["value"]) for cell in cells))
+
+    texts, pairs = ("synthetic", "real_train", "real_held_out"), ("synthetic", "mined")
+    return [
+        row("repetition inside a document", texts, "repetition", percent),
+        row("near-duplicates in the sample", texts, "near_duplicates", percent),
+        row("tokens, mean", texts, "tokens", lambda number: fixed(number, 0)),
+        row("novel 4-token runs", texts, "novel_4", percent),
+        row("copies of any training document", texts, "corpus_copies", percent),
+        _row("", "synthetic", "mined pairs"),
+        row("d2 no closer to d1 than random pairs", pairs, "irrelevant", percent),
+        row("d2 copies d1", pairs, "d1_copies", percent),
     ]
-    relevance = quality["relevance"] or {}
-    copying = quality["copying"]
-    kinds = ("synthetic", "mined")
-    rows.append(_row("", "synthetic", "mined pairs"))
-    irrelevant = [relevance[k]["irrelevant"]["value"] if k in relevance else None for k in kinds]
-    rows.append(_row("d2 no closer to d1 than random pairs", *map(percent, irrelevant)))
-    rows.append(_row("d2 copies d1", *(percent(copying[k] and copying[k]["copies"]["value"]) for k in kinds)))
-    return rows
-
-
-def _duplicates(measures: Mapping[str, Any]) -> float:
-    return measures["exact_duplicates"] + measures["near_duplicates"]

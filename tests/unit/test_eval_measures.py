@@ -10,11 +10,29 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.arms import Scores, document_windows
 from sbp_ray.evaluation.comparison import compare_arms, held_out_table
 from sbp_ray.evaluation.draws import draw_rows, rank
-from sbp_ray.evaluation.duplicates import duplicate_shares
+from sbp_ray.evaluation.duplicates import duplicate_shares, sign_shard
 from sbp_ray.evaluation.flow import loss_curve, stage_rows
 from sbp_ray.evaluation.intervals import bootstrap_ratio
-from sbp_ray.evaluation.novelty import add_counts, count_documents, flatten, ngram_table, novel_shares
-from sbp_ray.evaluation.quality import copying, irrelevance, irrelevance_threshold, random_cosines, text_measures
+from sbp_ray.evaluation.nearest import Nearest, nearest_in_shard
+from sbp_ray.evaluation.novelty import (
+    DocumentCounter,
+    KnownRuns,
+    NgramTable,
+    add_counts,
+    copying_of_corpus,
+    flatten,
+    known_runs,
+)
+from sbp_ray.evaluation.quality import (
+    copying,
+    distance_of_distributions,
+    irrelevance,
+    irrelevance_threshold,
+    random_cosines,
+    text_measures,
+)
+from sbp_ray.stages.embed import vector_array
+from sbp_ray.text.minhash import document_signature
 from sbp_ray.text.pair_format import Example
 from sbp_ray.text.tokenizer import SpecialIds
 
@@ -90,13 +108,55 @@ def test_a_long_document_is_graded_once_in_windows() -> None:
 # Quality
 
 
-def test_exact_and_near_duplicates_are_told_apart() -> None:
-    long = list(range(100))
-    almost = [*range(99), 500]  # shares 87 of 88 shingles: Jaccard 87 / 89
-    other = list(range(1000, 1100))
-    shares = duplicate_shares([long, long, almost, other], min_jaccard=0.6, shingle_tokens=13)
-    assert shares == {"exact": 0.25, "near": 0.25}
-    assert duplicate_shares([long, almost], min_jaccard=0.99, shingle_tokens=13)["near"] == 0
+def words(numbers: range | list[int]) -> str:
+    return " ".join(f"w{number}" for number in numbers)
+
+
+def synthetic(artifact: Artifact, texts: list[str]) -> Artifact:
+    rows = {"doc_id": [f"{i:032x}" for i in range(len(texts))], "text": texts}
+    artifact.write_table("part-00000.parquet", pa.table(rows))
+    return artifact
+
+
+def shares_of(artifact: Artifact, limit: int = 100, share: float = 1.0) -> dict[str, float]:
+    part = sign_shard(artifact, "part-00000.parquet", share=share, seed=0, shingle_words=13)
+    return duplicate_shares([part], limit=limit)
+
+
+def test_exact_and_near_duplicates_are_told_apart(new_artifact) -> None:
+    long = words(range(100))
+    almost = words([*range(99), 500])  # shares 87 of 88 shingles: Jaccard 87 / 89
+    other = words(range(1000, 1100))
+    assert shares_of(synthetic(new_artifact("s"), [long, long, almost, other])) == {
+        "documents": 4,
+        "exact": 0.25,
+        "near": 0.25,
+    }
+    distant = words([*range(60), *range(500, 540)])  # 48 of 128 shingles: Jaccard 0.375
+    assert shares_of(synthetic(new_artifact("t"), [long, distant]))["near"] == 0
+
+
+def test_a_thousand_copies_of_ten_texts_are_all_found(new_artifact) -> None:
+    """Each copy has one word of 300 changed: two of them share 262 or more of 314 shingles."""
+    texts = [words([1000 * (i % 10) + j if j != i % 80 else 90_000 + i for j in range(300)]) for i in range(1000)]
+    assert shares_of(synthetic(new_artifact("s"), texts), limit=1000)["near"] == pytest.approx(0.99)
+
+
+def test_a_sample_of_duplicates_has_the_size_that_was_asked_for(new_artifact) -> None:
+    artifact = synthetic(new_artifact("s"), [words([i]) for i in range(200)])
+    assert shares_of(artifact, limit=50) == {"documents": 50, "exact": 0.0, "near": 0.0}
+    assert 70 < shares_of(artifact, limit=200, share=0.5)["documents"] < 130
+
+
+def test_signatures_that_the_embeddings_hold_are_taken(new_artifact) -> None:
+    text = words(range(40))
+    signature = document_signature(text, 13)[0].tobytes()
+    embeddings = new_artifact("embeddings")
+    rows = {"doc_id": ["00" * 16, "ff" * 16], "signature": [signature, signature]}
+    embeddings.write_table("train/part-00000.parquet", pa.table(rows))
+    part = sign_shard(embeddings, "train/part-00000.parquet", share=1.0, seed=0, shingle_words=13)
+    # ids of corpus documents are hashes of their texts: these are two texts that read alike
+    assert duplicate_shares([part], limit=10) == {"documents": 2, "exact": 0.0, "near": 0.5}
 
 
 def test_copying_is_the_share_of_d2_that_d1_holds() -> None:
@@ -121,22 +181,41 @@ def test_random_pairs_never_pair_a_text_with_itself() -> None:
     assert cosines_N.tolist() == [0.0] * 5
 
 
-def test_lengths_and_repetition_of_a_sample() -> None:
-    measures = text_measures([[1, 2, 3, 4], [7] * 8], shingle_tokens=13, seed=0)
+def test_lengths_repetition_and_diversity_of_a_sample() -> None:
+    measures = text_measures([[1, 2, 3, 4], [7] * 8], [words(range(50)), words([1, 2] * 25)], seed=0)
     assert measures is not None
     assert measures["tokens"]["mean"] == 6
     assert measures["repetition"]["value"] == pytest.approx((0 + 4 / 5) / 2)  # five runs of 7 7 7 7, one is new
-    assert text_measures([], shingle_tokens=13, seed=0) is None
+    assert measures["type_token"]["ratios"] == [1.0, 0.04]  # 50 and 2 of 50 words are distinct
+    short = text_measures([[1]], ["too short"], seed=0)
+    assert short is not None and short["type_token"] is None
+    assert text_measures([], [], seed=0) is None
 
 
-# Novel n-grams
+def test_distances_are_those_of_the_distributions() -> None:
+    assert distance_of_distributions([1, 2, 3, 4], [1, 2, 3, 4]) == 0
+    assert distance_of_distributions([1, 2], [3, 4, 5]) == 1
+    assert distance_of_distributions([1, 3], [2, 3]) == 0.5  # below 2, half of the first and none of the second
+    assert distance_of_distributions([], [1]) is None
+
+
+# Novel n-grams, and what is copied from the corpus
+
+
+def runs_beside(sample: list[list[int]], *corpus: list[list[int]], own: int = 0) -> KnownRuns:
+    """Each part of the corpus is counted by a worker of its own."""
+    table, counts = NgramTable.of([sample]), None
+    for part in corpus:
+        counter = DocumentCounter(table)
+        for document in part:
+            counter.add(*flatten([document]))
+        counts = add_counts(counts, counter.counts_C)
+    assert counts is not None
+    return known_runs(sample, table, counts, own=own)
 
 
 def test_novel_runs_are_those_no_document_holds() -> None:
-    sample = [[1, 2, 3, 9]]
-    table = ngram_table(sample)
-    counts = count_documents(table, *flatten([[1, 2, 3], [3, 4]]))
-    shares = novel_shares(sample, table, counts, own=0)
+    shares = runs_beside([[1, 2, 3, 9]], [[1, 2, 3], [3, 4]]).novel_shares()
     assert shares["1"] == 0.25  # 9
     assert shares["2"] == pytest.approx(1 / 3)  # 3 9
     assert shares["4"] == 1
@@ -145,22 +224,57 @@ def test_novel_runs_are_those_no_document_holds() -> None:
 
 def test_a_training_document_does_not_count_as_its_own_source() -> None:
     sample = [[1, 2, 3, 4]]
-    table = ngram_table(sample)
-    alone = count_documents(table, *flatten([[1, 2, 3, 4]]))
-    assert novel_shares(sample, table, alone, own=1)["2"] == 1
-    shared = add_counts(alone, count_documents(table, *flatten([[1, 2, 8]])))
-    assert novel_shares(sample, table, shared, own=1)["2"] == pytest.approx(2 / 3)  # 1 2 is elsewhere too
+    assert runs_beside(sample, sample, own=1).novel_shares()["2"] == 1
+    for corpus in ([[[1, 2, 3, 4], [1, 2, 8]]], [sample, [[1, 2, 8]]]):  # in one worker or two
+        assert runs_beside(sample, *corpus, own=1).novel_shares()["2"] == pytest.approx(2 / 3)  # 1 2 is elsewhere too
 
 
 def test_runs_do_not_cross_from_one_document_into_the_next() -> None:
-    table = ngram_table([[1, 2]])
-    counts = count_documents(table, *flatten([[5, 1], [2, 5], []]))
-    assert counts[2].tolist() == [0]
+    assert runs_beside([[1, 2]], [[5, 1], [2, 5], []]).novel_shares()["2"] == 1
+    assert runs_beside([[1], [2]], [[1, 2]]).novel_shares()["2"] is None
 
 
 def test_a_run_that_stands_often_in_one_document_counts_once() -> None:
-    table = ngram_table([[1, 1]])
-    assert count_documents(table, *flatten([[1, 1, 1, 1]]))[2].tolist() == [1]
+    assert runs_beside([[1, 1]], [[1, 1, 1, 1]], own=1).novel_shares()["2"] == 1
+
+
+def test_every_run_of_a_large_sample_is_found_again() -> None:
+    documents = np.random.default_rng(0).integers(0, 50_000, size=(200, 300)).tolist()
+    assert runs_beside(documents, documents).novel_shares() == dict.fromkeys(("1", "2", "4", "8", "13"), 0.0)
+
+
+def test_copying_counts_runs_of_thirteen_wherever_in_the_corpus_they_stand() -> None:
+    copied = [*range(20), *range(100, 106)]  # 26 tokens, 14 runs; the first 20 tokens have 8, all in the corpus
+    pasted = [*range(200, 213), 7, *range(300, 313)]  # a run of each of two documents: 2 of 15 runs
+    corpus = [list(range(20)), list(range(200, 213)), list(range(299, 314))]
+    found = copying_of_corpus(runs_beside([copied, pasted, [1, 2]], corpus), seed=0)
+    assert found is not None
+    assert found["documents"] == 2  # the third has no run of 13
+    assert found["copied_share"]["value"] == pytest.approx((8 / 14 + 2 / 15) / 2)
+    assert found["copies"]["value"] == 0.5
+    assert found["any_copied"]["value"] == 1
+    assert found["longest"] == {"median": 16.5, "p90": pytest.approx(19.3), "max": 20}
+    assert copying_of_corpus(runs_beside([[1, 2]], corpus), seed=0) is None
+
+
+# Nearest documents
+
+
+def embedded(artifact: Artifact, name: str, rows: dict[str, list[float]]) -> Artifact:
+    table = {"doc_id": list(rows), "vector": vector_array(np.array(list(rows.values()), np.float32))}
+    artifact.write_table(name, pa.table(table))
+    return artifact
+
+
+def test_the_nearest_document_is_found_across_shards_and_is_never_the_document_itself(new_artifact) -> None:
+    embeddings = embedded(new_artifact("embeddings"), "train/part-00000.parquet", {"x": [1, 0], "y": [0.6, 0.8]})
+    embedded(embeddings, "train/part-00001.parquet", {"z": [0, 1]})
+    vector_ND = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
+    found = Nearest.none(3)
+    for name in embeddings.files("train"):
+        found = found.or_nearer(nearest_in_shard(embeddings, name, vector_ND, ["x", "", ""]))
+    assert found.id_N.tolist() == ["y", "z", "x"]  # the first is x itself
+    assert found.cosine_N == pytest.approx([0.6, 1, 1], abs=1e-3)
 
 
 # Draws, flow

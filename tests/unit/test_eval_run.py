@@ -6,34 +6,17 @@ import itertools
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
+from hand_made import NUM_SHARDS, WORDS, write_corpus, write_synthetic
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError
 from sbp_ray.model import build_model
-from sbp_ray.schema import DOCUMENT, PAIR, SYNTHETIC, embedding_schema, shard_of
+from sbp_ray.schema import PAIR
 from sbp_ray.shards import shard_name
-from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
-
-NUM_SHARDS = 2
-DIM = 384  # of the packaged embedder
-WORDS = [
-    "river",
-    "stone",
-    "bridge",
-    "castle",
-    "winter",
-    "army",
-    "market",
-    "music",
-    "garden",
-    "train",
-    "glass",
-    "letter",
-]
+from sbp_ray.text.tokenizer import special_ids
 
 
 def settings(run_dir: Path, **evaluation: object) -> Config:
@@ -87,36 +70,7 @@ def make_run(run_dir: Path) -> dict[str, Artifact]:
     """Artifacts as the stages before eval leave them."""
     names = ("corpus", "embeddings", "neighbors", "pairs", "base_lm", "synthesizer", "synthetic", "lm")
     artifacts = {name: Artifact(name, str(run_dir / f"{i}_{name}")) for i, name in enumerate(names, start=1)}
-    generator = np.random.default_rng(0)
-    texts = {
-        "train": [" ".join(generator.choice(WORDS, 30)) + f" number {i}." for i in range(32)],
-        "validation": [" ".join(generator.choice(WORDS, 90)) + f" case {i}." for i in range(8)],
-    }
-    tokenizer = train_tokenizer([*texts["train"], *texts["validation"]], 320)
-    tokenizer.save_pretrained(artifacts["corpus"].path("tokenizer"))
-
-    documents: dict[str, list[dict[str, object]]] = {}
-    for split, found in texts.items():
-        documents[split] = [
-            {
-                "doc_id": f"{i * 7919 % 2**32:08x}{split:>024}",
-                "group": f"{split}-{i % 4}",
-                "text": text,
-                "input_ids": ids,
-            }
-            for i, (text, ids) in enumerate(zip(found, encode_texts(tokenizer, found), strict=True))
-        ]
-        for shard in range(NUM_SHARDS):
-            rows = [row for row in documents[split] if shard_of(str(row["doc_id"]), NUM_SHARDS) == shard]
-            artifacts["corpus"].write_table(shard_name(split, shard), pa.Table.from_pylist(rows, DOCUMENT))
-            vectors = generator.normal(size=(len(rows), DIM))
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            embedded = [
-                {"doc_id": row["doc_id"], "vector": v.astype(np.float16)} for row, v in zip(rows, vectors, strict=True)
-            ]
-            artifacts["embeddings"].write_table(
-                shard_name(split, shard), pa.Table.from_pylist(embedded, embedding_schema(DIM))
-            )
+    documents, tokenizer = write_corpus(artifacts["corpus"], artifacts["embeddings"])
     train = documents["train"]
     pairs = [
         {"d1_id": a["doc_id"], "d2_id": b["doc_id"], "cosine": 0.7, "jaccard": 0.0}
@@ -124,15 +78,7 @@ def make_run(run_dir: Path) -> dict[str, Artifact]:
     ]
     artifacts["pairs"].write_table(shard_name("train", 0), pa.Table.from_pylist(pairs, PAIR))
     artifacts["pairs"].write_json("guide.json", {"train": guide([str(row["doc_id"]) for row in train])})
-    synthetic = [
-        {
-            "doc_id": f"{i:032x}", "d1_id": row["doc_id"], "sample": 0, "text": str(row["text"]) + "<script>",
-            "input_ids": row["input_ids"], "finish_reason": "stop", "synthesizer": "0" * 16, "seed": i,
-            "temperature": 1.0, "top_p": 1.0, "max_tokens": 64,
-        }
-        for i, row in enumerate(train[:12])
-    ]  # fmt: skip
-    artifacts["synthetic"].write_table("part-00000.parquet", pa.Table.from_pylist(synthetic, SYNTHETIC))
+    write_synthetic(artifacts["synthetic"], [(row, str(row["text"]) + "<script>") for row in train[:12]], tokenizer)
 
     special = special_ids(tokenizer)
     for seed, name in enumerate(("base_lm", "synthesizer", "lm")):
@@ -182,11 +128,17 @@ def test_a_run_is_measured_from_its_artifacts(tmp_path: Path, local_ray: None) -
     assert report["scale"]["documents"] == 32
     # a random model knows nothing: about ln 320 = 5.77 nats a token
     assert report["held_out"]["arms"]["sbp"]["nats_per_token"] == pytest.approx(5.77, abs=0.3)
-    # each synthetic text is its d1: nothing new, everything copied
-    assert report["quality"]["copying"]["synthetic"]["copies"]["value"] == 1
-    assert report["quality"]["texts"]["synthetic"]["novel"]["13"] == 0
-    assert report["quality"]["texts"]["synthetic"]["documents"] == 12
-    assert len(report["samples"]) == 3
+    # each synthetic text is its d1 with an end of its own
+    column = report["quality"]["texts"]["synthetic"]
+    assert column["d1"]["copying"]["copies"]["value"] == 1
+    assert 0 < column["novel"]["13"] < 0.5
+    assert column["corpus_copying"]["copies"]["value"] == 1
+    assert report["quality"]["texts"]["real_held_out"]["corpus_copying"]["copies"]["value"] == 0
+    assert column["documents"] == 12
+    assert column["duplicates"] == {"documents": 12, "exact": 0, "near": 0}
+    assert [row["d1"] + "<script>" for row in column["shown"]] == [row["d2"] for row in column["shown"]]
+    assert len(column["shown"]) == 3
+    assert all(row["nearest"] for row in column["shown"])
     [band] = report["mining"]["samples"]
     assert [pair["verdict"] for pair in band["pairs"]] == ["below min_cosine"] * 2  # 0.7, and the default is 0.75
     assert band["pairs"][0]["d1"].endswith("number 0.") and band["pairs"][0]["d2"].endswith("number 1.")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from invented_panel import interval, limits, synthetic_column, text_column
 from small_experiment import small_experiment
 
 from sbp_ray.artifacts import MANIFEST, STARTED
 from sbp_ray.evaluation.arms import Scores
+from sbp_ray.evaluation.panel_table import table_row
+from sbp_ray.evaluation.samples import KINDS
 from sbp_ray.experiment.costs import Cost, costs_of
 from sbp_ray.experiment.grid import Grid, plan_grid
 from sbp_ray.experiment.measure import Texts
@@ -130,6 +134,25 @@ def test_costs_add_up() -> None:
     assert Cost(1, 2, 3) + Cost(10, 20, 30) == Cost(11, 22, 33)
 
 
+def quality() -> dict[str, Any]:
+    """Text of sbp with two seeds, and of a control that the same d1 was given."""
+    columns = [synthetic_column("first"), synthetic_column("second", repetition=interval(0.06))]
+    control = synthetic_column("of the control")
+    control["shown"].insert(0, control["shown"][0] | {"doc_id": "s9", "d2": "only the control kept this"})
+    rows = [table_row("sbp", "synthetic", columns), table_row("random_pairs", "synthetic", [control])]
+    real = {"real_train": text_column(), "real_held_out": None}
+    names = ["sbp", "sbp", "longer"]
+    return {
+        **limits(),
+        "table": [*rows, *(table_row(name, KINDS[name], [column]) for name, column in real.items())],
+        "real": real,
+        "syntheses": [
+            {"synthetic": f"s-{i}", "name": name, "for": ["sbp 2 %" if name == "sbp" else name], **column}
+            for i, (name, column) in enumerate(zip(names, [*columns, control], strict=True))
+        ],
+    }
+
+
 @pytest.fixture
 def results(rows, experiment: ExperimentConfig) -> dict[str, Any]:
     points = [{"step": s, "tokens": 100 * s, "loss_nats": 4.0 / s, "validation_nats": 4.5 / s} for s in (1, 2)]
@@ -151,11 +174,14 @@ def results(rows, experiment: ExperimentConfig) -> dict[str, Any]:
             {"artifact": "corpus-1", "contaminated": 3, "held_out_groups": 5, "held_out_groups_in_train": 0},
             {"artifact": "synthetic-1", "contaminated": 0},
         ],
+        "quality": quality(),
+        "mining": [],
         "unknown_questions": 2,
-        "artifacts": [{"artifact": "a", "stage": "tune", "for": ["sbp"], "cost": None, "command": "x"}],
+        "artifacts": [
+            {"artifact": "a", "stage": "tune", "for": ["sbp"], "cost": None, "command": "x", "made_by": None}
+        ],
         "dead": [],
-        "command": "python jobs/experiment.py",
-        "hardware": "2 cores",
+        "made_by": {"command": "python jobs/experiment.py", "commit": None, "version": "0.1", "hardware": "2 cores"},
         "settings": experiment.model_dump(mode="json"),
     }
 
@@ -196,10 +222,28 @@ def test_the_page_holds_every_number_needs_nothing_else_and_escapes_what_is_not_
     assert "/data/&lt;run&gt;" in page
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4 + 5  # of the arms, and of the panel
     for text in ("+0.100", f"{math.exp(3.0):.1f}", "20.0 %", "1.53e+06", "2 questions were left out", "1 looping"):
         assert text in page, text
     json.dumps(results)  # all of it is plain data
+
+
+def test_each_synthesizer_has_a_column_and_seeds_share_one(results) -> None:
+    page = render_experiment(results)
+    assert re.search(r'<th class="sbp">sbp</th><th class="">random_pairs</th><th class="rep">Real, training</th>', page)
+    # 2 % and 6 % of the two seeds
+    assert 'Repetition inside a document</th><td>4.0 %<span class="ci">(2.0, 6.0)</span></td>' in page
+
+
+def test_what_most_synthesizers_wrote_for_one_d1_comes_first(results) -> None:
+    page = render_experiment(results)
+    assert page.index(">first<") < page.index(">of the control<") < page.index("only the control kept this")
+    assert "second" not in page.partition("What was written for the same d1")[2]  # one seed is enough to read
+
+
+def test_an_experiment_without_synthetic_text_says_so(results) -> None:
+    page = render_experiment(results | {"quality": None})
+    assert "Quality of synthetic text:</strong> not measured" in page
 
 
 def test_the_table_for_the_terminal_has_a_line_for_each_arm(results) -> None:

@@ -1,8 +1,9 @@
 """Measures of a document by its tokens."""
 
+import numpy as np
 import pytest
 
-from sbp_ray.text.quality import repetition_share
+from sbp_ray.text.quality import repetition_share, type_token_ratio
 
 
 def test_a_text_without_repeats_has_none() -> None:
@@ -25,3 +26,14 @@ def test_a_text_shorter_than_an_ngram_has_no_repeats() -> None:
 
 def test_the_length_of_an_ngram_can_be_chosen() -> None:
     assert repetition_share([1, 2, 1, 3], n=1) == pytest.approx(1 / 4)
+
+
+def test_the_type_token_ratio_is_the_mean_over_windows() -> None:
+    """1 1 2, 1 2 3 and 2 3 4: two, three and three types of three words."""
+    assert type_token_ratio(np.array([1, 1, 2, 3, 4]), window=3) == pytest.approx((2 + 3 + 3) / 9)
+
+
+def test_the_type_token_ratio_does_not_fall_with_length() -> None:
+    few = np.tile(np.arange(60), 2)
+    assert type_token_ratio(few) == type_token_ratio(np.tile(np.arange(60), 20)) == 1
+    assert type_token_ratio(np.arange(49)) is None

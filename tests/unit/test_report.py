@@ -8,13 +8,10 @@ from functools import cache
 from typing import Any
 
 import pytest
+from invented_panel import beside_d1, interval, panel, synthetic_column, text_column
 
 from sbp_ray.report import render_page, render_summary
 from sbp_ray.report.words import answer, scale_sentence, scale_warning, scaled, signed
-
-
-def interval(value: float, spread: float = 0.01) -> dict[str, float]:
-    return {"value": value, "low": value - spread, "high": value + spread}
 
 
 def comparison(difference: float) -> dict[str, Any]:
@@ -25,18 +22,6 @@ def comparison(difference: float) -> dict[str, Any]:
         "bytes": 400,
         "arms": {"repetition": arm, "sbp": arm},
         "difference": {"nats_per_token": interval(difference), "nats_per_byte": interval(difference / 4)},
-    }
-
-
-def text_column() -> dict[str, Any]:
-    return {
-        "documents": 3,
-        "repetition": interval(0.02),
-        "exact_duplicates": 0.0,
-        "near_duplicates": 0.1,
-        "tokens": {"mean": 20.0, "median": 19.0, "p10": 10.0, "p90": 30.0},
-        "lengths": [10, 20, 30],
-        "novel": {"1": 0.0, "4": 0.9, "13": None},
     }
 
 
@@ -68,8 +53,6 @@ def mining() -> dict[str, Any]:
 
 
 def report() -> dict[str, Any]:
-    copied = {"pairs": 3, "copied_share": interval(0.1), "copies": interval(0.0), "any_copied": interval(0.3)}
-    close = {"pairs": 3, "irrelevant": interval(0.3), "mean_cosine": interval(0.5), "cosines": [0.1, 0.5, 0.9]}
     curve = [{"step": 1, "tokens": 100, "loss_nats": 8.0}, {"step": 2, "tokens": 200, "loss_nats": 7.0}]
     curve[1]["validation_nats"] = 7.1
     return {
@@ -92,22 +75,21 @@ def report() -> dict[str, Any]:
             "conditional_gain": {"pairs": 9, "nll_given_d1": 5.0, "nll_given_random": 5.2, "nll_alone": 5.1},
         },
         "mining": mining(),
-        "quality": {
-            "shingle_tokens": 13,
-            "near_jaccard": 0.6,
-            "copy_containment": 0.5,
-            "texts": {name: text_column() for name in ("synthetic", "real_train", "real_held_out")},
-            "copying": {"synthetic": copied, "mined": copied},
-            "relevance": {"threshold": 0.2, "synthetic": close, "mined": close, "random": close},
-        },
+        "quality": panel(
+            synthetic=synthetic_column(),
+            real_train=text_column(),
+            real_held_out=text_column(duplicates=None),
+            mined={"documents": 3, "d1": beside_d1()},
+        ),
         "curves": {"repetition": curve, "sbp": curve, "synthesizer": curve},
         "flow": [
             {
                 "artifact": "1_corpus", "stage": "ingest", "wall_s": 30.7, "peak_mem_gib": 2.0, "stats": {},
                 "counts": {"documents": 1882}, "drops": {"exact_duplicate": 3},
+                "made_by": {"command": "python jobs/ingest.py", "commit": "4567def", "version": "0.1", "hardware": "1"},
             }
         ],
-        "samples": [{"group": "A & B", "d1_id": "0", "d1": "<img src=x onerror=alert(1)>", "d2": "{{ 7 * 7 }}"}],
+        "made_by": {"command": "python jobs/eval.py", "commit": "0123abc", "version": "0.1", "hardware": "2 cores"},
         "settings": {"run_dir": "runs/demo"},
     }  # fmt: skip
 
@@ -115,14 +97,14 @@ def report() -> dict[str, Any]:
 def empty_report() -> dict[str, Any]:
     """A run with no question file, nothing held out, no synthetic documents and no manifests."""
     found = report()
-    found |= {"held_out": None, "questions": None, "samples": [], "mining": None}
+    found |= {"held_out": None, "questions": None, "mining": None}
     found["pairs"] = {"pairs": None, "same_group_share": None, "conditional_gain": None}
-    found["quality"]["texts"] |= {"synthetic": None, "real_held_out": None}
-    found["quality"] |= {"copying": {"synthetic": None, "mined": None}, "relevance": None}
+    found["quality"] = panel(synthetic=None, real_train=text_column(), real_held_out=None, mined=None)
+    found["quality"]["relevance"] = {"threshold": None, "random_quantile": 0.95, "random": None}
     found["curves"] = {"repetition": [], "sbp": [], "synthesizer": []}
     found["scale"]["trained_tokens"] = {"repetition": None, "sbp": None, "synthesizer": None}
     found["scale"]["mixture"] = {"repetition": None, "sbp": None}
-    found["flow"][0] |= {"wall_s": None, "peak_mem_gib": None, "counts": {}, "drops": {}}
+    found["flow"][0] |= {"wall_s": None, "peak_mem_gib": None, "counts": {}, "drops": {}, "made_by": None}
     return found
 
 
@@ -177,7 +159,7 @@ def test_an_unmeasured_recall_says_so() -> None:
 def test_a_run_without_neighbours_has_no_plots_of_them() -> None:
     found = report()
     found["mining"] |= {"bands": [], "thresholds": [], "samples": []}
-    assert render_page(found).count("<svg") == 6
+    assert render_page(found).count("<svg") == 8
 
 
 def test_what_was_not_measured_says_so() -> None:
@@ -189,9 +171,34 @@ def test_what_was_not_measured_says_so() -> None:
     assert "not measured" not in full_page() + render_summary(report())
 
 
+def test_the_panel_stands_beside_the_papers_figures_which_are_marked() -> None:
+    page = full_page()
+    assert re.search(r"<th>Repetition inside a document</th>(<td>2.0 %.*?</td>){3}<td>–</td>", page)
+    assert '<td class="theirs">2.6–4.3 %</td><td class="theirs">1.8 %</td>' in page
+    assert re.search(r"<th>Near</th><td>10.0 %</td><td>10.0 %</td><td>–</td>", page)  # held-out text has no such sample
+    assert "<td>1,234</td>" in page
+    assert 'Copies of any document</th><td>5.0 %<span class="ci">[4.0, 6.0]</span>' in page
+
+
+def test_a_sample_stands_beside_its_d1_and_the_nearest_real_document() -> None:
+    page = full_page()
+    assert "near &amp; dear" in page
+    assert "cosine to d1 0.43, taken from d1 12.5 %" in page
+    assert "It is d1." not in page
+    found = report()
+    found["quality"]["texts"]["synthetic"]["shown"][0]["nearest_id"] = "0"
+    assert "It is d1." in render_page(found)
+
+
+def test_how_it_was_made_is_said() -> None:
+    page = full_page()
+    for text in ("python jobs/eval.py", "0123abc", "4567def", "2 cores"):
+        assert text in page
+
+
 def test_the_page_is_plotted_in_the_colours_of_its_theme() -> None:
     page = full_page()
-    assert page.count("<svg") == 9
+    assert page.count("<svg") == 11
     assert "var(--sbp)" in page and "#00000" not in page
 
 

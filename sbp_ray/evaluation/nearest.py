@@ -1,0 +1,74 @@
+"""The nearest document of the corpus by embedding: exact, the vectors streaming past the sample's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sbp_ray.artifacts import Artifact
+
+# N = documents of the samples, B = documents of a batch of the corpus, D = vector length
+
+_BATCH_ROWS = 4096
+_ROWS_AT_ONCE = 4096  # with a batch 64 MiB of cosines
+
+
+class Nearest(NamedTuple):
+    """For each document the most similar one of the corpus, itself left out."""
+
+    cosine_N: NDArray[np.float32]
+    """-1 while there is none."""
+    id_N: NDArray[np.object_]
+    """Empty while there is none."""
+
+    @classmethod
+    def none(cls, num_documents: int) -> Nearest:
+        """Before anything was compared."""
+        return cls(np.full(num_documents, -1, np.float32), np.full(num_documents, "", object))
+
+    def or_nearer(self, other: Nearest) -> Nearest:
+        """The nearer of both, document by document."""
+        is_nearer_N = other.cosine_N > self.cosine_N
+        return Nearest(
+            np.where(is_nearer_N, other.cosine_N, self.cosine_N), np.where(is_nearer_N, other.id_N, self.id_N)
+        )
+
+
+def nearest_in_shard(
+    embeddings: Artifact, name: str, vector_ND: NDArray[np.float32], own_ids: Sequence[str]
+) -> Nearest:
+    """Compare with every document of one shard.
+
+    Args:
+        vector_ND: unit vectors.
+        own_ids: the document's own id where it is part of the corpus, which does not count; else anything.
+    """
+    found = Nearest.none(len(vector_ND))
+    row_of = {doc_id: row for row, doc_id in enumerate(own_ids)}
+    with embeddings.fs.open_input_file(embeddings.path(name)) as file:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS, columns=["doc_id", "vector"]):
+            ids = batch.column("doc_id").to_pylist()
+            flat = batch.column("vector").flatten().to_numpy(zero_copy_only=False)
+            vector_BD = flat.astype(np.float32).reshape(len(ids), -1)
+            own = [(row_of[doc_id], column) for column, doc_id in enumerate(ids) if doc_id in row_of]
+            found = found.or_nearer(_nearest_of(vector_ND, vector_BD, np.array(ids, object), own))
+    return found
+
+
+def _nearest_of(
+    vector_ND: NDArray[np.float32], vector_BD: NDArray[np.float32], id_B: NDArray, own: Sequence[tuple[int, int]]
+) -> Nearest:
+    found = Nearest.none(len(vector_ND))
+    for start in range(0, len(vector_ND), _ROWS_AT_ONCE):
+        cosine_NB = vector_ND[start : start + _ROWS_AT_ONCE] @ vector_BD.T
+        for row, column in own:
+            if start <= row < start + len(cosine_NB):
+                cosine_NB[row - start, column] = -1
+        best_N = cosine_NB.argmax(axis=1)
+        found.cosine_N[start : start + len(best_N)] = cosine_NB[np.arange(len(best_N)), best_N]
+        found.id_N[start : start + len(best_N)] = id_B[best_N]
+    return found

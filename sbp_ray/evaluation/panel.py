@@ -1,0 +1,302 @@
+"""The quality panel on the cluster: samples of text measured beside the corpus that the synthesizer read.
+
+One pass over the corpus (`scan_corpus`), one over its vectors, and one over the files that duplicates are drawn from;
+each shard in a task of its own. What a worker holds is bounded by the samples, not by the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbp_ray import metrics
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import EmbedConfig, EvalConfig, Resources
+from sbp_ray.evaluation.duplicates import Signed, duplicate_shares, sign_shard
+from sbp_ray.evaluation.nearest import Nearest, nearest_in_shard
+from sbp_ray.evaluation.novelty import NgramTable
+from sbp_ray.evaluation.quality import (
+    RANDOM_PAIR_QUANTILE,
+    copying,
+    held_by,
+    irrelevance,
+    irrelevance_threshold,
+    random_cosines,
+    sample_column,
+)
+from sbp_ray.evaluation.samples import REAL_TRAIN, Row, Sample
+from sbp_ray.evaluation.scan import Scan, read_documents, read_vectors, scan_shards
+from sbp_ray.evaluation.tasks import AT_ONCE, by_shard, in_parts, results, shard_calls
+from sbp_ray.logs import Progress
+from sbp_ray.schema import Split
+
+_EMBED_ROWS = 256  # between two lines of progress; batches are formed within them
+_SHOWN_CHARS = 2000  # of a text in a report
+
+
+def scan_corpus(
+    corpus: Artifact, split: Split, *, wanted: Iterable[str], groups: Collection[str], table: NgramTable | None
+) -> Scan:
+    """Stream a split once: documents to bring back, groups to look for, runs of tokens to count."""
+    import ray
+
+    names = corpus.files(split, ".parquet")
+    ids = by_shard(wanted, corpus, split)
+    scan, shared = ray.remote(num_cpus=1)(scan_shards), ray.put(table)
+    calls = [
+        (len(part), partial(scan.remote, corpus, {n: ids.get(n, []) for n in part}, groups=groups, table=shared))
+        for part in in_parts(names)
+    ]
+    total = Scan()
+    progress = Progress(f"eval scan {split}", len(names), "shards")
+    for num_shards, found in results(calls):
+        total.add(found)
+        metrics.count("sbp_documents", found.num_documents, stage="eval")
+        metrics.count("sbp_tokens", found.num_tokens, stage="eval")
+        progress.advance(num_shards)
+    return total
+
+
+@dataclass
+class Panel:
+    """What was measured."""
+
+    threshold: float | None = None
+    """Pairs below this cosine are irrelevant; None where there are too few documents to know."""
+    random: dict[str, Any] | None = None
+    """Cosines of random pairs of real documents, that it comes from."""
+    columns: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    """By sample; see `quality.sample_column`, with `duplicates`; of synthetic text also `d1` and `shown`."""
+
+
+def measure_samples(
+    cfg: EvalConfig,
+    embed: EmbedConfig,
+    *,
+    corpus: Artifact,
+    embeddings: Artifact,
+    samples: Mapping[str, Sample],
+    table: NgramTable,
+    scan: Scan,
+) -> Panel:
+    """Measure every sample.
+
+    Args:
+        embed: how `embeddings` was made.
+        samples: that of real training text among them.
+        table: of the runs of these samples.
+        scan: of the train split, with this table; its documents include every d1.
+    """
+    import ray
+
+    vectors = _sample_vectors(cfg, embed, embeddings, samples)
+    d1_ids = set[str]().union(*(sample.d1_ids for sample in samples.values()))
+    d1_vectors = _stored_vectors(embeddings, d1_ids, "train")
+    nearest = _nearest(embeddings, samples, vectors)
+    duplicates = _duplicates(cfg, embed, embeddings, samples)
+    shared, counts = ray.put(table), ray.put(scan.ngram_counts)
+    measure = ray.remote(num_cpus=1)(sample_column)
+    calls = [
+        (name, partial(measure.remote, sample, shared, counts, nearest[name], seed=cfg.seed))
+        for name, sample in samples.items()
+    ]
+    panel = Panel(columns=dict.fromkeys(samples))
+    panel.columns |= dict(results(calls, at_once=AT_ONCE))
+    if len(vectors[REAL_TRAIN]) > 1:
+        chance_N = random_cosines(vectors[REAL_TRAIN], seed=cfg.seed)
+        panel.threshold = irrelevance_threshold(chance_N)
+        panel.random = irrelevance(chance_N, panel.threshold, seed=cfg.seed)
+    shown_ids = set()
+    for name, sample in samples.items():
+        column = panel.columns[name]
+        if column is None:
+            continue
+        column["duplicates"] = duplicates[name]
+        if sample.kind == "synthetic":
+            cosine_N = np.array([vectors[name][i] @ d1_vectors[row["d1_id"]] for i, row in enumerate(sample.rows)])
+            column["d1"] = _beside_d1(cfg, embed, sample.rows, cosine_N, scan.documents, panel.threshold)
+            column["nearest"]["is_d1_share"] = _share_of_d1(nearest[name], sample.rows)
+            column["shown"] = _shown(cfg, embed, sample.rows, cosine_N, nearest[name], scan.documents)
+            shown_ids |= {row["nearest_id"] for row in column["shown"]}
+    _add_nearest_texts(corpus, panel, shown_ids)
+    return panel
+
+
+def relevance_facts(panel: Panel) -> dict[str, Any]:
+    """What irrelevance is judged by."""
+    return {"threshold": panel.threshold, "random_quantile": RANDOM_PAIR_QUANTILE, "random": panel.random}
+
+
+# Vectors
+
+
+def _sample_vectors(
+    cfg: EvalConfig, embed: EmbedConfig, embeddings: Artifact, samples: Mapping[str, Sample]
+) -> dict[str, NDArray[np.float32]]:
+    """Unit vectors of each sample's documents: stored ones of the corpus, new ones of synthetic text."""
+    import ray
+
+    task = ray.remote(num_cpus=cfg.resources.num_cpus, num_gpus=cfg.resources.num_gpus)(_embed)
+    found: dict[str, NDArray[np.float32]] = {}
+    calls = []
+    for name, sample in samples.items():
+        if sample.kind == "synthetic":
+            texts = [row["text"] for row in sample.rows]
+            calls.append((name, partial(task.remote, embed, cfg.resources, name, texts)))
+        else:
+            stored = _stored_vectors(embeddings, {row["doc_id"] for row in sample.rows}, sample.kind)
+            found[name] = _stacked([stored[row["doc_id"]] for row in sample.rows])
+    return found | dict(results(calls, at_once=cfg.resources.num_workers))
+
+
+def _stacked(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
+
+
+def _stored_vectors(embeddings: Artifact, doc_ids: set[str], split: Split) -> dict[str, NDArray[np.float32]]:
+    """Unit vectors that the run made of documents of a split, by id."""
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for _, found in results(shard_calls(read_vectors, embeddings, by_shard(doc_ids, embeddings, split))):
+        vectors |= found
+    return vectors
+
+
+def _embed(embed: EmbedConfig, resources: Resources, name: str, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Vectors made as the run embedded its corpus, float32 [N, D]. Runs in a process of its own."""
+    from sbp_ray.embedder import load_embedder
+
+    embedder = load_embedder(embed.model_copy(update={"resources": resources}))
+    progress = Progress(f"eval embed {name}", len(texts), "texts")
+    vectors = [np.empty((0, embedder.dim), np.float32)]
+    for start in range(0, len(texts), _EMBED_ROWS):
+        part = texts[start : start + _EMBED_ROWS]
+        vectors.append(np.nan_to_num(embedder(part)))  # no direction: related to nothing
+        progress.advance(len(part))
+    return np.concatenate(vectors)
+
+
+def _nearest(
+    embeddings: Artifact, samples: Mapping[str, Sample], vectors: Mapping[str, NDArray[np.float32]]
+) -> dict[str, Nearest]:
+    """Of every document of every sample: all are compared with a shard at once, so that it is read once."""
+    import ray
+
+    filled = {name: vectors[name] for name in samples if len(vectors[name])}
+    total = Nearest.none(sum(len(vector_ND) for vector_ND in filled.values()))
+    if filled:
+        own_ids = [row["doc_id"] if s.kind == "train" else "" for s in samples.values() for row in s.rows]
+        every = ray.put(np.concatenate(list(filled.values())))
+        by_name = dict.fromkeys(embeddings.files("train", ".parquet"), every)
+        for _, found in results(shard_calls(nearest_in_shard, embeddings, by_name, own_ids=own_ids)):
+            total = total.or_nearer(found)
+    parts, start = {}, 0
+    for name, sample in samples.items():
+        rows = slice(start, start + len(sample.rows))
+        parts[name] = Nearest(total.cosine_N[rows], total.id_N[rows])
+        start += len(sample.rows)
+    return parts
+
+
+# Duplicates
+
+
+def _duplicates(
+    cfg: EvalConfig, embed: EmbedConfig, embeddings: Artifact, samples: Mapping[str, Sample]
+) -> dict[str, dict[str, Any] | None]:
+    """Of each synthetic text and of the train split on a sample of its own, which may be much larger; of held-out text
+    there is none."""
+    import ray
+
+    judge = ray.remote(num_cpus=1)(_duplicates_of)
+    calls = []
+    for name, sample in samples.items():
+        if sample.kind == "validation":
+            continue
+        files, folder = (sample.source, "") if sample.kind == "synthetic" else (embeddings, "train")
+        names = files.files(folder, ".parquet")
+        total = sum(files.num_rows(file) for file in names)
+        share = min(1.0, cfg.duplicate_sample / total) if total else 1.0
+        options = {"share": share, "seed": cfg.seed, "shingle_words": embed.shingle_tokens}
+        signed = [ray.remote(num_cpus=1)(sign_shard).remote(files, file, **options) for file in names]
+        calls.append((name, partial(judge.remote, cfg.duplicate_sample, *signed)))
+    found = dict(results(calls))
+    return {name: found.get(name) for name in samples}
+
+
+def _duplicates_of(limit: int, *parts: Signed) -> dict[str, Any] | None:
+    return duplicate_shares(parts, limit=limit) if parts else None
+
+
+# d1, and what is shown
+
+
+def _beside_d1(
+    cfg: EvalConfig,
+    embed: EmbedConfig,
+    rows: Sequence[Row],
+    cosine_N: NDArray[np.float32],
+    documents: Mapping[str, Row],
+    threshold: float | None,
+) -> dict[str, Any]:
+    pairs = [(documents[row["d1_id"]]["input_ids"], row["input_ids"]) for row in rows]
+    return {
+        "copying": copying(pairs, shingle_tokens=embed.shingle_tokens, seed=cfg.seed),
+        "relevance": None if threshold is None else irrelevance(cosine_N, threshold, seed=cfg.seed),
+    }
+
+
+def _share_of_d1(nearest: Nearest, rows: Sequence[Row]) -> float:
+    return float(np.mean([nearest.id_N[i] == row["d1_id"] for i, row in enumerate(rows)]))
+
+
+def _shown(
+    cfg: EvalConfig,
+    embed: EmbedConfig,
+    rows: Sequence[Row],
+    cosine_N: NDArray[np.float32],
+    nearest: Nearest,
+    documents: Mapping[str, Row],
+) -> list[dict[str, Any]]:
+    """The first of the random draw, not chosen by looks, beside their d1."""
+    found = []
+    for i, row in enumerate(rows[: cfg.num_samples]):
+        d1 = documents[row["d1_id"]]
+        found.append(
+            {
+                "doc_id": row["doc_id"],
+                "group": d1["group"],
+                "d1_id": d1["doc_id"],
+                "d1": cut(d1["text"]),
+                "d2": cut(row["text"]),
+                "cosine": float(cosine_N[i]),
+                "copied_share": held_by(d1["input_ids"], row["input_ids"], embed.shingle_tokens),
+                "nearest_id": nearest.id_N[i],
+                "nearest_cosine": float(nearest.cosine_N[i]),
+            }
+        )
+    return found
+
+
+def _add_nearest_texts(corpus: Artifact, panel: Panel, doc_ids: set[str]) -> None:
+    documents = fetch_documents(corpus, doc_ids)
+    for column in panel.columns.values():
+        for row in (column or {}).get("shown", ()):
+            row["nearest"] = cut(documents[row["nearest_id"]]["text"])
+
+
+def fetch_documents(corpus: Artifact, doc_ids: Iterable[str]) -> dict[str, Row]:
+    """A few train documents by id: doc_id, group, text."""
+    found: dict[str, Row] = {}
+    for _, rows in results(shard_calls(read_documents, corpus, by_shard(doc_ids, corpus, "train"))):
+        found |= rows
+    return found
+
+
+def cut(text: str) -> str:
+    """The beginning of a text, for a page."""
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]} […]"

@@ -1,0 +1,197 @@
+"""The quality panel on a page: its table beside the paper's figures, and its plots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from sbp_ray.report import paper, plots, words
+
+Cell = Mapping[str, float]
+
+
+def _share(cell: Cell) -> str:
+    found = words.percent(cell["value"])
+    return found + _range(cell, lambda value: f"{100 * value:.1f}")
+
+
+def _ratio(cell: Cell) -> str:
+    return words.fixed(cell["value"], 2) + _range(cell, lambda value: f"{value:.2f}")
+
+
+def _number(cell: Cell) -> str:
+    return words.fixed(cell["value"], 0) + _range(cell, lambda value: f"{value:,.0f}")
+
+
+def _count(cell: Cell) -> str:
+    return words.fixed(cell["value"], 0)
+
+
+def _range(cell: Cell, shown: Callable[[float], str]) -> str:
+    for low, high, brackets in (("low", "high", "[]"), ("seeds_low", "seeds_high", "()")):
+        if low in cell:
+            return f" {brackets[0]}{shown(cell[low])}, {shown(cell[high])}{brackets[1]}"
+    return ""
+
+
+_ROWS: tuple[tuple[str, tuple[tuple[str, str, Callable[[Cell], str]], ...]], ...] = (
+    (
+        "The texts themselves",
+        (
+            ("documents", "Documents measured", _count),
+            ("repetition", "Repetition inside a document", _share),
+            ("type_token", "Type–token ratio, 50 words", _ratio),
+            ("type_token_distance", "… distance from real text", _ratio),
+            ("tokens", "Tokens, mean", _number),
+            ("tokens_p10", "… 10th percentile", _number),
+            ("tokens_p90", "… 90th percentile", _number),
+            ("length_distance", "… distance from real text", _ratio),
+        ),
+    ),
+    (
+        "Duplicates within a sample",
+        (
+            ("duplicate_sample", "Documents in the sample", _count),
+            ("exact_duplicates", "Exact", _share),
+            ("near_duplicates", "Near", _share),
+        ),
+    ),
+    (
+        "Beside d1",
+        (
+            ("irrelevant", "Irrelevant", _share),
+            ("d1_cosine", "Cosine to d1", _ratio),
+            ("d1_copies", "Copies of d1", _share),
+            ("d1_copied_share", "Taken from d1, mean", _share),
+            ("d1_any_copied", "Any run of 13 from d1", _share),
+        ),
+    ),
+    (
+        "Beside the whole training text",
+        (
+            ("corpus_copies", "Copies of any document", _share),
+            ("corpus_copied_share", "Runs of 13 found there, mean", _share),
+            ("corpus_any_copied", "Any run of 13 found there", _share),
+            ("corpus_longest_p90", "Longest stretch, 90th percentile", _number),
+            ("corpus_longest", "Longest stretch, most", _number),
+            ("nearest_cosine", "Cosine to the nearest document", _ratio),
+            ("nearest_is_d1", "… which is d1", _share),
+            ("novel_4", "Novel runs of 4", _share),
+            ("novel_8", "Novel runs of 8", _share),
+            ("novel_13", "Novel runs of 13", _share),
+        ),
+    ),
+)
+_REAL_NAMES = {"train": "Real, training", "validation": "Real, held-out", "mined": "Mined pairs"}
+REAL_TEXTS = (
+    ("real_train", "Real, training", plots.REPETITION),
+    ("real_held_out", "Real, held-out", plots.THIRD),
+)
+"""Columns of real text, with label and colour."""
+_REAL_CLASSES = {"train": "rep", "validation": "third"}
+
+
+def panel_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The table turned round: measures down, kinds of text across, the paper's figures last.
+
+    Args:
+        rows: as `evaluation.panel_table.table_row` makes them.
+    """
+    shown = [row for row in rows if row["measures"]]
+    groups = []
+    for title, measures in _ROWS:
+        lines = []
+        for name, label, show in measures:
+            cells = [row["measures"].get(name) for row in shown]
+            if any(cells):
+                theirs = paper.BESIDE.get(name, ("", ""))
+                lines.append((label, ["–" if cell is None else show(cell) for cell in cells], theirs))
+        if lines:
+            groups.append((title, lines))
+    heads = [(head_of(row), class_of(row)) for row in shown]
+    return {"heads": heads, "groups": groups, "has_seeds": any(row["samples"] > 1 for row in shown)}
+
+
+def head_of(row: Mapping[str, Any]) -> str:
+    """What a kind of text is called on a page."""
+    name = _REAL_NAMES.get(row["kind"], row["name"])
+    return "Synthetic" if name == "synthetic" else name
+
+
+def class_of(row: Mapping[str, Any]) -> str:
+    """Its colour."""
+    is_sbp = row["kind"] == "synthetic" and row["name"] in ("synthetic", "sbp")
+    return "sbp" if is_sbp else _REAL_CLASSES.get(row["kind"], "")
+
+
+Series = tuple[str, str, Mapping[str, Any]]
+"""A label, a colour, and the column of one sample."""
+
+
+def panel_plots(series: Sequence[Series], relevance: Mapping[str, Any], mined: Any = None) -> dict[str, Markup | None]:
+    """Distributions and curves behind the table.
+
+    Args:
+        series: of synthetic text first.
+        relevance: threshold and cosines of random pairs.
+        mined: of mined pairs, where they were measured.
+    """
+    cosines = [
+        (label, colour, column["d1"]["relevance"]["cosines"])
+        for label, colour, column in series
+        if "d1" in column and column["d1"]["relevance"]
+    ]
+    if mined:
+        cosines.append(("Mined pairs", plots.REPETITION, mined["cosines"]))
+    if relevance["random"]:
+        cosines.append(("Random pairs", plots.MUTED, relevance["random"]["cosines"]))
+
+    def histogram(name: str, xlabel: str, values: Callable[[Mapping[str, Any]], Any]) -> Markup | None:
+        found = [(label, colour, values(column)) for label, colour, column in series]
+        found = [entry for entry in found if entry[2]]
+        return plots.histograms(name, xlabel, found, None) if found else None
+
+    return {
+        "novelty": plots.novelty([(label, colour, column["novel"]) for label, colour, column in series])
+        if series
+        else None,
+        "lengths": histogram("lengths", "length (tokens)", lambda c: c["lengths"]),
+        "type_token": histogram(
+            "type-token", "type–token ratio over 50 words", lambda c: (c["type_token"] or {"ratios": []})["ratios"]
+        ),
+        "nearest": histogram("nearest", "cosine to the nearest training document", lambda c: c["nearest"]["cosines"]),
+        "relevance": plots.histograms("relevance", "cosine of d1 and d2", cosines, relevance["threshold"])
+        if cosines
+        else None,
+    }
+
+
+def notes(quality: Mapping[str, Any]) -> list[str]:
+    """How to read the table."""
+    threshold = quality["relevance"]["threshold"]
+    shingle, copy = quality["shingle_tokens"], f"{100 * quality['copy_containment']:.0f} %"
+    irrelevant = "a threshold that too few documents left unknown" if threshold is None else f"{threshold:.2f}"
+    return [
+        "Intervals in brackets are 95 % bootstrap intervals over documents. Where a synthesizer was made once for each "
+        "seed, the mean over them stands there and their range in parentheses.",
+        "Repetition: mean share of a document's 4-token runs that stood earlier in it.",
+        "Type–token ratio: distinct words in a window of 50, mean over all windows; shorter documents are left out. "
+        "Distance from real text: the greatest difference between the cumulative distribution and that of the "
+        "training sample (Kolmogorov–Smirnov), 0 for equal ones and 1 for ones that do not overlap.",
+        f"Duplicates: share of a sample of the stated size that repeats an earlier document of it. Near: MinHash puts "
+        f"the Jaccard index of their {shingle}-word shingles above {quality['near_jaccard']}. Larger samples hold "
+        "more. Real training text has no exact ones, since they were dropped when it was read.",
+        f"Irrelevant: cosine of d1 and d2, by {quality['embedder']}, below {irrelevant}, as it is for 95 % of random "
+        "pairs of training documents. Mined pairs were chosen by cosine, so theirs is low by construction.",
+        f"Copies of d1: d1 holds {copy} or more of d2's {shingle}-token shingles. Taken from d1: that share, on "
+        "average.",
+        f"Copies of any document: {copy} or more of the runs of 13 tokens stand somewhere in the training text, in "
+        "whichever documents. For the training sample, in any other document than itself. Longest stretch: of tokens "
+        "all of whose runs of 13 stand there.",
+        "Novel runs of n tokens: in no document of the training text; counted as often as they stand in the sample.",
+        "Looping, copying and unfinished samples were dropped by the filters before this table.",
+        f"The paper’s figures are from {paper.CITATION}, the range of its three runs: other text, other scale, and for "
+        "irrelevance and copying a judge that is not published, so they do not compare line by line.",
+    ]
