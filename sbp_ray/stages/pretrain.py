@@ -11,7 +11,7 @@ from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture
 from sbp_ray.model import num_parameters, padded_vocab_size, read_base_shape
-from sbp_ray.shards import Stats, map_shards, shard_name
+from sbp_ray.shards import Stats, run_tasks, shard_name
 from sbp_ray.text.packing import pack_examples
 from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
@@ -114,7 +114,7 @@ def _pack(
     ]
     todo = [item for item in items if not out.exists(shard_name(rows_folder(item["source"]), item["shard"]))]
     arguments = (cfg.seq_len, special, inputs, out)
-    map_shards(
+    run_tasks(
         f"{stage} packing", _PackDocuments, arguments, todo, num_done=len(items) - len(todo), resources=cfg.resources
     )
     return {source: packing_stats(out, source) for source in inputs}
