@@ -6,6 +6,7 @@ Names there: `ray_sbp_documents_total{stage="embed"}` and so on. Usable in any p
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Literal
 
@@ -52,11 +53,8 @@ def count_drops(drops: dict[str, int], *, stage: str) -> None:
 
 
 def _ray_is_running() -> bool:
-    try:
-        import ray
-    except ImportError:
-        return False
-    return bool(ray.is_initialized())
+    ray = sys.modules.get("ray")  # whoever has not imported it has not joined one
+    return ray is not None and bool(ray.is_initialized())
 
 
 @cache

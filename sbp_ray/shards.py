@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sbp_ray import metrics
-from sbp_ray.config import Resources
+from sbp_ray.config import Resources, TrainingResources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import Progress
 
@@ -54,7 +54,7 @@ def map_shards(
         SbpError: the first one that a worker raised; what other workers committed by then stays.
     """
     items = list(todo)
-    if not _announce(stage, num_done, items):
+    if not _announce(stage, num_done, items) or _done_here(stage, worker, arguments, items, num_done, resources):
         return
     import ray
 
@@ -86,7 +86,7 @@ def run_tasks(
     workers that keep no state and spend their time outside of Python.
     """
     items = list(todo)
-    if not _announce(stage, num_done, items):
+    if not _announce(stage, num_done, items) or _done_here(stage, worker, arguments, items, num_done, resources):
         return
     import ray
 
@@ -102,6 +102,21 @@ def run_tasks(
             yield from ray.get(done)
 
     _follow(stage, finished(), len(items), num_done)
+
+
+def _done_here(
+    stage: str,
+    worker: type,
+    arguments: tuple[Any, ...],
+    items: list[dict[str, Any]],
+    num_done: int,
+    resources: Resources,
+) -> bool:
+    """Do it all in this process where `resources` say so; whether they did."""
+    if not (isinstance(resources, TrainingResources) and resources.in_process):
+        return False
+    _follow(stage, map(_OnItem(worker, arguments), items), len(items), num_done)
+    return True
 
 
 def _run_items(shared: tuple[type, tuple[Any, ...]], items: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,10 +17,10 @@ from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
 from sbp_ray.training.gate import check_export
 from sbp_ray.training.journal import last_row, survived
+from sbp_ray.training.launch import fit
 from sbp_ray.training.packed import packed_source, packing_stats, realised
 from sbp_ray.training.plan import TrainingPlan, rows_folder
 from sbp_ray.training.refusals import refuse_other_tokenizer, refuse_short_context
-from sbp_ray.training.worker import fit
 
 logger = logging.getLogger(__name__)
 
