@@ -17,6 +17,7 @@ import yaml
 
 from sbp_ray.artifacts import MANIFEST, STARTED
 from sbp_ray.cluster import demand
+from sbp_ray.experiment.attempts import append_attempt, commit_of
 from sbp_ray.experiment.checks import refuse_made
 from sbp_ray.experiment.grid import Grid, Node
 from sbp_ray.logs import duration
@@ -53,6 +54,7 @@ class Execution:
     ) -> None:
         self._grid, self._run_dir, self._jobs = grid, run_dir, jobs
         self._room, self._environment = room, environment
+        self._commit = commit_of(jobs)
         self._running: dict[str, _Process] = {}
         self._done: set[str] = set()
         self.dead: dict[str, str] = {}
@@ -124,12 +126,22 @@ class Execution:
                 stream.tell(),
             )
 
+    def _note(self, process: _Process, status: int) -> None:
+        append_attempt(
+            self._run_dir,
+            artifact=process.node.key,
+            seconds=time.monotonic() - process.start_s,
+            status=status,
+            commit=self._commit,
+        )
+
     def _take_in_ended(self) -> None:
         for key, process in list(self._running.items()):
             status = process.popen.poll()
             if status is None:
                 continue
             del self._running[key]
+            self._note(process, status)
             took = duration(time.monotonic() - process.start_s)
             if status == 0:
                 logger.info(f"experiment | {key} | done in {took}")
@@ -150,7 +162,7 @@ class Execution:
             for process in self._running.values():
                 process.popen.send_signal(signal.SIGINT)
             for process in self._running.values():
-                process.popen.wait()
+                self._note(process, process.popen.wait())
             signal.signal(signal.SIGTERM, before)
             signal.signal(signal.SIGINT, before_interrupt)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.questions import check_questions
 from sbp_ray.experiment.arms import BASELINE
+from sbp_ray.experiment.checks import refuse_missing_models
 from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
 from sbp_ray.experiment.grid import Grid, plan_grid
 from sbp_ray.experiment.settings import ExperimentConfig, load_experiment
@@ -35,6 +36,7 @@ def _run() -> None:
     grid = plan_grid(experiment)
     refuse_too_little_text(grid)
     check_questions(experiment.base_config().eval)
+    refuse_missing_models(grid)
     print(describe(grid))
     if not arguments.plan:
         with locked(experiment.run_dir):

@@ -16,8 +16,8 @@ from sbp_ray.evaluation.arms import Scores, TextSets, document_windows, score_ch
 from sbp_ray.evaluation.comparison import HELD_OUT, graded_tokens, num_bytes
 from sbp_ray.evaluation.draws import draw_rows
 from sbp_ray.evaluation.questions import check_questions, draw_questions, iter_questions, question_example
-from sbp_ray.evaluation.scan import Scan, scan_shard
-from sbp_ray.experiment.grid import Grid, Node
+from sbp_ray.experiment.grid import Node
+from sbp_ray.experiment.unseen import scan_groups
 from sbp_ray.schema import SPLITS, Split
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 
@@ -38,6 +38,8 @@ class Texts:
     unknown_questions: int
     """Left out, since the corpus lacks their group."""
     fingerprint: str
+    held_out: tuple[str, ...] = ()
+    """The documents themselves, to look for in what was trained on."""
 
 
 def choose_texts(settings: Config, corpus: Artifact) -> Texts:
@@ -71,7 +73,8 @@ def choose_texts(settings: Config, corpus: Artifact) -> Texts:
                 sizes[name] = num_bytes([question.continuation for question in asked[split]])
     how = cfg.model_dump(mode="json", exclude={"resources", "batch_tokens"})
     fingerprint = fingerprint_of({"eval": how, "corpus": corpus.fingerprint(), "seq_len": settings.pretrain.seq_len})
-    return Texts(sets, {name: graded_tokens(sets, name) for name in sets}, sizes, unknown, fingerprint)
+    graded = {name: graded_tokens(sets, name) for name in sets}
+    return Texts(sets, graded, sizes, unknown, fingerprint, tuple(row["text"] for row in rows))
 
 
 def _splits_of_groups(cfg: EvalConfig, corpus: Artifact) -> dict[str, Split]:
@@ -85,28 +88,6 @@ def _splits_of_groups(cfg: EvalConfig, corpus: Artifact) -> dict[str, Split]:
             "eval.question_group_column and ingest.group_column name columns that match"
         )
     return found
-
-
-def scan_groups(corpus: Artifact, split: Split, groups: set[str]) -> set[str]:
-    """Those of the groups that the split has."""
-    import ray
-
-    scan = ray.remote(num_cpus=1)(scan_shard)
-    total = Scan()
-    for found in ray.get(
-        [scan.remote(corpus, name, wanted=[], groups=groups, tables={}) for name in corpus.files(split, ".parquet")]
-    ):
-        total.add(found)
-    return total.groups
-
-
-def validation_groups(corpus: Artifact) -> set[str]:
-    """All held-out groups."""
-    return {
-        group
-        for name in corpus.files("validation", ".parquet")
-        for group in corpus.read_table(name, columns=["group"])["group"].unique().to_pylist()
-    }
 
 
 def score_models(cfg: EvalConfig, nodes: Sequence[Node], texts: Texts, store: Artifact) -> dict[str, Scores]:
@@ -134,20 +115,3 @@ def score_models(cfg: EvalConfig, nodes: Sequence[Node], texts: Texts, store: Ar
 
 def _scores(stored: Mapping[str, Any]) -> Scores:
     return Scores({name: np.array(nll, np.float64) for name, nll in stored["nll"].items()}, stored["parameters"])
-
-
-def decontamination(grid: Grid) -> list[dict[str, Any]]:
-    """For every corpus and synthetic text what was kept out of it, and whether a held-out group is in a train split."""
-    held_out: set[str] = set()
-    rows = []
-    for key, node in grid.nodes.items():
-        manifest = node.artifact.manifest()
-        if node.stage.job not in ("ingest", "synthesize") or manifest is None:
-            continue
-        row = {"artifact": key, "contaminated": manifest["stats"]["drops"].get("contaminated", 0)}
-        if node.stage.job == "ingest":
-            held_out = held_out or validation_groups(node.artifact)
-            row["held_out_groups"] = len(held_out)
-            row["held_out_groups_in_train"] = len(scan_groups(node.artifact, "train", held_out))
-        rows.append(row)
-    return rows

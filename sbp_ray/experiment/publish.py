@@ -7,14 +7,16 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.experiment.arms import BASELINE
+from sbp_ray.experiment.attempts import commit_of, commits, lost_hours
 from sbp_ray.experiment.costs import costs_of
 from sbp_ray.experiment.execute import is_done
 from sbp_ray.experiment.grid import Grid, Training
-from sbp_ray.experiment.measure import choose_texts, decontamination, score_models
+from sbp_ray.experiment.measure import choose_texts, score_models
 from sbp_ray.experiment.results import (
     arm_table,
     artifact_rows,
@@ -24,6 +26,7 @@ from sbp_ray.experiment.results import (
     synthetic_rows,
 )
 from sbp_ray.experiment.settings import ExperimentConfig
+from sbp_ray.experiment.unseen import decontamination
 from sbp_ray.report.experiment import render_experiment, render_table
 
 
@@ -49,7 +52,14 @@ def publish(
     nodes = list({training.model: grid.nodes[training.model] for training in done}.values())
     scores = score_models(settings.eval, nodes, texts, Artifact("scores", f"{experiment.run_dir}/scores"))
     finished = [key for key, node in grid.nodes.items() if is_done(node)]
-    costs = costs_of(grid, finished, room=room, dollars_per_hour=experiment.dollars_per_hour)
+    run_dir = Path(experiment.run_dir)
+    costs = costs_of(
+        grid,
+        finished,
+        room=room,
+        dollars_per_hour=experiment.dollars_per_hour,
+        lost_hours=lost_hours(run_dir),
+    )
     arms = arm_table(experiment, grid, done, scores, texts, costs)
     results: dict[str, Any] = {
         "run_dir": experiment.run_dir,
@@ -66,10 +76,11 @@ def publish(
         "curves": curves(grid, done),
         "synthesizers": synthesizers(grid, done),
         "synthetic": synthetic_rows(grid, done),
-        "decontamination": decontamination(grid),
+        "decontamination": decontamination(grid, texts.held_out, settings.decontaminate.ngram_words),
         "artifacts": artifact_rows(grid, costs, costs.__contains__),
         "dead": list(dead),
         "command": shlex.join(["python", *sys.argv]),
+        "commits": {"artifacts": commits(run_dir), "report": commit_of(Path(sys.argv[0]).resolve().parent)},
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores; {_shown(room)} in the cluster",
         "settings": experiment.model_dump(mode="json"),
     }

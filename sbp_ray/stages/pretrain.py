@@ -11,6 +11,7 @@ from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture
 from sbp_ray.model import num_parameters, padded_vocab_size, read_base_shape
+from sbp_ray.rounds import round_of
 from sbp_ray.shards import Stats, run_tasks, shard_name
 from sbp_ray.text.packing import pack_examples
 from sbp_ray.text.pair_format import document_example
@@ -73,6 +74,7 @@ def pretrain(
     logger.info(f"{stage} | {sources}")
     fit(plan)
     return {
+        "round": 0 if synthetic is None else round_of(synthetic),
         "parameters": num_parameters(model, vocab_size),
         "vocab_size": vocab_size,
         "steps": plan.num_steps,

@@ -19,6 +19,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.intervals import bootstrap_ratio
 from sbp_ray.mixing import Mixture
 from sbp_ray.model import read_base_shape
+from sbp_ray.rounds import round_of
 from sbp_ray.schema import shard_of
 from sbp_ray.scoring import sum_nll
 from sbp_ray.shards import Stats, shard_name
@@ -78,6 +79,7 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
     )
     fit(plan)
     return {
+        "round": round_of(base_lm) + 1,
         "steps": num_steps,
         "positions": num_steps * cfg.batch_rows * cfg.seq_len,
         "mixture": realised(plan.mixture, packed, cfg.seq_len),
