@@ -35,7 +35,7 @@ def connected(config: Config, jobs: Sequence[str]) -> Iterator[None]:
     Raises:
         SbpError: no connection, or a stage that the cluster can never fit.
     """
-    if all(_is_in_process(job, config) for job in jobs):
+    if all(is_in_process(job, config) for job in jobs):
         yield
         return
     with shared_cluster(config.cluster):
@@ -130,7 +130,8 @@ def _quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
-def _is_in_process(job: str, config: Config) -> bool:
+def is_in_process(job: str, config: Config) -> bool:
+    """Whether the job does without Ray."""
     section = getattr(config, job)
     return isinstance(section, TrainingConfig) and section.resources.in_process
 
@@ -157,6 +158,13 @@ def room() -> dict[str, float]:
 
     autoscaler_config = os.environ.get("SBP_RAY_AUTOSCALER_CONFIG")
     return largest_cluster(autoscaler_config) if autoscaler_config else dict(ray.cluster_resources())
+
+
+def room_here() -> dict[str, float]:
+    """The same of this machine, without Ray."""
+    import torch
+
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
 def demand(job: str, config: Config) -> dict[str, float]:

@@ -36,13 +36,13 @@ _GAUGES = {
 
 def count(name: str, value: float, *, stage: str, **tags: str) -> None:
     """Add to a counter of `_COUNTERS`."""
-    if value > 0 and _ray_is_running():
+    if value > 0 and ray_is_running():
         _metric("counter", name).inc(value, tags={"stage": stage, **tags})
 
 
 def gauge(name: str, value: float, *, stage: str) -> None:
     """Set a gauge of `_GAUGES`."""
-    if _ray_is_running():
+    if ray_is_running():
         _metric("gauge", name).set(value, tags={"stage": stage})
 
 
@@ -52,7 +52,8 @@ def count_drops(drops: dict[str, int], *, stage: str) -> None:
         count("sbp_drops", number, stage=stage, reason=reason)
 
 
-def _ray_is_running() -> bool:
+def ray_is_running() -> bool:
+    """Whether this process has joined a Ray."""
     ray = sys.modules.get("ray")  # whoever has not imported it has not joined one
     return ray is not None and bool(ray.is_initialized())
 

@@ -10,9 +10,9 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from sbp_ray import metrics
 from sbp_ray.config import Resources, TrainingResources
@@ -22,6 +22,7 @@ from sbp_ray.logs import Progress
 logger = logging.getLogger(__name__)
 
 Stats = dict[str, Any]
+T = TypeVar("T")
 
 
 def shard_name(folder: str, shard: int) -> str:
@@ -102,6 +103,16 @@ def run_tasks(
             yield from ray.get(done)
 
     _follow(stage, finished(), len(items), num_done)
+
+
+def call_each(function: Callable[..., T], items: Sequence[Any], *shared: Any) -> list[T]:
+    """`function(item, *shared)` of each, in order: in Ray tasks where this process has joined a Ray, else here."""
+    if not metrics.ray_is_running():
+        return [function(item, *shared) for item in items]
+    import ray
+
+    task, stored = ray.remote(num_cpus=1)(function), [ray.put(one) for one in shared]
+    return ray.get([task.remote(item, *stored) for item in items])  # type: ignore[no-any-return]
 
 
 def _done_here(

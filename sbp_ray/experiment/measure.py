@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,11 @@ from sbp_ray.evaluation.arms import Scores, TextSets, document_windows, score_ch
 from sbp_ray.evaluation.comparison import HELD_OUT, graded_tokens, num_bytes
 from sbp_ray.evaluation.draws import draw_rows
 from sbp_ray.evaluation.questions import check_questions, draw_questions, iter_questions, question_example
-from sbp_ray.experiment.grid import Node
+from sbp_ray.experiment.arms import BASELINE
+from sbp_ray.experiment.grid import Grid, Node, Training
+from sbp_ray.experiment.settings import ExperimentConfig
 from sbp_ray.experiment.unseen import scan_groups
+from sbp_ray.metrics import ray_is_running
 from sbp_ray.schema import SPLITS, Split
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 
@@ -90,27 +94,51 @@ def _splits_of_groups(cfg: EvalConfig, corpus: Artifact) -> dict[str, Split]:
     return found
 
 
+def score_trainings(
+    experiment: ExperimentConfig, grid: Grid, done: Sequence[Training]
+) -> tuple[Texts, dict[str, Scores]]:
+    """Choose the texts, and score each finished training on them: NLLs by the key of the model.
+
+    Args:
+        done: repetition's among them.
+    """
+    settings = experiment.base_config()
+    base = next(grid.nodes[training.model] for training in done if training.arm == BASELINE)
+    texts = choose_texts(settings, grid.input_of(base, "corpus").artifact)
+    nodes = list({training.model: grid.nodes[training.model] for training in done}.values())
+    return texts, score_models(settings.eval, nodes, texts, Artifact("scores", f"{experiment.run_dir}/scores"))
+
+
 def score_models(cfg: EvalConfig, nodes: Sequence[Node], texts: Texts, store: Artifact) -> dict[str, Scores]:
     """NLL of every unit under every model, by the model's key; what an earlier run scored is read."""
-    import ray
-
-    resources = cfg.resources
-    score = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(score_checkpoint)
     names = {node.key: f"{node.key}-{texts.fingerprint[:8]}.json" for node in nodes}
     todo = [node for node in nodes if not store.exists(names[node.key])]
-    sets = ray.put(texts.sets)
-    running: dict[Any, Node] = {}
-    while todo or running:
-        while todo and len(running) < resources.num_workers:
-            node = todo.pop(0)
-            options = {"name": node.key, "batch_tokens": cfg.batch_tokens, "resources": resources}
-            running[score.remote(node.artifact, sets, **options)] = node
-        [ready], _ = ray.wait(list(running), num_returns=1)
-        node, found = running.pop(ready), ray.get(ready)
+    for node, found in _scored(cfg, todo, texts.sets):
         nll = {name: nll_N.tolist() for name, nll_N in found.nll.items()}
         store.write_json(names[node.key], {"nll": nll, "parameters": found.num_parameters})
         logger.info(f"experiment | {node.key} | scored")
     return {key: _scores(store.read_json(name)) for key, name in names.items()}
+
+
+def _scored(cfg: EvalConfig, todo: list[Node], sets: TextSets) -> Iterator[tuple[Node, Scores]]:
+    """As many at once as `cfg.resources` allow; one after the other, here, where there is no Ray."""
+    options: dict[str, Any] = {"batch_tokens": cfg.batch_tokens, "resources": cfg.resources}
+    if not ray_is_running():
+        yield from ((node, score_checkpoint(node.artifact, sets, name=node.key, **options)) for node in todo)
+        return
+    import ray
+
+    resources = cfg.resources
+    score = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(score_checkpoint)
+    shared, running = ray.put(sets), dict[Any, Node]()
+    waiting = iter(todo)
+    while True:
+        for node in itertools.islice(waiting, resources.num_workers - len(running)):
+            running[score.remote(node.artifact, shared, name=node.key, **options)] = node
+        if not running:
+            return
+        [ready], _ = ray.wait(list(running), num_returns=1)
+        yield running.pop(ready), ray.get(ready)
 
 
 def _scores(stored: Mapping[str, Any]) -> Scores:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.experiment.arms import BASELINE
 from sbp_ray.experiment.attempts import commit_of, commits, lost_hours
 from sbp_ray.experiment.costs import costs_of
 from sbp_ray.experiment.execute import is_done
 from sbp_ray.experiment.grid import Grid, Training
-from sbp_ray.experiment.measure import choose_texts, score_models
+from sbp_ray.experiment.measure import score_trainings
 from sbp_ray.experiment.results import (
     arm_table,
     artifact_rows,
@@ -47,10 +46,7 @@ def publish(
     """
     out = Artifact("experiment", experiment.run_dir)
     settings = experiment.base_config()
-    base = next(grid.nodes[training.model] for training in done if training.arm == BASELINE)
-    texts = choose_texts(settings, grid.input_of(base, "corpus").artifact)
-    nodes = list({training.model: grid.nodes[training.model] for training in done}.values())
-    scores = score_models(settings.eval, nodes, texts, Artifact("scores", f"{experiment.run_dir}/scores"))
+    texts, scores = score_trainings(experiment, grid, done)
     finished = [key for key, node in grid.nodes.items() if is_done(node)]
     run_dir = Path(experiment.run_dir)
     costs = costs_of(

@@ -11,6 +11,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.scan import Scan, scan_shard
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.schema import Split
+from sbp_ray.shards import call_each
 from sbp_ray.text.contamination import EvaluationNgrams, EvaluationSet, ngram_hashes
 
 _TRAINED_ON = {"ingest": "train", "synthesize": ""}
@@ -51,30 +52,25 @@ def ngrams_of(texts: Sequence[str], ngram_words: int) -> EvaluationNgrams:
 
 def count_sharing(made: Artifact, folder: str, ngrams: EvaluationNgrams) -> tuple[int, int]:
     """Documents of the folder's shards, and how many of them hold one of the runs."""
-    import ray
-
-    count = ray.remote(num_cpus=1)(_count_shard)
-    shared = ray.put(ngrams)
-    counts = ray.get([count.remote(made, name, shared) for name in made.files(folder, ".parquet")])
+    counts = call_each(_count_shard, made.files(folder, ".parquet"), made, ngrams)
     return sum(documents for documents, _ in counts), sum(hits for _, hits in counts)
 
 
-def _count_shard(made: Artifact, name: str, ngrams: EvaluationNgrams) -> tuple[int, int]:
+def _count_shard(name: str, made: Artifact, ngrams: EvaluationNgrams) -> tuple[int, int]:
     texts = made.read_table(name, columns=["text"])["text"].to_pylist()
     return len(texts), len(ngrams.find(texts))
 
 
 def scan_groups(corpus: Artifact, split: Split, groups: set[str]) -> set[str]:
     """Those of the groups that the split has."""
-    import ray
-
-    scan = ray.remote(num_cpus=1)(scan_shard)
     total = Scan()
-    for found in ray.get(
-        [scan.remote(corpus, name, wanted=[], groups=groups, tables={}) for name in corpus.files(split, ".parquet")]
-    ):
+    for found in call_each(_scan_for_groups, corpus.files(split, ".parquet"), corpus, groups):
         total.add(found)
     return total.groups
+
+
+def _scan_for_groups(name: str, corpus: Artifact, groups: set[str]) -> Scan:
+    return scan_shard(corpus, name, wanted=[], groups=groups, tables={})
 
 
 def validation_groups(corpus: Artifact) -> set[str]:
