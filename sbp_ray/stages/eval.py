@@ -24,7 +24,8 @@ from sbp_ray.evaluation.questions import Question, check_questions, draw_questio
 from sbp_ray.evaluation.samples import Row, Samples, draw_samples
 from sbp_ray.evaluation.scan import Scan, read_vectors, scan_shard
 from sbp_ray.logs import Progress
-from sbp_ray.report import render_page, render_summary
+from sbp_ray.report.page import render_page
+from sbp_ray.report.summary import render_summary
 from sbp_ray.schema import SPLITS, Split, shard_of
 from sbp_ray.shards import shard_name
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sbp_ray.report import render_page, render_summary
+from sbp_ray.report.page import render_page
+from sbp_ray.report.summary import render_summary
 from sbp_ray.report.words import answer, scale_sentence, scale_warning, scaled, signed
 
 
