@@ -267,7 +267,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             return
         with self._budget.held(plan.cost, plan.sequences) as lease:
             yield Accepted(plan.prompt_tokens, plan.seed, self._identity["synthesizer"])
-            # Pieces that nobody reads would cost the engine's cores a tenth of its work: see docs/performance.md.
+            # Each piece is a message, which on a CPU costs the engine's own cores: only who reads along gets them.
             kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
             samples = [
                 self._pieces(plan, prompt, number * plan.n + sample, kind)

@@ -2,7 +2,6 @@
 
 sources    which d1 are drawn, and in which order.
 filters    why a document is not kept.
-copies     documents that copy others, by MinHash.
 ledger     what is done, sample by sample: segments, and a bitmap for each shard.
 merging    a shard's segments become its part of the artifact.
 across     copies of other shards' documents, once all parts are there.

@@ -117,12 +117,15 @@ def test_engines_come_from_zero_by_load_and_go_again_and_a_new_synthesizer_takes
         scaled = asyncio.run(ask_until(lambda: app.engines() == 2, app, clients=12))
         assert {answer.status_code for answer in scaled} <= {200, 429}
         assert any(answer.status_code == 200 for answer in scaled)
+        eventually(lambda: app.engines() == 0, "idle engines leave", timeout_s=200)
 
+        app.deploy(engine(1, 1), tiny_synthesizer)
+        eventually(lambda: app.engines() == 1 and app.ask().status_code == 200, "one is up", timeout_s=200)
         deployed: list[bool] = []
 
         def new_one_answers() -> bool:
             if not deployed:
-                app.deploy(engine(0, 1), newer)
+                app.deploy(engine(1, 1), newer)
                 deployed.append(True)
             answer = app.ask()
             return answer.status_code == 200 and versions(answer) == {"11111111deadbeef"}
@@ -132,6 +135,5 @@ def test_engines_come_from_zero_by_load_and_go_again_and_a_new_synthesizer_takes
         seen = [versions(answer) for answer in answers if answer.status_code == 200]
         assert all(len(one) == 1 for one in seen)  # no answer mixes two
         assert {"00c0ffee00c0ffee"} in seen
-        eventually(lambda: app.engines() == 0, "idle engines leave", timeout_s=200)
     finally:
         serve.delete("scaled")

@@ -32,7 +32,7 @@ from sbp_ray.text.minhash import document_signature
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPO = Path(__file__).parents[2]
-NUM_SHARDS, NUM_DOCUMENTS, SAMPLES, MAX_TOKENS = 4, 1200, 4, 20
+NUM_SHARDS, NUM_DOCUMENTS, SAMPLES, MAX_TOKENS = 4, 900, 4, 60
 VICTIMS = ["driver"] * 6 + ["worker"] * 6 + ["replica"] * 3 + ["engine"] * 4 + ["node"]
 COUNT_TOKENS = """
 import os, sys
@@ -109,7 +109,7 @@ class Run:
                 "max_model_len": 256,
                 "enforce_eager": True,
                 "resources": {
-                    "num_cpus": 1, "min_replicas": 2, "max_replicas": 2, "max_num_seqs": 4, "kv_cache_gib": 0.05,
+                    "num_cpus": 1, "min_replicas": 2, "max_replicas": 2, "max_num_seqs": 8, "kv_cache_gib": 0.05,
                 },
             },
             "synthesize": {
@@ -117,7 +117,7 @@ class Run:
                 "max_tokens": MAX_TOKENS,
                 "min_tokens": 2,
                 "keep_unfinished": True,
-                "resources": {"commit_every_s": 0.1},
+                "resources": {"commit_every_s": 0.3},
             },
         }  # fmt: skip
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
