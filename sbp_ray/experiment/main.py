@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.benchmarks.asked import choose_questions
+from sbp_ray.evaluation.judging.rates import require_judge
 from sbp_ray.evaluation.questions import check_questions
 from sbp_ray.experiment.arms import BASELINE
 from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
@@ -37,6 +39,9 @@ def _run() -> None:
     refuse_too_little_text(grid)
     check_questions(experiment.base_config().eval)
     refuse_missing_library(experiment.base_config().tracking)
+    choose_questions(experiment.base_config())
+    if not arguments.plan:
+        require_judge(experiment.base_config().benchmarks.judge)
     print(describe(grid))
     if not arguments.plan:
         with locked(experiment.run_dir):

@@ -7,9 +7,11 @@ from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.experiment.arms import BASELINE
+from sbp_ray.experiment.benchmarks import benchmark_results
 from sbp_ray.experiment.costs import costs_of
 from sbp_ray.experiment.execute import is_done
 from sbp_ray.experiment.grid import Grid, Training
+from sbp_ray.experiment.judged import judged_syntheses
 from sbp_ray.experiment.measure import choose_texts, decontamination, score_models
 from sbp_ray.experiment.quality import mining_rows, quality_facts
 from sbp_ray.experiment.results import (
@@ -45,7 +47,8 @@ def publish(
     base = next(grid.nodes[training.model] for training in done if training.arm == BASELINE)
     texts = choose_texts(settings, grid.input_of(base, "corpus").artifact)
     nodes = list({training.model: grid.nodes[training.model] for training in done}.values())
-    scores = score_models(settings.eval, nodes, texts, Artifact("scores", f"{experiment.run_dir}/scores"))
+    store = Artifact("scores", f"{experiment.run_dir}/scores")
+    scores = score_models(settings.eval, nodes, texts, store)
     finished = [key for key, node in grid.nodes.items() if is_done(node)]
     costs = costs_of(grid, finished, room=room, dollars_per_hour=experiment.dollars_per_hour)
     arms = arm_table(experiment, grid, done, scores, texts, costs)
@@ -62,6 +65,8 @@ def publish(
         "arms": arms,
         "equal_cost": equal_cost_rows(arms),
         "curves": curves(grid, done),
+        "benchmarks": benchmark_results(settings, grid, done, store),
+        "judge": judged_syntheses(settings, grid, done, store),
         "synthesizers": synthesizers(grid, done),
         "synthetic": synthetic_rows(grid, done),
         "quality": quality_facts(experiment, grid, done, Artifact("quality", f"{experiment.run_dir}/quality")),
