@@ -107,7 +107,9 @@ def lines(*, shots: bool) -> dict[str, tuple[list[dict], list[dict]]]:
             {"text": text},
             {"context": text.rpartition(" ")[0], "target": text.rpartition(" ")[2]},
         )
-        add(found, "wikitext", {"page": f"{text}\n" * 20}, {"text": f"{text}\n" * 20})
+        # Nothing repeats: where two windows read the same tokens, lm-eval alone confuses which of them are graded.
+        page = "\n".join(f"{TOPICS[(number * i) % NUM]} {i * i} {TOPICS[(number + 7 * i) % NUM]}" for i in range(150))
+        add(found, "wikitext", {"page": page}, {"text": page})
         for subject in ("anatomy", "abstract_algebra"):
             add(
                 found,

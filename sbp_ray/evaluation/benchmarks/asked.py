@@ -88,7 +88,7 @@ def choose_questions(settings: Config) -> list[Asked]:
 
 def _asked(name: str, benchmark: BenchmarkConfig, settings: Config) -> Asked:
     cfg, like = settings.benchmarks, benchmark.like or name
-    common = {
+    common: dict[str, Any] = {
         "name": name,
         "like": like,
         "max_length": cfg.context_tokens or settings.pretrain.seq_len,

@@ -132,7 +132,10 @@ def _text(row: Row) -> Row:
 _RIGHT = ("accuracy", "accuracy_by_length", "answer_nats_per_byte")
 _QUESTION = BuiltIn("choices", _choices("acc", "acc_norm"), _question, _RIGHT)
 _TEXT = BuiltIn(
-    "text", _task("loglikelihood_rolling", (), doc_to_text="", doc_to_target="text"), _text, ("nats_per_byte",)
+    "text",
+    _task("loglikelihood_rolling", (), doc_to_text="", doc_to_target="text"),
+    _text,
+    ("nats_per_byte", "word_perplexity"),
 )
 _GENERATED = {"until": ["\n", ".", ","], "do_sample": False, "temperature": 0.0, "max_gen_toks": 64}
 
