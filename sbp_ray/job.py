@@ -182,13 +182,18 @@ def _run_all(runs: dict[str, RunStage]) -> None:
 
 def _check_what_is_evaluated(config: Config) -> None:
     """Refuse now what the last stage would refuse after hours."""
-    from sbp_ray.evaluation.benchmarks.asked import choose_questions
-    from sbp_ray.evaluation.judging.rates import require_judge
-    from sbp_ray.evaluation.questions import check_questions
+    if config.eval.questions is not None:
+        from sbp_ray.evaluation.questions import check_questions
 
-    check_questions(config.eval)
-    choose_questions(config)
-    require_judge(config.benchmarks.judge)
+        check_questions(config.eval)
+    if config.benchmarks.tasks:
+        from sbp_ray.evaluation.benchmarks.asked import choose_questions
+
+        choose_questions(config)
+    if config.benchmarks.judge is not None:
+        from sbp_ray.evaluation.judging.rates import require_judge
+
+        require_judge(config.benchmarks.judge)
 
 
 def _parse(job_name: str) -> tuple[Config, str | None]:

@@ -11,7 +11,7 @@ from sbp_ray.experiment.benchmarks import benchmark_results
 from sbp_ray.experiment.costs import costs_of
 from sbp_ray.experiment.execute import is_done
 from sbp_ray.experiment.grid import Grid, Training
-from sbp_ray.experiment.judged import judged_syntheses
+from sbp_ray.experiment.judged import judged_texts
 from sbp_ray.experiment.measure import choose_texts, decontamination, score_models
 from sbp_ray.experiment.quality import mining_rows, quality_facts
 from sbp_ray.experiment.results import (
@@ -66,7 +66,7 @@ def publish(
         "equal_cost": equal_cost_rows(arms),
         "curves": curves(grid, done),
         "benchmarks": benchmark_results(settings, grid, done, store),
-        "judge": judged_syntheses(settings, grid, done, store),
+        "judge": judged_texts(settings, grid, done, store),
         "synthesizers": synthesizers(grid, done),
         "synthetic": synthetic_rows(grid, done),
         "quality": quality_facts(experiment, grid, done, Artifact("quality", f"{experiment.run_dir}/quality")),

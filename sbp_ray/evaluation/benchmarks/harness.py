@@ -38,6 +38,7 @@ class PackedLM(HFLM):  # type: ignore[misc]
     """
 
     def __init__(self, folder: str, *, max_length: int, device: str, batch_tokens: int) -> None:
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
         # Every training document began with <bos>, which a tokenizer trained here adds only when it is asked to.
         tokenizer = AutoTokenizer.from_pretrained(folder, add_bos_token=True)
@@ -126,7 +127,6 @@ class Answers:
 
 def ask(lm: PackedLM, asked: Asked) -> Answers:
     """Every question of a benchmark."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant
     datasets.disable_progress_bars()
     tasks = _own_tasks(asked) if asked.rows is None else _built_tasks(asked)
     for task in tasks.values():

@@ -6,6 +6,7 @@ Legend: G n-grams, H hits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact, fingerprint_of
 from sbp_ray.evaluation.benchmarks.asked import Asked
+from sbp_ray.evaluation.tasks import results
 from sbp_ray.logs import Progress
 from sbp_ray.text.contamination import ngram_hashes
 
 _ROWS_AT_ONCE = 2048
-_SHARDS_AT_ONCE = 64
 
 Seen = dict[str, list[str] | None]
 """For each benchmark the keys of the questions that were seen; None where its questions are not known here."""
@@ -49,12 +50,9 @@ def _find(asked: Sequence[Asked], trained_on: Mapping[Artifact, Sequence[str]], 
     todo = [(artifact, name) for artifact, names in trained_on.items() for name in names]
     progress = Progress("benchmarks, what was trained on", len(todo), "files")
     found_H = np.empty(0, np.uint64)
-    running: list[Any] = []
-    while todo or running:
-        while todo and len(running) < _SHARDS_AT_ONCE:
-            running.append(look.remote(*todo.pop(0), put, ngram_words))
-        [ready], running = ray.wait(running, num_returns=1)
-        found_H = np.union1d(found_H, ray.get(ready))
+    calls = [(name, partial(look.remote, artifact, name, put, ngram_words)) for artifact, name in todo]
+    for _, hits_H in results(calls):
+        found_H = np.union1d(found_H, hits_H)
         progress.advance()
     seen: Seen = {benchmark.name: None for benchmark in asked}
     for name, (keys, hashes_G) in hashes.items():

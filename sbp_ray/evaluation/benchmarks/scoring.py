@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EvalConfig, Resources
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.asked import Asked
+from sbp_ray.evaluation.tasks import results
 from sbp_ray.logs import Progress
-
-logger = logging.getLogger(__name__)
 
 Answered = dict[str, Any]
 """`records` by question, and `num_truncated`."""
@@ -49,18 +48,17 @@ def ask_models(
         for model in models
     }
     todo = [(b, model) for b in asked for model in models if not store.exists(names[b.name, model])]
-    shape = {"num_cpus": cfg.resources.num_cpus, "num_gpus": cfg.resources.num_gpus}
-    remote = ray.remote(ask_model).options(**shape)
+    resources = cfg.resources
+    quiet = {"env_vars": {"TQDM_DISABLE": "1"}}  # lm-eval has a bar for everything
+    remote = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, runtime_env=quiet)(ask_model)
     put = {benchmark.name: ray.put(benchmark) for benchmark in asked}
     progress = Progress("benchmarks", len(todo), "sets of answers")
-    running: dict[Any, tuple[str, str]] = {}
-    while todo or running:
-        while todo and len(running) < cfg.resources.num_workers:
-            benchmark, model = todo.pop(0)
-            call = remote.remote(models[model], put[benchmark.name], cfg.batch_tokens, cfg.resources)
-            running[call] = (benchmark.name, model)
-        [ready], _ = ray.wait(list(running), num_returns=1)
-        store.write_json(names[running.pop(ready)], ray.get(ready))
+    calls = [
+        (names[b.name, model], partial(remote.remote, models[model], put[b.name], cfg.batch_tokens, resources))
+        for b, model in todo
+    ]
+    for name, answered in results(calls, at_once=resources.num_workers):
+        store.write_json(name, answered)
         progress.advance()
     return {b.name: {model: store.read_json(names[b.name, model]) for model in models} for b in asked}
 

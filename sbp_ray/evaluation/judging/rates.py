@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scipy.stats import binomtest
 
 from sbp_ray.artifacts import Artifact, fingerprint_of
 from sbp_ray.config import JudgeConfig
-from sbp_ray.evaluation.judging.judge import Judge
 from sbp_ray.evaluation.judging.questions import QUESTIONS, Case, labelled_cases, prompt_of, prompts_fingerprint
+
+if TYPE_CHECKING:
+    from sbp_ray.evaluation.judging.judge import Judge
 
 Texts = Sequence[tuple[str | None, str]]
 """Documents as (d1, d2); without a d1 only factuality is asked."""
@@ -23,6 +25,8 @@ def require_judge(cfg: JudgeConfig | None) -> None:
         SbpError: it cannot be reached, refuses the key or the model, or gives no verdict.
     """
     if cfg is not None:
+        from sbp_ray.evaluation.judging.judge import Judge  # brings OpenAI's client, which takes a second
+
         Judge(cfg).require()
 
 
@@ -44,6 +48,8 @@ def judge_texts(cfg: JudgeConfig, kinds: Mapping[str, Texts], store: Artifact) -
     name = f"judge-{fingerprint_of(recipe)[:8]}.json"
     if store.exists(name):
         return _valued(store.read_json(name), cfg)
+    from sbp_ray.evaluation.judging.judge import Judge
+
     judge = Judge(cfg)
     check = _self_check(judge)
     rates = {}
