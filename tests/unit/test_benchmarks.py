@@ -20,6 +20,7 @@ from sbp_ray.evaluation.benchmarks.asked import Asked, choose_questions
 from sbp_ray.evaluation.benchmarks.builtin import BUILT_IN
 from sbp_ray.evaluation.benchmarks.measures import benchmark_row
 from sbp_ray.evaluation.benchmarks.overlap import ngrams_in_file, question_ngrams
+from sbp_ray.evaluation.benchmarks.own_tasks import own_task_names
 from sbp_ray.evaluation.benchmarks.scoring import require_checkpoints
 from sbp_ray.report.page import environment
 from sbp_ray.report.words import NOT_MEASURED
@@ -50,7 +51,7 @@ def test_a_file_for_an_unknown_benchmark_names_the_nearest(tmp_path: Path) -> No
         asked(tmp_path, "arc_eazy", CHOICE)
 
 
-def test_a_name_that_lm_eval_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_lm_eval_lacks_is_refused() -> None:
     with pytest.raises(SbpError, match=r"benchmarks.tasks.hellaswagg: no benchmark .*did you mean hellaswag\?"):
         choose_questions(settings({"hellaswagg": {}}))
 
@@ -110,6 +111,18 @@ def test_a_checkpoint_that_is_gone_is_named_before_any_is_asked(tmp_path: Path) 
     require_checkpoints({"there": there})
     with pytest.raises(SbpError, match=r"gone/model holds no checkpoint of lm-2"):
         require_checkpoints({"lm-1": there, "lm-2": gone})
+
+
+def test_a_benchmark_of_ours_needs_a_file() -> None:
+    with pytest.raises(SbpError, match=r"lm-eval has no task called text, which is ours: give its `file`"):
+        choose_questions(settings({"text": {}}))
+
+
+def test_the_names_of_lm_evals_own_tasks_are_known() -> None:
+    names = own_task_names()
+    assert names["winogrande"].name == "winogrande"  # its file is called default.yaml
+    assert names["mmlu_anatomy"] == names["mmlu"]  # a task, and its group
+    assert "boolq" in names
 
 
 # Draws

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +12,7 @@ from sbp_ray.config import BenchmarkConfig, Config
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.builtin import BUILT_IN, BuiltIn, Row
 from sbp_ray.evaluation.benchmarks.files import draw, read_rows
+from sbp_ray.evaluation.benchmarks.own_tasks import own_task_names, require_own_task
 
 _LM_EVAL = "0.4.13"  # as pyproject.toml pins it: part of what a score is made from
 
@@ -135,37 +133,16 @@ def subject_of(row: Row, built_in: BuiltIn) -> str:
     return row.get("subject", "") if built_in.by_subject else ""
 
 
-# lm-eval's own tasks
-
-
-@functools.cache
-def own_tasks() -> Any:
-    """lm-eval's index of its tasks; making it reads thousands of files, some ten seconds."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()
-
-
 def _require_own_task(name: str, task: str) -> None:
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    known = own_tasks().all_tasks
+    known = own_task_names()
     if task not in known:
-        hint = "give its `file`" if task in BUILT_IN else f"lm-eval {_LM_EVAL} has no task of that name"
-        raise SbpError(_unknown(name, task, [*BUILT_IN, *known], hint))
-    _require_data(name, task)
-
-
-def _require_data(name: str, task: str) -> None:
-    """Load the task's data now: it is downloaded, and kept for the models."""
-    offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("HF_DATASETS_OFFLINE")
-    try:
-        own_tasks().load([task])
-    except Exception as error:
-        why = "the environment forbids downloads" if offline else f"{type(error).__name__}"
-        raise SbpError(
-            f"benchmarks.tasks.{name}: the data of lm-eval's task {task} cannot be loaded ({why}): connect to the "
-            "network once, or give its questions as a `file`"
-        ) from error
+        if task in BUILT_IN:
+            raise SbpError(
+                f"benchmarks.tasks.{name}: lm-eval has no task called {task}, which is ours: give its `file`"
+            )
+        fact = f"lm-eval {_LM_EVAL} has no task of that name"
+        raise SbpError(_unknown(name, task, [*BUILT_IN, *known], fact))
+    require_own_task(f"benchmarks.tasks.{name}", task)
 
 
 def _unknown(name: str, task: str, known: Any, fact: str) -> str:

@@ -19,7 +19,8 @@ from lm_eval.models.huggingface import HFLM
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sbp_ray.evaluation.benchmarks.asked import Asked, own_tasks, subject_of
+from sbp_ray.evaluation.benchmarks.asked import Asked, subject_of
+from sbp_ray.evaluation.benchmarks.own_tasks import load_own_task
 
 _ROWS_GENERATED = 64  # at once
 _LOGITS_AT_ONCE = 2**25  # 128 MiB of float32
@@ -128,7 +129,7 @@ class Answers:
 def ask(lm: PackedLM, asked: Asked) -> Answers:
     """Every question of a benchmark."""
     datasets.disable_progress_bars()
-    tasks = _own_tasks(asked) if asked.rows is None else _built_tasks(asked)
+    tasks = load_own_task(asked.like) if asked.rows is None else _built_tasks(asked)
     for task in tasks.values():
         _set_shots(task, asked.num_fewshot)
     lm.num_truncated = 0
@@ -151,10 +152,6 @@ def _set_shots(task: Any, num_fewshot: int | None) -> None:
 
 
 # Tasks
-
-
-def _own_tasks(asked: Asked) -> dict[str, Any]:
-    return own_tasks().load([asked.like])["tasks"]
 
 
 def _chosen(tasks: Mapping[str, Any], asked: Asked) -> dict[str, list[int]] | None:
