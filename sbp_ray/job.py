@@ -88,7 +88,7 @@ STAGES = (
         "eval",
         ("corpus", "embeddings", "neighbors", "pairs", "base_lm", "synthesizer", "synthetic", "lm"),
         "report",
-        ("eval",),
+        ("eval", "benchmarks"),
     ),
 )
 
@@ -169,6 +169,7 @@ def _run_all(runs: dict[str, RunStage]) -> None:
         if todo:
             from sbp_ray.cluster import connected
 
+            _check_what_is_evaluated(config)
             with connected(config, [stage.job for stage in todo]):
                 for stage in todo:
                     logger.info(f"stage {STAGES.index(stage) + 1} of {len(STAGES)} | {stage.name}")
@@ -177,6 +178,22 @@ def _run_all(runs: dict[str, RunStage]) -> None:
     print(report.read_bytes("summary.txt").decode(), end="")
     print(f"report: {report.path('report.html')}")
     print(f"wall time: {duration(time.monotonic() - start)}")
+
+
+def _check_what_is_evaluated(config: Config) -> None:
+    """Refuse now what the last stage would refuse after hours."""
+    if config.eval.questions is not None:
+        from sbp_ray.evaluation.questions import check_questions
+
+        check_questions(config.eval)
+    if config.benchmarks.tasks:
+        from sbp_ray.evaluation.benchmarks.asked import choose_questions
+
+        choose_questions(config)
+    if config.benchmarks.judge is not None:
+        from sbp_ray.evaluation.judging.rates import require_judge
+
+        require_judge(config.benchmarks.judge)
 
 
 def _parse(job_name: str) -> tuple[Config, str | None]:

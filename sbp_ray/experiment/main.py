@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.benchmarks.asked import choose_questions
+from sbp_ray.evaluation.judging.rates import require_judge
 from sbp_ray.evaluation.questions import check_questions
 from sbp_ray.experiment.arms import BASELINE
 from sbp_ray.experiment.checks import refuse_missing_models
@@ -46,6 +48,9 @@ def _run() -> None:
     check_questions(experiment.base_config().eval)
     refuse_missing_library(experiment.base_config().tracking)
     refuse_missing_models(grid)
+    choose_questions(experiment.base_config())
+    if not arguments.plan:
+        require_judge(experiment.base_config().benchmarks.judge)
     print(describe(grid))
     if not arguments.plan:
         with locked(experiment.run_dir):

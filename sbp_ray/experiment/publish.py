@@ -8,9 +8,11 @@ from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.experiment.attempts import commits, lost_hours
+from sbp_ray.experiment.benchmarks import benchmark_results
 from sbp_ray.experiment.costs import costs_of
 from sbp_ray.experiment.execute import is_done
 from sbp_ray.experiment.grid import Grid, Training
+from sbp_ray.experiment.judged import judged_texts
 from sbp_ray.experiment.measure import score_trainings
 from sbp_ray.experiment.quality import mining_rows, quality_facts
 from sbp_ray.experiment.results import (
@@ -45,6 +47,7 @@ def publish(
     out = Artifact("experiment", experiment.run_dir)
     settings = experiment.base_config()
     texts, scores = score_trainings(experiment, grid, done)
+    store = Artifact("scores", f"{experiment.run_dir}/scores")
     finished = [key for key, node in grid.nodes.items() if is_done(node)]
     run_dir = Path(experiment.run_dir)
     costs = costs_of(
@@ -68,6 +71,8 @@ def publish(
         "arms": arms,
         "equal_cost": equal_cost_rows(arms),
         "curves": curves(grid, done),
+        "benchmarks": benchmark_results(settings, grid, done, store),
+        "judge": judged_texts(settings, grid, done, store),
         "synthesizers": synthesizers(grid, done),
         "synthetic": synthetic_rows(grid, done),
         "quality": quality_facts(experiment, grid, done, Artifact("quality", f"{experiment.run_dir}/quality")),

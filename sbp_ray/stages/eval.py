@@ -11,9 +11,12 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config, EvalConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.arms import Scores, TextSets, document_windows, score_checkpoint
+from sbp_ray.evaluation.benchmarks.asked import choose_questions
+from sbp_ray.evaluation.benchmarks.run import compare_on_benchmarks
 from sbp_ray.evaluation.comparison import ARMS, HELD_OUT, answer_table, held_out_table
 from sbp_ray.evaluation.duplicates import NEAR_JACCARD
 from sbp_ray.evaluation.flow import loss_curve, pair_facts, scale_facts, stage_rows
+from sbp_ray.evaluation.judging.rates import judge_texts, require_judge
 from sbp_ray.evaluation.mining import guide_ids, mining_facts, read_guide
 from sbp_ray.evaluation.novelty import COPY_CONTAINMENT, NgramTable
 from sbp_ray.evaluation.panel import Panel, measure_samples, relevance_facts, scan_corpus
@@ -57,9 +60,11 @@ def evaluate_run(
         The numbers at the top of the report.
 
     Raises:
-        SbpError: the question file is missing, malformed, or about other articles than the corpus.
+        SbpError: a file of questions is missing, malformed, or about other articles than the corpus; a benchmark is
+            unknown; the judge cannot be reached.
     """
-    asked_groups = check_questions(cfg) or set()
+    asked_groups, benchmarks = check_questions(cfg) or set(), choose_questions(settings)
+    require_judge(settings.benchmarks.judge)
     corpus = artifacts["corpus"]
     samples = {_SYNTHETIC: draw_synthetic(cfg, artifacts["synthetic"]), **draw_real(cfg, corpus)}
     pairs = draw_pairs(cfg, artifacts["pairs"])
@@ -91,6 +96,8 @@ def evaluate_run(
         "questions": answer_table(questions, texts, scores, num_unknown=num_unknown, seed=cfg.seed)
         if questions
         else None,
+        "benchmarks": compare_on_benchmarks(settings, artifacts, benchmarks, store=out),
+        "judge": _judged(settings, samples[_SYNTHETIC].rows, pairs, scans["train"].documents, out),
         "pairs": pair_facts(artifacts),
         "mining": mining_facts(guide, settings.pair, artifacts["neighbors"], scans["train"].documents),
         "quality": _quality(cfg, settings, panel, pairs, scans["train"]),
@@ -107,6 +114,20 @@ def evaluate_run(
         "questions": report["questions"],
         "drops": {"question_about_unknown_group": num_unknown} if num_unknown else {},
     }
+
+
+def _judged(
+    settings: Config, synthetic: Sequence[Row], pairs: Sequence[Row], documents: Mapping[str, Row], out: Artifact
+) -> dict[str, Any] | None:
+    """What the judge says of synthetic documents and, for comparison, of mined pairs; None without a judge."""
+    judge = settings.benchmarks.judge
+    if judge is None:
+        return None
+    texts = {
+        "synthetic": [(documents[row["d1_id"]]["text"], row["text"]) for row in synthetic],
+        "mined": [(documents[row["d1_id"]]["text"], documents[row["d2_id"]]["text"]) for row in pairs],
+    }
+    return judge_texts(judge, texts, Artifact("judge", f"{out.url}/judge"))
 
 
 def _quality(cfg: EvalConfig, settings: Config, panel: Panel, pairs: Sequence[Row], scan: Scan) -> dict[str, Any]:

@@ -1,0 +1,146 @@
+"""What is made of the answers: for each benchmark and model a value with its interval over questions, and differences.
+
+Every measure is a sum over questions by another one, so that models can be compared on the same questions, drawn again
+together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sbp_ray.evaluation.benchmarks.asked import Asked
+from sbp_ray.evaluation.intervals import Interval, bootstrap_ratio
+
+# N = questions
+
+Records = Mapping[str, Mapping[str, float]]
+"""One model's answers to one benchmark: the numbers of each question by its key."""
+BySeed = Mapping[int, Records]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Σ `top` / Σ `bottom` over questions; a mean without `bottom`."""
+
+    label: str
+    top: str
+    bottom: str | None
+    better: int
+    """1: higher is better; -1: lower."""
+    is_perplexity: bool = False
+    """The value shown is its exponential; intervals and differences stay in nats."""
+
+
+MEASURES = {
+    "accuracy": Measure("accuracy", "acc", None, 1),
+    "accuracy_by_length": Measure("accuracy, likelihood by length", "acc_norm", None, 1),
+    "exact_match": Measure("exact match", "exact_match", None, 1),
+    "answer_nats_per_byte": Measure("right answer, nats a byte", "nll", "bytes", -1),
+    "answer_perplexity": Measure("perplexity of the right answer", "nll", None, -1, is_perplexity=True),
+    "nats_per_byte": Measure("nats a byte", "nll", "bytes", -1),
+    "word_perplexity": Measure("perplexity a word", "nll", "words", -1, is_perplexity=True),
+}
+
+
+def measures_of(asked: Asked, records: Records) -> tuple[str, ...]:
+    """Names of the measures of a benchmark; of lm-eval's own tasks those that every question has the numbers for."""
+    if asked.built_in is not None:
+        return asked.built_in.measures
+    columns = set.intersection(*(set(record) for record in records.values())) if records else set()
+    if "words" in columns:
+        return ("nats_per_byte", "word_perplexity")
+    found = [name for name in ("accuracy", "accuracy_by_length", "exact_match") if MEASURES[name].top in columns]
+    return (*found, "answer_nats_per_byte") if {"nll", "bytes"} <= columns else tuple(found)
+
+
+def benchmark_row(
+    asked: Asked,
+    answers: Mapping[str, BySeed],
+    baseline: str,
+    *,
+    seen: Collection[str] | None,
+    num_truncated: int,
+    seed: int,
+) -> dict[str, Any]:
+    """One benchmark: what was asked, and each arm's numbers.
+
+    Args:
+        answers: each arm's answers by training seed.
+        baseline: the arm that the others are compared with.
+        seen: questions that share text with what some arm was trained on, which are left out; None: not checked.
+    """
+    keys = [key for key in next(iter(answers[baseline].values())) if key not in (seen or ())]
+    row: dict[str, Any] = {
+        "name": asked.name,
+        "like": asked.like,
+        "file": asked.file,
+        "num_fewshot": asked.num_fewshot,
+        "in_file": asked.num_rows,
+        "questions": len(keys),
+        "left_out": None if seen is None else len(seen),
+        "truncated": num_truncated,
+        "measures": [],
+    }
+    if keys:
+        names = measures_of(asked, next(iter(answers[baseline].values())))
+        row["measures"] = [_measured(name, answers, baseline, keys, seed) for name in names]
+    return row
+
+
+def _measured(
+    name: str, answers: Mapping[str, BySeed], baseline: str, keys: Sequence[str], seed: int
+) -> dict[str, Any]:
+    measure = MEASURES[name]
+    return {
+        "name": name,
+        "label": measure.label,
+        "better": measure.better,
+        "is_perplexity": measure.is_perplexity,
+        "arms": {arm: _arm(measure, by_seed, answers[baseline], keys, seed) for arm, by_seed in answers.items()},
+    }
+
+
+def _arm(measure: Measure, own: BySeed, base: BySeed, keys: Sequence[str], seed: int) -> dict[str, Any]:
+    """Value and intervals of an arm, and its gain over the baseline: above zero, the arm is better."""
+    bottom_N = _column(own, measure.bottom, keys)
+    found: dict[str, Any] = {
+        "by_seed": {str(s): _value(measure, {s: records}, keys) for s, records in sorted(own.items())},
+        "over_questions": bootstrap_ratio(_column(own, measure.top, keys), bottom_N, seed=seed).as_dict(),
+        "gain_by_seed": {},
+        "gain_over_questions": None,
+    }
+    found["value"] = found["over_questions"]["value"]
+    found["shown"] = math.exp(min(found["value"], 700.0)) if measure.is_perplexity else found["value"]
+    both = sorted(own.keys() & base.keys())
+    if own is base or not both:
+        return found
+    pairs = {s: ({s: own[s]}, {s: base[s]}) for s in both}
+    found["gain_by_seed"] = {
+        str(s): measure.better * (_value(measure, mine, keys) - _value(measure, its, keys))
+        for s, (mine, its) in pairs.items()
+    }
+    found["gain_over_questions"] = _gain(measure, own, base, both, keys, seed).as_dict()
+    return found
+
+
+def _gain(measure: Measure, own: BySeed, base: BySeed, both: Sequence[int], keys: Sequence[str], seed: int) -> Interval:
+    """Paired by question, each question's number averaged over the seeds that both arms have."""
+    mine_N, its_N = (_column({s: arm[s] for s in both}, measure.top, keys) for arm in (own, base))
+    return bootstrap_ratio(measure.better * (mine_N - its_N), _column(own, measure.bottom, keys), seed=seed)
+
+
+def _value(measure: Measure, by_seed: BySeed, keys: Sequence[str]) -> float:
+    top_N, bottom_N = _column(by_seed, measure.top, keys), _column(by_seed, measure.bottom, keys)
+    return float(top_N.sum() / bottom_N.sum())
+
+
+def _column(by_seed: BySeed, name: str | None, keys: Sequence[str]) -> np.ndarray:
+    """Mean over the seeds for each question; ones without a name. float64 [N]."""
+    if name is None:
+        return np.ones(len(keys))
+    return np.mean([[records[key][name] for key in keys] for records in by_seed.values()], axis=0)

@@ -1,0 +1,136 @@
+"""The judge: an OpenAI-compatible endpoint, asked again where it fails, and never taken for having answered."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+
+from sbp_ray.config import JudgeConfig
+from sbp_ray.errors import SbpError, one_line
+from sbp_ray.evaluation.judging.questions import Case, labelled_cases, read_verdict
+from sbp_ray.logs import Progress
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0  # between two tries
+_NEEDS_A_HAND = (401, 403, 404)  # asking again does not help
+
+
+class Judge:
+    """Asks, and counts what it cost and what failed."""
+
+    def __init__(self, cfg: JudgeConfig) -> None:
+        self._cfg = cfg
+        self._client = openai.OpenAI(
+            base_url=cfg.base_url,
+            api_key=os.environ.get(cfg.api_key_env) or "none",
+            timeout=cfg.timeout_s,
+            max_retries=0,  # ours are counted
+        )
+        self._lock = threading.Lock()
+        self.failed_tries: Counter[str] = Counter()
+        """Why a try gave no verdict, asked again or not."""
+        self.num_failures = 0
+        """Cases without a verdict after all tries."""
+        self.num_skipped = 0
+        """Cases that were not asked, since too many had failed."""
+        self.input_tokens = self.output_tokens = 0
+
+    def require(self) -> None:
+        """Ask one labelled case, to know before hours are spent that there is a judge.
+
+        Raises:
+            SbpError: it cannot be reached, or answers no verdict in `attempts` tries.
+        """
+        if self.verdict(labelled_cases()[0]) is None:
+            why = ", ".join(f"{number} x {reason}" for reason, number in sorted(self.failed_tries.items()))
+            raise SbpError(
+                f"benchmarks.judge: {self._cfg.model} at {self._cfg.base_url} gave no verdict on a simple case "
+                f"({why}): mend base_url, model, timeout_s or max_answer_tokens, or leave the judge out"
+            )
+
+    def verdicts(self, cases: Sequence[Case], what: str) -> list[bool | None]:
+        """YES or NO for each case, in order; None where there is none."""
+        progress = Progress(f"judge, {what}", len(cases), "verdicts")
+
+        def one(case: Case) -> bool | None:
+            found = self.verdict(case)
+            with self._lock:
+                progress.advance()
+            return found
+
+        with ThreadPoolExecutor(self._cfg.at_once) as pool:
+            return list(pool.map(one, cases))
+
+    def verdict(self, case: Case) -> bool | None:
+        """YES is True; None after `attempts` failures, or without asking once the budget of failures is spent."""
+        with self._lock:
+            if self.num_failures > self._cfg.max_failures:
+                self.num_skipped += 1
+                return None
+        for attempt in range(self._cfg.attempts):
+            if attempt:
+                time.sleep(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1)))
+            found, failure = self._try(case)
+            if failure is None:
+                return found
+            with self._lock:
+                self.failed_tries[failure] += 1
+        with self._lock:
+            self.num_failures += 1
+        return None
+
+    def _try(self, case: Case) -> tuple[bool | None, str | None]:
+        """A verdict, or why there is none."""
+        try:
+            answer = self._client.chat.completions.create(
+                model=self._cfg.model,
+                messages=[{"role": "user", "content": case.prompt(self._cfg.max_chars)}],
+                max_tokens=self._cfg.max_answer_tokens,
+                temperature=0.0,
+            )
+        except openai.APITimeoutError:
+            return None, "timed out"
+        except openai.APIConnectionError:
+            return None, "could not be reached"
+        except openai.APIStatusError as error:
+            if error.status_code in _NEEDS_A_HAND:
+                raise SbpError(
+                    f"benchmarks.judge: {self._cfg.base_url} refuses {self._cfg.model} with {error.status_code} "
+                    f"({one_line(error)}): mend base_url or model, or set {self._cfg.api_key_env}"
+                ) from None
+            return None, f"status {error.status_code}"
+        except (openai.OpenAIError, ValueError):  # an answer that is no completion
+            return None, "nonsense"
+        return self._read(answer)
+
+    def _read(self, answer: Any) -> tuple[bool | None, str | None]:
+        if usage := getattr(answer, "usage", None):
+            with self._lock:
+                self.input_tokens += usage.prompt_tokens or 0
+                self.output_tokens += usage.completion_tokens or 0
+        choices = getattr(answer, "choices", None)
+        if not choices or choices[0].message is None:
+            return None, "nonsense"
+        message, finish = choices[0].message, choices[0].finish_reason
+        if message.refusal or finish == "content_filter":
+            return None, "refused"
+        found = read_verdict(message.content or "")
+        if found is None:
+            return None, "cut off" if finish == "length" else "nonsense"
+        return found, None
+
+    def counted(self) -> dict[str, Any]:
+        """Failures and tokens so far."""
+        return {
+            "failed_tries": dict(sorted(self.failed_tries.items())),
+            "failures": self.num_failures,
+            "skipped": self.num_skipped,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+        }

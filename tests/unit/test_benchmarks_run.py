@@ -1,0 +1,110 @@
+"""Checkpoints asked on Ray: each once, kept, and put together for a run and for an experiment."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from small_experiment import small_experiment
+
+from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
+from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.benchmarks.asked import choose_questions
+from sbp_ray.evaluation.benchmarks.run import compare_on_benchmarks
+from sbp_ray.experiment.benchmarks import benchmark_results
+from sbp_ray.experiment.grid import Grid, plan_grid
+from sbp_ray.experiment.settings import ExperimentConfig
+
+SEEN = "a man with a very long ladder cleans all the windows of the old house"
+
+
+def questions(folder: Path) -> dict[str, Any]:
+    rows = [
+        {"id": i, "query": f"Where is number {i}?", "choices": [f"by the river {i}", "nowhere"], "gold": i % 2}
+        for i in range(6)
+    ]
+    rows.append({"id": "seen", "query": SEEN, "choices": ["yes", "no"], "gold": 0})
+    (folder / "choices.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "text.jsonl").write_text(json.dumps({"id": "only", "text": "The river is wide. " * 40}))
+    return {
+        "piqa": {"file": str(folder / "choices.jsonl")},
+        "other": {"like": "text", "file": str(folder / "text.jsonl")},
+    }
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> ExperimentConfig:
+    override = f"base.benchmarks={json.dumps({'tasks': questions(tmp_path), 'context_tokens': 128})}"
+    resources = "base.eval.resources={num_workers: 2, num_threads: 1}"
+    return small_experiment(tmp_path, "repetition", "sbp", seeds=[0, 1], shares=[0.02], overrides=(override, resources))
+
+
+@pytest.fixture
+def grid(experiment: ExperimentConfig, tiny_synthesizer: Artifact) -> Grid:
+    """Finished, every model that of `tiny_synthesizer`; one document of the corpus holds a question."""
+    grid = plan_grid(experiment)
+    for node in grid.nodes.values():
+        node.artifact.write_json(STARTED, {"fingerprint": node.fingerprint})
+        node.artifact.write_json(MANIFEST, {"stats": {}})
+        if node.stage.job == "pretrain":
+            shutil.copytree(tiny_synthesizer.path("model"), node.artifact.path("model"))
+        if node.stage.job == "ingest":
+            texts = pa.table({"text": ["One.", f"Every day {SEEN}, and more."]})
+            node.artifact.write_table("train/train-00000.parquet", texts)
+    return grid
+
+
+@pytest.mark.slow
+def test_every_model_is_asked_once_and_compared(
+    experiment: ExperimentConfig, grid: Grid, tmp_path: Path, local_ray: None
+) -> None:
+    settings, store = experiment.base_config(), Artifact("scores", str(tmp_path / "scores"))
+    rows = benchmark_results(settings, grid, grid.trainings, store)
+    assert rows is not None
+    choices, text = rows
+    assert (choices["questions"], choices["left_out"], text["questions"]) == (6, 1, 1)
+    accuracy, _, likelihood = choices["measures"]
+    assert likelihood["arms"].keys() == {"repetition", "sbp 2 %"}
+    found = likelihood["arms"]["sbp 2 %"]
+    assert found["by_seed"].keys() == {"0", "1"}
+    assert found["gain_over_seeds"] == pytest.approx({"value": 0, "low": 0, "high": 0})  # all are the same model
+    assert 3 < found["value"] < 6  # ln 320 = 5.77 nats a token, some of them of several bytes
+    assert 0 <= accuracy["arms"]["repetition"]["value"] <= 1
+    assert text["measures"][0]["name"] == "nats_per_byte"
+
+    written = {name: Path(store.path(name)).stat().st_mtime_ns for name in store.files()}
+    assert len(written) == 2 * 4 + 1  # benchmarks x trainings, and what was seen
+    assert benchmark_results(settings, grid, grid.trainings, store) == rows
+    assert {name: Path(store.path(name)).stat().st_mtime_ns for name in store.files()} == written
+
+    # A run's two arms, of the same artifacts.
+    [base, _, joint, _] = [grid.nodes[training.model] for training in grid.trainings]
+    artifacts = {
+        "corpus": grid.input_of(joint, "corpus").artifact,
+        "synthetic": grid.input_of(joint, "synthetic").artifact,
+        "base_lm": base.artifact,
+        "lm": joint.artifact,
+    }
+    report = Artifact("report", str(tmp_path / "report"))
+    of_run = compare_on_benchmarks(settings, artifacts, choose_questions(settings), store=report)
+    assert of_run is not None
+    assert of_run[0]["measures"][2]["arms"]["sbp"]["value"] == pytest.approx(found["value"])
+
+    shutil.rmtree(joint.artifact.path("model"))
+    with pytest.raises(SbpError, match="holds no checkpoint"):
+        compare_on_benchmarks(settings, artifacts, choose_questions(settings), store=report)
+
+
+def test_without_benchmarks_nothing_is_measured(experiment: ExperimentConfig, grid: Grid, tmp_path: Path) -> None:
+    settings = experiment.base_config("benchmarks={}")
+    assert benchmark_results(settings, grid, grid.trainings, Artifact("scores", str(tmp_path))) is None
+
+
+def test_benchmarks_change_no_artifact_that_an_experiment_has(tmp_path: Path, experiment: ExperimentConfig) -> None:
+    with_benchmarks = plan_grid(experiment).nodes
+    without = plan_grid(experiment.model_copy(update={"base": {**experiment.base, "benchmarks": {}}})).nodes  # type: ignore[dict-item]
+    assert with_benchmarks.keys() == without.keys()
