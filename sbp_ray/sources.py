@@ -80,3 +80,15 @@ def open_bytes(path: str) -> BinaryIO:
     """A stream of the file's bytes, decompressed where its name ends in .gz or .zst."""
     fs, inner = open_file_system(path)
     return cast(BinaryIO, fs.open_input_stream(inner, compression="detect"))
+
+
+def open_seekable(path: str) -> pa.NativeFile:
+    """The file as it is stored, to be read from any place."""
+    fs, inner = open_file_system(path)
+    return fs.open_input_file(inner)
+
+
+def file_size(path: str) -> int:
+    """Bytes of a file that is there."""
+    fs, inner = open_file_system(path)
+    return int(fs.get_file_info(inner).size)

@@ -28,6 +28,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOCUMENT, SPLITS, Split, shard_of
 from sbp_ray.shards import Stats, add_stats, map_shards, shard_name
 from sbp_ray.text.contamination import EvaluationNgrams, read_evaluation_sets, told
+from sbp_ray.text.lines import first_byte
 from sbp_ray.text.records import BadRow, Record, RecordReader, Unit, input_units
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, train_tokenizer
 
@@ -113,11 +114,13 @@ class FileParser:
             _Quarantine(self._out, item["unit"]) as quarantine,  # committed before the file that says "done"
         ):
             for path in item["paths"]:
+                is_cut = item["part"] > 0 and path.endswith(".jsonl")
+                from_byte = first_byte(path, item["part"], item["num_parts"]) if is_cut else 0
                 for row in self._reader.read(path, item["part"], item["num_parts"]):
                     num_rows += 1
                     if isinstance(row, BadRow):
                         bad[row.reason] += 1
-                        quarantine.add(path, row)
+                        quarantine.add(path, row, from_byte)
                     else:
                         self._add(row, writer)
             self._flush(writer)
@@ -153,10 +156,11 @@ class _Quarantine(ExitStack):
         self._out, self._name = out, f"{QUARANTINE}/part-{unit:05d}.jsonl"
         self._stream: BinaryIO | None = None
 
-    def add(self, path: str, row: BadRow) -> None:
+    def add(self, path: str, row: BadRow, from_byte: int) -> None:
+        """Note a row; `from_byte` is where the part of the file begins whose lines are counted."""
         if self._stream is None:
             self._stream = self.enter_context(self._out.writing(self._name))
-        entry = {"file": path, "line": row.line, "reason": row.reason}
+        entry = {"file": path, "line": row.line, "reason": row.reason} | ({"from_byte": from_byte} if from_byte else {})
         self._stream.write(json.dumps(entry).encode() + b"\n")
 
 

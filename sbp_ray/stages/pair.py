@@ -177,7 +177,8 @@ class CandidateLister(_Worker):
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         split, shard = item["split"], item["shard"]
-        total: Stats = {"documents": 0}
+        total: Stats = {"documents": 0, "what_if_documents": 0, "drops": {}}  # a shard may be empty
+        total |= {name: {} for name in ("listed", "last", *REASONS[2:])}
         samples: list[Sample] = []
         waiting: list[Candidates] = []
         with bucket_writer(self._out, _file("list", split, shard, self._cfg), CANDIDATE) as writer:
@@ -190,7 +191,7 @@ class CandidateLister(_Worker):
                     waiting = []
             self._write(writer, split, waiting)
             writer.finish({**total, "samples": samples})
-        return {"documents": total["documents"], "drops": total.get("drops", {})}
+        return {"documents": total["documents"], "drops": total["drops"]}
 
     def _batches(self, split: Split, shard: int) -> Iterator[pa.RecordBatch]:
         name = self._names[split][shard]

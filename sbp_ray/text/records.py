@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.sources import HUGGING_FACE, list_input_files, open_bytes, open_file_system
+from sbp_ray.sources import HUGGING_FACE, list_input_files, open_bytes, open_seekable
+from sbp_ray.text.lines import is_damage, read_lines
 
 FILE_COLUMN = "file"  # of a .txt file, beside its text
 _MAX_LINE_BYTES = 64 << 20
 _ROWS_TO_TELL = 1000  # a file without one usable row among so many has the wrong columns
 _BATCH_ROWS = 256
 _TINY_FILES = 1000  # .txt files read as one unit of work
+_PART_BYTES = 1 << 30  # of a plain JSONL or Parquet file that several workers read
 
 
 class Unit(NamedTuple):
@@ -30,15 +30,20 @@ class Unit(NamedTuple):
 
 
 def input_units(patterns: Sequence[str]) -> list[Unit]:
-    """The work, in an order that depends on the input alone: a file each, except that small .txt files go together.
+    """The work, in an order that depends on the input alone.
+
+    A file each; small .txt files go together, and large JSONL and Parquet files are read in parts.
 
     Raises:
         SbpError: a pattern matches nothing that can be read.
     """
     names = [name for name in patterns if name.startswith(HUGGING_FACE)]
-    paths = [path for path, _ in list_input_files(name for name in patterns if name not in names)]
-    texts = [path for path in paths if path.endswith(".txt")]
-    units = [Unit((path,)) for path in paths if not path.endswith(".txt")]
+    sizes = dict(list_input_files(name for name in patterns if name not in names))
+    texts = [path for path in sizes if path.endswith(".txt")]
+    units = []
+    for path in sizes:
+        num_parts = 0 if path.endswith(".txt") else _num_parts(path, sizes[path])
+        units += [Unit((path,), part, num_parts) for part in range(num_parts)]
     units += [Unit(tuple(texts[start : start + _TINY_FILES])) for start in range(0, len(texts), _TINY_FILES)]
     for name in names:
         num_parts = open_hugging_face(name).num_shards
@@ -46,11 +51,27 @@ def input_units(patterns: Sequence[str]) -> list[Unit]:
     return units
 
 
+def _num_parts(path: str, size: int) -> int:
+    """In how many parts a file is read; a compressed one only from its beginning."""
+    wanted = max(1, -(-size // _PART_BYTES))
+    if wanted == 1 or path.endswith(".jsonl"):
+        return wanted
+    return max(1, min(wanted, _num_row_groups(path))) if path.endswith(".parquet") else 1
+
+
+def _num_row_groups(path: str) -> int:
+    with open_seekable(path) as stream:
+        try:
+            return int(pq.ParquetFile(stream).num_row_groups)
+        except pa.ArrowInvalid:  # whoever reads it will say so
+            return 1
+
+
 class Record(NamedTuple):
     """A row that can be used."""
 
     line: int
-    """Line of the file, or row of the table, from 1."""
+    """Line of the file, or of the part that is read, or row of the table, from 1."""
     text: str
     group: str | None
     """Value of the group column; None where there is none."""
@@ -70,11 +91,11 @@ class RecordReader:
         self._text_column, self._group_column, self._max_chars = text_column, group_column, max_chars
 
     def read(self, path: str, part: int = 0, num_parts: int = 1) -> Iterator[Record | BadRow]:
-        """Every row of a file, in order, with memory for a few rows.
+        """Every row of a file, or of a part of it, in order, with memory for a few rows.
 
         Args:
             path: as `list_input_files` returns it, or `hf:NAME`.
-            part: of a Hugging Face dataset that several workers share, from 0.
+            part: of a file or a Hugging Face dataset that several workers share, from 0.
             num_parts: number of those workers.
 
         Raises:
@@ -83,12 +104,13 @@ class RecordReader:
         if path.startswith(HUGGING_FACE):
             dataset = open_hugging_face(path)
             shard = dataset.shard(num_parts, part) if num_parts > 1 else dataset
-            return self._checked(path, enumerate(shard, start=1))
+            return self._checked(path, part, enumerate(shard, start=1))
         if path.endswith(".parquet"):
-            return self._checked(path, _parquet_rows(path, self._wanted()))
+            return self._checked(path, part, _parquet_rows(path, self._wanted(), part, num_parts))
         if path.endswith(".txt"):
-            return self._checked(path, self._text_file(path))
-        return self._checked(path, _json_rows(path, max(_MAX_LINE_BYTES, 12 * self._max_chars)))
+            return self._checked(path, part, self._text_file(path))
+        max_bytes = max(_MAX_LINE_BYTES, 12 * self._max_chars)
+        return self._checked(path, part, _json_rows(path, max_bytes, part, num_parts))
 
     def _wanted(self) -> list[str]:
         return [self._text_column] + ([self._group_column] if self._group_column else [])
@@ -98,8 +120,13 @@ class RecordReader:
             text = stream.read(4 * self._max_chars + 4)  # enough to see that it is too long
         yield 1, {self._text_column: _cut_character(text, self._max_chars), FILE_COLUMN: path}
 
-    def _checked(self, path: str, rows: Iterable[tuple[int, dict[str, Any] | str]]) -> Iterator[Record | BadRow]:
-        """Judge each row; a string in place of a row is the reason why it could not be read."""
+    def _checked(
+        self, path: str, part: int, rows: Iterable[tuple[int, dict[str, Any] | str]]
+    ) -> Iterator[Record | BadRow]:
+        """Judge each row; a string in place of a row is the reason why it could not be read.
+
+        Whether the columns are there is told by the first part of a file.
+        """
         columns: dict[str, None] = {}  # a set that keeps the order
         num_rows = num_texts = 0
         for line, row in rows:
@@ -111,10 +138,10 @@ class RecordReader:
                 columns |= dict.fromkeys(row)
             checked = self._check(line, row)
             num_texts += isinstance(row.get(self._text_column), str | bytes)
-            if num_rows == _ROWS_TO_TELL:
+            if num_rows == _ROWS_TO_TELL and part == 0:
                 self._require_columns(path, columns, num_texts)
             yield checked
-        if num_rows:
+        if num_rows and part == 0:
             self._require_columns(path, columns, num_texts)
 
     def _require_columns(self, path: str, columns: Iterable[str], num_texts: int) -> None:
@@ -162,13 +189,13 @@ def _cut_character(data: bytes, max_chars: int) -> bytes:
     return data if len(data) < 4 * max_chars + 4 else data.decode("utf-8", "ignore").encode("utf-8")
 
 
-def _json_rows(path: str, max_bytes: int) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for line, data in _lines(path, max_bytes):
+def _json_rows(path: str, max_bytes: int, part: int, num_parts: int) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for line, data in read_lines(path, max_bytes, part, num_parts):
         if isinstance(data, str):
             yield line, data
             continue
         try:
-            row = json.loads(data.decode("utf-8-sig" if line == 1 else "utf-8"))
+            row = json.loads(data.decode("utf-8-sig" if line == 1 and part == 0 else "utf-8"))
         except UnicodeDecodeError:
             yield line, "not_utf8"
         except (ValueError, RecursionError):
@@ -177,45 +204,10 @@ def _json_rows(path: str, max_bytes: int) -> Iterator[tuple[int, dict[str, Any] 
             yield line, row if isinstance(row, dict) else "not_an_object"
 
 
-def _lines(path: str, max_bytes: int) -> Iterator[tuple[int, bytes | str]]:
-    """Lines that are not blank, each of at most `max_bytes`; in place of others, the reason."""
-    with open_bytes(path) as raw:
-        stream = io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20)  # Arrow's stream has what it needs
-        for line in itertools.count(1):
-            try:
-                data = stream.readline(max_bytes)
-                is_cut = len(data) == max_bytes and not data.endswith(b"\n")
-                if is_cut:
-                    _skip_line(stream)
-            except OSError as error:
-                if not _is_damage(path, error):
-                    raise
-                yield line, "damaged_file"
-                return
-            if is_cut:
-                yield line, "too_long"
-            elif not data:
-                return
-            elif not data.isspace():
-                yield line, data
-
-
-def _skip_line(stream: io.BufferedReader[Any]) -> None:
-    while True:
-        rest = stream.readline(1 << 20)
-        if not rest or rest.endswith(b"\n"):
-            return
-
-
-def _is_damage(path: str, error: OSError) -> bool:
-    """Whether a compressed file is cut off or broken, as opposed to a disk or network that fails."""
-    words = ("inflate", "compressed", "zstd", "corrupt", "deserialize")
-    return path.endswith((".gz", ".zst", ".parquet")) and any(word in str(error).lower() for word in words)
-
-
-def _parquet_rows(path: str, wanted: list[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    fs, inner = open_file_system(path)
-    with fs.open_input_file(inner) as stream:
+def _parquet_rows(
+    path: str, wanted: list[str], part: int, num_parts: int
+) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with open_seekable(path) as stream:
         try:
             file = pq.ParquetFile(stream)
         except pa.ArrowInvalid:
@@ -226,15 +218,16 @@ def _parquet_rows(path: str, wanted: list[str]) -> Iterator[tuple[int, dict[str,
         if wanted[0] not in columns:
             columns = names[:1]  # so that there are rows to say what is missing of
         unread = dict.fromkeys(names)
-        line = 0
+        first, end = (file.num_row_groups * number // num_parts for number in (part, part + 1))
+        line = sum(file.metadata.row_group(number).num_rows for number in range(first))
         try:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            for batch in file.iter_batches(_BATCH_ROWS, list(range(first, end)), columns):
                 values = [_as_bytes(column).to_pylist() for column in batch.columns]
                 for row in zip(*values, strict=True):
                     line += 1
                     yield line, {**unread, **dict(zip(batch.schema.names, row, strict=True))}
         except (pa.ArrowInvalid, OSError) as error:
-            if not isinstance(error, pa.ArrowInvalid) and not _is_damage(path, error):
+            if not isinstance(error, pa.ArrowInvalid) and not is_damage(path, error):
                 raise
             yield line + 1, "damaged_file"
 

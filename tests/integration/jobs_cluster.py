@@ -28,7 +28,7 @@ class Cluster:
 
         client = JobSubmissionClient(self.head.dashboard_url, headers={"Authorization": f"Bearer {self.token}"})
         job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPO)})
-        wait_for(lambda: client.get_job_status(job).value in ENDED, entrypoint, timeout_s=300)
+        wait_for(lambda: client.get_job_status(job).value in ENDED, entrypoint, timeout_s=600)
         info = client.get_job_info(job)
         return info.status.value, client.get_job_logs(job), info.driver_exit_code
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,12 +39,19 @@ class Head:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
+    """Ports that nobody listens on, all different.
+
+    Below those that the kernel hands out and above those of Ray's workers: nobody gets one by chance before it is used.
+    """
+    found: list[int] = []
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(found) < count:
+            port = secrets.randbelow(32_000 - 20_000) + 20_000
+            each = stack.enter_context(socket.socket())
+            with suppress(OSError):  # taken
+                each.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 def wait_for(condition: Callable[[], object], what: str, timeout_s: float) -> None:

@@ -1,4 +1,8 @@
-"""Our vectors beside those of plain `SentenceTransformer.encode`, on every document of the demo corpus."""
+"""Our vectors beside those of plain `SentenceTransformer.encode`, on every document of the demo corpus.
+
+In bfloat16 on every 16th where the CPU has no instructions for it: `embed.dtype` is float32 there by default, and all
+of them would take 2 to 7 times as long as in float32.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from sbp_ray.config import EmbedConfig, Resources
-from sbp_ray.embedder import load_embedder
+from sbp_ray.embedder import cpu_multiplies_bfloat16, load_embedder
 from sbp_ray.stages.embed import vector_array
 
 pytestmark = pytest.mark.slow
@@ -45,11 +49,13 @@ def test_every_vector_of_the_demo_corpus_is_that_of_encode(
     texts: list[str], reference: np.ndarray, dtype: str, least: float
 ) -> None:
     cfg = EmbedConfig(dtype=dtype, batch_tokens=1024, resources=Resources(num_threads=2))
-    vectors_ND = load_embedder(cfg)(texts)
+    emulated = dtype == "bfloat16" and not cpu_multiplies_bfloat16()
+    chosen = slice(None, None, 16 if emulated else 1)
+    vectors_ND = load_embedder(cfg)(texts[chosen])
     stored = vector_array(vectors_ND)
     stored_ND = stored.values.to_numpy(zero_copy_only=False).reshape(vectors_ND.shape)
     assert len(texts) == 2067
-    before, after = cosines(vectors_ND, reference), cosines(stored_ND, reference)
+    before, after = cosines(vectors_ND, reference[chosen]), cosines(stored_ND, reference[chosen])
     print(f"{dtype}: least cosine {before.min():.7f}, as stored {after.min():.7f}")
     assert before.min() >= least
     assert after.min() >= least

@@ -327,15 +327,15 @@ def test_the_fuzzer_finds_no_5xx_and_no_answer_that_the_document_does_not_descri
 
 
 def test_a_full_service_refuses_at_once_and_says_when_to_ask_again(service: Service) -> None:
+    before = service.load()["generated_tokens"]
     with service.post("/v1/synthesize", {**LONG, "stream": True}, stream=True) as first:
         assert first.status_code == 200
-        start = time.monotonic()
         refused = service.synthesize(document="the", max_tokens=200)
-        waited_s = time.monotonic() - start
+        written = service.load()["generated_tokens"] - before
         assert refused.status_code == 429, first.text
         assert int(refused.headers["retry-after"]) >= 1
-        assert waited_s < 5  # not after the first one's 200 tokens
         assert first.text.endswith("data: [DONE]\n\n")
+        assert written < service.load()["generated_tokens"] - before  # it was not kept until the first one's end
     assert service.synthesize(document="the", max_tokens=2).status_code == 200
 
 
@@ -430,12 +430,13 @@ def test_ten_times_the_capacity_is_refused_cleanly_and_the_admitted_keep_their_p
     alone = asyncio.run(many([ask] * 8, at_once=4))
     before = _memory()
     crowd = asyncio.run(many([ask] * 200, at_once=40))
+    after = asyncio.run(many([ask] * 8, at_once=4))  # the machine may have become slower
     assert {status for status, _ in crowd} <= {200, 429}
     admitted = sorted(seconds for status, seconds in crowd if status == 200)
     assert len(admitted) >= 4
-    usual = sorted(seconds for status, seconds in alone if status == 200)
+    usual = [sorted(seconds for status, seconds in calm if status == 200) for calm in (alone, after)]
     # Refusals take some of the engine's cores where there are few; a queue of 36 would take ten times as long.
-    assert admitted[len(admitted) // 2] < 4 * usual[len(usual) // 2]
+    assert admitted[len(admitted) // 2] < 4 * max(seconds[len(seconds) // 2] for seconds in usual)
     assert _memory() - before < 100 * 2**20
     eventually(lambda: service.load()["tokens_in_flight"] == 0, "its room is free again")
 

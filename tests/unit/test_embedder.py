@@ -40,7 +40,9 @@ def test_a_text_longer_than_the_budget_goes_alone_and_first() -> None:
 
 
 def test_the_states_of_a_causal_lm_are_averaged_after_bos_in_any_batch(tiny_model_dir: Path) -> None:
-    cfg = EmbedConfig(model=str(tiny_model_dir), pooling="mean_of_states", max_tokens=64, batch_tokens=130)
+    cfg = EmbedConfig(
+        model=str(tiny_model_dir), pooling="mean_of_states", max_tokens=64, batch_tokens=130, dtype="float32"
+    )
     texts = ["A cat sat.", "Kittens sleep a lot.", "Interest rates rose again and again."]
     vectors_ND = load_embedder(cfg)(texts)
     decoder = AutoModel.from_pretrained(tiny_model_dir, dtype=torch.float32).eval()
@@ -77,7 +79,7 @@ def test_every_text_is_in_one_batch_and_no_batch_has_more_padding() -> None:
 
 
 def test_the_packaged_model_gives_unit_vectors_in_the_order_of_the_texts() -> None:
-    packaged = load_embedder(EmbedConfig(max_tokens=128, batch_tokens=16))
+    packaged = load_embedder(EmbedConfig(max_tokens=128, batch_tokens=16, dtype="float32"))
     assert packaged.dim == 384
     texts = packaged.tokenize(TEXTS)
     assert texts.num_tokens_N.tolist() == [9, 128, 8, 6]  # with the two marks of the model
@@ -127,7 +129,8 @@ def test_prompts_padding_and_pooling_are_those_of_encode(tmp_path: Path, make, n
     plain = SentenceTransformer(path, device="cpu")
     expected = plain.encode(texts, batch_size=4)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    cfg = EmbedConfig(model=path, max_tokens=64, batch_tokens=160, resources=Resources(num_threads=num_threads))
+    resources = Resources(num_threads=num_threads)
+    cfg = EmbedConfig(model=path, max_tokens=64, batch_tokens=160, dtype="float32", resources=resources)
     ours = load_embedder(cfg)
     assert ours.start(ours.tokenize(texts)).result().padding_tokens > 0
     np.testing.assert_allclose(ours(texts), expected, atol=1e-5)

@@ -186,7 +186,7 @@ def test_an_interrupt_reaches_the_jobs_and_a_rerun_goes_on(small: Small) -> None
         assert driver.poll() is None
         time.sleep(0.05)
     driver.send_signal(signal.SIGTERM)
-    assert driver.wait(timeout=30) != 0
+    assert driver.wait(timeout=120) != 0
     log = next((small.folder / "run" / "logs").iterdir()).read_text()
     assert "interrupted: run the same command again to go on from here" in log
     (small.jobs / "ingest-waits").unlink()

@@ -14,6 +14,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOCUMENT, SPLITS, shard_of
 from sbp_ray.stages import ingest
 from sbp_ray.stages.ingest import group_hash, validation_limit
+from sbp_ray.text import records
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -173,6 +174,25 @@ def test_bad_rows_are_quarantined_with_file_line_and_reason(tmp_path: Path, new_
     ]
     assert json.loads(files["quarantine/part-00001.jsonl"][0])["reason"] == "damaged_file"
     assert stats["rows"] == stats["documents"] + sum(stats["drops"].values())
+
+
+def test_a_file_read_in_parts_makes_the_same_corpus_and_its_bad_lines_can_be_found(
+    tmp_path: Path, new_artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    write_rows(path, [*articles(6), {"text": 1}, *articles(8)])
+    whole, parts = new_artifact("whole"), new_artifact("parts")
+    expected = ingest_documents(config(path, max_bad_share=0.5), out=whole)
+    monkeypatch.setattr(records, "_PART_BYTES", 300)
+    stats = ingest_documents(config(path, max_bad_share=0.5), out=parts)
+    assert stats == expected
+    for split in SPLITS:
+        assert rows_of(parts, split) == rows_of(whole, split)
+    [name] = parts.files("quarantine")
+    assert name != "quarantine/part-00000.jsonl"  # of another part than the first
+    entry = json.loads(parts.read_bytes(name))
+    part = path.read_bytes()[entry["from_byte"] - 1 :].split(b"\n", 1)[1]
+    assert json.loads(part.splitlines()[entry["line"] - 1]) == {"text": 1}
 
 
 def test_too_large_a_share_of_bad_rows_stops_the_stage(tmp_path: Path, new_artifact) -> None:

@@ -363,6 +363,17 @@ def test_empty_lists_of_neighbours_say_so(run_pair) -> None:
         run_pair({n: {} for n in range(7)})
 
 
+def test_a_split_without_documents_has_no_pairs(new_artifact) -> None:
+    neighbors, out = new_artifact("neighbors"), new_artifact("pairs")
+    write_split(neighbors, "train", {0: {1: 0.8}, 1: {0: 0.8}})
+    write_split(neighbors, "validation", {})
+    stats = pair_documents(PairConfig(), neighbors=neighbors, out=out)
+    assert len(read_pairs(out)) == stats["train"]["pairs"] == 2
+    assert stats["validation"]["documents"] == stats["validation"]["pairs"] == 0
+    guide = json.loads(out.read_bytes("guide.json"))["validation"]
+    assert (guide["what_if_documents"], guide["bands"], guide["thresholds"], guide["samples"]) == (0, [], [], [])
+
+
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_a_missing_shard_of_neighbours_is_named_and_nothing_is_lost(new_artifact, missing: int) -> None:
     neighbors, out = new_artifact("neighbors"), new_artifact("pairs")

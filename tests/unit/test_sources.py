@@ -10,6 +10,7 @@ import pytest
 
 from sbp_ray.errors import SbpError
 from sbp_ray.sources import list_input_files
+from sbp_ray.text import records
 from sbp_ray.text.records import BadRow, Record, RecordReader, Unit, input_units
 
 
@@ -63,6 +64,61 @@ def test_text_files_share_a_unit_and_others_have_their_own(tmp_path: Path) -> No
         path.write_text("x")
     a, b, c, d = map(str, paths)
     assert input_units([str(tmp_path)]) == [Unit((b,)), Unit((d,)), Unit((a, c))]
+
+
+# Large files are read in parts
+
+
+def in_parts(path: Path, num_parts: int) -> list[list[Record | BadRow]]:
+    reader = RecordReader("text", None, 100)
+    return [list(reader.read(str(path), part, num_parts)) for part in range(num_parts)]
+
+
+def test_a_line_belongs_to_the_part_in_which_it_begins_wherever_the_file_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [b'\xef\xbb\xbf{"text": "one"}', b"", b'{"text": "two"}', b"broken", '{"text": "drei ä"}'.encode(), b"{}"]
+    path.write_bytes(b"\n".join(lines))
+    whole = read(path)
+    for num_parts in range(1, path.stat().st_size + 1):
+        rows = [row for part in in_parts(path, num_parts) for row in part]
+        assert [row._replace(line=0) for row in rows] == [row._replace(line=0) for row in whole], num_parts
+    first, second = in_parts(path, 2)  # cut in the third line
+    assert [row.line for row in first] == [1, 3]
+    assert [row.line for row in second] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 4])
+def test_row_groups_are_shared_out_and_rows_keep_their_number(tmp_path: Path, num_parts: int) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [f"text {number}" if number % 4 else None for number in range(1, 11)]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=3)  # 3, 3, 3 and 1
+    parts = in_parts(path, num_parts)
+    assert [row for part in parts for row in part] == read(path)
+    assert all(parts)
+
+
+def test_only_large_files_that_can_be_read_from_the_middle_are_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "_PART_BYTES", 1000)
+    lines = b'{"text": "x"}\n' * 200
+    for name in ("a.jsonl", "b.jsonl.gz", "c.txt"):
+        (tmp_path / name).write_bytes(lines)
+    (tmp_path / "d.jsonl").write_bytes(lines[:1000])
+    pq.write_table(
+        pa.table({"text": [str(number) for number in range(900)]}), tmp_path / "e.parquet", row_group_size=450
+    )
+    (tmp_path / "f.parquet").write_bytes(lines)  # is none
+    units = [(Path(unit.paths[0]).name, unit.part, unit.num_parts) for unit in input_units([str(tmp_path)])]
+    assert units == [
+        *(("a.jsonl", part, 3) for part in range(3)),
+        ("b.jsonl.gz", 0, 1),
+        ("d.jsonl", 0, 1),
+        ("e.parquet", 0, 2),
+        ("e.parquet", 1, 2),
+        ("f.parquet", 0, 1),
+        ("c.txt", 0, 1),
+    ]
 
 
 # JSONL
