@@ -35,6 +35,8 @@ class GradedLanguageModel(torch.nn.Module):
             loss_mask_BT: bool; True where the token is a target. The first token of a document must be False.
             documents: of the rows; tokens see the past of their own document only.
         """
+        # Its length is another in each batch: compiled layers must not be compiled anew for it.
+        torch._dynamo.maybe_mark_dynamic(documents.bounds_N1, 0)
         hidden_BTD = self.lm.model(
             input_ids=input_ids_BT,
             position_ids=documents.positions_BT,

@@ -8,19 +8,28 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train import FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
+from ray.train import (
+    FailureConfig,
+    LoggingConfig,
+    PreemptionError,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution import context as report_context
 from transformers.utils.logging import disable_progress_bar
 
 from sbp_ray import metrics
-from sbp_ray.config import Resources
+from sbp_ray.config import Resources, TrainingResources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import set_up_logging
 from sbp_ray.training.export import is_exported
 from sbp_ray.training.loop import is_evaluation, train
 from sbp_ray.training.plan import TrainingPlan
-from sbp_ray.training.refusals import refuse_missing_extra
 
 _GAUGES = {
     "sbp_loss_nats": "loss_nats",
@@ -39,12 +48,12 @@ def fit(plan: TrainingPlan) -> None:
     """Run the plan on the cluster, from its newest checkpoint, until `model/` is written.
 
     Raises:
-        SbpError: the training diverged, or a checkpoint could not be written.
-        ray.train.TrainingFailedError: the workers failed, or were taken away, more often than `resources` allows.
+        SbpError: the training diverged, something could not be written, or workers died, or were taken away, more
+            often than `resources` allows.
+        ray.train.TrainingFailedError: an error of ours.
     """
     if is_exported(plan.out):
         return
-    refuse_missing_extra(plan.config)
     resources = plan.config.resources
     most = -1 if resources.max_preemptions is None else resources.max_preemptions
     trainer = TorchTrainer(
@@ -64,9 +73,28 @@ def fit(plan: TrainingPlan) -> None:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    if problem := _fit_in_thread(trainer).return_value:
+    try:
+        problem = _fit_in_thread(trainer).return_value
+    except TrainingFailedError as error:
+        if lost := _how_it_lost_workers(error, resources):
+            raise SbpError(f"{plan.stage}: {lost}, and run the same command again to go on from there") from error
+        raise
+    if problem:
         raise SbpError(problem)
     assert is_exported(plan.out), f"{plan.stage} ended without {plan.out.url}/model"
+
+
+def _how_it_lost_workers(error: TrainingFailedError, resources: TrainingResources) -> str:
+    """What the user is told of workers that died, by whatever hand; nothing where one of them raised an error."""
+    if isinstance(error, PreemptionError):
+        limit, what = f"max_preemptions={resources.max_preemptions}", "nodes were taken back"
+    elif isinstance(error, WorkerGroupError) and any(
+        isinstance(failure, WorkerHealthCheckFailedError) for failure in error.worker_failures.values()
+    ):
+        limit, what = f"max_failures={resources.max_failures}", "workers died"
+    else:
+        return ""
+    return f"{what} more often than resources.{limit} allows: see their logs for the reason (often memory)"
 
 
 def _per_worker(resources: Resources) -> dict[str, float]:
