@@ -43,7 +43,6 @@ class GradedLanguageModel(torch.nn.Module):
             attention_mask=None,  # a mask would be quadratic; the bounds say the same
             use_cache=False,
             bounds_N1=documents.bounds_N1,
-            longest=documents.longest,
         ).last_hidden_state
         row_G, position_G = loss_mask_BT[:, 1:].nonzero(as_tuple=True)  # of the token before the graded one
         hidden_GD = hidden_BTD[row_G, position_G]
