@@ -77,7 +77,7 @@ def fit(plan: TrainingPlan) -> None:
         problem = _fit_in_thread(trainer).return_value
     except TrainingFailedError as error:
         if lost := _how_it_lost_workers(error, resources):
-            raise SbpError(f"{plan.stage}: {lost}, and run the same command again to go on from there") from error
+            raise SbpError(f"{plan.stage}: {lost}; the same command goes on from the newest checkpoint") from error
         raise
     if problem:
         raise SbpError(problem)
@@ -87,14 +87,13 @@ def fit(plan: TrainingPlan) -> None:
 def _how_it_lost_workers(error: TrainingFailedError, resources: TrainingResources) -> str:
     """What the user is told of workers that died, by whatever hand; nothing where one of them raised an error."""
     if isinstance(error, PreemptionError):
-        limit, what = f"max_preemptions={resources.max_preemptions}", "nodes were taken back"
-    elif isinstance(error, WorkerGroupError) and any(
+        return f"nodes were taken back more often than resources.max_preemptions={resources.max_preemptions} allows"
+    if isinstance(error, WorkerGroupError) and any(
         isinstance(failure, WorkerHealthCheckFailedError) for failure in error.worker_failures.values()
     ):
-        limit, what = f"max_failures={resources.max_failures}", "workers died"
-    else:
-        return ""
-    return f"{what} more often than resources.{limit} allows: see their logs for the reason (often memory)"
+        limit = f"resources.max_failures={resources.max_failures}"
+        return f"workers died more often than {limit} allows: see their logs for the reason (often memory)"
+    return ""
 
 
 def _per_worker(resources: Resources) -> dict[str, float]:
