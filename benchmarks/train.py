@@ -5,7 +5,8 @@
 
 On a CPU: a model of 7 M parameters, the bundled corpus (its real lengths), 2 cores. All train the same architecture
 from the same weights with AdamW and clipping, in turn; a measurement is the median step of a round, its first step left
-out, and a result the median of the rounds. What counts is text: padding is no token.
+out, and a result the median of the rounds. What counts is text: padding is no token. Our loop is measured as it is by
+default, and with `compile: true`, whose first step, of half a minute and more, is the one that is left out.
 
     padded     transformers.Trainer as one finds it in tutorials: batches of documents, cut to the window and padded
     packed     what one writes by hand over our packed rows: transformers' model with position_ids that start again (it
@@ -28,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,7 @@ def main() -> None:
     torch.set_num_threads(CORES)
     if arguments.quick:
         arguments.windows, arguments.dtypes, arguments.steps, arguments.ray = [2048], ["float32"], 4, False
+        arguments.rounds = min(arguments.rounds, 2)
     for number, seq_len in enumerate(arguments.windows):
         with tempfile.TemporaryDirectory() as folder:
             corpus = Corpus(Path(folder), seq_len)
@@ -135,18 +138,18 @@ class Corpus:
             model=SEVEN_MILLION,
         )
 
-    def of_type(self, dtype: str) -> TrainingPlan:
-        """The plan with another compute type."""
-        changed = self.plan.config.model_copy(update={"dtype": dtype})
-        return TrainingPlan(**{**vars(self.plan), "config": changed})
+    def plan_with(self, **settings: Any) -> TrainingPlan:
+        """The plan with other settings of the training."""
+        return replace(self.plan, config=self.plan.config.model_copy(update=settings))
 
 
 def compare(corpus: Corpus, dtype: str, rounds: int, steps: int) -> None:
-    """Ours beside both peers."""
-    plan = corpus.of_type(dtype)
+    """Ours, compiled and not, beside both peers."""
+    plan, compiled = (corpus.plan_with(dtype=dtype, compile=is_compiled) for is_compiled in (False, True))
     measured = alternate(
         {
             "ours": partial(ours, plan, steps),
+            "ours, compiled": partial(ours, compiled, steps),
             "packed": partial(packed, plan, steps),
             "padded": partial(padded, corpus.documents, plan, steps),
         },
@@ -154,9 +157,11 @@ def compare(corpus: Corpus, dtype: str, rounds: int, steps: int) -> None:
     )
     median = {name: statistics.median(values) for name, values in measured.items()}
     peers = {"padded": "transformers.Trainer, padded", "packed": "plain PyTorch loop, same packed rows"}
-    for case, peer in peers.items():
-        what = f"{corpus.name}, {num_parameters(SEVEN_MILLION, VOCAB_SIZE) / 1e6:.1f} M parameters, {dtype}"
-        emit("train", what, "text tokens", "1/s", median["ours"], peer, median[case], higher_is_better=True)
+    for loop in ("ours, compiled", "ours"):
+        size = f"{num_parameters(SEVEN_MILLION, VOCAB_SIZE) / 1e6:.1f} M parameters"
+        what = f"{corpus.name}, {size}, {dtype}{loop.removeprefix('ours')}"
+        for case, peer in peers.items():
+            emit("train", what, "text tokens", "1/s", median[loop], peer, median[case], higher_is_better=True)
 
 
 def _tokens_per_s(step: Callable[[int], int], steps: int) -> float:
@@ -173,6 +178,7 @@ def ours(plan: TrainingPlan, steps: int) -> float:
     """Text tokens a second."""
     device = torch.device("cpu")
     batches = _batches(plan, steps)
+    torch.compiler.reset()  # no limit to what earlier rounds have compiled
     with process_group():
         model = sharded_model(plan, device)
         optimizer = build_optimizer(model, plan.config)
@@ -274,7 +280,10 @@ def compare_with_ray(corpus: Corpus, rounds: int) -> None:
 
     nowhere = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}}
     ray.init(address="local", num_cpus=2 * CORES, include_dashboard=False, logging_level="WARNING", runtime_env=nowhere)
-    plan = corpus.of_type("float32")
+    num_steps = 24
+    rows = num_steps * corpus.plan.config.batch_rows
+    mixture = replace(corpus.plan.mixture, total_rows=rows)
+    plan = replace(corpus.plan_with(dtype="float32"), mixture=mixture, num_steps=num_steps)
 
     def bare(plan: TrainingPlan) -> None:
         torch.set_num_threads(CORES)
@@ -299,7 +308,7 @@ def _whole_run(plan: TrainingPlan, run: Callable[[TrainingPlan], None]) -> float
     with tempfile.TemporaryDirectory() as folder:
         out = Artifact("base_lm", folder)
         Path(folder, "rows").symlink_to(plan.out.path("rows"))
-        run(TrainingPlan(**{**vars(plan), "out": out}))
+        run(replace(plan, out=out))
         rows = [json.loads(line) for line in out.read_bytes("metrics.jsonl").splitlines()]
     return statistics.median(row["tokens_per_s"] for row in rows[1:])
 

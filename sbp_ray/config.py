@@ -272,7 +272,7 @@ class TrainingConfig(Section):
     float8: bool = False
     """Matrix products of the layers in float8: needs `dtype: bfloat16`, an H100 or newer, and the extra `float8`."""
     compile: bool = False
-    """Compile the decoder layers with torch.compile: faster on a GPU, and not on a CPU."""
+    """Compile the decoder layers with torch.compile: half a minute and more before the first step."""
     export_check: ExportCheck = "vllm"
     """Who must give held-out tokens the log-probabilities of the trained model, before its export counts."""
     seed: int = 0

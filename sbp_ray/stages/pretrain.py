@@ -21,7 +21,7 @@ from sbp_ray.training.journal import last_row, survived
 from sbp_ray.training.launch import fit
 from sbp_ray.training.packed import packed_source, packing_stats, realised
 from sbp_ray.training.plan import TrainingPlan, rows_folder
-from sbp_ray.training.refusals import refuse_other_tokenizer, refuse_short_context
+from sbp_ray.training.refusals import refuse_missing_float8, refuse_other_tokenizer, refuse_short_context
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def pretrain(
             diverged, or the export was refused.
     """
     stage = f"pretrain-{cfg.arm}"
+    refuse_missing_float8("pretrain", cfg)
     tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))
     special = special_ids(tokenizer)
     vocab_size = padded_vocab_size(model, len(tokenizer))
@@ -131,10 +132,19 @@ def _mixture(cfg: PretrainConfig, mixture: MixtureConfig, packed: dict[str, Stat
     synthetic = packed_source(out, "synthetic")
     wanted = round(mixture.share() * total_rows)
     if wanted > synthetic.num_rows:
-        most = math.floor(1e4 * synthetic.num_rows / total_rows) / 1e4
+        less = _less_synthetic(mixture, synthetic.num_rows / total_rows)
         raise SbpError(
             f"the mixture wants {wanted:,} synthetic rows ({mixture.share():.4f} of the run) and there are "
-            f"{synthetic.num_rows:,}, which are read once: lower mixture.synthetic_share to {most}, or raise "
-            "synthesize.num_documents or synthesize.samples_per_document"
+            f"{synthetic.num_rows:,}, which are read once: {less}, or raise synthesize.num_documents or "
+            "synthesize.samples_per_document"
         )
     return Mixture(packed_source(out, "real"), synthetic, total_rows, wanted, cfg.seed)
+
+
+def _less_synthetic(mixture: MixtureConfig, most: float) -> str:
+    """What to change when no more than this share can be synthetic, in the terms of the settings."""
+    if mixture.real_tokens is None or mixture.synthetic_tokens is None:
+        return f"lower mixture.synthetic_share to {math.floor(1e4 * most) / 1e4}"
+    total = mixture.real_tokens + mixture.synthetic_tokens
+    tokens = math.floor(total * most)
+    return f"set mixture.synthetic_tokens={tokens} and mixture.real_tokens={total - tokens}"

@@ -31,7 +31,7 @@ from sbp_ray.training.launch import fit
 from sbp_ray.training.packed import packed_source, packing_stats, realised
 from sbp_ray.training.pair_rows import SOURCES, pack_pairs
 from sbp_ray.training.plan import MODEL_FOLDER, TrainingPlan, rows_folder
-from sbp_ray.training.refusals import refuse_other_tokenizer, refuse_short_context
+from sbp_ray.training.refusals import refuse_missing_float8, refuse_other_tokenizer, refuse_short_context
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
         SbpError: there are no train pairs, or none fits `tune.seq_len`, or that exceeds the base LM's context; the base
             LM has another tokenizer; the training diverged; the export was refused.
     """
+    refuse_missing_float8("tune", cfg)
     shape, vocab_size = read_base_shape(str(base_lm.local_copy(MODEL_FOLDER)))
     tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))
     refuse_short_context("tune", cfg, shape.max_positions)

@@ -22,10 +22,9 @@ class Documents(NamedTuple):
     """int64; starts again at 0 with each document."""
     bounds_N1: torch.Tensor
     """int32 [N + 1]: starts of the documents in the flattened batch, and its length."""
-    longest: int
 
     def to(self, device: torch.device) -> Documents:
-        return Documents(self.positions_BT.to(device), self.bounds_N1.to(device), self.longest)
+        return Documents(self.positions_BT.to(device), self.bounds_N1.to(device))
 
 
 def find_documents(document_ids_BT: torch.Tensor) -> Documents:
@@ -36,7 +35,7 @@ def find_documents(document_ids_BT: torch.Tensor) -> Documents:
     start_BT = torch.where(is_first_BT, index_T, 0).cummax(dim=1).values
     starts = is_first_BT.flatten().nonzero().squeeze(1)
     bounds_N1 = torch.cat([starts, torch.tensor([document_ids_BT.numel()])]).int()
-    return Documents(index_T - start_BT, bounds_N1, int(bounds_N1.diff().max()))
+    return Documents(index_T - start_BT, bounds_N1)
 
 
 def _attend(
@@ -47,7 +46,6 @@ def _attend(
     attention_mask: torch.Tensor | None,
     *,
     bounds_N1: torch.Tensor,
-    longest: int,
     scaling: float,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -64,8 +62,8 @@ def _attend(
             value,
             bounds_N1,
             bounds_N1,
-            longest,
-            longest,
+            seq_len,  # no document is longer; the longest itself would be compiled anew for each batch
+            seq_len,
             scale=scaling,
             enable_gqa=True,
             window_size=(-1, 0),

@@ -20,6 +20,7 @@ from sbp_ray.training.sharding import shard_model
 
 _EXPENSIVE = {  # to compute again, for what they hold in memory
     torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_mm.default,  # float8
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -37,7 +38,7 @@ def sharded_model(plan: TrainingPlan, device: torch.device) -> GradedLanguageMod
         # Recomputation inside, so that the compiler sees it; both inside the module's hooks, where FSDP works.
         layer.forward = _recomputed(layer.forward, plan.config.resources.recompute)
         if plan.config.compile:
-            layer.forward = torch.compile(layer.forward, dynamic=False)
+            layer.forward = torch.compile(layer.forward)
     model = GradedLanguageModel(lm, plan.config.z_loss).train()
     shard_model(model, plan.config.dtype, device)
     return model

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.errors import SbpError, one_line
+from sbp_ray.training.sharding import failing_together
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +49,15 @@ class Checkpoints:
         """Begin to save the state after `step` updates; an earlier save is finished first.
 
         Raises:
-            SbpError: the earlier save failed, on whichever rank.
+            SbpError: the earlier save failed, or this one cannot begin, on whichever rank.
         """
         self.wait()
         folder = f"{_FOLDER}/step-{step:06d}"
-        if dist.get_rank() == 0:
-            _remove(self._out, folder)  # what an attempt that was cut off left there
-        dist.barrier(self._group)
-        path = _writable(self._out, folder)
+        with failing_together(self._out.path(folder), self._group):
+            if dist.get_rank() == 0:
+                _remove(self._out, folder)  # what an attempt that was cut off left there
+        with failing_together(self._out.path(folder), self._group):
+            path = _writable(self._out, folder)
         written = dcp.async_save(self._state(), checkpoint_id=path, process_group=self._group)
         assert isinstance(written, Future)  # the default stager copies before it returns
         self._pending = self._thread.submit(self._commit, step, folder, path, written)
@@ -100,28 +102,31 @@ class Checkpoints:
 
     def _commit(self, step: int, folder: str, path: str, written: Future[Any]) -> None:
         """In the thread: the marker, once all ranks' files are where they belong."""
-        problem = ""
+        is_first = dist.get_rank() == 0
         try:
-            written.result()
-            _upload(self._out, path, folder)
-        except CheckpointException as error:
-            problem = "; ".join(one_line(cause) for cause, _ in error.failures.values())
-        except OSError as error:
-            problem = one_line(error)
-        problems: list[str] = [""] * dist.get_world_size()
-        dist.all_gather_object(problems, problem, group=self._group)
-        if any(problems):
-            if dist.get_rank() == 0:
+            with failing_together(self._out.path(folder), self._group):
+                _finish_writing(written)
+                _upload(self._out, path, folder)
+            with failing_together(self._out.path(folder), self._group):
+                if is_first:
+                    self._out.write_json(f"{folder}/{_MARKER}", {"step": step, "files": _sizes(self._out, folder)})
+                    for _, old in complete_checkpoints(self._out)[NUM_KEPT:]:
+                        _remove(self._out, old)
+        except SbpError:
+            if is_first:
                 _remove(self._out, folder)  # half a checkpoint is worth nothing, and the room is
-            raise SbpError(
-                f"{self._out.path(folder)} cannot be written ({next(filter(None, problems))}): make room, and run the "
-                "same command again to go on from the checkpoint before it"
-            )
-        if dist.get_rank() == 0:
-            self._out.write_json(f"{folder}/{_MARKER}", {"step": step, "files": _sizes(self._out, folder)})
-            for _, old in complete_checkpoints(self._out)[NUM_KEPT:]:
-                _remove(self._out, old)
-        dist.barrier(self._group)
+            raise
+
+
+def _finish_writing(written: Future[Any]) -> None:
+    """
+    Raises:
+        OSError: it failed, on whichever rank.
+    """
+    try:
+        written.result()
+    except CheckpointException as error:
+        raise OSError("; ".join(one_line(cause) for cause, _ in error.failures.values())) from error
 
 
 def complete_checkpoints(out: Artifact) -> list[tuple[int, str]]:

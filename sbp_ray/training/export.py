@@ -14,14 +14,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.errors import one_line
 from sbp_ray.mixing import Address
 from sbp_ray.text.tokenizer import load_tokenizer
 from sbp_ray.training.loss import GradedLanguageModel
 from sbp_ray.training.plan import MODEL_FOLDER, TrainingPlan
 from sbp_ray.training.rows import Batch, RowReader
+from sbp_ray.training.sharding import failing_together
 
 EXPORT_CHECK = "export_check.json"
 _CHECKED_ROWS = 4
@@ -34,14 +37,18 @@ def is_exported(out: Artifact) -> bool:
 
 
 def export_model(plan: TrainingPlan, model: GradedLanguageModel, reader: RowReader, device: torch.device) -> None:
-    """Gather the weights on rank 0 and commit `model/`, after what it says of held-out text. Called by every rank."""
+    """Gather the weights on rank 0 and commit `model/`, after what it says of held-out text. Called by every rank.
+
+    Raises:
+        SbpError: there is no room for it.
+    """
     documents = _said_of_each_token(plan, model, reader, device)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = get_model_state_dict(model, options=options)  # empty but on rank 0
-    if dist.get_rank() == 0:
-        plan.out.write_json(EXPORT_CHECK, documents)
-        _write(plan.out, plan.tokenizer, model.lm.config, {k.removeprefix("lm."): v for k, v in weights.items()})
-    dist.barrier()
+    with failing_together(plan.out.path(MODEL_FOLDER)):
+        if dist.get_rank() == 0:
+            plan.out.write_json(EXPORT_CHECK, documents)
+            _write(plan.out, plan.tokenizer, model.lm.config, {k.removeprefix("lm."): v for k, v in weights.items()})
 
 
 def held_out_addresses(plan: TrainingPlan, num_rows: int) -> list[Address | None]:
@@ -98,7 +105,10 @@ def _write(out: Artifact, tokenizer: Artifact, config: Any, weights: dict[str, t
     lm.load_state_dict(weights, assign=True)
     lm.tie_weights()
     with tempfile.TemporaryDirectory(prefix="sbp_ray-export-") as folder:
-        lm.save_pretrained(folder)
+        try:
+            lm.save_pretrained(folder)
+        except SafetensorError as error:  # how it says that a disk is full
+            raise OSError(one_line(error)) from error
         load_tokenizer(tokenizer.local_copy("tokenizer")).save_pretrained(folder)
         out.commit_folder(Path(folder), MODEL_FOLDER)
     out.write_json(_MARKER, {"parameters": lm.num_parameters()})

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.errors import one_line
 from sbp_ray.logs import duration
 
 METRICS = "metrics.jsonl"
@@ -25,6 +26,7 @@ class Journal:
         self._lines = [line for line in found if json.loads(line)["step"] <= resumed_step]
         self._last_line = -LINE_EVERY_S
         self._last_upload = time.monotonic()
+        self._is_behind = False
         self._logger = logging.getLogger(__name__)
         self._begin(resumed_step, wasted=len(found) - len(self._lines), num_ranks=num_ranks)
         self.flush()
@@ -44,23 +46,39 @@ class Journal:
         return json.loads(self._lines[-1])["wall_s"] if self._lines else 0.0
 
     def add(self, row: dict[str, Any]) -> None:
-        """Record a finished step, and show it if the last line is some seconds old."""
+        """Record a finished step, and show it if the last line is some seconds old.
+
+        A row that finds no room is kept here until `flush`, which stops the training if there is none then.
+        """
         line = json.dumps(row)
         self._lines.append(line)
         now = time.monotonic()
+        if not self._is_behind:
+            try:
+                self._append(line, now)
+            except OSError as error:
+                self._is_behind = True  # half a line may be there: nothing is put behind it
+                self._logger.warning(f"{self._stage} | {METRICS} is written no further than here: {one_line(error)}")
+        if now - self._last_line >= LINE_EVERY_S or row["step"] == self._num_steps:
+            self._last_line = now
+            self._logger.info(self._line(row))
+
+    def _append(self, line: str, now: float) -> None:
         if self._out.is_local:
             with open(self._out.path(METRICS), "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         elif now - self._last_upload >= UPLOAD_EVERY_S:
             self.flush()
-        if now - self._last_line >= LINE_EVERY_S or row["step"] == self._num_steps:
-            self._last_line = now
-            self._logger.info(self._line(row))
 
     def flush(self) -> None:
-        """Commit all rows."""
+        """Commit all rows.
+
+        Raises:
+            OSError: there is no room, or no way to the store.
+        """
         self._last_upload = time.monotonic()
         self._out.write_bytes(METRICS, "".join(line + "\n" for line in self._lines).encode())
+        self._is_behind = False
 
     def _line(self, row: dict[str, Any]) -> str:
         held_out = f" | held-out {row['validation_nats']:.3f}" if "validation_nats" in row else ""

@@ -35,13 +35,14 @@ class GradedLanguageModel(torch.nn.Module):
             loss_mask_BT: bool; True where the token is a target. The first token of a document must be False.
             documents: of the rows; tokens see the past of their own document only.
         """
+        # Its length is another in each batch: compiled layers must not be compiled anew for it.
+        torch._dynamo.maybe_mark_dynamic(documents.bounds_N1, 0)
         hidden_BTD = self.lm.model(
             input_ids=input_ids_BT,
             position_ids=documents.positions_BT,
             attention_mask=None,  # a mask would be quadratic; the bounds say the same
             use_cache=False,
             bounds_N1=documents.bounds_N1,
-            longest=documents.longest,
         ).last_hidden_state
         row_G, position_G = loss_mask_BT[:, 1:].nonzero(as_tuple=True)  # of the token before the graded one
         hidden_GD = hidden_BTD[row_G, position_G]

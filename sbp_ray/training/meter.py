@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 
 from sbp_ray.model import training_flops
-from sbp_ray.training.journal import Journal
+from sbp_ray.training.journal import METRICS, Journal
 from sbp_ray.training.outlook import outlook
 from sbp_ray.training.plan import TrainingPlan
 from sbp_ray.training.rows import Batch
+from sbp_ray.training.sharding import failing_together
 from sbp_ray.training.step import StepResult
 from sbp_ray.training.throughput import memory_gib, peak_flops
 
@@ -39,8 +40,10 @@ class Meter:
         self._journal: Journal | None = None
         if self._is_first:
             logger.info(outlook(plan, vocab_size, num_ranks, self._peak).line(plan, num_ranks))
-            self._journal = Journal(plan.out, plan.stage, plan.num_steps, first_step, num_ranks)
-            self._wall_s = self._journal.wall_s_before
+        with failing_together(plan.out.path(METRICS)):
+            if self._is_first:
+                self._journal = Journal(plan.out, plan.stage, plan.num_steps, first_step, num_ranks)
+                self._wall_s = self._journal.wall_s_before
 
     def timed(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
         """The steps, with a clock on how long each had to be waited for."""
@@ -87,6 +90,11 @@ class Meter:
         return row
 
     def flush(self) -> None:
-        """Commit the rows so far."""
-        if self._journal:
-            self._journal.flush()
+        """Commit the rows so far. Called by every rank.
+
+        Raises:
+            SbpError: there is no room.
+        """
+        with failing_together(self._plan.out.path(METRICS)):
+            if self._journal:
+                self._journal.flush()

@@ -46,10 +46,13 @@ def refuse_other_tokenizer(tokenizer: PreTrainedTokenizerFast, base: Path | str,
         raise SbpError(f"{base}: its tokenizer has {known} tokens, its embedding {num_rows} rows: use a whole model")
 
 
-def refuse_missing_extra(cfg: TrainingConfig) -> None:
+def refuse_missing_float8(section: str, cfg: TrainingConfig) -> None:
     """
     Raises:
-        SbpError: float8 is asked for and torchao is not installed.
+        SbpError: float8 is asked for without a GPU, or torchao is not installed.
     """
-    if cfg.float8:
-        load_torchao()
+    if not cfg.float8:
+        return
+    if not cfg.resources.num_gpus:
+        raise SbpError(f"{section}.float8 needs GPUs: set {section}.resources.num_gpus, or {section}.float8=false")
+    load_torchao()

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from sbp_ray.config import Dtype
+from sbp_ray.errors import SbpError, one_line
 from sbp_ray.training.loss import GradedLanguageModel
 
 
@@ -44,6 +45,29 @@ def shard_model(model: GradedLanguageModel, dtype: Dtype, device: torch.device) 
     for layer in model.lm.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+@contextmanager
+def failing_together(path: str, group: dist.ProcessGroup | None = None) -> Iterator[None]:
+    """Around what ranks write by themselves, entered by every rank; none leaves it before all have written.
+
+    Without it the ranks that could write would wait for the one that could not, until their messages time out.
+
+    Raises:
+        SbpError: one of them had an `OSError`, on every rank.
+    """
+    problem = ""
+    try:
+        yield
+    except OSError as error:
+        problem = one_line(error)
+    problems: list[str] = [""] * dist.get_world_size(group)
+    dist.all_gather_object(problems, problem, group=group)
+    if any(problems):
+        raise SbpError(
+            f"{path} cannot be written ({next(filter(None, problems))}): make room, and run the same command again "
+            "to go on from the newest checkpoint"
+        )
 
 
 def sum_over_ranks(values: list[float]) -> list[float]:

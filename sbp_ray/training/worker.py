@@ -8,13 +8,23 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train import FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
+from ray.train import (
+    FailureConfig,
+    LoggingConfig,
+    PreemptionError,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution import context as report_context
 from transformers.utils.logging import disable_progress_bar
 
 from sbp_ray import metrics
-from sbp_ray.config import Resources
+from sbp_ray.config import Resources, TrainingResources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import set_up_logging
 from sbp_ray.training.loop import is_evaluation, train
@@ -37,8 +47,9 @@ def fit_on_cluster(plan: TrainingPlan) -> None:
     """Run the plan on Ray Train's workers.
 
     Raises:
-        SbpError: the training diverged, or a checkpoint could not be written.
-        ray.train.TrainingFailedError: the workers failed, or were taken away, more often than `resources` allows.
+        SbpError: the training diverged, something could not be written, or workers died, or were taken away, more
+            often than `resources` allows.
+        ray.train.TrainingFailedError: an error of ours.
     """
     resources = plan.config.resources
     most = -1 if resources.max_preemptions is None else resources.max_preemptions
@@ -59,8 +70,26 @@ def fit_on_cluster(plan: TrainingPlan) -> None:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    if problem := _fit_in_thread(trainer).return_value:
+    try:
+        problem = _fit_in_thread(trainer).return_value
+    except TrainingFailedError as error:
+        if lost := _how_it_lost_workers(error, resources):
+            raise SbpError(f"{plan.stage}: {lost}; the same command goes on from the newest checkpoint") from error
+        raise
+    if problem:
         raise SbpError(problem)
+
+
+def _how_it_lost_workers(error: TrainingFailedError, resources: TrainingResources) -> str:
+    """What the user is told of workers that died, by whatever hand; nothing where one of them raised an error."""
+    if isinstance(error, PreemptionError):
+        return f"nodes were taken back more often than resources.max_preemptions={resources.max_preemptions} allows"
+    if isinstance(error, WorkerGroupError) and any(
+        isinstance(failure, WorkerHealthCheckFailedError) for failure in error.worker_failures.values()
+    ):
+        limit = f"resources.max_failures={resources.max_failures}"
+        return f"workers died more often than {limit} allows: see their logs for the reason (often memory)"
+    return ""
 
 
 def _per_worker(resources: Resources) -> dict[str, float]:

@@ -20,7 +20,6 @@ def logits(input_ids_BT: torch.Tensor) -> torch.Tensor:
             attention_mask=None,
             use_cache=False,
             bounds_N1=documents.bounds_N1,
-            longest=documents.longest,
         ).logits
 
 
@@ -56,4 +55,3 @@ def test_documents_are_found_where_ids_change_and_where_rows_begin() -> None:
     documents = find_documents(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]]))
     assert documents.bounds_N1.tolist() == [0, 2, 3, 4, 8]
     assert documents.positions_BT.tolist() == [[0, 1, 0, 0], [0, 1, 2, 3]]
-    assert documents.longest == 4

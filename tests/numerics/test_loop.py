@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from sbp_ray.errors import SbpError
 from sbp_ray.training import loop, meter
 from sbp_ray.training.build import sharded_model
 from sbp_ray.training.checkpoint import complete_checkpoints
-from sbp_ray.training.journal import survived
+from sbp_ray.training.export import export_model
+from sbp_ray.training.journal import Journal, survived
 from sbp_ray.training.optim import lr_at
 from sbp_ray.training.plan import TrainingPlan
 
@@ -138,6 +140,52 @@ def test_a_checkpoint_that_cannot_be_written_says_so_and_leaves_the_one_before_i
     assert not plan.out.exists("checkpoints/step-000004")
     run_ranks(2, tmp_path, lambda: _train(plan, stop_after=4))
     assert _steps_saved(plan) == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "what"),
+    [(100, "metrics.jsonl"), (4_000, "model"), (60_000, "model")],  # the second row; what the gate reads; the weights
+)
+def test_a_disk_that_is_full_for_one_rank_is_one_line_on_all_and_nothing_is_lost(
+    tmp_path: Path, num_bytes: int, what: str
+) -> None:
+    plan = tiny_plan(tmp_path / "run", num_workers=2, num_steps=4, checkpoint_every=2)
+
+    def fill_up(*_: Any) -> None:
+        if dist.get_rank() == 0:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+
+    def run() -> str:
+        loop.export_model = lambda *arguments: (fill_up(), export_model(*arguments))  # type: ignore[assignment]
+        with pytest.raises(SbpError) as error:
+            loop.train(plan, on_step=fill_up if what == "metrics.jsonl" else None)
+        return str(error.value)
+
+    messages = run_ranks(2, tmp_path, run)
+    assert messages[0] == messages[1]
+    assert re.search(rf"/{what} cannot be written \(.*too large.*\): make room, and run the same", messages[0])
+    run_ranks(2, tmp_path, lambda: _train(plan))
+    assert [row["step"] for row in _rows(plan)] == [1, 2, 3, 4]
+    assert plan.out.exists("model/model.safetensors")
+
+
+def test_a_row_that_found_no_room_is_on_record_once_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def append(journal: Journal, line: str, now: float) -> None:
+        if json.loads(line)["step"] == 2:
+            with open(plan.out.path("metrics.jsonl"), "a") as file:
+                file.write(line[:40])  # half of it
+            raise OSError("No space left on device")
+        whole(journal, line, now)
+
+    whole = Journal._append
+    monkeypatch.setattr(Journal, "_append", append)
+    plan = tiny_plan(tmp_path / "run", num_steps=6, checkpoint_every=5)
+    run_ranks(1, tmp_path, lambda: _train(plan, stop_after=4))  # killed, as it were, before the next flush
+    run_ranks(1, tmp_path, lambda: _train(plan))
+    assert [row["step"] for row in _rows(plan)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_checkpoint_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
@@ -309,6 +357,28 @@ def test_compiled_layers_compute_the_same(tmp_path: Path, recompute: str) -> Non
     for plan in (eager, compiled):
         run_ranks(1, tmp_path, lambda plan=plan: _train(plan))
     assert _losses(compiled) == pytest.approx(_losses(eager), rel=1e-5)
+
+
+def test_layers_are_compiled_once_however_many_documents_a_batch_has(tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path / "run", num_steps=8, compile=True, micro_batch_rows=4)
+
+    def train() -> set[int]:
+        lengths = set()
+
+        def build(plan: TrainingPlan, device: torch.device) -> Any:
+            model = sharded_model(plan, device)
+            model.register_forward_pre_hook(lambda _, inputs: lengths.add(len(inputs[2].bounds_N1)))
+            return model
+
+        loop.sharded_model = build  # type: ignore[assignment]
+        loop.is_evaluation = lambda *_: False  # type: ignore[assignment]  # rows without gradients are compiled apart
+        torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]  # how often, not into what
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            loop.train(plan, stop_after=8)
+        return lengths
+
+    [lengths] = run_ranks(1, tmp_path, train)
+    assert len(lengths) > 3
 
 
 def test_the_golden_loss_curve(tmp_path: Path) -> None:

@@ -1,19 +1,30 @@
 """Settings of the trainings that cannot be are refused in one line, and what they say is worked out."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sbp_ray.config import MixtureConfig, ModelConfig, TrainingConfig, shape_of_depth
+from sbp_ray import cluster
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig, TrainingConfig, shape_of_depth
 from sbp_ray.config_file import load_config
 from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture, Source
 from sbp_ray.model import num_parameters
+from sbp_ray.stages import pretrain
+from sbp_ray.text.packing import pack_examples
+from sbp_ray.text.pair_format import Example
 from sbp_ray.training.build import load_torchao
 from sbp_ray.training.packed import realised
+from sbp_ray.training.plan import rows_folder
+from sbp_ray.training.refusals import refuse_missing_float8
 
+REPO = Path(__file__).parents[2]
 SMALL = Path(__file__).parent / "small.yaml"
+TEN_ROWS = PretrainConfig(seq_len=32, batch_rows=2, total_tokens=320, peak_lr=1.0)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +100,50 @@ def test_what_is_given_beside_depth_counts() -> None:
     model = ModelConfig(depth=12, num_kv_heads=12)
     assert (model.num_kv_heads, model.num_layers) == (12, 12)
     assert ModelConfig.model_validate(model.model_dump()) == model
+
+
+@pytest.mark.parametrize(
+    ("mixture", "remedy"),
+    [
+        (MixtureConfig(synthetic_share=0.5), r"lower mixture.synthetic_share to 0.3, or raise synthesize"),
+        (
+            MixtureConfig(real_tokens=160, synthetic_tokens=160),
+            r"set mixture.synthetic_tokens=96 and mixture.real_tokens=224, or raise synthesize",
+        ),
+    ],
+)
+def test_more_synthetic_text_than_there_is_is_refused_with_what_would_fit(
+    new_artifact: Callable[[str], Artifact], mixture: MixtureConfig, remedy: str
+) -> None:
+    out = new_artifact("lm")
+    packed = {"real": _write_rows(out, "real", 5), "synthetic": _write_rows(out, "synthetic", 3)}
+    with pytest.raises(SbpError, match=rf"wants 5 synthetic rows \(0.5000 of the run\) and there are 3.*: {remedy}"):
+        pretrain._mixture(TEN_ROWS, mixture, packed, out)
+    fitting = pretrain._mixture(TEN_ROWS, MixtureConfig(synthetic_share=0.3), packed, out)
+    assert fitting.rows() == {"real": 7, "synthetic": 3}
+
+
+def test_a_corpus_without_train_documents_is_refused(new_artifact: Callable[[str], Artifact]) -> None:
+    out = new_artifact("base_lm")
+    with pytest.raises(SbpError, match=r"the corpus has no train documents: check ingest\.input"):
+        pretrain._mixture(TEN_ROWS, MixtureConfig(), {"real": _write_rows(out, "real", 0)}, out)
+
+
+def _write_rows(out: Artifact, source: str, number: int) -> dict[str, Any]:
+    rows, stats = pack_examples([Example([0] * 32, [False] + [True] * 31) for _ in range(number)], 32)
+    out.write_table(f"{rows_folder(source)}/part-00000.parquet", rows, stats)
+    return stats
+
+
+def test_settings_for_gpus_are_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "room", lambda: {"CPU": 64.0, "memory": 1e11})
+    with pytest.raises(SbpError, match=r"pretrain.resources wants 1 GPUs, the cluster can have at most 0: lower pret"):
+        cluster._refuse_what_cannot_fit("pretrain", load_config(REPO / "configs/h200.yaml"))
+
+
+def test_float8_without_gpus_is_refused() -> None:
+    with pytest.raises(SbpError, match=r"tune.float8 needs GPUs: set tune.resources.num_gpus, or tune.float8=false"):
+        refuse_missing_float8("tune", TrainingConfig(batch_rows=1, peak_lr=1.0, float8=True))
 
 
 def test_float8_without_torchao_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
