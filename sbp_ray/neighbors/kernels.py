@@ -393,16 +393,19 @@ def keep_exact(scores_QB, scale, error_Q, query_QD, block_BD, own_Q, first_row, 
     k = cosine_QK.shape[1]
     highest_L = np.empty((k // _LANES + 2) * _LANES, np.int32)
     for q in range(len(query_QD)):
-        scores_B = scores_QB[q]
-        _highest_of_lanes(scores_B, highest_L)
-        least = cosine_QK[q, k - 1]
-        # so many lanes hold a document that is at least as near, one of which may be the query itself
-        least = max(least, np.sort(highest_L)[len(highest_L) - k - 1] * scale - error_Q[q])
-        for lane in range(len(highest_L)):
-            if highest_L[lane] * scale + error_Q[q] < least:
+        floor = _floor(cosine_QK[q, k - 1], error_Q[q], scale)
+        if floor == _LOWEST:
+            _highest_of_lanes(scores_QB[q], highest_L)
+            # so many lanes hold a document that is at least as near, one of which may be the query itself
+            least = _exceeded_by(highest_L, k + 1) * scale - error_Q[q]
+            floor = _floor(least, error_Q[q], scale)
+        for start in range(0, scores_QB.shape[1], _LANES):
+            scores_L = scores_QB[q, start : start + _LANES]
+            if not _any_reaches(scores_L, np.int32(floor)):
                 continue
-            for b in range(lane, len(scores_B), len(highest_L)):
-                if scores_B[b] * scale + error_Q[q] < least or b == own_Q[q]:
+            for lane in range(len(scores_L)):
+                b = start + lane
+                if scores_L[lane] < floor or b == own_Q[q]:
                     continue
                 cosine = np.float32(0)
                 for d in range(query_QD.shape[1]):
@@ -413,7 +416,13 @@ def keep_exact(scores_QB, scale, error_Q, query_QD, block_BD, own_Q, first_row, 
                         cosine_QK[q, place], row_QK[q, place] = cosine_QK[q, place - 1], row_QK[q, place - 1]
                         place -= 1
                     cosine_QK[q, place], row_QK[q, place] = cosine, first_row + b
-                    least = max(least, cosine_QK[q, k - 1])
+                    floor = max(floor, _floor(cosine_QK[q, k - 1], error_Q[q], scale))
+
+
+@numba.njit(cache=True, nogil=True)
+def _floor(least, error, scale):  # type: ignore[no-untyped-def]  # compiled
+    """The least product that may stand for a cosine of `least`, when it is off by `error` at most."""
+    return np.int64(max(np.floor((np.float64(least) - error) / scale), np.float64(_LOWEST)))
 
 
 @numba.njit(cache=True, nogil=True)
