@@ -74,7 +74,7 @@ def main() -> None:
                     _say(f"error: {error}")
                     continue
                 figures = (
-                    f"{measured['seconds']:.1f} s, recall {measured['recall']:.4f}, {measured['peak_gib']:.2f} GiB"
+                    f"{measured['seconds']:.1f} s, {measured['cpu_s']:.1f} s of CPU, recall {measured['recall']:.4f}, {measured['peak_gib']:.2f} GiB"
                 )
                 _say(f"{case} | round {number + 1} of {options.rounds} | {method} | {figures}")
                 options.results.parent.mkdir(parents=True, exist_ok=True)

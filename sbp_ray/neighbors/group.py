@@ -133,7 +133,7 @@ def search_group(
         order_N = np.argsort(cell_NP[:, 0], kind="stable")
         place_N = np.argsort(order_N)
         search = _Search(
-            torch.from_numpy(coarse_ND[order_N]),
+            torch.from_numpy(_in_order(coarse_ND, order_N, pool)),
             cells,
             cell_NP[order_N],
             _homes(cell_NP[order_N, 0], _CROWDED * effort.cell_documents),
@@ -145,7 +145,18 @@ def search_group(
         )
         del coarse_ND
         search.run(effort)
-        return Found(order_N, *_ranked(search.lists_NW, encoded_ND[order_N], k, pool))
+        return Found(order_N, *_ranked(search.lists_NW, _in_order(encoded_ND, order_N, pool), k, pool))
+
+
+def _in_order(vectors_ND: NDArray, order_N: NDArray[np.int64], pool: ThreadPoolExecutor) -> NDArray:
+    ordered_ND = np.empty_like(vectors_ND)
+    in_blocks(
+        pool,
+        len(order_N),
+        _CHUNK,
+        lambda rows: np.take(vectors_ND, order_N[rows], axis=0, out=ordered_ND[rows], mode="clip"),  # unbuffered
+    )
+    return ordered_ND
 
 
 def _find_cells(coarse_ND: NDArray[np.int8], effort: Effort, seed: int, pool: ThreadPoolExecutor, device: str) -> Cells:
