@@ -1,12 +1,13 @@
 """The nearest documents of each document of a group, all of which fits into memory.
 
-First by cells: a document is compared with those of its own cell and of the next nearest. That finds most neighbours,
-and these find the rest: two documents that a third holds for neighbours are likely to be neighbours, so that in round
-after round those that a list brings together are compared (Dong, Moses and Li 2011, "Efficient k-nearest neighbor graph
-construction for generic similarity measures"). Documents whose true neighbours are known tell when it is enough.
+First by cells: a document is compared with those of its own cell and of the next nearest, and each product serves both:
+the one visited learns of its visitor too. That finds most neighbours, and these find the rest: two documents that a
+third holds for neighbours are likely to be neighbours, so that in round after round those that a list brings together
+are compared, unless they have met in a cell (Dong, Moses and Li 2011, "Efficient k-nearest neighbor graph construction
+for generic similarity measures"). Documents whose true neighbours are known tell when it is enough.
 
-Each list has one owner at a time among the threads, and what the owner does to it has one order: the graph depends
-neither on their number nor on their speed.
+Each list has one owner at a time among the threads, and holds the best of what was offered in any order, since entries
+are never equal: the graph depends neither on the threads' number nor on their speed.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ _UPDATES_PER_LIST = 24
 _ROUNDS = 40
 _SETTLED = 0.002  # likewise: nothing more is to come
 JOINED_BYTES = 4 * (2 * _MOST_JOINED + 1)  # a document, at most
+VISITED_BYTES = 4 * 3 * 2 * _FEW_VISITS  # a document: its cells, and their parts in both orders
 
 
 class Effort(NamedTuple):
@@ -253,7 +255,7 @@ class _Search:
     # Cells
 
     def _visit_next(self, most: int) -> None:
-        """Let each document and those of the next nearest of `most` cells find one another: at first those of its own."""
+        """Let each document and those of its next nearest cell find one another; `most` cells may be visited in all."""
         num_visited = len(self._part_PN)
         if num_visited == self._cell_NP.shape[1]:
             self._cell_NP = nearest_cells(self._cells, self._vectors_ND, min(most, 2 * num_visited), self._pool)
@@ -261,22 +263,24 @@ class _Search:
         part_N = np.empty(len(self.lists_NW), np.int32)
         for documents_V, part in meetings:
             part_N[documents_V] = part
-        floor_N = (self.lists_NW[:, -1] >> 32).clip(kernels.LEAST_FLOOR).astype(np.int32)
+        floor_N = ((self.lists_NW[:, -1] >> 32) + 1).clip(kernels.LEAST_FLOOR).astype(np.int32)
+
+        def compare(meeting: tuple[NDArray[np.int64], int]) -> list[_Updates]:
+            return self._compare(*meeting, floor_N=floor_N, is_mutual=num_visited > 0)
+
         for start in range(0, len(meetings), num_meetings := _CHUNKS * len(self._shares)):
             some = meetings[start : start + num_meetings]
-            updates = self._pool.map(lambda meeting: self._compare(*meeting, floor_N, num_visited > 0), some)
+            updates = self._pool.map(compare, some)
             self._carry_out([update for found in updates for update in found])
         self._part_PN = np.vstack([self._part_PN, part_N])
 
     def _compare(
-        self, documents_V: NDArray[np.int64], part: int, floor_N: NDArray[np.int32], is_mutual: bool
+        self, documents_V: NDArray[np.int64], part: int, *, floor_N: NDArray[np.int32], is_mutual: bool
     ) -> list[_Updates]:
         """Offer visitors the documents of a part; these get the visitors later, if `is_mutual`, as the updates tell."""
         first, end = self._homes.first_H1[part : part + 2]
         updates = []
-        for rows, column in itertools.product(
-            blocks(len(documents_V), _BLOCK_ROWS), range(first, end, _BLOCK_COLUMNS)
-        ):
+        for rows, column in itertools.product(blocks(len(documents_V), _BLOCK_ROWS), range(first, end, _BLOCK_COLUMNS)):
             documents_R = documents_V[rows]
             rows_R = torch.from_numpy(documents_R).to(self._vectors_ND.device)
             rows_RD = torch.index_select(self._vectors_ND, 0, rows_R)  # indexing with [] takes 15 times as long
