@@ -27,6 +27,8 @@ class Figures:
     dim: int
     rounds: int
     seconds: float
+    cpu_s: float | None
+    """Of all CPUs together; earlier measurements lack it."""
     build_s: float | None
     recall: float
     peak_gib: float
@@ -74,6 +76,7 @@ def _medians(rows: list[Measurement]) -> Figures:
         dim=rows[-1]["dim"],
         rounds=len(rows),
         seconds=median("seconds"),
+        cpu_s=median("cpu_s") if all("cpu_s" in row for row in rows) else None,
         build_s=median("build_s") if "build_s" in rows[-1] else None,
         recall=median("recall"),
         peak_gib=median("peak_gib"),
@@ -93,7 +96,7 @@ def _compare(case: str, by_method: dict[str, Figures]) -> None:
 
 
 def _table(found: dict[tuple[str, str], Figures]) -> list[str]:
-    heads = "vectors|method|time, s|of it building|ms a vector|recall@10|memory, GiB|beside ours|rounds|settings"
+    heads = "vectors|method|time, s|CPU, s|of it building|ms a vector|recall@10|memory, GiB|beside ours|rounds|settings"
     lines = [f"| {heads.replace('|', ' | ')} |", "|---" * (heads.count("|") + 1) + "|"]
     for (case, method), figures in found.items():
         ours = found.get((case, OURS))
@@ -105,6 +108,7 @@ def _table(found: dict[tuple[str, str], Figures]) -> list[str]:
             f"{case}: {figures.num:,} x {figures.dim}",
             method,
             f"{figures.seconds:.1f}",
+            "" if figures.cpu_s is None else f"{figures.cpu_s:.1f}",
             build,
             f"{figures.vector_ms:.3f}",
             recall,

@@ -73,9 +73,8 @@ def main() -> None:
                 except FailedError as error:
                     _say(f"error: {error}")
                     continue
-                figures = (
-                    f"{measured['seconds']:.1f} s, recall {measured['recall']:.4f}, {measured['peak_gib']:.2f} GiB"
-                )
+                times = f"{measured['seconds']:.1f} s, {measured['cpu_s']:.1f} s of CPU"
+                figures = f"{times}, recall {measured['recall']:.4f}, {measured['peak_gib']:.2f} GiB"
                 _say(f"{case} | round {number + 1} of {options.rounds} | {method} | {figures}")
                 options.results.parent.mkdir(parents=True, exist_ok=True)
                 with options.results.open("a", encoding="utf-8") as file:

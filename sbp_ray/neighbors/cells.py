@@ -155,4 +155,4 @@ def _offer(
 ) -> None:
     """Offer cells `first`, `first` + 1, … to documents, none of which is a cell itself."""
     nobody_R = np.full(len(documents_R), NO_ROW)
-    offer_columns(products(rows_RD, center_CD), documents_R, nobody_R, first, first + len(center_CD), lists_NP)
+    offer_columns(products(rows_RD, center_CD), documents_R, nobody_R, first, lists_NP)

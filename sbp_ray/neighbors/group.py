@@ -1,19 +1,20 @@
 """The nearest documents of each document of a group, all of which fits into memory.
 
-First by cells: a document is compared with those of its own cell and of the next nearest. That finds most neighbours,
-and these find the rest: two documents that a third holds for neighbours are likely to be neighbours, so that in round
-after round those that a list brings together are compared (Dong, Moses and Li 2011, "Efficient k-nearest neighbor graph
-construction for generic similarity measures"). Documents whose true neighbours are known tell when it is enough.
+First by cells: a document is compared with those of its own cell and of the next nearest, and each product serves both:
+the one visited learns of its visitor too. That finds most neighbours, and these find the rest: two documents that a
+third holds for neighbours are likely to be neighbours, so that in round after round those that a list brings together
+are compared, unless they have met in a cell (Dong, Moses and Li 2011, "Efficient k-nearest neighbor graph construction
+for generic similarity measures"). Documents whose true neighbours are known tell when it is enough.
 
-Each list has one owner at a time among the threads, and what the owner does to it has one order: the graph depends
-neither on their number nor on their speed.
+Each list has one owner at a time among the threads, and holds the best of what was offered in any order, since entries
+are never equal: the graph depends neither on the threads' number nor on their speed.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -31,8 +32,8 @@ from sbp_ray.neighbors.quantize import Quantizer, inverse_lengths
 _BLOCK_ROWS = 512
 _BLOCK_COLUMNS = 1024  # scores of 2 MiB a block: they stay in the cache between the product and the scan
 _CROWDED = 4  # a cell of more than so many times the documents that a cell should have is split, however alike they are
-_ENOUGH_FROM_CELLS = 0.8  # of the control's neighbours: from here on, lists of neighbours are the shorter way
-_LITTLE_GAIN = 0.012  # likewise, of what a visit found
+_ENOUGH_FROM_CELLS = 0.85  # of the control's neighbours: from here on, lists of neighbours are the shorter way
+_LITTLE_GAIN = 0.02  # likewise, of what a visit found
 _MORE_VISITS = 4  # when lists hardly change
 _FEW_VISITS = 8  # before the first lists are joined
 _JOINED = 16  # the nearest of a document's candidates that are joined, and as many documents that name it
@@ -45,6 +46,7 @@ _UPDATES_PER_LIST = 24
 _ROUNDS = 40
 _SETTLED = 0.002  # likewise: nothing more is to come
 JOINED_BYTES = 4 * (2 * _MOST_JOINED + 1)  # a document, at most
+VISITED_BYTES = 4 * 3 * 2 * _FEW_VISITS  # a document: its cells, and their parts in both orders
 
 
 class Effort(NamedTuple):
@@ -128,13 +130,15 @@ def search_group(
         coarse_ND = np.concatenate(parts)
         del parts
         cells = _find_cells(coarse_ND, effort, seed, pool, device)
-        home_N = nearest_cells(cells, torch.from_numpy(coarse_ND).to(device), 1, pool)[:, 0]
-        order_N = np.argsort(home_N, kind="stable")
+        num_near = min(effort.visits, _FEW_VISITS)
+        cell_NP = nearest_cells(cells, torch.from_numpy(coarse_ND).to(device), num_near, pool)
+        order_N = np.argsort(cell_NP[:, 0], kind="stable")
         place_N = np.argsort(order_N)
         search = _Search(
-            torch.from_numpy(coarse_ND[order_N]),
+            torch.from_numpy(_in_order(coarse_ND, order_N, pool)),
             cells,
-            _homes(home_N[order_N], _CROWDED * effort.cell_documents),
+            cell_NP[order_N],
+            _homes(cell_NP[order_N, 0], _CROWDED * effort.cell_documents),
             kernels.new_lists(num, min(num_candidates(k), max(1, num - 1))),
             Control(place_N[control.query_M], place_N[control.neighbor_M]),
             pool,
@@ -143,7 +147,18 @@ def search_group(
         )
         del coarse_ND
         search.run(effort)
-        return Found(order_N, *_ranked(search.lists_NW, encoded_ND[order_N], k, pool))
+        return Found(order_N, *_ranked(search.lists_NW, _in_order(encoded_ND, order_N, pool), k, pool))
+
+
+def _in_order(vectors_ND: NDArray, order_N: NDArray[np.int64], pool: ThreadPoolExecutor) -> NDArray:
+    ordered_ND = np.empty_like(vectors_ND)
+    in_blocks(
+        pool,
+        len(order_N),
+        _CHUNK,
+        lambda rows: np.take(vectors_ND, order_N[rows], axis=0, out=ordered_ND[rows], mode="clip"),  # unbuffered
+    )
+    return ordered_ND
 
 
 def _find_cells(coarse_ND: NDArray[np.int8], effort: Effort, seed: int, pool: ThreadPoolExecutor, device: str) -> Cells:
@@ -172,6 +187,7 @@ class _Search:
     Args:
         vectors_ND: int8.
         cells: what they may visit.
+        cell_NP: the nearest of these.
         homes: where each lives.
         lists_NW: empty.
         control: by which it knows when to end.
@@ -184,6 +200,7 @@ class _Search:
         self,
         vectors_ND: torch.Tensor,
         cells: Cells,
+        cell_NP: NDArray[np.int32],
         homes: _Homes,
         lists_NW: NDArray[np.int64],
         control: Control,
@@ -194,8 +211,8 @@ class _Search:
         self.lists_NW = lists_NW
         self._coarse_ND, self._vectors_ND = vectors_ND.numpy(), vectors_ND.to(device)
         self._cells, self._homes, self._control, self._pool = cells, homes, control, pool
-        self._cell_NP = np.empty((len(lists_NW), 0), np.int32)  # the nearest cells of each
-        self._num_visited = 0
+        self._cell_NP = cell_NP
+        self._part_PN = np.empty((0, len(lists_NW)), np.int32)  # what each has visited of its cells
         shares = np.linspace(0, len(lists_NW), num_threads + 1).astype(int)
         self._shares = list(itertools.pairwise(shares))  # of the lists: the owners among the threads
 
@@ -203,7 +220,7 @@ class _Search:
         """Visit cells while that brings much, then join lists; when these hardly change, visit further cells."""
         most_visits = min(effort.visits, len(self._cells.center_CD))
         share = 0.0
-        while self._num_visited < min(most_visits, _FEW_VISITS):
+        while len(self._part_PN) < min(most_visits, _FEW_VISITS):
             self._visit_next(most_visits)
             gain = self._found_share() - share
             share += gain
@@ -217,10 +234,11 @@ class _Search:
             if self._found_share() >= effort.recall:
                 break
             changed = self._join(width) / self.lists_NW.size
-            if changed > _SLOW:
+            if changed > _SLOW or self._found_share() >= effort.recall:
                 continue
-            if self._num_visited < most_visits:
-                for _ in range(min(_MORE_VISITS, most_visits - self._num_visited)):
+            num_left = most_visits - len(self._part_PN)
+            if num_left:
+                for _ in range(min(_MORE_VISITS, num_left)):
                     self._visit_next(most_visits)
             elif width < most:
                 width = min(width + _MORE_JOINED, most)
@@ -237,24 +255,43 @@ class _Search:
     # Cells
 
     def _visit_next(self, most: int) -> None:
-        """Compare each document with those of the next nearest of `most` cells: at first its own."""
-        if self._num_visited == self._cell_NP.shape[1]:
-            num = min(most, max(_FEW_VISITS, 2 * self._num_visited))
-            self._cell_NP = nearest_cells(self._cells, self._vectors_ND, num, self._pool)
-        list(self._pool.map(self._compare, _meetings(self._cell_NP[:, self._num_visited], self._homes)))
-        self._num_visited += 1
+        """Let each document and those of its next nearest cell find one another; `most` cells may be visited in all."""
+        num_visited = len(self._part_PN)
+        if num_visited == self._cell_NP.shape[1]:
+            self._cell_NP = nearest_cells(self._cells, self._vectors_ND, min(most, 2 * num_visited), self._pool)
+        meetings = list(_meetings(self._cell_NP[:, num_visited], self._homes))
+        part_N = np.empty(len(self.lists_NW), np.int32)
+        for documents_V, part in meetings:
+            part_N[documents_V] = part
+        floor_N = ((self.lists_NW[:, -1] >> 32) + 1).clip(kernels.LEAST_FLOOR).astype(np.int32)
 
-    def _compare(self, meeting: tuple[NDArray[np.int64], int]) -> None:
-        documents_V, part = meeting
+        def compare(meeting: tuple[NDArray[np.int64], int]) -> list[_Updates]:
+            return self._compare(*meeting, floor_N=floor_N, is_mutual=num_visited > 0)
+
+        for start in range(0, len(meetings), num_meetings := _CHUNKS * len(self._shares)):
+            some = meetings[start : start + num_meetings]
+            updates = self._pool.map(compare, some)
+            self._carry_out([update for found in updates for update in found])
+        self._part_PN = np.vstack([self._part_PN, part_N])
+
+    def _compare(
+        self, documents_V: NDArray[np.int64], part: int, *, floor_N: NDArray[np.int32], is_mutual: bool
+    ) -> list[_Updates]:
+        """Offer visitors the documents of a part; these get the visitors later, if `is_mutual`, as the updates tell."""
         first, end = self._homes.first_H1[part : part + 2]
-        for start in range(0, len(documents_V), _BLOCK_ROWS):
-            documents_R = documents_V[start : start + _BLOCK_ROWS]
+        updates = []
+        for rows, column in itertools.product(blocks(len(documents_V), _BLOCK_ROWS), range(first, end, _BLOCK_COLUMNS)):
+            documents_R = documents_V[rows]
             rows_R = torch.from_numpy(documents_R).to(self._vectors_ND.device)
             rows_RD = torch.index_select(self._vectors_ND, 0, rows_R)  # indexing with [] takes 15 times as long
-            for column in range(first, end, _BLOCK_COLUMNS):
-                columns = slice(column, min(column + _BLOCK_COLUMNS, end))
-                scores_RM = products(rows_RD, self._vectors_ND[columns])
-                kernels.offer_columns(scores_RM, documents_R, documents_R, columns.start, columns.stop, self.lists_NW)
+            columns = slice(column, min(column + _BLOCK_COLUMNS, end))
+            scores_RM = products(rows_RD, self._vectors_ND[columns])
+            kernels.offer_columns(scores_RM, documents_R, documents_R, columns.start, self.lists_NW)
+            if is_mutual:
+                update = np.empty(scores_RM.size, np.int32), np.empty(scores_RM.size, np.int64)
+                num = kernels.offer_rows(scores_RM, documents_R, columns.start, floor_N[columns], *update)
+                updates.append((update[0][:num].copy(), update[1][:num].copy()))
+        return updates
 
     # Neighbours of neighbours
 
@@ -262,6 +299,7 @@ class _Search:
         """Join the `width` nearest of each list; returns how many entries of lists are new."""
         joined_NB = np.empty((len(self.lists_NW), 2 * width), np.int32)
         num_N = np.empty(len(self.lists_NW), np.int32)
+        part_NP = np.ascontiguousarray(self._part_PN.T)
 
         def add_sources(share: tuple[int, int]) -> None:
             kernels.add_sources(self.lists_NW, width, *share, joined_NB, num_N)
@@ -279,7 +317,7 @@ class _Search:
                 chunk.start,
                 chunk.stop,
                 self._coarse_ND,
-                self._homes.home_N,
+                part_NP,
                 self.lists_NW,
                 *buffer,
             )
@@ -294,7 +332,7 @@ class _Search:
             waiting.extendleft(reversed(left))
         return num_new
 
-    def _carry_out(self, updates: tuple[_Updates, ...]) -> int:
+    def _carry_out(self, updates: Sequence[_Updates]) -> int:
         def better(share: tuple[int, int]) -> int:
             return sum(kernels.better(*update, *share, self.lists_NW) for update in updates)
 

@@ -21,6 +21,8 @@ _SAME = 1e-6  # cosines of one pair differ by less, wherever they are computed
 _LANES = 64  # columns whose maximum is taken together: four 512-bit registers
 _ROW = 0xFFFFFFFF
 _LOWEST = -(2**31)
+LEAST_FLOOR = -(2**30)  # lower than any score; a score less this is still an int32
+_HALVINGS = 12
 _LONG = 40  # from here on, halving finds a place faster than going through the entries
 
 
@@ -71,26 +73,25 @@ def _entry(score, row):  # type: ignore[no-untyped-def]  # compiled
 
 
 @numba.njit(cache=True, nogil=True)
-def offer_columns(scores_RM, documents_R, own_R, first, end, lists_NW):  # type: ignore[no-untyped-def]  # compiled
-    """Offer to each of `documents_R` the rows `first` to `end`, whose columns these are, but not `own_R`."""
-    num_columns, num_wanted = end - first, lists_NW.shape[1]
+def offer_columns(scores_RM, documents_R, own_R, first, lists_NW):  # type: ignore[no-untyped-def]  # compiled
+    """Offer to each of `documents_R` the rows `first`, `first` + 1, …, whose columns these are, but not `own_R`."""
+    num_wanted = lists_NW.shape[1]
     highest_L = np.empty(_LANES, np.int32)
     for r in range(len(documents_R)):
         list_W = lists_NW[documents_R[r]]
-        scores_M = scores_RM[r]
-        for start in range(0, num_columns, 8 * _LANES):
-            last = min(start + 8 * _LANES, num_columns)
-            _highest_of_lanes(scores_M[start:last], highest_L)
-            floor = list_W[-1] >> 32
-            if list_W[-1] == NO_ENTRY and num_wanted < _LANES:  # so many lanes hold something that is at least as high
-                floor = np.int64(np.sort(highest_L)[_LANES - num_wanted - 1]) - 1
-            for lane in range(_LANES):
-                if highest_L[lane] <= floor:
-                    continue
-                for m in range(start + lane, last, _LANES):
-                    if scores_M[m] > floor and first + m != own_R[r]:
-                        _insert(list_W, _entry(scores_M[m], first + m))
-                        floor = max(floor, list_W[-1] >> 32)
+        floor = max(list_W[-1] >> 32, _LOWEST)
+        if list_W[-1] == NO_ENTRY and num_wanted < _LANES:  # so many lanes hold something that is at least as high
+            _highest_of_lanes(scores_RM[r], highest_L)
+            floor = _exceeded_by(highest_L, num_wanted + 1)  # one may be `own_R`
+        for start in range(0, scores_RM.shape[1], _LANES):
+            scores_L = scores_RM[r, start : start + _LANES]
+            if not _any_reaches(scores_L, np.int32(floor)):
+                continue
+            for lane in range(len(scores_L)):
+                row = first + start + lane
+                if scores_L[lane] >= floor and row != own_R[r]:
+                    _insert(list_W, _entry(scores_L[lane], row))
+                    floor = max(floor, list_W[-1] >> 32)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -105,6 +106,67 @@ def _highest_of_lanes(scores_M, highest_L):  # type: ignore[no-untyped-def]  # c
         scores_L = scores_M[start : start + num_lanes]
         for lane in range(len(scores_L)):
             highest_L[lane] = max(highest_L[lane], scores_L[lane])
+
+
+@numba.njit(cache=True, nogil=True)
+def _exceeded_by(score_L, num):  # type: ignore[no-untyped-def]  # compiled
+    """Nearly the highest score that at least `num` of these reach; halving is ten times as fast as sorting."""
+    low, high = np.int64(score_L.min()), np.int64(score_L.max()) + 1
+    for _ in range(_HALVINGS):
+        middle = np.int32((low + high) // 2)
+        reached = np.int32(0)
+        for lane in range(len(score_L)):
+            reached += np.int32(score_L[lane] >= middle)
+        if reached >= num:
+            low = np.int64(middle)
+        else:
+            high = np.int64(middle)
+    return low
+
+
+@numba.njit(cache=True, nogil=True)
+def _any_reaches(scores_L, floor):  # type: ignore[no-untyped-def]  # compiled
+    reached = np.int32(0)
+    for lane in range(len(scores_L)):
+        reached |= np.int32(scores_L[lane] >= floor)
+    return reached
+
+
+@numba.njit(cache=True, nogil=True)
+def offer_rows(scores_RM, documents_R, first, floor_M, target_U, entry_U):  # type: ignore[no-untyped-def]  # compiled
+    """Note to which columns, the documents `first`, `first` + 1, …, a row of the block is near enough.
+
+    Args:
+        scores_RM: int32; rows after the documents mean nothing.
+        documents_R: the rows.
+        first: of the columns.
+        floor_M: the least score that may better the list of each column, at least `LEAST_FLOOR`.
+        target_U: documents whose lists may be bettered, written.
+        entry_U: by which entry, written.
+
+    Returns:
+        How many there are.
+    """
+    num = 0
+    for r in range(len(documents_R)):
+        for start in range(0, len(floor_M), _LANES):
+            scores_L, floor_L = scores_RM[r, start : start + _LANES], floor_M[start : start + _LANES]
+            if _most_above(scores_L, floor_L) < 0:
+                continue
+            for lane in range(len(scores_L)):
+                if scores_L[lane] >= floor_L[lane]:
+                    target_U[num] = first + start + lane
+                    entry_U[num] = _entry(scores_L[lane], documents_R[r])
+                    num += 1
+    return num
+
+
+@numba.njit(cache=True, nogil=True)
+def _most_above(scores_L, floor_L):  # type: ignore[no-untyped-def]  # compiled
+    most = np.int32(-1)
+    for lane in range(len(floor_L)):
+        most = max(most, np.int32(scores_L[lane] - floor_L[lane]))
+    return most
 
 
 @numba.njit(cache=True, nogil=True)
@@ -179,16 +241,19 @@ def _dot(a_D, b_D):  # type: ignore[no-untyped-def]  # compiled
 
 
 @numba.njit(cache=True, nogil=True)
-def _copy(from_D, to_D):  # type: ignore[no-untyped-def]  # compiled
-    for d in range(from_D.shape[0]):  # assigning it whole takes seven times as long
-        to_D[d] = from_D[d]
+def _have_met(part_P, other_part_P):  # type: ignore[no-untyped-def]  # compiled
+    """Whether one of two documents has visited the part of a cell where the other lives, its first."""
+    met = False
+    for p in range(len(part_P)):
+        met |= (part_P[p] == other_part_P[0]) | (other_part_P[p] == part_P[0])
+    return met
 
 
 @numba.njit(cache=True, nogil=True)
-def join(joined_NB, num_N, first, end, vectors_ND, home_N, lists_NW, target_U, entry_U):  # type: ignore[no-untyped-def]  # compiled
+def join(joined_NB, num_N, first, end, vectors_ND, part_NP, lists_NW, target_U, entry_U):  # type: ignore[no-untyped-def]  # compiled
     """Compare the documents that a list brings together, and note which would better whose list.
 
-    Two documents are compared if one of them is fresh and they do not live in the same cell, where they have met.
+    Two documents are compared if one of them is fresh and they have not met in a cell.
 
     Args:
         joined_NB: the lists, see `add_sources`.
@@ -196,7 +261,7 @@ def join(joined_NB, num_N, first, end, vectors_ND, home_N, lists_NW, target_U, e
         first: of the lists to join.
         end: the one after the last.
         vectors_ND: int8.
-        home_N: the cell where each document lives.
+        part_NP: the parts of cells that each document has visited, first that where it lives.
         lists_NW: not changed: its last entries say what is good enough.
         target_U: documents whose lists would be bettered, written.
         entry_U: by which entry, written.
@@ -204,10 +269,10 @@ def join(joined_NB, num_N, first, end, vectors_ND, home_N, lists_NW, target_U, e
     Returns:
         The list at which it stopped, since the updates might not hold another, and how many updates there are.
     """
-    width, dim = joined_NB.shape[1], vectors_ND.shape[1]
+    width = joined_NB.shape[1]
     num_updates = 0
-    row_B, home_B, floor_B = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int32)
-    vector_BD = np.empty((width, dim), np.int16)  # products of 16 bits are faster than of 8
+    row_B, floor_B = np.empty(width, np.int32), np.empty(width, np.int32)
+    part_BP = np.empty((width, part_NP.shape[1]), np.int32)
     for n in range(first, end):
         if num_updates + width * width > len(target_U):
             return n, num_updates
@@ -223,14 +288,13 @@ def join(joined_NB, num_N, first, end, vectors_ND, home_N, lists_NW, target_U, e
         if num_fresh == 0:
             continue
         for b in range(num_N[n]):
-            home_B[b] = home_N[row_B[b]]
+            part_BP[b] = part_NP[row_B[b]]
             floor_B[b] = max(lists_NW[row_B[b], -1] >> 32, _LOWEST)
-            _copy(vectors_ND[row_B[b]], vector_BD[b])
         for i in range(num_fresh):
             for j in range(i + 1, num_N[n]):
-                if home_B[i] == home_B[j]:
+                if _have_met(part_BP[i], part_BP[j]):
                     continue
-                score = _dot(vector_BD[i], vector_BD[j])
+                score = _dot(vectors_ND[row_B[i]], vectors_ND[row_B[j]])
                 if score > floor_B[i]:
                     target_U[num_updates], entry_U[num_updates] = row_B[i], _entry(score, row_B[j])
                     num_updates += 1
@@ -329,16 +393,19 @@ def keep_exact(scores_QB, scale, error_Q, query_QD, block_BD, own_Q, first_row, 
     k = cosine_QK.shape[1]
     highest_L = np.empty((k // _LANES + 2) * _LANES, np.int32)
     for q in range(len(query_QD)):
-        scores_B = scores_QB[q]
-        _highest_of_lanes(scores_B, highest_L)
-        least = cosine_QK[q, k - 1]
-        # so many lanes hold a document that is at least as near, one of which may be the query itself
-        least = max(least, np.sort(highest_L)[len(highest_L) - k - 1] * scale - error_Q[q])
-        for lane in range(len(highest_L)):
-            if highest_L[lane] * scale + error_Q[q] < least:
+        floor = _floor(cosine_QK[q, k - 1], error_Q[q], scale)
+        if floor == _LOWEST:
+            _highest_of_lanes(scores_QB[q], highest_L)
+            # so many lanes hold a document that is at least as near, one of which may be the query itself
+            least = _exceeded_by(highest_L, k + 1) * scale - error_Q[q]
+            floor = _floor(least, error_Q[q], scale)
+        for start in range(0, scores_QB.shape[1], _LANES):
+            scores_L = scores_QB[q, start : start + _LANES]
+            if not _any_reaches(scores_L, np.int32(floor)):
                 continue
-            for b in range(lane, len(scores_B), len(highest_L)):
-                if scores_B[b] * scale + error_Q[q] < least or b == own_Q[q]:
+            for lane in range(len(scores_L)):
+                b = start + lane
+                if scores_L[lane] < floor or b == own_Q[q]:
                     continue
                 cosine = np.float32(0)
                 for d in range(query_QD.shape[1]):
@@ -349,7 +416,13 @@ def keep_exact(scores_QB, scale, error_Q, query_QD, block_BD, own_Q, first_row, 
                         cosine_QK[q, place], row_QK[q, place] = cosine_QK[q, place - 1], row_QK[q, place - 1]
                         place -= 1
                     cosine_QK[q, place], row_QK[q, place] = cosine, first_row + b
-                    least = max(least, cosine_QK[q, k - 1])
+                    floor = max(floor, _floor(cosine_QK[q, k - 1], error_Q[q], scale))
+
+
+@numba.njit(cache=True, nogil=True)
+def _floor(least, error, scale):  # type: ignore[no-untyped-def]  # compiled
+    """The least product that may stand for a cosine of `least`, when it is off by `error` at most."""
+    return np.int64(max(np.floor((np.float64(least) - error) / scale), np.float64(_LOWEST)))
 
 
 @numba.njit(cache=True, nogil=True)

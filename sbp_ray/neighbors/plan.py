@@ -20,7 +20,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig, Resources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration
-from sbp_ray.neighbors.group import JOINED_BYTES, num_candidates
+from sbp_ray.neighbors.group import JOINED_BYTES, VISITED_BYTES, num_candidates
 from sbp_ray.neighbors.partition import MOST_GROUPS, SAMPLES_PER_CELL, num_cells_of
 from sbp_ray.schema import SIGNATURE_BYTES, SPLITS
 
@@ -102,7 +102,7 @@ def document_bytes(dim: int, k: int) -> int:
     """Memory that a document takes in the search of its group: what was read stays with Arrow's allocator."""
     described = SIGNATURE_BYTES + _ID_BYTES + _NUMBERS
     vectors = 3 * 2 * dim + 2 * dim  # as read, in one piece and in the order of cells, 16 bits; 8 bits in both orders
-    return vectors + 2 * described + 8 * num_candidates(k) + JOINED_BYTES + 8 * k
+    return vectors + 2 * described + 8 * num_candidates(k) + JOINED_BYTES + VISITED_BYTES + 8 * k
 
 
 def copies(num_groups: int) -> float:

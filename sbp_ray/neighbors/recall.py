@@ -18,7 +18,7 @@ from sbp_ray.neighbors.quantize import Quantizer
 ID = "S16"  # raw ids: as long as each other, so that the zeros NumPy ignores at the end tell nothing apart
 _TIE = 1e-5  # the 16-bit vectors' error: a neighbour as near as the last true one, but for that, is as good
 _ROUNDING = 1e-5  # of the bounds, which are sums in float32
-_BLOCK_QUERIES = 2048
+_BLOCK_QUERIES = 256  # their scores stay in the cache between the product and the scan
 
 
 class Exact(NamedTuple):

@@ -98,7 +98,7 @@ class Partitioner:
         cfg, num_documents = self._cfg, sum(num for _, num in shards)
         wanted = num_groups(cfg, num_documents, vector_length(self._embeddings, split))
         num_queries = cfg.recall_queries + num_control_queries(wanted)
-        num_held_out = num_queries + num_calibration_documents(cfg, num_documents)
+        num_held_out = num_queries + (num_calibration_documents(cfg, num_documents) if wanted > 1 else 0)
         held_out_ND, ids = sample_vectors(self._embeddings, shards[::-1], num_held_out, cfg.seed + 1)
         query_QD, query_id_Q = held_out_ND[:num_queries], ids[:num_queries]
         quantizer = Quantizer(float(np.abs(held_out_ND).max()))
