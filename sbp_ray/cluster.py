@@ -14,13 +14,15 @@ from typing import Any
 
 import yaml
 
-from sbp_ray.config import ClusterConfig, Config, EngineConfig, Resources, TrainingResources
+from sbp_ray.config import ClusterConfig, Config, EngineConfig, Resources, TrainingConfig, TrainingResources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import set_up_logging
 
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "sbp_ray"
+WRITER_CPUS = 0.5
+"""Of each actor that asks an engine for documents and writes them; there is one for each engine."""
 _DASHBOARD = "RAY_API_SERVER_ADDRESS"
 
 
@@ -29,11 +31,15 @@ def connected(config: Config, jobs: Sequence[str]) -> Iterator[None]:
     """Hold a connection to Ray in which `jobs` can run.
 
     With RAY_ADDRESS in the environment (a submitted job has it) that cluster is joined. Without it a Ray of our own is
-    started; an implicit `ray.init()` would join any cluster that happens to run on the machine.
+    started; an implicit `ray.init()` would join any cluster that happens to run on the machine. Jobs that all work in
+    their own process need none.
 
     Raises:
         SbpError: no connection, or a stage that the cluster can never fit.
     """
+    if all(is_in_process(job, config) for job in jobs):
+        yield
+        return
     with shared_cluster(config.cluster):
         for job in jobs:
             _refuse_what_cannot_fit(job, config)
@@ -126,6 +132,12 @@ def _quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
+def is_in_process(job: str, config: Config) -> bool:
+    """Whether the job does without Ray."""
+    section = getattr(config, job)
+    return isinstance(section, TrainingConfig) and section.resources.in_process
+
+
 # What fits
 
 
@@ -150,8 +162,15 @@ def room() -> dict[str, float]:
     return largest_cluster(autoscaler_config) if autoscaler_config else dict(ray.cluster_resources())
 
 
+def room_here() -> dict[str, float]:
+    """The same of this machine, without Ray."""
+    import torch
+
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+
+
 def demand(job: str, config: Config) -> dict[str, float]:
-    """CPUs and GPUs that a job's workers hold."""
+    """CPUs and GPUs that a job's workers hold at the same time."""
     return _engine_demand(config.engine) if job == "synthesize" else _demand(getattr(config, job).resources)
 
 
@@ -184,7 +203,7 @@ def _demand(resources: Resources) -> dict[str, float]:
 def _engine_demand(engine: EngineConfig) -> dict[str, float]:
     replicas = max(1, engine.resources.min_replicas)
     gpus = engine.tensor_parallel_size if engine.resources.num_gpus else 0
-    return {"CPU": replicas * engine.resources.num_cpus, "GPU": replicas * gpus}
+    return {"CPU": replicas * (engine.resources.num_cpus + WRITER_CPUS), "GPU": replicas * gpus}
 
 
 # One pipeline for each run directory on a cluster

@@ -59,11 +59,16 @@ class TrainingResources(Resources):
     """Worker failures after which the training gives up, each resumed from the newest checkpoint."""
     max_preemptions: NonNegativeInt | None = None
     """Nodes taken back by the cloud (spot) after which it gives up; they are no failures. Without it, no limit."""
+    in_process: bool = False
+    """One rank, in the job's own process, with torch and transformers alone: Ray is neither started nor joined. For
+    many small trainings, which would spend their time on starting workers. A crash is mended by the same command."""
 
     @model_validator(mode="after")
     def _fewest_is_no_more(self) -> TrainingResources:
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers ({self.min_workers}) is more than num_workers ({self.num_workers})")
+        if self.in_process and self.num_workers > 1:
+            raise ValueError(f"in_process is for one worker, and num_workers is {self.num_workers}")
         return self
 
 
@@ -295,6 +300,8 @@ class TrainingConfig(Section):
             raise ValueError(
                 f"warmup_share ({self.warmup_share}) and decay_share ({self.decay_share}) are more than the whole run"
             )
+        if self.resources.in_process and self.export_check == "vllm":
+            raise ValueError("resources.in_process does without vLLM: set export_check=transformers")
         if self.float8 and self.dtype != "bfloat16":
             raise ValueError(f"float8 needs dtype bfloat16, which is {self.dtype}")
         return self

@@ -6,6 +6,7 @@ Names there: `ray_sbp_documents_total{stage="embed"}` and so on. Usable in any p
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Literal
 
@@ -35,13 +36,13 @@ _GAUGES = {
 
 def count(name: str, value: float, *, stage: str, **tags: str) -> None:
     """Add to a counter of `_COUNTERS`."""
-    if value > 0 and _ray_is_running():
+    if value > 0 and ray_is_running():
         _metric("counter", name).inc(value, tags={"stage": stage, **tags})
 
 
 def gauge(name: str, value: float, *, stage: str) -> None:
     """Set a gauge of `_GAUGES`."""
-    if _ray_is_running():
+    if ray_is_running():
         _metric("gauge", name).set(value, tags={"stage": stage})
 
 
@@ -51,12 +52,10 @@ def count_drops(drops: dict[str, int], *, stage: str) -> None:
         count("sbp_drops", number, stage=stage, reason=reason)
 
 
-def _ray_is_running() -> bool:
-    try:
-        import ray
-    except ImportError:
-        return False
-    return bool(ray.is_initialized())
+def ray_is_running() -> bool:
+    """Whether this process has joined a Ray."""
+    ray = sys.modules.get("ray")  # whoever has not imported it has not joined one
+    return ray is not None and bool(ray.is_initialized())
 
 
 @cache

@@ -54,6 +54,7 @@ SYNTHETIC = pa.schema(
         ("input_ids", pa.large_list(pa.int32())),
         ("finish_reason", pa.string()),
         ("synthesizer", pa.string()),  # the fingerprint of the checkpoint that wrote it
+        ("round", pa.int32()),  # 1 where that was tuned from an LM of real text: see sbp_ray.rounds
         ("seed", pa.int64()),
         ("temperature", pa.float32()),
         ("top_p", pa.float32()),

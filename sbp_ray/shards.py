@@ -10,18 +10,19 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from sbp_ray import metrics
-from sbp_ray.config import Resources
+from sbp_ray.config import Resources, TrainingResources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import Progress
 
 logger = logging.getLogger(__name__)
 
 Stats = dict[str, Any]
+T = TypeVar("T")
 
 
 def shard_name(folder: str, shard: int) -> str:
@@ -54,7 +55,7 @@ def map_shards(
         SbpError: the first one that a worker raised; what other workers committed by then stays.
     """
     items = list(todo)
-    if not _announce(stage, num_done, items):
+    if not _announce(stage, num_done, items) or _done_here(stage, worker, arguments, items, num_done, resources):
         return
     import ray
 
@@ -86,7 +87,7 @@ def run_tasks(
     workers that keep no state and spend their time outside of Python.
     """
     items = list(todo)
-    if not _announce(stage, num_done, items):
+    if not _announce(stage, num_done, items) or _done_here(stage, worker, arguments, items, num_done, resources):
         return
     import ray
 
@@ -102,6 +103,31 @@ def run_tasks(
             yield from ray.get(done)
 
     _follow(stage, finished(), len(items), num_done)
+
+
+def call_each(function: Callable[..., T], items: Sequence[Any], *shared: Any) -> list[T]:
+    """`function(item, *shared)` of each, in order: in Ray tasks where this process has joined a Ray, else here."""
+    if not metrics.ray_is_running():
+        return [function(item, *shared) for item in items]
+    import ray
+
+    task, stored = ray.remote(num_cpus=1)(function), [ray.put(one) for one in shared]
+    return ray.get([task.remote(item, *stored) for item in items])  # type: ignore[no-any-return]
+
+
+def _done_here(
+    stage: str,
+    worker: type,
+    arguments: tuple[Any, ...],
+    items: list[dict[str, Any]],
+    num_done: int,
+    resources: Resources,
+) -> bool:
+    """Do it all in this process where `resources` say so; whether they did."""
+    if not (isinstance(resources, TrainingResources) and resources.in_process):
+        return False
+    _follow(stage, map(_OnItem(worker, arguments), items), len(items), num_done)
+    return True
 
 
 def _run_items(shared: tuple[type, tuple[Any, ...]], items: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from sbp_ray.artifacts import MANIFEST
+from sbp_ray.errors import SbpError
 from sbp_ray.experiment.costs import wanted_tokens
 from sbp_ray.experiment.grid import Grid, Node
 
 _SHORT = 0.99  # of the documents asked for: the cap keeps a little less
 _MARKS = 2  # <bos> and <eos> of each document
 _PADDING = 1.1  # rows hold so much more positions than text at most, as experience goes: packing decides the rest
+
+
+def refuse_missing_models(grid: Grid) -> None:
+    """Refuse to go on from a finished training whose checkpoint has gone.
+
+    Raises:
+        SbpError: names its folder.
+    """
+    for node in grid.nodes.values():
+        made = node.artifact
+        if node.stage.job in ("pretrain", "tune") and made.exists(MANIFEST) and not made.exists("model/config.json"):
+            raise SbpError(
+                f"{made.url} is finished, and its checkpoint model/ is not there: bring it back, or delete the whole "
+                "folder, and the same command trains it again"
+            )
 
 
 def refuse_made(grid: Grid, key: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ Searching neighbours, judging texts and scoring are no such products: they count
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from sbp_ray.errors import SbpError
@@ -24,14 +24,20 @@ class Cost:
 
     flops: float = 0.0
     hours: float = 0.0
-    """Wall time of the stages, of the run that finished each; what ran side by side counts twice."""
+    """Wall time of the stages, with runs that did not finish; what ran side by side counts twice."""
+    gpu_hours: float = 0.0
+    """As many times the GPUs that the stage's workers held."""
     dollars: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.flops + other.flops, self.hours + other.hours, self.dollars + other.dollars)
+        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def times(self, factor: float) -> Cost:
+        """A part of it."""
+        return Cost(*(factor * part for part in astuple(self)))
 
     def as_dict(self) -> dict[str, float]:
-        return {"flops": self.flops, "hours": self.hours, "dollars": self.dollars}
+        return asdict(self)
 
 
 # Before
@@ -98,17 +104,55 @@ def wanted_tokens(node: Node) -> int:
 # After
 
 
-def costs_of(grid: Grid, keys: Iterable[str], *, room: Mapping[str, float], dollars_per_hour: float) -> dict[str, Cost]:
-    """Each finished artifact's own cost, without what it was made from."""
+def costs_of(
+    grid: Grid,
+    keys: Iterable[str],
+    *,
+    room: Mapping[str, float],
+    dollars_per_hour: float,
+    lost_hours: Mapping[str, float],
+) -> dict[str, Cost]:
+    """Each finished artifact's own cost, without what it was made from.
+
+    Args:
+        room: CPUs and GPUs of the cluster, of which dollars are the share that was held.
+        lost_hours: of runs that did not finish an artifact, by its key.
+    """
+    from sbp_ray.cluster import demand
+
     found = {}
     for key in keys:
         node = grid.nodes[key]
         manifest = node.artifact.manifest()
         assert manifest is not None, f"{key} is not finished"
-        hours = manifest["wall_s"] / 3600
+        hours = manifest["wall_s"] / 3600 + lost_hours.get(key, 0.0)
+        gpu_hours = hours * demand(node.stage.job, node.config).get("GPU", 0.0)
         dollars = hours * dollars_per_hour * held_share(node, room)
-        found[key] = Cost(_flops(grid, node, manifest["stats"]), hours, dollars)
+        found[key] = Cost(_flops(grid, node, manifest["stats"]), hours, gpu_hours, dollars)
     return found
+
+
+def cost_of_model(grid: Grid, key: str, costs: Mapping[str, Cost]) -> Cost:
+    """Of a model and everything that it was made from.
+
+    Of a synthetic text it pays for the part that it reads: to make the model alone, no more would have been written.
+    """
+    total = Cost()
+    share = dict.fromkeys(grid.ancestry(key), 1.0)
+    for one in share:
+        node = grid.nodes[one]
+        if node.stage.name == "pretrain-sbp":
+            share[grid.input_of(node, "synthetic").key] = _part_read(node)
+    for one, part in share.items():
+        total += costs[one].times(part)
+    return total
+
+
+def _part_read(joint: Node) -> float:
+    """How much of its synthetic text a joint LM trained on."""
+    manifest = joint.artifact.manifest()
+    assert manifest is not None, f"{joint.key} is not finished"
+    return min(1.0, manifest["stats"]["mixture"]["synthetic"]["passes"])
 
 
 def held_share(node: Node, room: Mapping[str, float]) -> float:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from pathlib import Path
 import yaml
 
 from sbp_ray.artifacts import MANIFEST, STARTED
-from sbp_ray.cluster import demand
+from sbp_ray.cluster import demand, is_in_process
+from sbp_ray.experiment.attempts import append_attempt
 from sbp_ray.experiment.checks import refuse_made
 from sbp_ray.experiment.grid import Grid, Node
 from sbp_ray.logs import duration
@@ -49,10 +51,26 @@ class Execution:
     """One walk over the graph. A node that fails takes those with it that need it; the others go on."""
 
     def __init__(
-        self, grid: Grid, *, run_dir: Path, jobs: Path, room: Mapping[str, float], environment: Mapping[str, str]
+        self,
+        grid: Grid,
+        *,
+        run_dir: Path,
+        jobs: Path,
+        room: Mapping[str, float],
+        environment: Mapping[str, str],
+        has_ray: bool = True,
     ) -> None:
+        """
+        Args:
+            room: CPUs and GPUs that the jobs share.
+            environment: in which a job joins the same Ray.
+            has_ray: without it, only those jobs run that need none.
+        """
         self._grid, self._run_dir, self._jobs = grid, run_dir, jobs
         self._room, self._environment = room, environment
+        self._has_ray = has_ray
+        waiting = Counter(need for key in grid.nodes for need in grid.ancestry(key))
+        self._order = sorted(grid.nodes, key=lambda key: -waiting[key])  # stable: needs still come first
         self._running: dict[str, _Process] = {}
         self._done: set[str] = set()
         self.dead: dict[str, str] = {}
@@ -76,25 +94,36 @@ class Execution:
         self.dead |= refuse_made(self._grid, key)
 
     def _start_what_can(self) -> bool:
-        """Start nodes in the grid's order; whether any was started."""
-        started = False
-        for key, node in self._grid.nodes.items():
+        """Start those first that most others wait for, else in the grid's order; whether any was started.
+
+        One that waits for room keeps it from those after it: else small jobs would take each place that is freed, and
+        one that needs two of them would start last of all.
+        """
+        started, is_full = False, False
+        for key in self._order:
+            node = self._grid.nodes[key]
             if key in self._done or key in self.dead or key in self._running:
                 continue
             causes = [self.dead[need] for need in node.needs if need in self.dead]
             if causes:
                 self.dead[key] = causes[0]
-            elif all(need in self._done for need in node.needs) and self._has_room(node):
-                self._running[key] = self._start(node)
-                started = True
+            elif not self._has_ray and not is_in_process(node.stage.job, node.config):
+                self.dead[key] = f"{node.stage.name} needs Ray"
+            elif not is_full and all(need in self._done for need in node.needs) and not self._must_wait(node):
+                if self._has_room(node):
+                    self._running[key] = self._start(node)
+                    started = True
+                else:
+                    is_full = True
         return started
+
+    def _must_wait(self, node: Node) -> bool:
+        return node.stage.job == _ALONE and any(p.node.stage.job == _ALONE for p in self._running.values())
 
     def _has_room(self, node: Node) -> bool:
         if not self._running:
             return True  # a stage that can never fit says so itself
         jobs = [process.node for process in self._running.values()]
-        if node.stage.job == _ALONE and any(other.stage.job == _ALONE for other in jobs):
-            return False
         held = [demand(other.stage.job, other.config) for other in jobs]
         wanted = demand(node.stage.job, node.config)
         return all(
@@ -124,12 +153,21 @@ class Execution:
                 stream.tell(),
             )
 
+    def _note(self, process: _Process, status: int) -> None:
+        append_attempt(
+            self._run_dir,
+            artifact=process.node.key,
+            seconds=time.monotonic() - process.start_s,
+            status=status,
+        )
+
     def _take_in_ended(self) -> None:
         for key, process in list(self._running.items()):
             status = process.popen.poll()
             if status is None:
                 continue
             del self._running[key]
+            self._note(process, status)
             took = duration(time.monotonic() - process.start_s)
             if status == 0:
                 logger.info(f"experiment | {key} | done in {took}")
@@ -150,7 +188,7 @@ class Execution:
             for process in self._running.values():
                 process.popen.send_signal(signal.SIGINT)
             for process in self._running.values():
-                process.popen.wait()
+                self._note(process, process.popen.wait())
             signal.signal(signal.SIGTERM, before)
             signal.signal(signal.SIGINT, before_interrupt)
 

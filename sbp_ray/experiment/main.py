@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.questions import check_questions
 from sbp_ray.experiment.arms import BASELINE
+from sbp_ray.experiment.checks import refuse_missing_models
 from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
-from sbp_ray.experiment.grid import Grid, plan_grid
+from sbp_ray.experiment.grid import Grid, Training, plan_grid
 from sbp_ray.experiment.settings import ExperimentConfig, load_experiment
 from sbp_ray.job import Parser, exit_with, locked
 from sbp_ray.logs import set_up_logging
@@ -29,6 +32,11 @@ def _run() -> None:
     parser = Parser(prog="jobs/experiment.py", description="See docs/experiment.md.")
     parser.add_argument("--config", required=True, metavar="FILE", help="such as configs/experiment-nano.yaml")
     parser.add_argument("--plan", action="store_true", help="print the plan, and run nothing")
+    parser.add_argument(
+        "--in-process",
+        action="store_true",
+        help="without Ray: train and score what can be, with torch and transformers alone",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the experiment")
     arguments = parser.parse_args()
     set_up_logging()
@@ -37,10 +45,11 @@ def _run() -> None:
     refuse_too_little_text(grid)
     check_questions(experiment.base_config().eval)
     refuse_missing_library(experiment.base_config().tracking)
+    refuse_missing_models(grid)
     print(describe(grid))
     if not arguments.plan:
         with locked(experiment.run_dir):
-            _execute(experiment, grid, Path(sys.argv[0]).resolve().parent)
+            _execute(experiment, grid, Path(sys.argv[0]).resolve().parent, has_ray=not arguments.in_process)
 
 
 def describe(grid: Grid) -> str:
@@ -63,14 +72,22 @@ def describe(grid: Grid) -> str:
     return "\n".join(lines)
 
 
-def _execute(experiment: ExperimentConfig, grid: Grid, jobs: Path) -> None:
-    from sbp_ray.cluster import room, shared_cluster  # Ray: not before the plan is known to be good
+def _execute(experiment: ExperimentConfig, grid: Grid, jobs: Path, *, has_ray: bool) -> None:
+    from sbp_ray.cluster import room, room_here, shared_cluster  # Ray: not before the plan is known to be good
     from sbp_ray.experiment.execute import Execution, is_done
-    from sbp_ray.experiment.publish import publish
 
-    with shared_cluster(experiment.base_config().cluster) as environment:
-        there = room()
-        execution = Execution(grid, run_dir=Path(experiment.run_dir), jobs=jobs, room=there, environment=environment)
+    cluster = experiment.base_config().cluster
+    joined: AbstractContextManager[dict[str, str]] = shared_cluster(cluster) if has_ray else nullcontext({})
+    with joined as environment:
+        there = room() if has_ray else room_here()
+        execution = Execution(
+            grid,
+            run_dir=Path(experiment.run_dir),
+            jobs=jobs,
+            room=there,
+            environment=environment,
+            has_ray=has_ray,
+        )
         execution.run()
         done = [training for training in grid.trainings if is_done(grid.nodes[training.model])]
         dead = [
@@ -79,9 +96,29 @@ def _execute(experiment: ExperimentConfig, grid: Grid, jobs: Path) -> None:
             if training not in done
         ]
         if any(training.arm == BASELINE for training in done):
-            print(publish(experiment, grid, done, dead, room=there))
+            print(_measured(experiment, grid, done, dead, there) if has_ray else _scored(experiment, grid, done))
     if dead:
         raise SbpError(
             f"{len(dead)} of {len(grid.trainings)} trainings have no result; {'; '.join(dead)}; run the same command "
             "again to go on"
         )
+
+
+def _measured(
+    experiment: ExperimentConfig, grid: Grid, done: list[Training], dead: list[str], room: Mapping[str, float]
+) -> str:
+    from sbp_ray.experiment.publish import publish
+
+    return publish(experiment, grid, done, dead, room=room)
+
+
+def _scored(experiment: ExperimentConfig, grid: Grid, done: list[Training]) -> str:
+    """Score what is there, for a later run that makes the report; a line for each training."""
+    from sbp_ray.evaluation.comparison import HELD_OUT
+    from sbp_ray.experiment.measure import score_trainings
+
+    texts, scores = score_trainings(experiment, grid, done)
+    tokens = texts.num_tokens[HELD_OUT].sum()
+    losses = ((t, scores[t.model].nll[HELD_OUT].sum() / tokens) for t in done)
+    lines = [f"{t.name} seed {t.seed}: held-out {loss:.4f} nats a token" for t, loss in losses]
+    return "\n".join([*lines, "scored; the same command without --in-process makes the report"])

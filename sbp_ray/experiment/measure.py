@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,12 @@ from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.arms import Scores, TextSets, document_windows, score_checkpoint
 from sbp_ray.evaluation.comparison import HELD_OUT, graded_tokens, num_bytes
 from sbp_ray.evaluation.draws import draw_rows
-from sbp_ray.evaluation.panel import scan_corpus
 from sbp_ray.evaluation.questions import check_questions, draw_questions, iter_questions, question_example
-from sbp_ray.experiment.grid import Grid, Node
+from sbp_ray.experiment.arms import BASELINE
+from sbp_ray.experiment.grid import Grid, Node, Training
+from sbp_ray.experiment.settings import ExperimentConfig
+from sbp_ray.experiment.unseen import scan_groups
+from sbp_ray.metrics import ray_is_running
 from sbp_ray.schema import SPLITS, Split
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 
@@ -41,6 +45,8 @@ class Texts:
     unknown_questions: int
     """Left out, since the corpus lacks their group."""
     fingerprint: str
+    held_out: tuple[str, ...] = ()
+    """The documents themselves, to look for in what was trained on."""
 
 
 def choose_texts(settings: Config, corpus: Artifact) -> Texts:
@@ -74,7 +80,8 @@ def choose_texts(settings: Config, corpus: Artifact) -> Texts:
                 sizes[name] = num_bytes([question.continuation for question in asked[split]])
     how = cfg.model_dump(mode="json", exclude=_NOT_OF_SCORES)
     fingerprint = fingerprint_of({"eval": how, "corpus": corpus.fingerprint(), "seq_len": settings.pretrain.seq_len})
-    return Texts(sets, {name: graded_tokens(sets, name) for name in sets}, sizes, unknown, fingerprint)
+    graded = {name: graded_tokens(sets, name) for name in sets}
+    return Texts(sets, graded, sizes, unknown, fingerprint, tuple(row["text"] for row in rows))
 
 
 def _splits_of_groups(cfg: EvalConfig, corpus: Artifact) -> dict[str, Split]:
@@ -90,59 +97,52 @@ def _splits_of_groups(cfg: EvalConfig, corpus: Artifact) -> dict[str, Split]:
     return found
 
 
-def scan_groups(corpus: Artifact, split: Split, groups: set[str]) -> set[str]:
-    """Those of the groups that the split has."""
-    return scan_corpus(corpus, split, wanted=(), groups=groups, table=None).groups
+def score_trainings(
+    experiment: ExperimentConfig, grid: Grid, done: Sequence[Training]
+) -> tuple[Texts, dict[str, Scores]]:
+    """Choose the texts, and score each finished training on them: NLLs by the key of the model.
 
-
-def validation_groups(corpus: Artifact) -> set[str]:
-    """All held-out groups."""
-    return {
-        group
-        for name in corpus.files("validation", ".parquet")
-        for group in corpus.read_table(name, columns=["group"])["group"].unique().to_pylist()
-    }
+    Args:
+        done: repetition's among them.
+    """
+    settings = experiment.base_config()
+    base = next(grid.nodes[training.model] for training in done if training.arm == BASELINE)
+    texts = choose_texts(settings, grid.input_of(base, "corpus").artifact)
+    nodes = list({training.model: grid.nodes[training.model] for training in done}.values())
+    return texts, score_models(settings.eval, nodes, texts, Artifact("scores", f"{experiment.run_dir}/scores"))
 
 
 def score_models(cfg: EvalConfig, nodes: Sequence[Node], texts: Texts, store: Artifact) -> dict[str, Scores]:
     """NLL of every unit under every model, by the model's key; what an earlier run scored is read."""
-    import ray
-
-    resources = cfg.resources
-    score = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(score_checkpoint)
     names = {node.key: f"{node.key}-{texts.fingerprint[:8]}.json" for node in nodes}
     todo = [node for node in nodes if not store.exists(names[node.key])]
-    sets = ray.put(texts.sets)
-    running: dict[Any, Node] = {}
-    while todo or running:
-        while todo and len(running) < resources.num_workers:
-            node = todo.pop(0)
-            options = {"name": node.key, "batch_tokens": cfg.batch_tokens, "resources": resources}
-            running[score.remote(node.artifact, sets, **options)] = node
-        [ready], _ = ray.wait(list(running), num_returns=1)
-        node, found = running.pop(ready), ray.get(ready)
+    for node, found in _scored(cfg, todo, texts.sets):
         nll = {name: nll_N.tolist() for name, nll_N in found.nll.items()}
         store.write_json(names[node.key], {"nll": nll, "parameters": found.num_parameters})
         logger.info(f"experiment | {node.key} | scored")
     return {key: _scores(store.read_json(name)) for key, name in names.items()}
 
 
+def _scored(cfg: EvalConfig, todo: list[Node], sets: TextSets) -> Iterator[tuple[Node, Scores]]:
+    """As many at once as `cfg.resources` allow; one after the other, here, where there is no Ray."""
+    options: dict[str, Any] = {"batch_tokens": cfg.batch_tokens, "resources": cfg.resources}
+    if not ray_is_running():
+        yield from ((node, score_checkpoint(node.artifact, sets, name=node.key, **options)) for node in todo)
+        return
+    import ray
+
+    resources = cfg.resources
+    score = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(score_checkpoint)
+    shared, running = ray.put(sets), dict[Any, Node]()
+    waiting = iter(todo)
+    while True:
+        for node in itertools.islice(waiting, resources.num_workers - len(running)):
+            running[score.remote(node.artifact, shared, name=node.key, **options)] = node
+        if not running:
+            return
+        [ready], _ = ray.wait(list(running), num_returns=1)
+        yield running.pop(ready), ray.get(ready)
+
+
 def _scores(stored: Mapping[str, Any]) -> Scores:
     return Scores({name: np.array(nll, np.float64) for name, nll in stored["nll"].items()}, stored["parameters"])
-
-
-def decontamination(grid: Grid) -> list[dict[str, Any]]:
-    """For every corpus and synthetic text what was kept out of it, and whether a held-out group is in a train split."""
-    held_out: set[str] = set()
-    rows = []
-    for key, node in grid.nodes.items():
-        manifest = node.artifact.manifest()
-        if node.stage.job not in ("ingest", "synthesize") or manifest is None:
-            continue
-        row = {"artifact": key, "contaminated": manifest["stats"]["drops"].get("contaminated", 0)}
-        if node.stage.job == "ingest":
-            held_out = held_out or validation_groups(node.artifact)
-            row["held_out_groups"] = len(held_out)
-            row["held_out_groups_in_train"] = len(scan_groups(node.artifact, "train", held_out))
-        rows.append(row)
-    return rows

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.experiment.arms import BASELINE
+from sbp_ray.experiment.attempts import lost_hours
 from sbp_ray.experiment.costs import costs_of
 from sbp_ray.experiment.execute import is_done
 from sbp_ray.experiment.grid import Grid, Training
-from sbp_ray.experiment.measure import choose_texts, decontamination, score_models
+from sbp_ray.experiment.measure import score_trainings
 from sbp_ray.experiment.quality import mining_rows, quality_facts
 from sbp_ray.experiment.results import (
     arm_table,
@@ -21,6 +22,7 @@ from sbp_ray.experiment.results import (
     synthetic_rows,
 )
 from sbp_ray.experiment.settings import ExperimentConfig
+from sbp_ray.experiment.unseen import decontamination
 from sbp_ray.provenance import provenance
 from sbp_ray.report.experiment import render_experiment, render_table
 
@@ -42,12 +44,16 @@ def publish(
     """
     out = Artifact("experiment", experiment.run_dir)
     settings = experiment.base_config()
-    base = next(grid.nodes[training.model] for training in done if training.arm == BASELINE)
-    texts = choose_texts(settings, grid.input_of(base, "corpus").artifact)
-    nodes = list({training.model: grid.nodes[training.model] for training in done}.values())
-    scores = score_models(settings.eval, nodes, texts, Artifact("scores", f"{experiment.run_dir}/scores"))
+    texts, scores = score_trainings(experiment, grid, done)
     finished = [key for key, node in grid.nodes.items() if is_done(node)]
-    costs = costs_of(grid, finished, room=room, dollars_per_hour=experiment.dollars_per_hour)
+    run_dir = Path(experiment.run_dir)
+    costs = costs_of(
+        grid,
+        finished,
+        room=room,
+        dollars_per_hour=experiment.dollars_per_hour,
+        lost_hours=lost_hours(run_dir),
+    )
     arms = arm_table(experiment, grid, done, scores, texts, costs)
     results: dict[str, Any] = {
         "run_dir": experiment.run_dir,
@@ -66,7 +72,7 @@ def publish(
         "synthetic": synthetic_rows(grid, done),
         "quality": quality_facts(experiment, grid, done, Artifact("quality", f"{experiment.run_dir}/quality")),
         "mining": mining_rows(grid, done),
-        "decontamination": decontamination(grid),
+        "decontamination": decontamination(grid, texts.held_out, settings.decontaminate.ngram_words),
         "artifacts": artifact_rows(grid, costs, costs.__contains__),
         "dead": list(dead),
         "made_by": provenance() | {"cluster": _shown(room)},

@@ -15,7 +15,7 @@ from sbp_ray.evaluation.comparison import HELD_OUT
 from sbp_ray.evaluation.flow import loss_curve
 from sbp_ray.evaluation.intervals import Interval, bootstrap_ratio
 from sbp_ray.experiment.arms import BASELINE, ORACLE
-from sbp_ray.experiment.costs import Cost, planned_tokens
+from sbp_ray.experiment.costs import Cost, cost_of_model, planned_tokens
 from sbp_ray.experiment.grid import Grid, Training
 from sbp_ray.experiment.measure import ANSWERS, Texts
 from sbp_ray.experiment.settings import ExperimentConfig
@@ -134,13 +134,12 @@ def _gain_by_unit(
 
 
 def _mean_cost(grid: Grid, trainings: Any, costs: Mapping[str, Cost]) -> dict[str, float]:
-    """Of everything that a model was made from: what arms share is charged to each of them."""
-    return _mean([sum((costs[key] for key in grid.ancestry(t.model)), Cost()) for t in trainings]).as_dict()
+    """Of everything that a model was made from, the mean of its seeds: what arms share is charged to each of them."""
+    return _mean([cost_of_model(grid, t.model, costs) for t in trainings]).as_dict()
 
 
 def _mean(found: Sequence[Cost]) -> Cost:
-    total = sum(found, Cost())
-    return Cost(total.flops / len(found), total.hours / len(found), total.dollars / len(found))
+    return sum(found, Cost()).times(1 / len(found))
 
 
 def _dict(found: Interval | None) -> dict[str, float] | None:

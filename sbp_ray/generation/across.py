@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from sbp_ray import schema
 from sbp_ray.artifacts import Artifact
-from sbp_ray.generation.copies import copies_of_corpus
 from sbp_ray.generation.ledger import part_name
 from sbp_ray.generation.merging import COPY_OF_SYNTHETIC, compared_name, signatures, signatures_name
 from sbp_ray.generation.sources import read_shard
 from sbp_ray.shards import Stats
+from sbp_ray.text.copies import copies_of_corpus
 
 
 class ShardComparer:

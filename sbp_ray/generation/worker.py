@@ -30,6 +30,7 @@ from sbp_ray.generation.merging import merge_shard, quarantine_so_far
 from sbp_ray.generation.slots import Slots
 from sbp_ray.generation.sources import Source, Sources, choose_sources, corpus_shards, read_shard, start_order
 from sbp_ray.logs import set_up_logging
+from sbp_ray.rounds import round_of_text
 from sbp_ray.shards import shard_name
 from sbp_ray.text.contamination import read_evaluation_sets
 from sbp_ray.text.minhash import document_signature
@@ -67,7 +68,7 @@ class ShardWorker:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self._in, self._cfg = inputs, inputs.cfg
         self._ngrams = read_evaluation_sets(inputs.decontaminate)
-        self._version = inputs.synthesizer.fingerprint()
+        self._version, self._round = inputs.synthesizer.fingerprint(), round_of_text(inputs.synthesizer)
         self._tokenizer = load_tokenizer(inputs.synthesizer.local_copy("model"))
         self._special = special_ids(self._tokenizer)
         self._text_ids = frozenset(range(len(self._tokenizer))) - {*self._special}
@@ -210,6 +211,7 @@ class ShardWorker:
             "input_ids": ids,
             "finish_reason": one.result.finish_reason,
             "synthesizer": self._version,
+            "round": self._round,
             "seed": sample_seed(self._cfg.seed, one.source.doc_id, one.sample),
             "temperature": self._cfg.temperature,
             "top_p": self._cfg.top_p,

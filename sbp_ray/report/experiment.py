@@ -87,7 +87,7 @@ def gain_words(found: Mapping[str, Any]) -> str:
 
 def best_sbp(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The arm with SBP text that gained most."""
-    sbp = [arm for arm in results["arms"] if arm["like"] == "sbp"]
+    sbp = _comparable(results)
     return max(sbp, key=lambda arm: arm["measures"][HEADLINE]["gain"]) if sbp else None
 
 
@@ -95,11 +95,17 @@ def answer(results: Mapping[str, Any]) -> str:
     """What SBP gained, plus or minus what, at what cost, against repetition and the oracle."""
     best = best_sbp(results)
     if best is None:
-        return "No arm of this experiment trained on synthetic text as SBP does."
+        return "No arm of this experiment trained on synthetic text as SBP does, on as many tokens as repetition."
     found = best["measures"][HEADLINE]
     [base] = [arm for arm in results["arms"] if arm["name"] == "repetition"]
     times = best["cost"]["flops"] / base["cost"]["flops"]
     return f"{_verdict(best['name'], found)}, at {times:.1f} times its cost{_beside_oracle(found)}."
+
+
+def _comparable(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Arms with SBP text that trained on as many tokens as repetition."""
+    [base] = [arm for arm in results["arms"] if arm["name"] == "repetition"]
+    return [arm for arm in results["arms"] if arm["like"] == "sbp" and arm["tokens"] == base["tokens"]]
 
 
 def _verdict(name: str, found: Mapping[str, Any]) -> str:
@@ -122,11 +128,18 @@ def _beside_oracle(found: Mapping[str, Any]) -> str:
 def remarks(results: Mapping[str, Any]) -> list[str]:
     """What a reader must know to believe the answer, or not."""
     found = []
-    sbp = [arm for arm in results["arms"] if arm["like"] == "sbp"]
+    sbp = _comparable(results)
     if len(sbp) > 1:
         found.append(
             f"The best of {len(sbp)} arms with SBP text is named, chosen by this same measure, which flatters SBP."
         )
+    [base] = [arm for arm in results["arms"] if arm["name"] == "repetition"]
+    for arm in results["arms"]:
+        if arm["tokens"] != base["tokens"]:
+            found.append(
+                f"{arm['name']} trained on {words.scaled(arm['tokens'])} tokens and repetition on "
+                f"{words.scaled(base['tokens'])}: its gain is not one at equal tokens."
+            )
     oracle = [arm for arm in results["arms"] if arm["like"] == "oracle"]
     if oracle and not _excludes_zero(oracle[0]["measures"][HEADLINE]["gain_by_seed"]):
         found.append(

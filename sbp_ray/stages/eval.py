@@ -34,7 +34,8 @@ from sbp_ray.evaluation.samples import (
 from sbp_ray.evaluation.scan import Scan
 from sbp_ray.evaluation.tasks import results
 from sbp_ray.provenance import provenance
-from sbp_ray.report import render_page, render_summary
+from sbp_ray.report.page import render_page
+from sbp_ray.report.summary import render_summary
 from sbp_ray.schema import SPLITS, Split
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 

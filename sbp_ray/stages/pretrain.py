@@ -11,16 +11,17 @@ from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture
 from sbp_ray.model import num_parameters, padded_vocab_size, read_base_shape
-from sbp_ray.shards import Stats, map_shards, shard_name
+from sbp_ray.rounds import round_of
+from sbp_ray.shards import Stats, run_tasks, shard_name
 from sbp_ray.text.packing import pack_examples
 from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
 from sbp_ray.training.gate import check_export
 from sbp_ray.training.journal import last_row, survived
+from sbp_ray.training.launch import fit
 from sbp_ray.training.packed import packed_source, packing_stats, realised
 from sbp_ray.training.plan import TrainingPlan, rows_folder
 from sbp_ray.training.refusals import refuse_other_tokenizer, refuse_short_context
-from sbp_ray.training.worker import fit
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def pretrain(
     logger.info(f"{stage} | {sources}")
     fit(plan)
     return {
+        "round": 0 if synthetic is None else round_of(synthetic),
         "parameters": num_parameters(model, vocab_size),
         "vocab_size": vocab_size,
         "steps": plan.num_steps,
@@ -114,7 +116,7 @@ def _pack(
     ]
     todo = [item for item in items if not out.exists(shard_name(rows_folder(item["source"]), item["shard"]))]
     arguments = (cfg.seq_len, special, inputs, out)
-    map_shards(
+    run_tasks(
         f"{stage} packing", _PackDocuments, arguments, todo, num_done=len(items) - len(todo), resources=cfg.resources
     )
     return {source: packing_stats(out, source) for source in inputs}

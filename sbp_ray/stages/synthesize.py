@@ -17,6 +17,7 @@ import ray
 
 from sbp_ray import metrics
 from sbp_ray.artifacts import STARTED, Artifact
+from sbp_ray.cluster import WRITER_CPUS
 from sbp_ray.config import DecontaminateConfig, EngineConfig, Resources, SynthesizeConfig
 from sbp_ray.engine.running import running_synthesizer
 from sbp_ray.errors import SbpError
@@ -27,6 +28,7 @@ from sbp_ray.generation.merging import compared_name, remove_traces
 from sbp_ray.generation.sources import corpus_shards, shard_quotas
 from sbp_ray.generation.tally import reported
 from sbp_ray.generation.worker import OPEN_SHARDS, Inputs, ShardWorker, too_many_bad
+from sbp_ray.rounds import round_of_text
 from sbp_ray.shards import Stats, add_stats, run_tasks
 from sbp_ray.text.contamination import read_evaluation_sets, told
 
@@ -54,16 +56,17 @@ def synthesize_documents(
 
     Returns:
         Counts: `documents` kept, `tokens` in them, `d1` drawn, `samples` asked for, `drops` by reason, the same
-        of `real_text`, and what the evaluation sets hit; kept and dropped samples add up to `samples`.
+        of `real_text`, and what the evaluation sets hit; kept and dropped samples add up to `samples`. And `round`.
 
     Raises:
         SbpError: there is nothing to draw from, a shard or an evaluation set cannot be read, the engine cannot start,
             or too many samples cannot be drawn.
     """
     ngrams = read_evaluation_sets(decontaminate)  # before any work
+    number = round_of_text(synthesizer)
     if cfg.finished_of is not None:
         taken = take_finished(Artifact("synthetic", cfg.finished_of), synthesizer, out)
-        return _totals(out, taken, ngrams)
+        return _totals(out, taken, ngrams, number)
     shards = corpus_shards(corpus)
     quotas = shard_quotas(cfg, [corpus.num_rows(shard) for shard in shards])
     todo = [{"shard": shard, "quota": quota} for shard, quota in enumerate(quotas) if not out.exists(part_name(shard))]
@@ -91,7 +94,7 @@ def synthesize_documents(
                 _run(todo, Inputs(*arguments, max_bad, tally), num_workers)
             spent = {"last_run": _spent(reporter.tokens, reporter.dollars, time.monotonic() - start)}
     _compare_shards(cfg, len(shards), out)
-    return _totals(out, [part_name(shard) for shard in range(len(shards))], ngrams) | spent
+    return _totals(out, [part_name(shard) for shard in range(len(shards))], ngrams, number) | spent
 
 
 def take_finished(growing: Artifact, synthesizer: Artifact, out: Artifact) -> list[str]:
@@ -132,9 +135,10 @@ def _spent(tokens: int, dollars: float, seconds: float) -> Stats:
     }
 
 
-def _totals(out: Artifact, parts: Sequence[str], ngrams: Any) -> Stats:
+def _totals(out: Artifact, parts: Sequence[str], ngrams: Any, number: int) -> Stats:
     stats = add_stats(map(out.read_stats, parts))
     stats["contaminated"] = ngrams.counted(stats["drops"].get("contaminated", 0), stats["contaminated"])
+    stats["round"] = number
     if stats["contaminated"]:
         logger.info(f"{_STAGE} | {told(stats['contaminated'])}")
     prompts = stats["prompt_tokens"]
@@ -162,7 +166,7 @@ def _run(todo: list[dict[str, int]], inputs: Inputs, num_workers: int) -> None:
         ShardWorker,
         fn_constructor_args=(inputs,),
         compute=ray.data.ActorPoolStrategy(size=num_workers, max_concurrent_calls_per_actor=OPEN_SHARDS),
-        num_cpus=0.5,
+        num_cpus=WRITER_CPUS,
     )
     dataset.set_name(_STAGE)
     for row in dataset.iter_rows():

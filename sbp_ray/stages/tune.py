@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -20,6 +19,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.intervals import bootstrap_ratio
 from sbp_ray.mixing import Mixture
 from sbp_ray.model import read_base_shape
+from sbp_ray.rounds import round_of
 from sbp_ray.schema import shard_of
 from sbp_ray.scoring import sum_nll
 from sbp_ray.shards import Stats, shard_name
@@ -27,11 +27,11 @@ from sbp_ray.text.pair_format import Example, pair_example, unconditional_exampl
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
 from sbp_ray.training.gate import check_export
 from sbp_ray.training.journal import last_row, survived
+from sbp_ray.training.launch import fit
 from sbp_ray.training.packed import packed_source, packing_stats, realised
 from sbp_ray.training.pair_rows import SOURCES, pack_pairs
 from sbp_ray.training.plan import MODEL_FOLDER, TrainingPlan, rows_folder
 from sbp_ray.training.refusals import refuse_other_tokenizer, refuse_short_context
-from sbp_ray.training.worker import fit
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
     )
     fit(plan)
     return {
+        "round": round_of(base_lm) + 1,
         "steps": num_steps,
         "positions": num_steps * cfg.batch_rows * cfg.seq_len,
         "mixture": realised(plan.mixture, packed, cfg.seq_len),
@@ -175,8 +176,13 @@ def _groups(corpus: Artifact, texts: dict[str, list[int]]) -> dict[str, str]:
 def _measure_gain(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: SpecialIds, out: Artifact) -> Stats:
     """NLL a token of held-out d2 given d1, given an unrelated document, and alone; in one worker of the cluster."""
     resources = cfg.resources
-    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(_score_pairs)
-    gain = ray.get(task.remote(cfg, corpus, pairs, special, out))
+    if resources.in_process:
+        gain = _score_pairs(cfg, corpus, pairs, special, out)
+    else:
+        import ray
+
+        task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(_score_pairs)
+        gain = ray.get(task.remote(cfg, corpus, pairs, special, out))
     if gain["pairs"]:
         logger.info(
             f"{STAGE} | held-out d2, nats a token: {gain['nll_given_d1']:.3f} given d1, "

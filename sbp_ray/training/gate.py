@@ -25,23 +25,19 @@ _CHECKED = "checked.json"
 
 
 def check_export(stage: str, cfg: TrainingConfig, out: Artifact) -> dict[str, Any]:
-    """Compare in a fresh worker of the cluster; returns what was compared.
+    """Compare in a fresh worker of the cluster, or in this process under `in_process`; returns what was compared.
 
     Raises:
         SbpError: a token's log-probability differs by more than `TOLERANCE_NATS`: the export is refused.
     """
     if out.exists(_CHECKED):
         return out.read_json(_CHECKED)
-    import ray
-
-    task = ray.remote(num_cpus=cfg.resources.num_cpus, num_gpus=cfg.resources.num_gpus, max_calls=1)(largest_difference)
-    quiet = {"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}}
     num_tokens = sum(len(document["positions"]) for document in out.read_json(EXPORT_CHECK))
     if not num_tokens:
         raise SbpError(
             f"{stage}: the export is refused: no token to check it by: ingest more text, or longer documents"
         )
-    difference = ray.get(task.options(runtime_env=quiet).remote(out, cfg.export_check, cfg.dtype))
+    difference = _difference(cfg, out)
     checked = {
         "by": cfg.export_check,
         "tokens": num_tokens,
@@ -60,6 +56,18 @@ def check_export(stage: str, cfg: TrainingConfig, out: Artifact) -> dict[str, An
         f"largest difference {difference:.1e} nats"
     )
     return checked
+
+
+def _difference(cfg: TrainingConfig, out: Artifact) -> float:
+    """In a fresh worker of the cluster, or here where the training was here."""
+    resources = cfg.resources
+    if resources.in_process:
+        return largest_difference(out, cfg.export_check, cfg.dtype)
+    import ray
+
+    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_calls=1)(largest_difference)
+    quiet = {"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}}
+    return float(ray.get(task.options(runtime_env=quiet).remote(out, cfg.export_check, cfg.dtype)))
 
 
 def largest_difference(out: Artifact, by: ExportCheck, dtype: Dtype) -> float:

@@ -22,6 +22,7 @@ from sbp_ray.training.step import update
 
 NUM_EVALUATIONS = 10  # held-out losses on the way, for the curve
 EVALUATION_BATCHES = 2  # rows of each, in optimizer batches
+EVALUATION_TOKENS = 16_384  # and no less than this: a curve of a few documents says nothing
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -97,7 +98,8 @@ def _evaluate(
 ) -> dict[str, float]:
     """NLL a graded token of the first held-out rows. Every rank makes the same number of passes: FSDP demands it."""
     model.eval()
-    addresses = held_out_addresses(plan, EVALUATION_BATCHES * plan.config.batch_rows)
+    num_rows = max(EVALUATION_BATCHES * plan.config.batch_rows, EVALUATION_TOKENS // plan.config.seq_len)
+    addresses = held_out_addresses(plan, num_rows)
     addresses += [None] * (-len(addresses) % (plan.config.micro_batch_rows * dist.get_world_size()))
     totals = [0.0, 0.0]
     for batch in reader.batches(addresses[dist.get_rank() :: dist.get_world_size()], plan.config.micro_batch_rows):

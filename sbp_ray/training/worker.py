@@ -17,10 +17,8 @@ from sbp_ray import metrics
 from sbp_ray.config import Resources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import set_up_logging
-from sbp_ray.training.export import is_exported
 from sbp_ray.training.loop import is_evaluation, train
 from sbp_ray.training.plan import TrainingPlan
-from sbp_ray.training.refusals import refuse_missing_extra
 
 _GAUGES = {
     "sbp_loss_nats": "loss_nats",
@@ -35,16 +33,13 @@ _GAUGES = {
 """Of a step's row, on Ray's metrics."""
 
 
-def fit(plan: TrainingPlan) -> None:
-    """Run the plan on the cluster, from its newest checkpoint, until `model/` is written.
+def fit_on_cluster(plan: TrainingPlan) -> None:
+    """Run the plan on Ray Train's workers.
 
     Raises:
         SbpError: the training diverged, or a checkpoint could not be written.
         ray.train.TrainingFailedError: the workers failed, or were taken away, more often than `resources` allows.
     """
-    if is_exported(plan.out):
-        return
-    refuse_missing_extra(plan.config)
     resources = plan.config.resources
     most = -1 if resources.max_preemptions is None else resources.max_preemptions
     trainer = TorchTrainer(
@@ -66,7 +61,6 @@ def fit(plan: TrainingPlan) -> None:
     )
     if problem := _fit_in_thread(trainer).return_value:
         raise SbpError(problem)
-    assert is_exported(plan.out), f"{plan.stage} ended without {plan.out.url}/model"
 
 
 def _per_worker(resources: Resources) -> dict[str, float]:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from invented_panel import beside_d1, interval, panel, synthetic_column, text_column
 
-from sbp_ray.report import render_page, render_summary
+from sbp_ray.report.page import render_page
+from sbp_ray.report.summary import render_summary
 from sbp_ray.report.words import answer, scale_sentence, scale_warning, scaled, signed
 
 

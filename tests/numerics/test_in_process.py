@@ -1,0 +1,129 @@
+"""Trainings and scores of an experiment on a machine that has torch and transformers, and neither Ray nor vLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
+from sbp_ray.experiment.grid import plan_grid
+from sbp_ray.experiment.settings import load_experiment
+from sbp_ray.schema import DOCUMENT
+from sbp_ray.text.tokenizer import encode_texts, train_tokenizer
+
+JOBS = Path(__file__).parents[2] / "jobs"
+ABSENT = ("ray", "vllm", "sentence_transformers", "scipy", "matplotlib", "jinja2")
+"""Of what this project installs: torch, transformers, NumPy, PyArrow, Pydantic, PyYAML and psutil are left."""
+BASE = {
+    "model": {
+        **{"num_layers": 1, "hidden_size": 32, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "ffn_size": 48},
+        "max_positions": 64,
+    },
+    "pretrain": {
+        **{"seq_len": 32, "batch_rows": 2, "total_tokens": 32 * 2 * 20, "peak_lr": 1e-2, "dtype": "float32"},
+        "checkpoint_every": 1,
+        "resources": {"num_threads": 1, "in_process": True},
+    },
+    "tune": {"seq_len": 64, "batch_rows": 2, "peak_lr": 1e-3},
+    "engine": {"max_model_len": 64},
+    "synthesize": {"max_tokens": 24},
+}
+
+
+def _write_corpus(made: Artifact, fingerprint: str) -> None:
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(["sea", "sun", "sand", "salt", "swim", "surf"], k=20)) for _ in range(60)]
+    tokenizer = train_tokenizer(texts, 300)
+    tokenizer.save_pretrained(made.path("tokenizer"))
+    for split, part in (("train", range(50)), ("validation", range(50, 60))):
+        ids = encode_texts(tokenizer, [texts[n] for n in part])
+        rows = [
+            {"doc_id": f"{n:032x}", "group": str(n), "text": texts[n], "input_ids": own}
+            for n, own in zip(part, ids, strict=True)
+        ]
+        made.write_table(f"{split}/part-00000.parquet", pa.Table.from_pylist(rows, schema=DOCUMENT))
+    made.write_json(STARTED, {"fingerprint": fingerprint, "recipe": {"settings": {}, "inputs": {}}})
+    made.write_json(MANIFEST, {"stats": {"train": {"documents": 50}, "drops": {}}, "wall_s": 1.0})
+
+
+class Experiment:
+    """One arm and seed, whose corpus is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._file = folder, folder / "experiment.yaml"
+        (folder / "docs.jsonl").write_text('{"text": "one"}\n')
+        base = {**BASE, "ingest": {"input": [str(folder / "docs.jsonl")]}}
+        tree: dict[str, Any] = {"run_dir": str(folder / "run"), "base": base, "seeds": [0]}
+        self._file.write_text(json.dumps({**tree, "arms": {"repetition": {}}}))  # JSON is YAML
+        self._grid = plan_grid(load_experiment(str(self._file), []))
+        [corpus] = [node for node in self._grid.nodes.values() if node.stage.job == "ingest"]
+        self.corpus = corpus.artifact
+        _write_corpus(self.corpus, corpus.fingerprint)
+        (folder / "absent").mkdir()
+        (folder / "absent" / "sitecustomize.py").write_text(
+            f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))  # their import fails\n"
+        )
+
+    def start(self) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(self._folder / "absent")}
+        command = [sys.executable, str(JOBS / "experiment.py"), "--config", str(self._file), "--in-process"]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=self._folder
+        )
+
+    def steps(self) -> list[int]:
+        """Those recorded so far."""
+        path = Path(self.model.path("metrics.jsonl"))
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def model(self) -> Artifact:
+        return self._grid.nodes[self._grid.trainings[0].model].artifact
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    return Experiment(tmp_path)
+
+
+def test_a_training_is_made_in_pieces_and_scored_without_ray(experiment: Experiment) -> None:
+    first = experiment.start()
+    while len(experiment.steps()) < 3:
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    first.communicate()
+    assert first.returncode == 130
+    assert not experiment.model.exists(MANIFEST)
+
+    second = experiment.start()
+    said, errors = second.communicate()
+    assert second.returncode == 0, errors
+    assert experiment.steps() == list(range(1, 21))  # each once, over both pieces
+    [line] = [line for line in said.splitlines() if line.startswith("repetition seed 0: ")]
+    assert float(line.split()[4]) == pytest.approx(_held_out_loss(experiment.model, experiment.corpus), abs=1e-3)
+
+
+def _held_out_loss(trained: Artifact, corpus: Artifact) -> float:
+    """By transformers' own loss: <bos> text <eos>, every token but the first graded."""
+    model = AutoModelForCausalLM.from_pretrained(trained.path("model"), dtype=torch.float32)
+    nll = tokens = 0.0
+    for ids in corpus.read_table("validation/part-00000.parquet")["input_ids"].to_pylist():
+        whole = torch.tensor([[model.config.bos_token_id, *ids, model.config.eos_token_id]])
+        assert whole.shape[1] <= 32
+        with torch.inference_mode():
+            nll += model(input_ids=whole, labels=whole).loss.item() * (whole.shape[1] - 1)
+        tokens += whole.shape[1] - 1
+    return nll / tokens

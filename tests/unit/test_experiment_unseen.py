@@ -1,0 +1,50 @@
+"""Held-out text is looked for in everything that an arm trains on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+from small_experiment import small_grid
+
+from sbp_ray.artifacts import MANIFEST, STARTED
+from sbp_ray.experiment.unseen import decontamination
+from sbp_ray.schema import DOCUMENT
+
+RUN = "one two three four five six seven eight nine ten eleven twelve thirteen"
+HELD_OUT = [
+    f"It begins. {RUN}; and it goes on.",
+    "another held-out document of its own words, as long as a run of words",
+]
+TRAIN = ["real text of other words", f"Quoting: {RUN}!", RUN.removesuffix(" thirteen")]  # twelve words are too few
+WRITTEN = ["a new text", f"and, {RUN.upper()}", f"again {RUN}"]
+
+
+def _documents(texts: list[str], groups: list[str]) -> pa.Table:
+    rows = zip(texts, groups, strict=True)
+    return pa.Table.from_pylist(
+        [
+            {"doc_id": f"{n:032x}", "group": group, "text": text, "input_ids": [5]}
+            for n, (text, group) in enumerate(rows)
+        ],
+        schema=DOCUMENT,
+    )
+
+
+def test_documents_that_share_a_run_of_words_with_a_held_out_one_are_counted(tmp_path: Path) -> None:
+    grid = small_grid(tmp_path, "repetition", "sbp", seeds=[0], shares=[0.02])
+    for node in grid.nodes.values():
+        if node.stage.job in ("ingest", "synthesize"):
+            node.artifact.write_json(STARTED, {"fingerprint": node.fingerprint})
+            node.artifact.write_json(MANIFEST, {"stats": {"drops": {"contaminated": 4}}})
+        if node.stage.job == "ingest":
+            node.artifact.write_table("train/part-00000.parquet", _documents(TRAIN, ["a", "b", "c"]))
+            node.artifact.write_table("validation/part-00000.parquet", _documents(HELD_OUT, ["c", "d"]))
+        if node.stage.job == "synthesize":
+            for shard, texts in enumerate((WRITTEN[:2], WRITTEN[2:])):
+                node.artifact.write_table(f"part-{shard:05d}.parquet", pa.table({"text": texts}))
+    corpus, synthetic = decontamination(grid, HELD_OUT, 13)
+    assert (corpus["documents"], corpus["sharing_held_out_text"]) == (3, 1)
+    assert (corpus["held_out_groups"], corpus["held_out_groups_in_train"]) == (2, 1)  # c is on both sides
+    assert (synthetic["documents"], synthetic["sharing_held_out_text"]) == (3, 2)
+    assert (corpus["contaminated"], synthetic["contaminated"]) == (4, 4)
