@@ -171,6 +171,24 @@ def test_a_job_that_needs_more_room_is_not_passed_over_by_smaller_ones(small: Sm
     assert second not in execution._running
 
 
+def test_what_most_others_wait_for_starts_first(small: Small) -> None:
+    """Of two trainings that are ready, the base LM of all that is synthetic, though the plan names the other first."""
+    arms = {"repetition": {}, "regularised": {}, "unconditional": {}}
+    grid = small.plan(arms=arms, seeds=[1, 0], synthesizer_per_seed=False)
+    execution = Execution(
+        grid, run_dir=small.folder / "run", jobs=small.jobs, room={"CPU": 2}, environment={"RAY_ADDRESS": "x"}
+    )
+    execution._done = {key for key, node in grid.nodes.items() if node.stage.job in ("ingest", "embed")}
+    execution._start = lambda node: SimpleNamespace(node=node)  # type: ignore[method-assign, assignment, return-value]
+    assert execution._start_what_can()
+    base_lm, *_ = [training.model for training in grid.trainings if training.arm == "repetition"]
+    assert list(execution._running) == [base_lm]
+    execution._running.clear()
+    execution._done.add(base_lm)
+    assert execution._start_what_can()
+    assert [grid.nodes[key].stage.job for key in execution._running] == ["synthesize"]
+
+
 def test_every_attempt_is_noted_with_how_it_ended(small: Small) -> None:
     (small.jobs / "ingest-fails").write_text("the disk is full: make room")
     grid = small.plan("repetition")
