@@ -21,6 +21,8 @@ from sbp_ray.logs import set_up_logging
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "sbp_ray"
+WRITER_CPUS = 0.5
+"""Of each actor that asks an engine for documents and writes them; there is one for each engine."""
 _DASHBOARD = "RAY_API_SERVER_ADDRESS"
 
 
@@ -168,7 +170,7 @@ def room_here() -> dict[str, float]:
 
 
 def demand(job: str, config: Config) -> dict[str, float]:
-    """CPUs and GPUs that a job's workers hold."""
+    """CPUs and GPUs that a job's workers hold at the same time."""
     return _engine_demand(config.engine) if job == "synthesize" else _demand(getattr(config, job).resources)
 
 
@@ -201,7 +203,7 @@ def _demand(resources: Resources) -> dict[str, float]:
 def _engine_demand(engine: EngineConfig) -> dict[str, float]:
     replicas = max(1, engine.resources.min_replicas)
     gpus = engine.tensor_parallel_size if engine.resources.num_gpus else 0
-    return {"CPU": replicas * engine.resources.num_cpus, "GPU": replicas * gpus}
+    return {"CPU": replicas * (engine.resources.num_cpus + WRITER_CPUS), "GPU": replicas * gpus}
 
 
 # One pipeline for each run directory on a cluster

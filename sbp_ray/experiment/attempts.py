@@ -1,7 +1,7 @@
 """What ran when: a line for each process that the experiment started, so that work which was done twice is paid twice.
 
 An artifact's manifest tells the wall time of the run that finished it. Those before it, which failed or were
-interrupted, stand here alone; so does the commit that the code was at.
+interrupted, stand here alone.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 ATTEMPTS = "attempts.jsonl"
 
 
-def append_attempt(run_dir: Path, *, artifact: str, seconds: float, status: int, commit: str | None) -> None:
+def append_attempt(run_dir: Path, *, artifact: str, seconds: float, status: int) -> None:
     """Note a process that has ended."""
     ended = datetime.now(UTC).isoformat(timespec="seconds")
-    row = {"artifact": artifact, "ended": ended, "seconds": round(seconds, 1), "status": status, "commit": commit}
+    row = {"artifact": artifact, "ended": ended, "seconds": round(seconds, 1), "status": status}
     with (run_dir / ATTEMPTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
@@ -29,12 +29,6 @@ def lost_hours(run_dir: Path) -> dict[str, float]:
         if row["status"] != 0:
             hours[row["artifact"]] = hours.get(row["artifact"], 0.0) + row["seconds"] / 3600
     return hours
-
-
-def commits(run_dir: Path) -> list[str]:
-    """Those that finished artifacts were made at, the first first."""
-    found = [row["commit"] for row in _rows(run_dir) if row["status"] == 0 and row["commit"]]
-    return list(dict.fromkeys(found))
 
 
 def _rows(run_dir: Path) -> list[dict[str, Any]]:

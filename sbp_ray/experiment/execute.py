@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,6 @@ from sbp_ray.experiment.attempts import append_attempt
 from sbp_ray.experiment.checks import refuse_made
 from sbp_ray.experiment.grid import Grid, Node
 from sbp_ray.logs import duration
-from sbp_ray.provenance import commit
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,9 @@ class Execution:
         """
         self._grid, self._run_dir, self._jobs = grid, run_dir, jobs
         self._room, self._environment = room, environment
-        self._commit, self._has_ray = commit(), has_ray
+        self._has_ray = has_ray
+        waiting = Counter(need for key in grid.nodes for need in grid.ancestry(key))
+        self._order = sorted(grid.nodes, key=lambda key: -waiting[key])  # stable: needs still come first
         self._running: dict[str, _Process] = {}
         self._done: set[str] = set()
         self.dead: dict[str, str] = {}
@@ -92,13 +94,14 @@ class Execution:
         self.dead |= refuse_made(self._grid, key)
 
     def _start_what_can(self) -> bool:
-        """Start nodes in the grid's order; whether any was started.
+        """Start those first that most others wait for, else in the grid's order; whether any was started.
 
         One that waits for room keeps it from those after it: else small jobs would take each place that is freed, and
         one that needs two of them would start last of all.
         """
         started, is_full = False, False
-        for key, node in self._grid.nodes.items():
+        for key in self._order:
+            node = self._grid.nodes[key]
             if key in self._done or key in self.dead or key in self._running:
                 continue
             causes = [self.dead[need] for need in node.needs if need in self.dead]
@@ -156,7 +159,6 @@ class Execution:
             artifact=process.node.key,
             seconds=time.monotonic() - process.start_s,
             status=status,
-            commit=self._commit,
         )
 
     def _take_in_ended(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.experiment.attempts import commits, lost_hours
+from sbp_ray.experiment.attempts import lost_hours
 from sbp_ray.experiment.benchmarks import benchmark_results
 from sbp_ray.experiment.costs import costs_of
 from sbp_ray.experiment.execute import is_done
@@ -80,7 +80,7 @@ def publish(
         "decontamination": decontamination(grid, texts.held_out, settings.decontaminate.ngram_words),
         "artifacts": artifact_rows(grid, costs, costs.__contains__),
         "dead": list(dead),
-        "made_by": provenance() | {"cluster": _shown(room), "commits_of_artifacts": commits(run_dir)},
+        "made_by": provenance() | {"cluster": _shown(room)},
         "settings": experiment.model_dump(mode="json"),
     }
     out.write_json("experiment.json", results)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.evaluation.scan import Scan, scan_shards
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.schema import Split
 from sbp_ray.shards import call_each
@@ -63,20 +62,14 @@ def _count_shard(name: str, made: Artifact, ngrams: EvaluationNgrams) -> tuple[i
 
 def scan_groups(corpus: Artifact, split: Split, groups: set[str]) -> set[str]:
     """Those of the groups that the split has."""
-    total = Scan()
-    for found in call_each(_scan_for_groups, corpus.files(split, ".parquet"), corpus, groups):
-        total.add(found)
-    return total.groups
+    found = call_each(_groups_of_shard, corpus.files(split, ".parquet"), corpus)
+    return groups.intersection(set().union(*found))
 
 
-def _scan_for_groups(name: str, corpus: Artifact, groups: set[str]) -> Scan:
-    return scan_shards(corpus, {name: ()}, groups=groups, table=None)
+def _groups_of_shard(name: str, corpus: Artifact) -> set[str]:
+    return set(corpus.read_table(name, columns=["group"])["group"].unique().to_pylist())
 
 
 def validation_groups(corpus: Artifact) -> set[str]:
     """All held-out groups."""
-    return {
-        group
-        for name in corpus.files("validation", ".parquet")
-        for group in corpus.read_table(name, columns=["group"])["group"].unique().to_pylist()
-    }
+    return set().union(*(_groups_of_shard(name, corpus) for name in corpus.files("validation", ".parquet")))

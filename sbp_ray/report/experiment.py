@@ -86,7 +86,7 @@ def gain_words(found: Mapping[str, Any]) -> str:
 
 
 def best_sbp(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The arm with SBP text that gained most, of those that trained on as many tokens as repetition."""
+    """The arm with SBP text that gained most."""
     sbp = _comparable(results)
     return max(sbp, key=lambda arm: arm["measures"][HEADLINE]["gain"]) if sbp else None
 

@@ -17,6 +17,7 @@ import ray
 
 from sbp_ray import metrics
 from sbp_ray.artifacts import STARTED, Artifact
+from sbp_ray.cluster import WRITER_CPUS
 from sbp_ray.config import DecontaminateConfig, EngineConfig, Resources, SynthesizeConfig
 from sbp_ray.engine.running import running_synthesizer
 from sbp_ray.errors import SbpError
@@ -165,7 +166,7 @@ def _run(todo: list[dict[str, int]], inputs: Inputs, num_workers: int) -> None:
         ShardWorker,
         fn_constructor_args=(inputs,),
         compute=ray.data.ActorPoolStrategy(size=num_workers, max_concurrent_calls_per_actor=OPEN_SHARDS),
-        num_cpus=0.5,
+        num_cpus=WRITER_CPUS,
     )
     dataset.set_name(_STAGE)
     for row in dataset.iter_rows():

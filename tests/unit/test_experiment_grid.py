@@ -13,6 +13,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
 from sbp_ray.experiment.grid import Grid, Node
 from sbp_ray.experiment.main import describe
+from sbp_ray.job import recipe
 from sbp_ray.model import num_parameters
 
 ALL = ("repetition", "sbp", "oracle", "random_pairs", "unconditional", "untuned", "own_embedder", "regularised")
@@ -89,6 +90,34 @@ def test_the_arms_differ_in_the_settings_they_are_named_for(plan) -> None:
     assert own.config.embed.model == f"{base.config.run_dir}/model"
     assert base.key in own.needs
     assert {base.config.pretrain.seed, last(grid, "sbp").config.tune.seed} == {7}
+
+
+def settings_of(grid: Grid, arm: str) -> dict[str, Any]:
+    """All settings that decide an arm's first model, by stage."""
+    found: dict[str, Any] = {}
+    for key in grid.ancestry(next(t.model for t in grid.trainings if t.arm == arm)):
+        node = grid.nodes[key]
+        for section, settings in recipe(node.stage, node.config, {})["settings"].items():
+            found |= {f"{node.stage.name}: {section}.{name}": value for name, value in settings.items()}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arm", "beside", "differs"),
+    [
+        ("random_pairs", "sbp", {"pair: pair.source"}),
+        ("unconditional", "sbp", {"synthesize: synthesize.condition"}),
+        ("untuned", "sbp", {"synthesize: synthesize.condition"}),
+        ("own_embedder", "sbp", {"embed: embed.pooling", "embed: embed.model"}),
+        ("regularised", "repetition", {"pretrain-repetition: pretrain.weight_decay"}),
+        ("oracle", "repetition", {"ingest: ingest.max_train_documents", "ingest: ingest.tokenizer"}),
+    ],
+)
+def test_a_control_differs_in_one_thing(plan, arm: str, beside: str, differs: set[str]) -> None:
+    """Of the stages that both have; without tuning, neither pairs nor a synthesizer are made at all."""
+    grid = plan(*ALL, seeds=[7], shares=[0.1], oracle_times=3)
+    own, other = settings_of(grid, arm), settings_of(grid, beside)
+    assert {name for name in own.keys() & other.keys() if own[name] != other[name]} == differs
 
 
 def test_nodes_come_after_what_they_need_in_folders_named_after_what_they_are_made_from(plan) -> None:

@@ -17,6 +17,7 @@ from sbp_ray.artifacts import MANIFEST, STARTED
 from sbp_ray.evaluation.arms import Scores
 from sbp_ray.evaluation.panel_table import table_row
 from sbp_ray.evaluation.samples import KINDS
+from sbp_ray.experiment.attempts import append_attempt, lost_hours
 from sbp_ray.experiment.costs import Cost, costs_of
 from sbp_ray.experiment.grid import Grid, plan_grid
 from sbp_ray.experiment.measure import Texts
@@ -52,7 +53,8 @@ def grid(experiment: ExperimentConfig) -> Grid:
         stats: dict[str, Any] = {
             "ingest": {"documents": 100, "drops": {"contaminated": 3}},
             "embed": {"flops": 7000},
-            "pretrain": {"parameters": 100, "positions": 1000 if "longer" not in grid.users()[node.key] else 4000},
+            "pretrain": {"parameters": 100, "positions": 1000 if "longer" not in grid.users()[node.key] else 4000}
+            | {"mixture": {"synthetic": {"passes": 0.25}}},
             "tune": {"positions": 500, "validation": {"pairs": 0}},
             "synthesize": {"prompt_tokens": 60, "tokens_generated": 40, "samples": 9, "documents": 8, "tokens": 7}
             | {"drops": {"too_short": 1}},
@@ -82,7 +84,7 @@ def rows(experiment: ExperimentConfig, grid: Grid) -> list[dict[str, Any]]:
         )
         for training in grid.trainings
     }
-    costs = costs_of(grid, grid.nodes, room={"CPU": 4}, dollars_per_hour=8)
+    costs = costs_of(grid, grid.nodes, room={"CPU": 4}, dollars_per_hour=8, lost_hours={})
     return arm_table(experiment, grid, grid.trainings, scores, texts, costs)
 
 
@@ -111,11 +113,13 @@ def test_an_arm_is_charged_for_all_that_it_was_made_from(rows) -> None:
     cost = {row["name"]: row["cost"] for row in rows}
     train = 6 * 100 * 1000
     assert cost["repetition"]["flops"] == train
-    # base LM, embedding, tuning 6 x 100 x 500, reading and writing 2 x 100 x 100, joint LM
-    assert cost["sbp 2 %"]["flops"] == train + 7000 + 300_000 + 20_000 + train
-    assert cost["sbp 2 %"]["hours"] == 8  # corpus, embeddings, neighbors, pairs, base_lm, synthesizer, synthetic, lm
-    # Of 4 CPUs the four stages of data and the tuning hold one each, both trainings and the engine two each.
-    assert cost["sbp 2 %"]["dollars"] == pytest.approx(8 * (5 * 1 / 4 + 3 * 2 / 4))
+    # base LM, embedding, tuning 6 x 100 x 500, joint LM, and a quarter of reading and writing 2 x 100 x 100
+    assert cost["sbp 2 %"]["flops"] == train + 7000 + 300_000 + 5_000 + train
+    # corpus, embeddings, neighbors, pairs, base_lm, synthesizer, lm, and a quarter of synthetic
+    assert cost["sbp 2 %"]["hours"] == 7.25
+    # Of 4 CPUs the four stages of data and the tuning hold one each, both trainings two, the engine and its writer 2.5.
+    assert cost["sbp 2 %"]["dollars"] == pytest.approx(8 * (5 * 1 + 2 * 2 + 0.25 * 2.5) / 4)
+    assert cost["sbp 2 %"]["gpu_hours"] == 0
     assert cost["oracle"]["hours"] == 3  # its corpus takes the tokenizer of the base's
     own = {row["name"]: row["own_cost"]["flops"] for row in rows}
     assert own["sbp 2 %"] == train
@@ -123,15 +127,32 @@ def test_an_arm_is_charged_for_all_that_it_was_made_from(rows) -> None:
 
 def test_at_equal_cost_the_cheapest_repetition_that_costs_as_much_counts(rows) -> None:
     [row] = equal_cost_rows(rows)
-    assert (row["name"], row["against"]) == ("sbp 2 %", "longer")  # 2.4 M against 1.527 M FLOPs
+    assert (row["name"], row["against"]) == ("sbp 2 %", "longer")  # 2.4 M against 1.512 M FLOPs
     assert row["gain"] == pytest.approx(0.05)
     [alone] = equal_cost_rows([row for row in rows if row["name"] != "longer"])
     assert alone["against"] is None
-    assert alone["times_repetition"] == pytest.approx(1_527_000 / 600_000)
+    assert alone["times_repetition"] == pytest.approx(1_512_000 / 600_000)
 
 
 def test_costs_add_up() -> None:
-    assert Cost(1, 2, 3) + Cost(10, 20, 30) == Cost(11, 22, 33)
+    assert Cost(1, 2, 3, 4) + Cost(10, 20, 30, 40) == Cost(11, 22, 33, 44)
+    assert Cost(1, 2, 3, 4).times(2) == Cost(2, 4, 6, 8)
+
+
+def test_runs_that_did_not_finish_an_artifact_are_paid_for_and_so_is_each_gpu(tmp_path: Path) -> None:
+    """1 h that finished it and 2.5 h before; on 2 of the 4 GPUs of a cluster that costs 8 dollars an hour."""
+    resources = ("base.pretrain.resources.num_workers=2", "base.pretrain.resources.num_gpus=1")
+    grid = plan_grid(small_experiment(tmp_path, "repetition", seeds=[0], overrides=resources))
+    [key] = [key for key, node in grid.nodes.items() if node.stage.job == "pretrain"]
+    stats = {"parameters": 100, "positions": 1000}
+    grid.nodes[key].artifact.write_json(MANIFEST, {"stats": stats, "wall_s": 3600})
+    append_attempt(tmp_path, artifact=key, seconds=7200, status=1)
+    append_attempt(tmp_path, artifact="another", seconds=7200, status=1)
+    append_attempt(tmp_path, artifact=key, seconds=1800, status=130)
+    append_attempt(tmp_path, artifact=key, seconds=3700, status=0)
+    room = {"CPU": 8, "GPU": 4}
+    [cost] = costs_of(grid, [key], room=room, dollars_per_hour=8, lost_hours=lost_hours(tmp_path)).values()
+    assert (cost.hours, cost.gpu_hours, cost.dollars) == (3.5, 7.0, 3.5 * 8 * 2 / 4)
 
 
 def quality() -> dict[str, Any]:
@@ -171,8 +192,10 @@ def results(rows, experiment: ExperimentConfig) -> dict[str, Any]:
         ],
         "synthetic": [{"for": ["sbp 2 %"], "samples": 9, "documents": 8, "tokens": 700, "drops": {"looping": 1}}],
         "decontamination": [
-            {"artifact": "corpus-1", "contaminated": 3, "held_out_groups": 5, "held_out_groups_in_train": 0},
-            {"artifact": "synthetic-1", "contaminated": 0},
+            {"artifact": "corpus-1", "contaminated": 3, "held_out_groups": 5, "held_out_groups_in_train": 0}
+            | {"documents": 77, "sharing_held_out_text": 1, "ngram_words": 13},
+            {"artifact": "synthetic-1", "contaminated": 0}
+            | {"documents": 8, "sharing_held_out_text": 0, "ngram_words": 13},
         ],
         "quality": quality(),
         "mining": [],
@@ -192,8 +215,15 @@ def test_the_answer_comes_first_with_its_interval_its_cost_and_the_oracle(result
         "that is 20.0 % [20.0, 20.0] of what the oracle gained."
     )
     assert remarks(results) == [
-        "At equal cost (1.5e+06 FLOPs, longer 2.4e+06) sbp 2 % gains +0.050 [+0.050, +0.050] nats a token."
+        "longer trained on 2.5 M tokens and repetition on 1.0 M: its gain is not one at equal tokens.",
+        "At equal cost (1.5e+06 FLOPs, longer 2.4e+06) sbp 2 % gains +0.050 [+0.050, +0.050] nats a token.",
     ]
+
+
+def test_an_sbp_arm_of_other_tokens_does_not_answer(results) -> None:
+    results["arms"][1]["tokens"] += 8192
+    assert answer(results).startswith("No arm of this experiment trained on synthetic text as SBP does, on as many")
+    assert "sbp 2 % trained on 1.0 M tokens and repetition on 1.0 M" in remarks(results)[0]
 
 
 def test_a_loss_and_a_draw_are_called_so(results) -> None:
@@ -223,7 +253,7 @@ def test_the_page_holds_every_number_needs_nothing_else_and_escapes_what_is_not_
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
     assert page.count("<svg") == 4 + 5  # of the arms, and of the panel
-    for text in ("+0.100", f"{math.exp(3.0):.1f}", "20.0 %", "1.53e+06", "2 questions were left out", "1 looping"):
+    for text in ("+0.100", f"{math.exp(3.0):.1f}", "20.0 %", "1.51e+06", "2 questions were left out", "1 looping"):
         assert text in page, text
     json.dumps(results)  # all of it is plain data
 

@@ -12,11 +12,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from small_experiment import small_grid
 
+from sbp_ray.artifacts import MANIFEST, STARTED
+from sbp_ray.errors import SbpError
+from sbp_ray.experiment.attempts import ATTEMPTS, lost_hours
+from sbp_ray.experiment.checks import refuse_missing_models
 from sbp_ray.experiment.execute import Execution, is_done
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.job import STAGES
@@ -62,13 +67,14 @@ class Small:
         small = {"seeds": [0], "shares": [0.02], "oracle_times": 1.001}
         return small_grid(self.folder, *arms, **(small | settings))
 
-    def run(self, grid: Grid, cpus: float = 8) -> Execution:
+    def run(self, grid: Grid, cpus: float = 8, *, has_ray: bool = True) -> Execution:
         execution = Execution(
             grid,
             run_dir=self.folder / "run",
             jobs=self.jobs,
             room={"CPU": cpus},
             environment={"RAY_ADDRESS": "127.0.0.1:1"},
+            has_ray=has_ray,
         )
         execution.run()
         return execution
@@ -142,6 +148,93 @@ def test_as_many_run_at_once_as_there_is_room_for(small: Small) -> None:
         for node in grid.nodes.values():
             if node.stage.job == "pretrain":
                 node.artifact.remove()
+
+
+def test_a_job_that_needs_more_room_is_not_passed_over_by_smaller_ones(small: Small) -> None:
+    """Of 4 CPUs trainings hold 2 and pairing 3: it waits for one training to end, and the next waits for it."""
+    overrides = ("base.pair.resources.num_cpus=3",)
+    grid = small.plan("repetition", "sbp", "regularised", seeds=[0, 1], overrides=overrides)
+    execution = Execution(
+        grid, run_dir=small.folder / "run", jobs=small.jobs, room={"CPU": 4}, environment={"RAY_ADDRESS": "x"}
+    )
+    [pair] = [key for key, node in grid.nodes.items() if node.stage.job == "pair"]
+    first, second = [training.model for training in grid.trainings if training.arm == "regularised"]
+    done = {training.model for training in grid.trainings if training.arm == "repetition"}
+    execution._done = {*done, *grid.ancestry(pair)} - {pair}
+    execution._start = lambda node: SimpleNamespace(node=node)  # type: ignore[method-assign, assignment, return-value]
+    execution._running = {first: execution._start(grid.nodes[first])}
+    assert not execution._start_what_can()
+    execution._running.clear()
+    execution._done.add(first)
+    assert execution._start_what_can()
+    assert list(execution._running) == [pair]
+    assert second not in execution._running
+
+
+def test_what_most_others_wait_for_starts_first(small: Small) -> None:
+    """Of two trainings that are ready, the base LM of all that is synthetic, though the plan names the other first."""
+    arms = {"repetition": {}, "regularised": {}, "unconditional": {}}
+    grid = small.plan(arms=arms, seeds=[1, 0], synthesizer_per_seed=False)
+    execution = Execution(
+        grid, run_dir=small.folder / "run", jobs=small.jobs, room={"CPU": 2}, environment={"RAY_ADDRESS": "x"}
+    )
+    execution._done = {key for key, node in grid.nodes.items() if node.stage.job in ("ingest", "embed")}
+    execution._start = lambda node: SimpleNamespace(node=node)  # type: ignore[method-assign, assignment, return-value]
+    assert execution._start_what_can()
+    base_lm, *_ = [training.model for training in grid.trainings if training.arm == "repetition"]
+    assert list(execution._running) == [base_lm]
+    execution._running.clear()
+    execution._done.add(base_lm)
+    assert execution._start_what_can()
+    assert [grid.nodes[key].stage.job for key in execution._running] == ["synthesize"]
+
+
+def test_every_attempt_is_noted_with_how_it_ended(small: Small) -> None:
+    (small.jobs / "ingest-fails").write_text("the disk is full: make room")
+    grid = small.plan("repetition")
+    small.run(grid)
+    (small.jobs / "ingest-fails").unlink()
+    small.run(grid)
+    rows = [json.loads(line) for line in (small.folder / "run" / ATTEMPTS).read_text().splitlines()]
+    corpus, base_lm = grid.nodes
+    assert [(row["artifact"], row["status"]) for row in rows] == [(corpus, 1), (corpus, 0), (base_lm, 0)]
+    assert lost_hours(small.folder / "run") == {corpus: pytest.approx(rows[0]["seconds"] / 3600)}
+
+
+def test_without_ray_only_trainings_in_process_run(small: Small) -> None:
+    overrides = (
+        "base.pretrain.resources={in_process: true, num_workers: 1}",
+        "base.pretrain.export_check=transformers",
+    )
+    grid = small.plan("repetition", "sbp", overrides=overrides)
+    corpus = next(node for node in grid.nodes.values() if node.stage.job == "ingest")
+    made = small.run(grid, has_ray=False)
+    assert set(made.dead.values()) == {"ingest needs Ray"}
+    assert small.ran() == []
+    corpus.artifact.write_json(STARTED, {"fingerprint": corpus.fingerprint})
+    corpus.artifact.write_json(MANIFEST, {"stats": {"train": {"documents": 100}}})
+    dead = small.run(grid, has_ray=False).dead
+    assert {grid.nodes[key].stage.name: why for key, why in dead.items()} == {
+        "embed": "embed needs Ray",
+        "neighbors": "embed needs Ray",
+        "pair": "embed needs Ray",
+        "tune": "embed needs Ray",
+        "synthesize": "embed needs Ray",
+        "pretrain-sbp": "embed needs Ray",
+    }
+    assert [row["stage"] for row in small.ran()] == ["pretrain-repetition"]
+
+
+def test_a_finished_training_whose_checkpoint_has_gone_is_refused(small: Small) -> None:
+    grid = small.plan("repetition")
+    small.run(grid)
+    [made] = [node.artifact for node in grid.nodes.values() if node.stage.job == "pretrain"]
+    with pytest.raises(
+        SbpError, match=r"base_lm-\w+ is finished, and its checkpoint model/ is not there: bring it back"
+    ):
+        refuse_missing_models(grid)
+    made.write_json("model/config.json", {})
+    refuse_missing_models(grid)
 
 
 def test_too_little_input_for_the_oracle_stops_the_oracle_alone(small: Small) -> None:

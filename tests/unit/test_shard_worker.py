@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import shutil
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,18 @@ def test_more_samples_of_a_document_than_slots_are_drawn_in_parts_and_never_wait
     assert stats["samples"] == 5 * DOCUMENTS
     assert handle.most_open <= 2
     assert handle.open == 0
+
+
+def test_each_row_says_of_which_round_it_is(
+    tmp_path: Path, tiny_synthesizer: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = Artifact("synthesizer", str(tmp_path / "later"))
+    shutil.copytree(tiny_synthesizer.url, later.url)
+    later.write_json(MANIFEST, {"stats": {"round": 2}})
+    for name, synthesizer, number in (("first", tiny_synthesizer, 1), ("second", later, 2)):
+        stage = Stage(tmp_path / name, synthesizer, monkeypatch)
+        stage.run(FakeHandle())
+        assert set(stage.out.read_table(part_name(0))["round"].to_pylist()) == {number}
 
 
 def test_a_full_disk_cancels_the_draws_at_once_and_loses_nothing_committed(
