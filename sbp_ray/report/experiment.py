@@ -19,6 +19,7 @@ LABELS = {
     "answers_read_nats_per_byte": "Answers on articles it read, nats a byte",
     "answers_held_out_nats_per_byte": "Answers on held-out articles, nats a byte",
 }
+_NO_SHARE = "Not given: the oracle’s own gain is not distinguishable from zero, or there is no oracle."
 _MAX_SHOWN = 8  # samples: each with what every synthesizer wrote
 
 
@@ -145,7 +146,8 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         found.append(
             "The oracle's own gain is not distinguishable from zero with these seeds, so no share of it is given."
         )
-    for row in results["equal_cost"]:
+    names = {arm["name"] for arm in sbp}
+    for row in (row for row in results["equal_cost"] if row["name"] in names):  # the table has the controls too
         if row["against"] is None:
             found.append(
                 f"{row['name']} costs {row['times_repetition']:.1f} times as much as repetition, and no arm that "
@@ -186,7 +188,7 @@ def tiles(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "title": "Share of the oracle’s gain",
             "lines": [(best["name"], words.percent(share and share["value"]), "sbp")],
-            "note": f"{words.percent_interval(share)}. {share_note}" if share else f"Not distinguishable. {share_note}",
+            "note": f"{words.percent_interval(share)}. {share_note}" if share else f"{_NO_SHARE} {share_note}",
         },
         {
             "title": "Total cost, beside repetition",

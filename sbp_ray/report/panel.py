@@ -32,7 +32,7 @@ def _count(cell: Cell) -> str:
 def _range(cell: Cell, shown: Callable[[float], str]) -> str:
     for low, high, brackets in (("low", "high", "[]"), ("seeds_low", "seeds_high", "()")):
         if low in cell:
-            return f" {brackets[0]}{shown(cell[low])}, {shown(cell[high])}{brackets[1]}"
+            return f" {brackets[0]}{shown(cell[low])}, {shown(cell[high])}{brackets[1]}".replace("-", "−")
     return ""
 
 
@@ -106,7 +106,7 @@ def panel_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name, label, show in measures:
             cells = [row["measures"].get(name) for row in shown]
             if any(cells):
-                theirs = paper.BESIDE.get(name, ("", ""))
+                theirs = paper.BESIDE.get(name, "")
                 lines.append((label, ["–" if cell is None else show(cell) for cell in cells], theirs))
         if lines:
             groups.append((title, lines))

@@ -45,7 +45,7 @@ _PERCENT = mpl.ticker.FuncFormatter(lambda share, _: f"{100 * share:g} %")
 
 def _legend_below(axis: Any, columns: int = 3) -> None:
     """For many lines: a legend in the plot would hide them."""
-    axis.figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
+    axis.figure.legend(loc="outside lower center", ncols=columns, fontsize=9)
 
 
 def _plot(name: str, alt: str, draw: Callable[[Any], None], height_in: float = 3.1) -> Markup:
@@ -111,22 +111,29 @@ def differences(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Markup:
     return _plot("differences", "Differences between the arms with 95 % intervals", draw, 0.9 + 0.45 * len(rows))
 
 
+_MOST_OUTLINES = 4  # more cannot be told apart
+
+
 def histograms(
     name: str, xlabel: str, series: Sequence[tuple[str, str, Sequence[float]]], mark: float | None
 ) -> Markup:
-    """Distributions as outlines, each with area one."""
+    """Distributions: of a few samples as outlines, each with area one; of many as cumulative curves."""
     values = np.concatenate([np.asarray(found, np.float64) for _, _, found in series])
     low, high = np.quantile(values, [0.0, 0.995])
     edges = np.linspace(low, high, 31) if high > low else np.array([low - 0.5, low + 0.5])
+    is_cumulative = len(series) > _MOST_OUTLINES
 
     def draw(axis: Any) -> None:
         for label, colour, found in series:
+            if is_cumulative:
+                axis.ecdf(np.clip(found, edges[0], edges[-1]), color=colour, label=label, linewidth=1.8)
+                continue
             heights, _ = np.histogram(np.clip(found, edges[0], edges[-1]), edges)
             axis.stairs(heights / len(found), edges, color=colour, label=label, linewidth=1.8)
         if mark is not None:
             axis.axvline(mark, color=INK, linestyle=":", linewidth=1.2, label=f"threshold {mark:.2f}")
         axis.set_xlabel(xlabel)
-        axis.set_ylabel("share of the sample")
+        axis.set_ylabel("share of the sample below" if is_cumulative else "share of the sample")
         axis.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
         axis.yaxis.set_major_formatter(_PERCENT)
         _legend_below(axis)

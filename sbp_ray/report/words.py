@@ -34,7 +34,7 @@ def signed(number: float, digits: int = 3) -> str:
 
 def percent(share: float | None, digits: int = 1) -> str:
     """A share as a percentage."""
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
+    return "–" if share is None else f"{100 * share:.{digits}f} %".replace("-", "−")
 
 
 def interval(found: Mapping[str, float], digits: int = 3) -> str:
@@ -46,7 +46,8 @@ def percent_interval(found: Mapping[str, float] | None) -> str:
     """`4.1 % [3.2, 5.0]`."""
     if found is None:
         return "–"
-    return f"{percent(found['value'])} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+    limits = f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}]".replace("-", "−")
+    return f"{percent(found['value'])} {limits}"
 
 
 def verdict(difference: Mapping[str, float]) -> str:

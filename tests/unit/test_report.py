@@ -175,7 +175,7 @@ def test_what_was_not_measured_says_so() -> None:
 def test_the_panel_stands_beside_the_papers_figures_which_are_marked() -> None:
     page = full_page()
     assert re.search(r"<th>Repetition inside a document</th>(<td>2.0 %.*?</td>){3}<td>–</td>", page)
-    assert '<td class="theirs">2.6–4.3 %</td><td class="theirs">1.8 %</td>' in page
+    assert '<td class="theirs">2.6–4.3 %<span class="ci">(real 1.8 %)</span></td>' in page
     assert re.search(r"<th>Near</th><td>10.0 %</td><td>10.0 %</td><td>–</td>", page)  # held-out text has no such sample
     assert "<td>1,234</td>" in page
     assert 'Copies of any document</th><td>5.0 %<span class="ci">[4.0, 6.0]</span>' in page
