@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from sbp_ray.training.export import is_exported
 from sbp_ray.training.plan import TrainingPlan
-from sbp_ray.training.refusals import refuse_missing_extra
 
 
 def fit(plan: TrainingPlan) -> None:
@@ -16,7 +15,6 @@ def fit(plan: TrainingPlan) -> None:
     """
     if is_exported(plan.out):
         return
-    refuse_missing_extra(plan.config)
     if plan.config.resources.in_process:
         _fit_here(plan)
     else:
