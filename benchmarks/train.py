@@ -275,8 +275,8 @@ def compare_with_ray(corpus: Corpus, rounds: int) -> None:
     """The whole loop, checkpoints and metrics included, with and without Ray Train around it."""
     import ray
 
+    from sbp_ray.training.launch import fit
     from sbp_ray.training.loop import train
-    from sbp_ray.training.worker import fit
 
     nowhere = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}}
     ray.init(address="local", num_cpus=2 * CORES, include_dashboard=False, logging_level="WARNING", runtime_env=nowhere)

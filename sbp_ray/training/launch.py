@@ -10,8 +10,9 @@ def fit(plan: TrainingPlan) -> None:
     """Run the plan, from its newest checkpoint, until `model/` is written.
 
     Raises:
-        SbpError: the training diverged, or a checkpoint could not be written.
-        ray.train.TrainingFailedError: the workers failed, or were taken away, more often than `resources` allows.
+        SbpError: the training diverged, something could not be written, or workers died, or were taken away, more
+            often than `resources` allows.
+        ray.train.TrainingFailedError: an error of ours.
     """
     if is_exported(plan.out):
         return
