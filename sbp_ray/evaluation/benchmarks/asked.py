@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from sbp_ray.artifacts import fingerprint_of
@@ -13,8 +14,6 @@ from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.builtin import BUILT_IN, BuiltIn, Row
 from sbp_ray.evaluation.benchmarks.files import draw, read_rows
 from sbp_ray.evaluation.benchmarks.own_tasks import own_task_names, require_own_task
-
-_LM_EVAL = "0.4.13"  # as pyproject.toml pins it: part of what a score is made from
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Asked:
                 "max_examples": self.max_examples if self.rows is None else None,
                 "rows": None if self.rows is None else list(self.rows),
                 "fewshot_rows": list(self.fewshot_rows),
-                "lm_eval": _LM_EVAL,
+                "lm_eval": version("lm_eval"),
             }
         )
 
@@ -140,7 +139,7 @@ def _require_own_task(name: str, task: str) -> None:
             raise SbpError(
                 f"benchmarks.tasks.{name}: lm-eval has no task called {task}, which is ours: give its `file`"
             )
-        fact = f"lm-eval {_LM_EVAL} has no task of that name"
+        fact = f"lm-eval {version('lm_eval')} has no task of that name"
         raise SbpError(_unknown(name, task, [*BUILT_IN, *known], fact))
     require_own_task(f"benchmarks.tasks.{name}", task)
 
