@@ -10,7 +10,6 @@ from pathlib import Path
 
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.asked import choose_questions
-from sbp_ray.evaluation.judging.rates import require_judge
 from sbp_ray.evaluation.questions import check_questions
 from sbp_ray.experiment.arms import BASELINE
 from sbp_ray.experiment.checks import refuse_missing_models
@@ -49,7 +48,9 @@ def _run() -> None:
     refuse_missing_library(experiment.base_config().tracking)
     refuse_missing_models(grid)
     choose_questions(experiment.base_config())
-    if not arguments.plan:
+    if not arguments.plan and not arguments.in_process:
+        from sbp_ray.evaluation.judging.rates import require_judge  # SciPy, which --in-process does without
+
         require_judge(experiment.base_config().benchmarks.judge)
     print(describe(grid))
     if not arguments.plan:
