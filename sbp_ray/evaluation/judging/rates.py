@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scipy.stats import binomtest
-
 from sbp_ray.artifacts import Artifact, fingerprint_of
 from sbp_ray.config import JudgeConfig
 from sbp_ray.evaluation.judging.questions import QUESTIONS, Case, labelled_cases, prompt_of, prompts_fingerprint
@@ -117,5 +115,7 @@ def share_interval(num_yes: int, num: int) -> dict[str, float] | None:
     """A share and its 95 % Wilson interval, which has a width at 0 and 1 too; None without any."""
     if not num:
         return None
+    from scipy.stats import binomtest  # late: a machine that only trains and scores goes without
+
     interval = binomtest(num_yes, num).proportion_ci(0.95, method="wilson")
     return {"value": num_yes / num, "low": float(interval.low), "high": float(interval.high)}
