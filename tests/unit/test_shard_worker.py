@@ -16,7 +16,14 @@ from ray.exceptions import RayTaskError
 
 from sbp_ray import schema
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
-from sbp_ray.config import DecontaminateConfig, EngineConfig, PretrainConfig, SynthesizeConfig, SynthesizeResources
+from sbp_ray.config import (
+    DecontaminateConfig,
+    EngineConfig,
+    PretrainConfig,
+    SynthesizeConfig,
+    SynthesizeResources,
+    TrainingResources,
+)
 from sbp_ray.engine.messages import Draws, Refused
 from sbp_ray.generation import committing, worker
 from sbp_ray.generation.ledger import Ledger, part_name, segments_folder
@@ -203,11 +210,6 @@ def test_joint_training_starts_on_the_finished_shards_while_others_are_drawn(
     from sbp_ray.stages import pretrain
     from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 
-    def pack_here(_: str, worker_class: Any, arguments: Any, todo: list[dict[str, Any]], **__: Any) -> None:
-        for item in todo:
-            worker_class(*arguments)(item)
-
-    monkeypatch.setattr(pretrain, "map_shards", pack_here)
     monkeypatch.setattr(committing, "_SEGMENT_SAMPLES", 2)
     finished = json.loads(stage.run(FakeHandle())["stats"])
     assert stage.run(FakeHandle(sound, refusing, hanging), shard=1, max_bad=1)["error"]
@@ -218,7 +220,8 @@ def test_joint_training_starts_on_the_finished_shards_while_others_are_drawn(
     training = TrainingInputs(stage, tiny_synthesizer, early)
     taken = training.take()
     assert (taken["d1"], taken["documents"]) == (DOCUMENTS, finished["documents"])
-    cfg = PretrainConfig(seq_len=64, batch_rows=1, total_tokens=64, peak_lr=1e-3)
+    here = TrainingResources(in_process=True)
+    cfg = PretrainConfig(seq_len=64, batch_rows=1, total_tokens=64, peak_lr=1e-3, resources=here)
     packed = pretrain._pack("pretrain-sbp", cfg, {"synthetic": (early, "")}, special, lm)
     assert packed["synthetic"]["examples"] == finished["documents"] > 0
 
