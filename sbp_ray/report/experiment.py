@@ -148,21 +148,24 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         )
     names = {arm["name"] for arm in sbp}
     for row in (row for row in results["equal_cost"] if row["name"] in names):  # the table has the controls too
-        if row["against"] is None:
-            found.append(
-                f"{row['name']} costs {row['times_repetition']:.1f} times as much as repetition, and no arm that "
-                "repeats the text costs as much: at equal cost it is not compared."
-            )
-        else:
-            found.append(
-                f"At equal cost ({row['flops']:.1e} FLOPs, {row['against']} {row['against_flops']:.1e}) {row['name']} "
-                f"gains {gain_words(row)} nats a token."
-            )
+        found.append(_at_equal_cost(row))
     if not results["synthesizer_per_seed"]:
         found.append("All seeds share one synthesis: the intervals leave out how far another would move the result.")
     if results["dead"]:
         found.append(f"{len(results['dead'])} trainings have no result: {'; '.join(results['dead'])}.")
     return found
+
+
+def _at_equal_cost(row: Mapping[str, Any]) -> str:
+    against, within = row["against"], row["within"]
+    best = f"Of what repeats the text for no more, {within['name']} is best: beside it {row['name']} gains "
+    best += f"{gain_words(within)} nats a token."
+    if against is None:
+        times = f"{row['times_repetition']:.1f} times as much as repetition"
+        return f"{row['name']} costs {times}, and no arm that repeats the text costs as much. {best}"
+    costs = f"{row['flops']:.1e} FLOPs, {against['name']} {against['flops']:.1e}"
+    spent = f"At equal cost, all of it spent ({costs}), {row['name']} gains {gain_words(against)} nats a token."
+    return spent if against["name"] == within["name"] else f"{spent} {best}"
 
 
 def _excludes_zero(found: Mapping[str, float] | None) -> bool:

@@ -127,11 +127,21 @@ def test_an_arm_is_charged_for_all_that_it_was_made_from(rows) -> None:
 
 def test_at_equal_cost_the_cheapest_repetition_that_costs_as_much_counts(rows) -> None:
     [row] = equal_cost_rows(rows)
-    assert (row["name"], row["against"]) == ("sbp 2 %", "longer")  # 2.4 M against 1.512 M FLOPs
-    assert row["gain"] == pytest.approx(0.05)
+    assert (row["name"], row["against"]["name"]) == ("sbp 2 %", "longer")  # 2.4 M against 1.512 M FLOPs
+    assert row["against"]["gain"] == pytest.approx(0.05)
+    assert (row["within"]["name"], row["within"]["gain"]) == ("repetition", pytest.approx(0.1))  # 0.6 M FLOPs
     [alone] = equal_cost_rows([row for row in rows if row["name"] != "longer"])
     assert alone["against"] is None
     assert alone["times_repetition"] == pytest.approx(1_512_000 / 600_000)
+
+
+def test_the_best_of_what_repeats_the_text_for_no_more_counts_too(rows) -> None:
+    """Not the oracle, which has other text; and nothing that costs more."""
+    base, sbp, oracle, longer = rows
+    regularised = {**base, "name": "regularised", "like": "regularised", "measures": longer["measures"]}
+    [row] = equal_cost_rows([base, sbp, oracle, longer, regularised])
+    assert (row["against"]["name"], row["within"]["name"]) == ("longer", "regularised")
+    assert row["within"]["gain"] == pytest.approx(0.05)
 
 
 def test_costs_add_up() -> None:
@@ -216,7 +226,9 @@ def test_the_answer_comes_first_with_its_interval_its_cost_and_the_oracle(result
     )
     assert remarks(results) == [
         "longer trained on 2.5 M tokens and repetition on 1.0 M: its gain is not one at equal tokens.",
-        "At equal cost (1.5e+06 FLOPs, longer 2.4e+06) sbp 2 % gains +0.050 [+0.050, +0.050] nats a token.",
+        "At equal cost, all of it spent (1.5e+06 FLOPs, longer 2.4e+06), sbp 2 % gains +0.050 [+0.050, +0.050] nats a "
+        "token. Of what repeats the text for no more, repetition is best: beside it sbp 2 % gains +0.100 [+0.100, "
+        "+0.100] nats a token.",
     ]
 
 
