@@ -92,7 +92,7 @@ def write_inputs(folder: Path, synthesizer: Artifact) -> None:
     copy.commit_folder(Path(synthesizer.path("model")), "model")
     for artifact in (corpus, embeddings, copy):
         artifact.write_json(STARTED, {"fingerprint": "00c0ffee00c0ffee"})
-        artifact.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": NUM_SHARDS}}})
+        artifact.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": NUM_SHARDS}}, "stats": {}})
 
 
 class Run:
