@@ -222,7 +222,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
     ranks = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
     assert len(ranks) == 2
     ranks[1].kill()
-    training.join(timeout=300)
+    training.join(timeout=540)
     rows = [json.loads(line) for line in run["lm"].read_bytes("metrics.jsonl").splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 201))
     assert outcome[0]["mixture"]["synthetic"]["rows"] == 2
