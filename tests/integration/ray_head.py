@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,18 +38,21 @@ class Head:
         return [process for process in psutil.process_iter() if _carries(process, self.mark)]
 
 
+_GIVEN: set[int] = set()
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different.
+    """Ports that nobody listens on, all different, also from those of earlier calls.
 
     Below those that the kernel hands out and above those of Ray's workers: nobody gets one by chance before it is used.
     """
     found: list[int] = []
-    with ExitStack() as stack:
-        while len(found) < count:
-            port = secrets.randbelow(32_000 - 20_000) + 20_000
-            each = stack.enter_context(socket.socket())
-            with suppress(OSError):  # taken
-                each.bind(("127.0.0.1", port))
+    while len(found) < count:
+        port = secrets.randbelow(32_000 - 20_000) + 20_000
+        with socket.socket() as one, suppress(OSError):  # taken
+            one.bind(("127.0.0.1", port))
+            if port not in _GIVEN:
+                _GIVEN.add(port)
                 found.append(port)
     return found
 
