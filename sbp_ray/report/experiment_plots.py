@@ -36,7 +36,9 @@ def experiment_plots(results: Mapping[str, Any]) -> dict[str, Any]:
     """All but those of the pairs, by name."""
     looks = looks_of(results["arms"])
     arms = results["arms"]
-    series = _curve_series(results, looks)
+    [base] = [arm for arm in arms if arm["name"] == "repetition"]
+    alike = [arm for arm in arms if arm["tokens"] == base["tokens"]]  # one that trains on would flatten the others
+    series = _curve_series(results, alike, looks)
     quality = results["quality"]
     return {
         "curves": plots.arm_curves(series),
@@ -44,9 +46,9 @@ def experiment_plots(results: Mapping[str, Any]) -> dict[str, Any]:
             [entry for entry in series if entry[0] != "repetition"],
             next((seeds for name, _, _, seeds in series if name == "repetition"), ()),
         ),
-        "gains": plots.arm_gains(_gain_rows(arms, looks)),
+        "gains": plots.arm_gains(_gain_rows(alike, looks)),
         "cost": plots.loss_by_cost(
-            [(a["name"], looks[a["name"]][0], a["cost"]["flops"], a["measures"][HEADLINE]["mean"]) for a in arms]
+            [(a["name"], looks[a["name"]][0], a["cost"]["flops"], a["measures"][HEADLINE]["mean"]) for a in alike]
         ),
         **(panel_plots(_text_series(quality, arms, looks), quality["relevance"]) if quality else {}),
     }
@@ -59,11 +61,11 @@ def _gain_rows(
     return [(name, colour, m["gain"], m["gain_by_seed"]) for name, colour, m in found if m["gain"] is not None]
 
 
-def _curve_series(results: Mapping[str, Any], looks: Looks) -> list[plots.ArmCurve]:
-    """Of each arm the held-out loss of each seed, in the order of the seeds."""
+def _curve_series(results: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], looks: Looks) -> list[plots.ArmCurve]:
+    """Of each of the arms the held-out loss of each seed, in the order of the seeds."""
     curves = {(curve["name"], curve["seed"]): curve["points"] for curve in results["curves"]}
     series: list[plots.ArmCurve] = []
-    for arm in results["arms"]:
+    for arm in arms:
         seeds = [
             {p["tokens"]: p["validation_nats"] for p in curves.get((arm["name"], seed), ()) if "validation_nats" in p}
             for seed in results["seeds"]
