@@ -31,13 +31,19 @@ def test_openai_client_lists_the_model(service: Service) -> None:
         service.client().models.retrieve("another")
 
 
-def test_openai_client_completes_and_is_told_version_and_seed(service: Service) -> None:
-    answer = service.client().completions.create(model="synthesizer", prompt="the north", max_tokens=5, n=2)
+def test_openai_client_completes_and_is_told_version_and_usage(service: Service) -> None:
+    request = {"model": "synthesizer", "prompt": "the north", "max_tokens": 5, "n": 2, "seed": 1}
+    answer = service.client().completions.create(**request)
     assert answer.usage.completion_tokens == 10
     assert [choice.finish_reason for choice in answer.choices] == ["length", "length"]
     assert answer.system_fingerprint == "00c0ffee00c0ffee"
-    seed = answer.model_extra["seed"]
-    again = service.client().completions.create(model="synthesizer", prompt="the north", max_tokens=5, n=2, seed=seed)
+    assert answer.model_extra["seed"] == 1
+
+
+def test_a_seed_that_was_drawn_is_told_and_gives_the_same_texts(service: Service) -> None:
+    request = {"model": "synthesizer", "prompt": "the north", "max_tokens": 5, "n": 2}
+    answer = service.client().completions.create(**request)
+    again = service.client().completions.create(**request, seed=answer.model_extra["seed"])
     assert [choice.text for choice in again.choices] == [choice.text for choice in answer.choices]
 
 
