@@ -279,7 +279,8 @@ def compare_with_ray(corpus: Corpus, rounds: int) -> None:
     from sbp_ray.training.loop import train
 
     nowhere = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}}
-    ray.init(address="local", num_cpus=2 * CORES, include_dashboard=False, logging_level="WARNING", runtime_env=nowhere)
+    quiet = {"include_dashboard": False, "logging_level": "WARNING", "log_to_driver": False}
+    ray.init(address="local", num_cpus=2 * CORES, runtime_env=nowhere, **quiet)
     num_steps = 24
     rows = num_steps * corpus.plan.config.batch_rows
     mixture = replace(corpus.plan.mixture, total_rows=rows)

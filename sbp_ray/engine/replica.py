@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 _ENGINE_CHECK_S = 0.2
 _ALIVE_EVERY_S = 10.0
+_DRAWN_SEED_BITS = 53  # what JSON carries unharmed to JavaScript and back
 
 
 class ModelFiles(CallbackBase):  # type: ignore[misc]  # Ray's classes are untyped
@@ -309,7 +310,8 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             self._parameters(sampling, 0, RequestOutputKind.DELTA, as_text=True)
         except ValueError as error:
             return Refusal(422, one_line(error))
-        return _Plan(prompts, sampling, request.n, secrets.randbits(63) if request.seed is None else request.seed)
+        seed = secrets.randbits(_DRAWN_SEED_BITS) if request.seed is None else request.seed
+        return _Plan(prompts, sampling, request.n, seed)
 
     def _prompts(self, request: SynthesizeRequest | CompletionRequest) -> list[list[int]]:
         if isinstance(request, SynthesizeRequest):
