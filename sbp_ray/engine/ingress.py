@@ -90,6 +90,7 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
                 answer.begin(first)
                 if not body.stream:
                     async with aclosing(pieces):
+                        answer.add(first.pieces)
                         async for new in pieces:
                             answer.add(new)
                     return JSONResponse(answer.whole())
@@ -97,7 +98,7 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
             return error_answer(504, _too_late(body, self._service))
         except EngineLostError:
             return error_answer(503, _LOST, {"Retry-After": "1"})
-        events = _events(pieces, answer, deadline, _too_late(body, self._service))
+        events = _events(first.pieces, pieces, answer, deadline, _too_late(body, self._service))
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
@@ -110,6 +111,7 @@ def _too_late(body: SynthesizeRequest | CompletionRequest, service: ServiceConfi
 
 
 async def _events(
+    first: list[Piece],
     pieces: AsyncGenerator[list[Piece], None],
     answer: SynthesizeAnswer | CompletionAnswer,
     deadline: float,
@@ -118,6 +120,8 @@ async def _events(
     """Server-sent events. An error that comes after the status line is the last event, and no `[DONE]` follows it."""
     try:
         async with asyncio.timeout(deadline - time.monotonic()), aclosing(pieces):
+            for event in answer.events(first):
+                yield _event(event)
             async for new in pieces:
                 for event in answer.events(new):
                     yield _event(event)

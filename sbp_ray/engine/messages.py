@@ -169,15 +169,6 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """The replica's first word on a request that it serves."""
-
-    prompt_tokens: int
-    seed: int
-    synthesizer: str
-
-
-@dataclass(frozen=True)
 class Piece:
     """Text that was added to one sample; `seed` and `finish_reason` come with its last piece."""
 
@@ -187,6 +178,17 @@ class Piece:
     """Of the sample so far, the <eos> that ended it not counted."""
     finish_reason: str | None = None
     seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The replica's first word on a request that it serves. It comes with the first text: a message of its own would
+    take a CPU that writes this text."""
+
+    prompt_tokens: int
+    seed: int
+    synthesizer: str
+    pieces: list[Piece]
 
 
 @dataclass(frozen=True)

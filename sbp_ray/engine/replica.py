@@ -255,7 +255,8 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
     async def write(
         self, request: SynthesizeRequest | CompletionRequest, not_on: Sequence[str] = ()
     ) -> AsyncGenerator[Refusal | Accepted | list[Piece], None]:
-        """First whether the request is taken on, then its text, piece by piece. `not_on` is for the router.
+        """First a refusal, or with the first text what is known of the request; then its text, piece by piece. `not_on`
+        is for the router.
 
         Cancelling it, as Serve does when the client has left, frees its slots in the engine.
         """
@@ -267,7 +268,6 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             yield refusal
             return
         with self._budget.held(plan.cost, plan.sequences) as lease:
-            yield Accepted(plan.prompt_tokens, plan.seed, self._identity["synthesizer"])
             # Each piece is a message, which on a CPU costs the engine's own cores: only who reads along gets them.
             kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
             samples = [
@@ -275,11 +275,16 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
                 for number, prompt in enumerate(plan.prompts)
                 for sample in range(plan.n)
             ]
+            is_first = True
             async for pieces in merged(samples):
                 for piece in pieces:
                     if piece.finish_reason:
                         self._budget.give_back(lease, plan.sampling.max_tokens, 1)
-                yield pieces
+                if is_first:
+                    yield Accepted(plan.prompt_tokens, plan.seed, self._identity["synthesizer"], pieces)
+                    is_first = False
+                else:
+                    yield pieces
 
     async def _plan(self, request: SynthesizeRequest | CompletionRequest) -> _Plan | Refusal:
         """The draws that the request asks for; draws its seed where it names none."""

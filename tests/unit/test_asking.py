@@ -14,7 +14,7 @@ from sbp_ray.engine.routing import two_of
 from sbp_ray.engine.watch import StallWatch
 
 BODY = SynthesizeRequest(document="the river")
-ACCEPTED = Accepted(3, 5, "v1")
+ACCEPTED = Accepted(3, 5, "v1", [])
 
 
 class Answers:
