@@ -25,6 +25,7 @@ Rows = NDArray[np.int64]
 _NUM_SHARDS = 8
 _WRITTEN_ROWS = 50_000  # at a time
 _WARM_UP_ROWS = 21_000
+_WORKER_GIB = 8.0  # a third of a machine of 24 GiB: a million documents are one group
 _OBJECT_STORE_BYTES = 256 * 2**20  # references travel, not vectors
 
 
@@ -33,6 +34,7 @@ def our_settings(k: int, min_recall: float, threads: int) -> NeighborsConfig:
     return NeighborsConfig(
         num_neighbors=k,
         min_recall=min_recall,
+        worker_gib=_WORKER_GIB,
         resources=Resources(num_workers=1, num_cpus=threads, num_threads=threads),
     )
 
