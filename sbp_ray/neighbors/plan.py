@@ -37,7 +37,10 @@ _CONTROL_QUERIES_OF_GROUP = 20
 _CALIBRATION_DOCUMENTS = 12_000  # at least: the nearest of a sample of N / K documents is about the K-th nearest of all
 _MOST_CALIBRATION_DOCUMENTS = 250_000
 _MERGED = 2.5  # of the bytes of its lists a merged shard takes: as read, in one piece, and what is kept
-_COMPARED = 500  # documents with which one is compared, for each neighbour wanted: cells, and neighbours of neighbours
+_COMPARED = 400  # documents with which one is compared, for each neighbour wanted, among
+_COMPARED_AT = 100_000  # documents; among more of them it takes
+_COMPARED_GROWTH = 0.65  # to this power more, as clusters come to fill many cells; measured up to
+_COMPARED_TO = 1_000_000  # documents, and taken to stay as it is there
 _PAIRS_PER_S = 1.5e8  # of 384 dimensions, a core: product and what becomes of it
 _SAMPLED_S, _ROUTED_S, _FOUND_S, _LISTED_S = (
     20e-6,
@@ -170,7 +173,8 @@ def plan_search(cfg: NeighborsConfig, shard_rows: Sequence[int], dim: int) -> Pl
     num_queries = cfg.recall_queries + num_control_queries(groups)
     held_out = num_queries + (num_calibration_documents(cfg, documents) if groups > 1 else 0)
     merged_at_once = shards_merged_at_once(cfg, largest, groups)
-    compared = searched * (_COMPARED * max(k, 10) if documents >= EXACT_BELOW else documents)
+    each = _COMPARED * max(k, 10) * (min(documents, _COMPARED_TO) / _COMPARED_AT) ** _COMPARED_GROWTH
+    compared = searched * (each if documents >= EXACT_BELOW else documents)
     small_gib = _BASE_GIB + threads * _SHARDS_GIB
 
     def step(

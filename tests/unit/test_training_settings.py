@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sbp_ray import cluster
 from sbp_ray.artifacts import Artifact
@@ -18,6 +19,7 @@ from sbp_ray.stages import pretrain
 from sbp_ray.text.packing import pack_examples
 from sbp_ray.text.pair_format import Example
 from sbp_ray.training.build import load_torchao
+from sbp_ray.training.optim import build_optimizer
 from sbp_ray.training.packed import realised
 from sbp_ray.training.plan import rows_folder
 from sbp_ray.training.refusals import refuse_missing_float8
@@ -163,3 +165,21 @@ def test_float8_without_torchao_names_the_extra(monkeypatch: pytest.MonkeyPatch)
 def test_how_fast_a_training_goes_is_no_part_of_what_it_makes() -> None:
     kept = {"min_workers", "recompute", "max_failures", "max_preemptions"}
     assert kept <= TrainingConfig.model_fields["resources"].annotation.model_fields.keys()
+
+
+def test_only_matrices_decay_and_every_parameter_is_trained() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(7, 4), torch.nn.Linear(4, 3), torch.nn.RMSNorm(3))
+    decayed, kept = build_optimizer(model, TEN_ROWS.model_copy(update={"weight_decay": 0.3})).param_groups
+    assert [tuple(p.shape) for p in decayed["params"]] == [(7, 4), (3, 4)]
+    assert [tuple(p.shape) for p in kept["params"]] == [(3,), (3,)]
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
+
+
+def test_a_step_without_gradient_shrinks_matrices_by_the_decay_alone() -> None:
+    layer = torch.nn.Linear(2, 2)
+    before = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    build_optimizer(layer, TEN_ROWS.model_copy(update={"weight_decay": 0.25, "peak_lr": 0.5})).step()
+    torch.testing.assert_close(layer.weight.detach(), before["weight"] * (1 - 0.5 * 0.25))
+    torch.testing.assert_close(layer.bias.detach(), before["bias"])
