@@ -2,7 +2,6 @@
 
     python benchmarks/synthesis.py --quick                  # a few minutes on two cores
     python benchmarks/synthesis.py --parts rates ray-data   # some of it; `first-tokens` is the other part
-    python benchmarks/synthesis.py --sweep                  # CPU settings of the engine, one engine after another
 
 The model has the demo's size and random weights. Each prompt is a bundled document cut so that what the window leaves
 to write varies 10 : 1, and each draw has a seed of its own, so that bare vLLM and the job write the same tokens. Cases
@@ -15,8 +14,9 @@ No engine keeps prefixes: prompts are the same in each round, and else all but t
 On a CPU the job's engine has one thread, as in configs/demo.yaml: the processes around it need the other core. Bare
 vLLM has two, which is faster by 15 % where nothing else runs, and runs in the caller's process, its fastest form there:
 by default it adds two processes, which wait for one another by spinning. Ray Data's processor, whose actor holds an
-engine of its own, is told the same. It comes last and in a process of its own with a deadline, when the other engines
-have gone: it cannot hold up, or slow down, what has been measured. A case whose peer fails is told without it.
+engine of its own, is told the same, two threads among it. It comes last and in a process of its own with a deadline,
+when the other engines have gone: it cannot hold up, or slow down, what has been measured. A case whose peer fails is
+told without it. What single settings of an engine give is in engine_settings.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ import httpx
 import psutil
 import pyarrow as pa
 from embed import read_texts
-from harness import alternate, emit, hardware
+from harness import alternate, emit
 
 from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.config import (
@@ -107,29 +107,24 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--sweep", action="store_true", help="engine settings instead")
-    parser.add_argument("--setting", choices=SWEEP, help=argparse.SUPPRESS)
-    for part in ("--ray-data-only", "--sweep-only"):
-        parser.add_argument(part, metavar="FOLDER", help=argparse.SUPPRESS)
+    parser.add_argument("--ray-data-only", metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])  # all that is started inherits it
-    os.environ.update(quiet_environment() | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"})
-    if not arguments.sweep_only:  # which is told how many
-        os.environ["OMP_NUM_THREADS"] = str(CORES)
+    settle(CORES)
     documents, rounds = (BATCH, 1) if arguments.quick else (arguments.documents, arguments.rounds)
     if arguments.ray_data_only:
         folder = Path(arguments.ray_data_only)
         print(json.dumps({"rates": ray_data_rates(work_in(folder), rounds)}), flush=True)
         return
-    if arguments.sweep_only:
-        sweep_one(work_in(Path(arguments.sweep_only)), arguments.setting)
-        return
     with tempfile.TemporaryDirectory() as name:
         work = prepare(Path(name), BATCH * math.ceil(documents / BATCH))
-        if arguments.sweep:
-            sweep(work)
-        else:
-            run(work, rounds, arguments.parts)
+        run(work, rounds, arguments.parts)
+
+
+def settle(threads: int) -> None:
+    """Keep this process, and all that it starts, on the cores that are measured, engines with so many threads."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    vllm = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+    os.environ.update(quiet_environment() | vllm)
 
 
 def prepare(folder: Path, num_documents: int) -> Work:
@@ -479,47 +474,6 @@ async def _http_first(work: Work, client: httpx.AsyncClient, url: str, number: i
         async for _ in answer.aiter_lines():
             first = first or time.monotonic() - start
     return first
-
-
-# What settings give
-
-
-SWEEP: dict[str, dict[str, Any]] = {
-    "as shipped": {},
-    "1 thread": {"threads": 1},
-    "compiled": {"enforce_eager": False},
-    "32 sequences": {"max_num_seqs": 32},
-    "128 sequences": {"max_num_seqs": 128},
-    "block_size 128": {"block_size": 128},
-    "prefix cache": {"enable_prefix_caching": True},
-    "bfloat16": {"dtype": "bfloat16"},
-    "top_p 0.9": {"top_p": 0.9},
-    "no seeds": {"seeded": False},
-    "as shipped, again": {},
-}
-
-
-def sweep(work: Work) -> None:
-    """Tokens a second of one bare engine after another, each with one setting changed; the first one comes last again,
-    which tells how far the machine is to be trusted. Each in a process of its own: OpenMP keeps the threads it has."""
-    folder = str(Path(work.corpus.url).parent)
-    for name, changed in SWEEP.items():
-        environment = os.environ | {"OMP_NUM_THREADS": str(changed.get("threads", CORES))}
-        command = [sys.executable, __file__, "--sweep-only", folder, "--setting", name]
-        subprocess.run(command, env=environment, check=True)  # noqa: S603  ourselves
-
-
-def sweep_one(work: Work, name: str) -> None:
-    """The best of three calls, after one that warms."""
-    changed = dict(SWEEP[name])
-    changed.pop("threads", None)
-    top_p, seeded = changed.pop("top_p", 1.0), changed.pop("seeded", True)
-    start = time.monotonic()
-    engine = bare_engine(work, **changed)
-    started_s = time.monotonic() - start
-    rates = [bare_rate(work, engine, top_p=top_p, seeded=seeded) for _ in range(4)]
-    line = {"sweep": name, "tokens_per_s": round(max(rates[1:]), 1), "start_s": round(started_s, 1)}
-    print(json.dumps(line | {"hardware": hardware()}), flush=True)
 
 
 if __name__ == "__main__":
