@@ -1,6 +1,6 @@
 """jobs/synthesize.py with its driver, its workers, replicas, engines and a node killed twenty times in one run.
 
-Two nodes of one cluster, an engine on each. In the end every sample is there, and none twice.
+Two nodes of one cluster, an engine on each. In the end every sample is there, none twice, and few were written again.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Run:
                 "max_model_len": 256,
                 "enforce_eager": True,
                 "resources": {
-                    "num_cpus": 1, "min_replicas": 2, "max_replicas": 2, "max_num_seqs": 8, "kv_cache_gib": 0.05,
+                    "num_cpus": 1, "min_replicas": 2, "max_replicas": 2, "max_num_seqs": 4, "kv_cache_gib": 0.05,
                 },
             },
             "synthesize": {
@@ -117,7 +117,7 @@ class Run:
                 "max_tokens": MAX_TOKENS,
                 "min_tokens": 2,
                 "keep_unfinished": True,
-                "resources": {"commit_every_s": 0.3},
+                "resources": {"commit_every_s": 0.1},
             },
         }  # fmt: skip
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -226,19 +226,16 @@ def test_killed_twenty_times_every_sample_is_there_once(tiny_synthesizer: Artifa
 
 
 def check_tokens(run: Run, written: int) -> None:
-    """What the engines wrote, beside what was kept of it.
+    """At most 5 % of the tokens were written again: by the engines' own counts, beside what was kept.
 
-    This run is short: twenty kills in some 3,600 samples, one in a few seconds, so that 5 % cannot be asked of it. What
-    a kill may cost at most: the samples that were in flight, each as long as it may be, and what was finished since the
-    last commit, which is the slots once more at this commit interval, for both workers.
+    A kill costs what was in flight, few samples at four sequences an engine, and what was done since the last commit.
     """
     manifest = run.out.manifest()
     assert manifest is not None
     kept = manifest["stats"]["tokens_generated"]
     again = (written - kept) / kept
     print(f"tokens written {written:,}, kept {kept:,}: {again:.2%} written again, in {len(VICTIMS)} kills")
-    slots = 10  # a quarter more than max_num_seqs
-    assert 0 <= written - kept <= len(VICTIMS) * 2 * 2 * slots * MAX_TOKENS
+    assert 0 <= again <= 0.05
 
 
 def check(run: Run, total: int) -> None:
