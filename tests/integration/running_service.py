@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import time
@@ -85,14 +84,3 @@ def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 60) -
             raise TimeoutError(f"not within {timeout_s:g} s: {what}")
         time.sleep(0.05)
     return found
-
-
-async def many(requests_: list[Callable[[], Any]], at_once: int) -> list[Any]:
-    """Results of blocking calls, `at_once` of them open at a time, in order."""
-    slots = asyncio.Semaphore(at_once)
-
-    async def one(call: Callable[[], Any]) -> Any:
-        async with slots:
-            return await asyncio.to_thread(call)
-
-    return await asyncio.gather(*[one(call) for call in requests_])
