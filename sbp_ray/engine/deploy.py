@@ -97,6 +97,7 @@ def _cpu_kwargs(engine: EngineConfig) -> dict[str, Any]:
         # A prompt prefilled in parts makes vLLM 0.29 rewind the seeded generator, which CPU generators cannot do: the
         # engine dies of it. Whole prompts never need that, and a window must then fit one step.
         "enable_chunked_prefill": False,
+        "logits_processors": ["sbp_ray.engine.seeded:SeededDraws"],
         "max_num_batched_tokens": max(engine.max_model_len, 8192),
     }
 

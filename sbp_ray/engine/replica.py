@@ -27,6 +27,7 @@ from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ServiceConfig
+from sbp_ray.engine import seeded
 from sbp_ray.engine.admission import TokenBudget
 from sbp_ray.engine.messages import (
     Accepted,
@@ -132,9 +133,8 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         self, llm_config: LLMConfig, *, identity: dict[str, Any], service: ServiceConfig, stalled_after_s: float
     ) -> None:
         set_up_logging()
-        on_one_cpu = (
-            llm_config.accelerator_config.kind == "cpu" and llm_config.engine_kwargs["tensor_parallel_size"] == 1
-        )
+        self._is_on_cpu: bool = llm_config.accelerator_config.kind == "cpu"
+        on_one_cpu = self._is_on_cpu and llm_config.engine_kwargs["tensor_parallel_size"] == 1
         await super().__init__(llm_config, engine_cls=OneProcessEngine if on_one_cpu else VLLMEngine)
         self._identity = identity
         self._name: str = serve.get_replica_context().replica_id.unique_id
@@ -233,7 +233,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         Raises:
             ValueError: it does not take them.
         """
-        return SamplingParams(
+        parameters = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=seed,
@@ -245,6 +245,9 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             detokenize=as_text,
             output_kind=kind,
         )
+        if self._is_on_cpu:
+            seeded.hand_over(parameters)
+        return parameters
 
     def _without_end(self, token_ids: list[int]) -> list[int]:
         ids = list(token_ids)
