@@ -21,19 +21,24 @@ from typing import Any
 from harness import hardware
 from synthesis import CORES, bare_engine, bare_rate, prepare, settle, work_in
 
+from sbp_ray.engine import seeded
+
 NUM_DOCUMENTS = 128
 ROUNDS = 3
+OUR_SEEDS = {"change": seeded.hand_over, "logits_processors": ["sbp_ray.engine.seeded:SeededDraws"]}
 SETTINGS: dict[str, dict[str, Any]] = {
     "base": {},
+    "our seeds": OUR_SEEDS,
     "1 thread": {"threads": 1},
+    "1 thread, our seeds": {"threads": 1} | OUR_SEEDS,
     "compiled": {"enforce_eager": False},
     "32 sequences": {"max_num_seqs": 32},
     "128 sequences": {"max_num_seqs": 128},
     "block_size 128": {"block_size": 128},
     "prefix cache": {"enable_prefix_caching": True},
     "bfloat16": {"dtype": "bfloat16"},
-    "top_p 0.9": {"top_p": 0.9},
-    "no seeds": {"seeded": False},
+    "top_p 0.9": {"change": lambda parameters: setattr(parameters, "top_p", 0.9)},
+    "no seeds": {"change": lambda parameters: setattr(parameters, "seed", None)},
     "base, again": {},
 }
 
@@ -58,12 +63,12 @@ def measure(name: str, folder: str) -> None:
     """The best of some rounds, after one that warms."""
     changed = dict(SETTINGS[name])
     settle(changed.pop("threads", CORES))
-    top_p, seeded = changed.pop("top_p", 1.0), changed.pop("seeded", True)
+    change = {"change": changed.pop("change")} if "change" in changed else {}
     work = work_in(Path(folder))
     start = time.monotonic()
     engine = bare_engine(work, **changed)
     started_s = time.monotonic() - start
-    rates = [bare_rate(work, engine, top_p=top_p, seeded=seeded) for _ in range(ROUNDS + 1)]
+    rates = [bare_rate(work, engine, **change) for _ in range(ROUNDS + 1)]
     line = {"setting": name, "tokens_per_s": round(max(rates[1:]), 1), "start_s": round(started_s, 1)}
     print(json.dumps(line | {"hardware": hardware()}), flush=True)
 

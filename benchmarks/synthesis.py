@@ -4,7 +4,7 @@
     python benchmarks/synthesis.py --parts rates ray-data   # some of it; `first-tokens` is the other part
 
 The model has the demo's size and random weights. Each prompt is a bundled document cut so that what the window leaves
-to write varies 10 : 1, and each draw has a seed of its own, so that bare vLLM and the job write the same tokens. Cases
+to write varies 10 : 1, and each draw has a seed of its own. Cases
 are measured in turn, and each is the median of its rounds. Engines are warm: the clock of the job and of Ray Data's
 processor runs from the first request in an actor to the last result, so neither Ray's start nor vLLM's is in it. The
 job does more in that time: it judges each document, writes and syncs segments, and merges them.
@@ -272,8 +272,9 @@ def _told(name: str, measure: Callable[[], float]) -> float:
 
 
 def engine_settings(work: Work) -> dict[str, Any]:
-    """Of our replicas, for all cases."""
-    return llm_config(ENGINE, work.synthesizer, ServiceConfig()).engine_kwargs | WITHOUT_PREFIXES
+    """Of our replicas, for all cases; but the sampler is vLLM's."""
+    settings = llm_config(ENGINE, work.synthesizer, ServiceConfig()).engine_kwargs | WITHOUT_PREFIXES
+    return {name: value for name, value in settings.items() if name != "logits_processors"}
 
 
 def bare_engine(work: Work, **changed: Any) -> Any:
@@ -291,15 +292,14 @@ def sampling(work: Work, number: int) -> dict[str, Any]:
     return {"temperature": 1.0, "seed": seed, "max_tokens": work.max_tokens(work.prompts[number])}
 
 
-def bare_rate(work: Work, engine: Any, *, top_p: float = 1.0, seeded: bool = True) -> float:
-    """All prompts in one call."""
+def bare_rate(work: Work, engine: Any, change: Callable[[Any], None] = lambda parameters: None) -> float:
+    """All prompts in one call; `change` may change their sampling parameters."""
     from vllm import SamplingParams
 
     prompts = [{"prompt_token_ids": prompt} for prompt in work.prompts]
-    parameters = [
-        SamplingParams(**sampling(work, number) | ({} if seeded else {"seed": None}), top_p=top_p, detokenize=False)
-        for number in range(len(prompts))
-    ]
+    parameters = [SamplingParams(**sampling(work, number), detokenize=False) for number in range(len(prompts))]
+    for one in parameters:
+        change(one)
     start = time.monotonic()
     outputs = engine.generate(prompts, parameters, use_tqdm=False)
     elapsed_s = time.monotonic() - start
