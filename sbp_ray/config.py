@@ -141,8 +141,8 @@ class NeighborsConfig(Section):
     recall_queries: PositiveInt = 1000
     """Documents whose neighbours are also searched exactly, to measure the recall."""
     cell_documents: PositiveInt = 384
-    """Documents that live in a cell, on average. A document is compared with those of its own cell and of the next
-    nearest ones, and then with its neighbours' neighbours."""
+    """Documents that live in a cell, on average; more where vectors have fewer than 128 dimensions. A document is
+    compared with those of its own cell and of the next nearest ones, and then with its neighbours' neighbours."""
     visits: PositiveInt = 48
     """Cells whose documents a document is compared with at most, its own included."""
     worker_gib: PositiveFloat = 4.0

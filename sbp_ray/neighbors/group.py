@@ -130,7 +130,7 @@ def search_group(
         coarse_ND = np.concatenate(parts)
         del parts
         cells = _find_cells(coarse_ND, effort, seed, pool, device)
-        num_near = min(effort.visits, _FEW_VISITS)
+        num_near = min(effort.visits, 2 * _FEW_VISITS)
         cell_NP = nearest_cells(cells, torch.from_numpy(coarse_ND).to(device), num_near, pool)
         order_N = np.argsort(cell_NP[:, 0], kind="stable")
         place_N = np.argsort(order_N)
@@ -240,6 +240,8 @@ class _Search:
             if num_left:
                 for _ in range(min(_MORE_VISITS, num_left)):
                     self._visit_next(most_visits)
+                    if self._found_share() >= effort.recall:
+                        return
             elif width < most:
                 width = min(width + _MORE_JOINED, most)
             elif changed < _SETTLED:

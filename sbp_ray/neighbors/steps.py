@@ -66,6 +66,7 @@ from sbp_ray.text.minhash import estimate_containment, jaccard_of
 # N = documents, D = vector length, G = groups, K = neighbours, M = lists, or neighbours of all lists
 
 _CALIBRATION_QUERIES = 2000
+_SHORT_VECTOR = 128  # below so many dimensions products are cheap, and larger cells find more in the same time
 _FAIR_SHARE = 0.7  # of the misses that `min_recall` allows: the first attempt aims at these
 _BORDER_SHARE = 0.3  # likewise: neighbours that meet in no group
 
@@ -214,7 +215,7 @@ class GroupSearcher:
             vectors_ND,
             k,
             made.quantizer,
-            _effort(cfg, item["num_documents"], attempt, made.num_groups),
+            _effort(cfg, item["num_documents"], dim, attempt, made.num_groups),
             _control(exact, made.query_id_Q, documents.id_N, cfg.recall_queries),
             seed=cfg.seed,
             num_threads=threads_of(cfg.resources),
@@ -229,9 +230,11 @@ class GroupSearcher:
         return {"documents": int((documents.home_N == group).sum())}
 
 
-def _effort(cfg: NeighborsConfig, num_documents: int, attempt: int, num_groups: int) -> Effort:
+def _effort(cfg: NeighborsConfig, num_documents: int, dim: int, attempt: int, num_groups: int) -> Effort:
     """More with each attempt; a small split is one cell, and the search exact."""
-    cell_documents = num_documents if num_documents < EXACT_BELOW else cfg.cell_documents
+    cell_documents = round(cfg.cell_documents * max(1, _SHORT_VECTOR / dim))
+    if num_documents < EXACT_BELOW:
+        cell_documents = num_documents
     share = _FAIR_SHARE - (_BORDER_SHARE if num_groups > 1 else 0)
     return Effort(cell_documents, cfg.visits * 2**attempt, 1 - share * (1 - cfg.min_recall) / 2**attempt)
 
