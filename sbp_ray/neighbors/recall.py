@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sbp_ray.neighbors.cells import blocks, products
+from sbp_ray.neighbors.cells import in_blocks, products
 from sbp_ray.neighbors.kernels import keep_exact
 from sbp_ray.neighbors.quantize import Quantizer
 
@@ -47,10 +48,18 @@ class ExactSearch:
         query_id_Q: their ids; a document is not its own neighbour.
         k: neighbours wanted.
         quantizer: makes 8 bits of vectors.
+        pool: its threads share the queries.
     """
 
-    def __init__(self, query_QD: NDArray[np.float32], query_id_Q: NDArray, k: int, quantizer: Quantizer) -> None:
-        self._query_QD, self._quantizer = query_QD, quantizer
+    def __init__(
+        self,
+        query_QD: NDArray[np.float32],
+        query_id_Q: NDArray,
+        k: int,
+        quantizer: Quantizer,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._query_QD, self._quantizer, self._pool = query_QD, quantizer, pool
         self._coarse_QD = quantizer.coarse(query_QD)
         self._lost_Q = _lost(query_QD, self._coarse_QD, quantizer)
         self._by_id = np.argsort(query_id_Q)
@@ -68,12 +77,15 @@ class ExactSearch:
             error_Q = self._lost_Q + lengths * _lost(block_BD, coarse_BD, self._quantizer).max() + _ROUNDING
             own_Q = self._own_columns(id_B)
             scale = self._quantizer.cosine_of_one
-            for rows in blocks(len(self._query_QD), _BLOCK_QUERIES):
+
+            def compare(rows: slice) -> None:
                 scores_QB = products(torch.from_numpy(self._coarse_QD[rows]), torch.from_numpy(coarse_BD))
                 so_far = self._cosine_QK[rows], self._row_QK[rows]
                 keep_exact(
                     scores_QB, scale, error_Q[rows], self._query_QD[rows], block_BD, own_Q[rows], self._seen, *so_far
                 )
+
+            in_blocks(self._pool, len(self._query_QD), _BLOCK_QUERIES, compare)
         self._seen += len(id_B)
 
     def _own_columns(self, id_B: NDArray) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ import io
 import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +62,8 @@ from sbp_ray.neighbors.recall import ID, Exact, ExactSearch, merged, no_neighbor
 from sbp_ray.schema import NEIGHBORS, SIGNATURE_BYTES, Split, shard_of
 from sbp_ray.shards import Stats, shard_name
 from sbp_ray.text.minhash import estimate_containment, jaccard_of
+
+Item = TypeVar("Item")
 
 # N = documents, D = vector length, G = groups, K = neighbours, M = lists, or neighbours of all lists
 
@@ -130,12 +132,14 @@ class Router:
         split, shard, attempt = item["split"], item["shard"], item["attempt"]
         made = read_partition(self._out, split, attempt)
         dim = made.query_QD.shape[1] if len(made.query_QD) else vector_length(self._embeddings, split)
-        exact = ExactSearch(made.query_QD, made.query_id_Q, self._cfg.num_neighbors, made.quantizer)
         stats = {"documents": 0, "copies": 0}
         name = routed_file(split, attempt, shard)
         schema, columns = routed_schema(dim), ["signature", "num_shingles", "group_hash"]
-        with _pool(1) as pool, bucket_writer(self._out, name, schema, compression=None) as writer:
-            for part in read_vectors(self._embeddings, shard_name(split, shard), columns, dim):
+        threads = threads_of(self._cfg.resources)
+        with _pool(threads) as pool, bucket_writer(self._out, name, schema, compression=None) as writer:
+            exact = ExactSearch(made.query_QD, made.query_id_Q, self._cfg.num_neighbors, made.quantizer, pool)
+            parts = read_vectors(self._embeddings, shard_name(split, shard), columns, dim)
+            for part in _one_ahead(parts, pool):
                 coarse_ND, ids = made.quantizer.coarse(part.unit_ND), raw_ids(part.doc_ids)
                 exact.show(part.unit_ND, coarse_ND, ids)
                 gap_NG = gaps(made, coarse_ND, pool)
@@ -148,6 +152,14 @@ class Router:
             _write_exact(self._out, exact_file(split, attempt, shard), exact.result())
             writer.finish(stats)
         return {}
+
+
+def _one_ahead(items: Iterator[Item], pool: ThreadPoolExecutor) -> Iterator[Item]:
+    """The same; while one is in use, a thread gets the next."""
+    coming = pool.submit(next, items, None)
+    while (item := coming.result()) is not None:
+        coming = pool.submit(next, items, None)
+        yield item
 
 
 def _routed(
