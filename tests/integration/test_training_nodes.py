@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
-import pyarrow as pa
 import pytest
-import yaml
 from ray._raylet import GcsClient
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray_head import Head, free_ports, ray_head, wait_for
+from training_job import LIMIT_S, Job
 
-from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
-from sbp_ray.job import FOLDERS
-from sbp_ray.schema import DOCUMENT
-from sbp_ray.text.tokenizer import encode_texts, train_tokenizer
 from sbp_ray.training.checkpoint import complete_checkpoints
 
 pytestmark = pytest.mark.slow
 
-REPO = Path(__file__).parents[2]
 NODE = "SBP_RAY_TEST_NODE"  # in the environment of everything that runs on a node: which one
-LIMIT_S = 180.0
 NOTICE_S = 15.0
-PRETRAIN: dict[str, Any] = {
-    "seq_len": 64,
-    "batch_rows": 2,
-    "total_tokens": 2 * 64 * 1_000_000,  # more than it gets to: what is killed in the end has not finished
-    "peak_lr": 1e-3,
-    "dtype": "float32",
-}
-RANKS = {"num_workers": 2, "num_cpus": 1, "num_threads": 1}
-MODEL = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "ffn_size": 48}
+TOTAL_TOKENS = 1 << 30  # more than it gets to: what is killed in the end has not finished
 
 
 @pytest.fixture(scope="module")
@@ -123,58 +104,10 @@ def nodes(head: Head, tmp_path: Path) -> Iterator[list[Node]]:
             node.take_back()
 
 
-def write_corpus(corpus: Artifact) -> None:
-    draw = random.Random(0)
-    texts = [" ".join(draw.choices(["river", "king", "stone", "light", "of", "the"], k=20)) for _ in range(40)]
-    tokenizer = train_tokenizer(texts, 300)
-    tokenizer.save_pretrained(corpus.path("tokenizer"))
-    ids = encode_texts(tokenizer, texts)
-    for split, chosen in {"train": range(32), "validation": range(32, 40)}.items():
-        rows = [{"doc_id": f"{n:032x}", "group": "", "text": texts[n], "input_ids": ids[n]} for n in chosen]
-        corpus.write_table(f"{split}/part-00000.parquet", pa.Table.from_pylist(rows, DOCUMENT))
-    corpus.write_json(STARTED, {"fingerprint": "00c0ffee00c0ffee"})
-    corpus.write_json(MANIFEST, {"stats": {}})
-
-
-class Job:
-    """jobs/pretrain.py on the cluster."""
-
-    def __init__(self, folder: Path, head: Head, checkpoint_every: int, **budgets: int) -> None:
-        self.out, self.log = Artifact("base_lm", str(folder / FOLDERS["base_lm"])), folder / "log.txt"
-        write_corpus(Artifact("corpus", str(folder / FOLDERS["corpus"])))
-        config = yaml.safe_load((REPO / "tests/unit/small.yaml").read_text())
-        pretrain = PRETRAIN | {"checkpoint_every": checkpoint_every, "resources": RANKS | budgets}
-        config |= {"run_dir": str(folder), "model": MODEL, "pretrain": pretrain}
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        self._command = [sys.executable, "jobs/pretrain.py", "--config", str(folder / "config.yaml")]
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        self._environment = kept | head.environment | {"RAY_ADDRESS": head.address}
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as log:
-            return subprocess.Popen(self._command, cwd=REPO, env=self._environment, stdout=log, stderr=log)
-
-    @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Its driver, which does not outlive the block."""
-        driver = self._start()
-        try:
-            yield driver
-        finally:
-            driver.kill()
-            driver.wait()
-
-    def expect_error(self, driver: subprocess.Popen[bytes], words: str) -> None:
-        """It ends by itself, in one line."""
-        assert driver.wait(LIMIT_S) == 1, self.log.read_text()
-        [said] = [line for line in self.log.read_text().splitlines() if line.startswith("error: ")]
-        assert f"pretrain-repetition: {words}" in said
-
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.read_bytes(name).splitlines()] if self.out.exists(name) else []
-
-    def await_step(self, step: int) -> None:
-        wait_for(lambda: len(self.rows("metrics.jsonl")) >= step, f"step {step}", LIMIT_S)
+def two_ranks(folder: Path, head: Head, checkpoint_every: int, **budgets: int) -> Job:
+    resources = {"num_workers": 2, "num_cpus": 1, "num_threads": 1, **budgets}
+    settings = {"total_tokens": TOTAL_TOKENS, "checkpoint_every": checkpoint_every, "resources": resources}
+    return Job(folder, folder / "log.txt", head, **settings)
 
 
 def announce(head: Head, node: Node, notice_s: float) -> float:
@@ -191,7 +124,7 @@ def test_a_node_that_is_gone_costs_a_failure_and_less_than_a_checkpoint_interval
     head: Head, nodes: list[Node], tmp_path: Path
 ) -> None:
     every = 100
-    job = Job(tmp_path, head, every, max_failures=1, max_preemptions=0)
+    job = two_ranks(tmp_path, head, every, max_failures=1, max_preemptions=0)
     with job.running() as driver:
         wait_for(lambda: complete_checkpoints(job.out), "the first checkpoint", LIMIT_S)
         job.await_step(complete_checkpoints(job.out)[0][0] + 5)
@@ -205,14 +138,14 @@ def test_a_node_that_is_gone_costs_a_failure_and_less_than_a_checkpoint_interval
         job.await_step(done + 1)
         assert len(left.ranks()) == 2
         left.ranks()[0].kill()
-        job.expect_error(driver, "workers died more often than resources.max_failures=1 allows")
+        assert "workers died more often than resources.max_failures=1 allows" in job.expect_error(driver)
 
 
 def test_a_notice_saves_the_work_at_once_and_costs_a_preemption_and_no_failure(
     head: Head, nodes: list[Node], tmp_path: Path
 ) -> None:
     never = 1_000_000  # but for the notice there would be no checkpoint
-    job = Job(tmp_path, head, never, max_failures=0, max_preemptions=1)
+    job = two_ranks(tmp_path, head, never, max_failures=0, max_preemptions=1)
     with job.running() as driver:
         job.await_step(1)
         taken, left = sorted(nodes, key=lambda node: len(node.ranks()), reverse=True)
@@ -230,4 +163,4 @@ def test_a_notice_saves_the_work_at_once_and_costs_a_preemption_and_no_failure(
         assert len(left.ranks()) == 2
 
         announce(head, left, 1.0)
-        job.expect_error(driver, "nodes were taken back more often than resources.max_preemptions=1 allows")
+        assert "nodes were taken back more often than resources.max_preemptions=1 allows" in job.expect_error(driver)
