@@ -151,6 +151,10 @@ class Artifact:
             _sync(temporary)
             os.replace(temporary, target)
             _sync(folder)
+        except OSError as error:
+            if error.errno is not None and error.filename is None:  # a write does not say to which file
+                raise OSError(error.errno, error.strerror, target) from error
+            raise
         finally:
             Path(temporary).unlink(missing_ok=True)
 

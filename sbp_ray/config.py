@@ -281,6 +281,11 @@ class TrainingConfig(Section):
     """Steps between checkpoints: the most work that a crash can cost."""
     resources: TrainingResources = TrainingResources()
 
+    def longest_document(self) -> tuple[str, int]:
+        """The most tokens that see one another, and the setting that says so: each document of a row begins at
+        position 0."""
+        return "seq_len", self.seq_len
+
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainingConfig:
         rows = self.resources.num_workers * self.micro_batch_rows
@@ -355,10 +360,23 @@ class MixtureConfig(Section):
 class TuneConfig(TrainingConfig):
     """Base LM -> synthesizer, on pairs."""
 
+    max_pair_len: PositiveInt | None = None
+    """Longest pair, with its three marks; longer ones are dropped. Without one, `seq_len`. No pair is split, so rows
+    twice as long are fuller: 98.6 % of the demo's tuning rows is text, where it would be 97.0 %."""
     num_epochs: PositiveFloat = 1.0
     """Passes over the train pairs."""
     max_validation_pairs: PositiveInt = 1000
     """Held-out pairs on which NLL(d2 | d1), NLL(d2 | random d) and NLL(d2) are measured."""
+
+    def longest_document(self) -> tuple[str, int]:
+        """A pair is one document of its row."""
+        return super().longest_document() if self.max_pair_len is None else ("max_pair_len", self.max_pair_len)
+
+    @model_validator(mode="after")
+    def _a_row_holds_any_pair(self) -> TuneConfig:
+        if self.max_pair_len is not None and self.max_pair_len > self.seq_len:
+            raise ValueError(f"max_pair_len ({self.max_pair_len}) is more than seq_len ({self.seq_len}), a whole row")
+        return self
 
 
 class EngineResources(Resources):
@@ -642,13 +660,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _a_pair_fits(self) -> Config:
         longest = self.model.max_positions
-        for key, value in [
-            ("pretrain.seq_len", self.pretrain.seq_len),
-            ("tune.seq_len", self.tune.seq_len),
-            ("engine.max_model_len", self.engine.max_model_len),
+        for section, (key, value) in [
+            ("pretrain", self.pretrain.longest_document()),
+            ("tune", self.tune.longest_document()),
+            ("engine", ("max_model_len", self.engine.max_model_len)),
         ]:
             if value > longest:
-                raise ValueError(f"{key} ({value}) is more than model.max_positions ({longest})")
+                raise ValueError(f"{section}.{key} ({value}) is more than model.max_positions ({longest})")
         if self.synthesize.max_tokens >= self.engine.max_model_len:
             raise ValueError(
                 f"synthesize.max_tokens ({self.synthesize.max_tokens}) leaves no room for d1 "

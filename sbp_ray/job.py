@@ -19,7 +19,7 @@ from sbp_ray import __version__
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact, fingerprint_of
 from sbp_ray.config import Config, TrackingConfig
 from sbp_ray.config_file import load_config
-from sbp_ray.errors import SbpError
+from sbp_ray.errors import SbpError, out_of_room
 from sbp_ray.logs import duration, set_up_logging
 from sbp_ray.provenance import provenance
 from sbp_ray.sources import HUGGING_FACE, list_input_files
@@ -129,7 +129,10 @@ def exit_with(work: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on from here", file=sys.stderr)
         sys.exit(130)
-    except Exception:  # noqa: BLE001  only to leave with another status than 1, which says that the user can fix it
+    except Exception as error:  # noqa: BLE001  only to leave with another status than 1: the user can fix that
+        if said := out_of_room(error):
+            print(f"error: {said}", file=sys.stderr)
+            sys.exit(1)
         traceback.print_exc()
         sys.exit(70)
     sys.exit(0)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from sbp_ray import metrics
 from sbp_ray.config import Resources, TrainingResources
-from sbp_ray.errors import SbpError
+from sbp_ray.errors import SbpError, out_of_room
 from sbp_ray.logs import Progress
 
 logger = logging.getLogger(__name__)
@@ -177,6 +177,10 @@ class _OnItem:
                 return {"stats": json.dumps(self._worker(item)), "error": ""}
             except SbpError as error:
                 return {"stats": "", "error": str(error)}
+            except OSError as error:
+                if not (said := out_of_room(error)):
+                    raise
+                return {"stats": "", "error": said}
         return {"stats": "", "error": self._error}
 
 

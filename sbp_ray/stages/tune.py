@@ -45,7 +45,7 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
     """Tune the base LM on log p(d2 | d1), and measure on held-out pairs what d1 is worth.
 
     Raises:
-        SbpError: there are no train pairs, or none fits `tune.seq_len`, or that exceeds the base LM's context; the base
+        SbpError: there are no train pairs, or none is short enough, or they may exceed the base LM's context; the base
             LM has another tokenizer; the training diverged; the export was refused.
     """
     refuse_missing_float8("tune", cfg)
@@ -100,9 +100,10 @@ def _refuse_no_pairs(cfg: TuneConfig, packed: Stats, out: Artifact) -> None:
         raise SbpError("there are no train pairs: lower pair.min_cosine, or add related documents")
     files = out.files(rows_folder(SOURCES["train"]), ".parquet")
     shortest = min(stats["shortest_pair"] for file in files if (stats := out.read_stats(file))["pairs"])
+    setting, longest = cfg.longest_document()
     raise SbpError(
-        f"none of the {packed['pairs']:,} train pairs fits tune.seq_len={cfg.seq_len}, the shortest has {shortest} "
-        "tokens: raise tune.seq_len"
+        f"none of the {packed['pairs']:,} train pairs fits tune.{setting}={longest}, the shortest has {shortest} "
+        f"tokens: raise tune.{setting}"
     )
 
 

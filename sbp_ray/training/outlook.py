@@ -21,7 +21,7 @@ class Outlook:
     tokens: int
     """Positions trained on."""
     flops: float
-    """Forward and backward, attention over whole rows: an upper limit, since documents are shorter."""
+    """Forward and backward, every document as long as it may be: an upper limit."""
     state_gib: float
     """Of one rank: weights, gradients and optimizer."""
     activations_gib: float
@@ -49,7 +49,8 @@ def outlook(plan: TrainingPlan, vocab_size: int, num_ranks: int, peak: float | N
         peak: FLOP/s of one rank's device, where it is known.
     """
     tokens = plan.num_steps * plan.config.batch_rows * plan.config.seq_len
-    flops = float(tokens) * flops_per_token(plan.model, vocab_size, plan.config.seq_len)
+    _, longest = plan.config.longest_document()
+    flops = float(tokens) * flops_per_token(plan.model, vocab_size, longest)
     parameters = num_parameters(plan.model, vocab_size)
     return Outlook(
         parameters=parameters,

@@ -58,7 +58,7 @@ def pack_pairs(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, special: S
     if _missing("rows", every, out):
         for step, worker in (("wanted", WantLister), ("fetched", TokenFetcher), ("rows", PairPacker)):
             todo = _missing(step, every, out)
-            arguments = (cfg.seq_len, special, corpus, pairs, out)
+            arguments = (cfg, special, corpus, pairs, out)
             map_shards(
                 f"tune-{step}", worker, arguments, todo, num_done=len(every) - len(todo), resources=cfg.resources
             )
@@ -82,8 +82,8 @@ def _missing(step: str, every: list[tuple[Split, int]], out: Artifact) -> list[d
 class _Worker:
     """What the three steps have in common."""
 
-    def __init__(self, seq_len: int, special: SpecialIds, corpus: Artifact, pairs: Artifact, out: Artifact) -> None:
-        self._seq_len, self._special, self._corpus, self._pairs, self._out = seq_len, special, corpus, pairs, out
+    def __init__(self, cfg: TuneConfig, special: SpecialIds, corpus: Artifact, pairs: Artifact, out: Artifact) -> None:
+        self._cfg, self._special, self._corpus, self._pairs, self._out = cfg, special, corpus, pairs, out
 
     def _bucket(self, step: str, split: Split, shard: int, schema: pa.Schema) -> pa.Table:
         return read_bucket(self._out, self._out.files(_folder(step, split)), shard, schema)
@@ -149,8 +149,9 @@ class PairPacker(_Worker):
         d1 = self._tokens(table["d1_id"], self._documents(split, shard))
         d2 = self._tokens(table["d2_id"], self._bucket("fetched", split, shard, FETCHED))
         length_N = d1.length_N + d2.length_N + PAIR_MARKS
-        kept = np.flatnonzero((length_N <= self._seq_len) & (d2.length_N > 0))
-        rows = best_fit(length_N[kept].tolist(), self._seq_len)
+        seq_len, (_, longest) = self._cfg.seq_len, self._cfg.longest_document()
+        kept = np.flatnonzero((length_N <= longest) & (d2.length_N > 0))
+        rows = best_fit(length_N[kept].tolist(), seq_len)
         num_tokens = int(length_N[kept].sum())
         drops = {"too_long": len(table) - len(kept)}
         stats = {
@@ -159,7 +160,7 @@ class PairPacker(_Worker):
             "splits": 0,
             "tokens": num_tokens,
             "graded_tokens": int((d2.length_N[kept] + 1).sum()),
-            "padding": len(rows) * self._seq_len - num_tokens,
+            "padding": len(rows) * seq_len - num_tokens,
             "pairs": len(table),
             "shortest_pair": int(length_N.min()) if len(table) else 0,
             "drops": drops,
@@ -168,13 +169,13 @@ class PairPacker(_Worker):
         def example(number: int) -> ExampleArrays:
             return pair_arrays(d1.of(kept[number]), d2.of(kept[number]), self._special)
 
-        num_rows = max(1, _WRITE_TOKENS // self._seq_len)
+        num_rows = max(1, _WRITE_TOKENS // seq_len)
         with (
             self._out.writing(shard_name(_folder("rows", split), shard)) as stream,
             pq.ParquetWriter(stream, PACKED_ROW, compression="zstd") as writer,
         ):
             for start in range(0, len(rows), num_rows):
-                writer.write_table(filled_rows(rows[start : start + num_rows], example, self._seq_len))
+                writer.write_table(filled_rows(rows[start : start + num_rows], example, seq_len))
             writer.add_key_value_metadata({"stats": json.dumps(stats)})
         return {"documents": len(table), "drops": drops}
 

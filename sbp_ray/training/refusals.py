@@ -15,11 +15,12 @@ from sbp_ray.training.build import load_torchao
 def refuse_short_context(section: str, cfg: TrainingConfig, context: int) -> None:
     """
     Raises:
-        SbpError: a row is longer than the base model's context.
+        SbpError: a document may be longer than the base model's context.
     """
-    if cfg.seq_len > context:
+    setting, longest = cfg.longest_document()
+    if longest > context:
         raise SbpError(
-            f"{section}.seq_len ({cfg.seq_len}) is more than the base LM's context ({context}): lower it, or use a "
+            f"{section}.{setting} ({longest}) is more than the base LM's context ({context}): lower it, or use a "
             "base LM with a longer one (model.max_positions)"
         )
 

@@ -66,8 +66,9 @@ PRETRAIN = PretrainConfig(
     resources=RANKS,
 )
 TUNE = TuneConfig(
-    seq_len=128,
-    batch_rows=4,
+    seq_len=384,  # more than the context, which no pair is
+    max_pair_len=128,
+    batch_rows=2,
     peak_lr=1e-2,
     dtype="float32",
     checkpoint_every=4,
@@ -161,7 +162,7 @@ def test_tuning_starts_from_the_base_lm_and_measures_what_d1_is_worth(
     train = stats["packing"]["pairs"]
     assert train["pairs"] == 4 * 10 * 9  # four groups of ten, both directions
     assert train["examples"] + stats["drops"]["too_long"] == train["pairs"]
-    assert stats["steps"] == -(-train["rows"] // 4)
+    assert stats["steps"] == -(-train["rows"] // 2)
     first = json.loads(run["synthesizer"].read_bytes("metrics.jsonl").splitlines()[0])
     assert first["loss_nats"] < base_lm["final"]["loss_nats"] + 1  # no fresh weights: those cost ln 320 = 5.8
     assert stats["validation"]["pairs"] == 6
@@ -174,9 +175,9 @@ def test_pairs_that_never_fit_are_an_error_with_both_numbers(
     run: dict[str, Artifact], base_lm: dict[str, Any], tmp_path: Path
 ) -> None:
     out = Artifact("synthesizer", str(tmp_path))
-    short = TUNE.model_copy(update={"seq_len": 16})
+    short = TUNE.model_copy(update={"max_pair_len": 16})
     with pytest.raises(
-        SbpError, match=r"none of the 360 train pairs fits tune.seq_len=16, the shortest has \d+ tokens"
+        SbpError, match=r"none of the 360 train pairs fits tune.max_pair_len=16, the shortest has \d+ tokens"
     ):
         tune_synthesizer(short, corpus=run["corpus"], pairs=run["pairs"], base_lm=run["base_lm"], out=out)
 
@@ -184,7 +185,7 @@ def test_pairs_that_never_fit_are_an_error_with_both_numbers(
 def test_a_window_beyond_the_base_lms_context_is_refused(
     run: dict[str, Artifact], base_lm: dict[str, Any], tmp_path: Path
 ) -> None:
-    wide = TUNE.model_copy(update={"seq_len": 512})
+    wide = TUNE.model_copy(update={"seq_len": 512, "max_pair_len": None})
     with pytest.raises(SbpError, match=r"tune.seq_len \(512\) is more than the base LM's context \(256\)"):
         tune_synthesizer(
             wide,

@@ -1,30 +1,56 @@
-"""How full the rows of the bundled corpus are."""
+"""How full the rows of the bundled corpus are, and those of pairs of it."""
 
 import gzip
 import json
+import random
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from sbp_ray.text.packing import pack_examples
-from sbp_ray.text.pair_format import document_example
+from sbp_ray.config_file import load_config
+from sbp_ray.text.packing import best_fit, pack_examples
+from sbp_ray.text.pair_format import PAIR_MARKS, Example, document_example
 from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
 
-DOCUMENTS = Path(__file__).parents[2] / "data/squad48/docs.jsonl.gz"
+REPO = Path(__file__).parents[2]
+DOCUMENTS = [
+    json.loads(line) for line in gzip.decompress((REPO / "data/squad48/docs.jsonl.gz").read_bytes()).splitlines()
+]
 
 
 @pytest.fixture(scope="module")
-def shards() -> list[list]:
-    """Four, as the demo has."""
-    texts = [json.loads(line)["text"] for line in gzip.decompress(DOCUMENTS.read_bytes()).splitlines()]
+def examples() -> list[Example]:
+    texts = [document["text"] for document in DOCUMENTS]
     tokenizer = train_tokenizer(texts, 4096)
-    examples = [document_example(ids, special_ids(tokenizer)) for ids in encode_texts(tokenizer, texts)]
+    return [document_example(ids, special_ids(tokenizer)) for ids in encode_texts(tokenizer, texts)]
+
+
+@pytest.fixture(scope="module")
+def shards(examples: list[Example]) -> list[list[Example]]:
+    """Four, as the demo has."""
     return [examples[shard::4] for shard in range(4)]
+
+
+@pytest.fixture(scope="module")
+def pair_lengths(examples: list[Example]) -> list[list[int]]:
+    """Shard by shard, of each paragraph with three others of its article: nearly all of the demo's pairs are such."""
+    length_of = [len(example.input_ids) - 2 for example in examples]  # without <bos> and <eos>
+    articles: dict[str, list[int]] = defaultdict(list)
+    for number, document in enumerate(DOCUMENTS):
+        articles[document["title"]].append(number)
+    draw = random.Random(0)
+    shards: list[list[int]] = [[] for _ in range(4)]
+    for members in articles.values():
+        for d1 in members:
+            others = draw.sample([number for number in members if number != d1], 3)
+            shards[d1 % 4] += [length_of[d1] + length_of[d2] + PAIR_MARKS for d2 in others]
+    return shards
 
 
 @pytest.mark.parametrize("seq_len", [512, 1024, 2048])
 def test_at_least_98_percent_of_the_positions_carry_text_and_what_was_split_is_counted(
-    shards: list[list], seq_len: int
+    shards: list[list[Example]], seq_len: int
 ) -> None:
     packed = [pack_examples(shard, seq_len) for shard in shards]
     positions = sum(stats["rows"] for _, stats in packed) * seq_len
@@ -34,3 +60,13 @@ def test_at_least_98_percent_of_the_positions_carry_text_and_what_was_split_is_c
     assert sum(stats["splits"] for _, stats in packed) == sum(length > seq_len for length in lengths)
     carried = sum(id_ >= 0 for rows, _ in packed for row in rows["document_ids"].to_pylist() for id_ in row)
     assert carried == sum(lengths)
+
+
+def test_at_least_98_percent_of_the_demos_tuning_rows_is_text(pair_lengths: list[list[int]]) -> None:
+    cfg = load_config(REPO / "configs/demo.yaml").tune
+    _, longest = cfg.longest_document()
+    kept = [[length for length in shard if length <= longest] for shard in pair_lengths]
+    tokens = sum(map(sum, kept))
+    positions = {width: sum(len(best_fit(shard, width)) for shard in kept) * width for width in (longest, cfg.seq_len)}
+    assert tokens >= 0.98 * positions[cfg.seq_len]
+    assert tokens < 0.98 * positions[longest]  # which is why a row is longer than any pair

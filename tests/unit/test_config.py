@@ -64,6 +64,11 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(override: str, words
         (("model.num_heads=5",), "num_heads (5) must be a multiple of num_kv_heads (2)"),
         (("pretrain.batch_rows=9",), "batch_rows (9) must be a multiple of"),
         (("tune.seq_len=4096",), "tune.seq_len (4096) is more than model.max_positions (1024)"),
+        (
+            ("tune.seq_len=4096", "tune.max_pair_len=2048"),
+            "tune.max_pair_len (2048) is more than model.max_positions (1024)",
+        ),
+        (("tune.max_pair_len=1025",), "max_pair_len (1025) is more than seq_len (1024)"),
         (("synthesize.max_tokens=1024",), "leaves no room for d1 in engine.max_model_len (1024)"),
     ],
 )

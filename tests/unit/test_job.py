@@ -3,6 +3,7 @@
 The stages here are one line each, and Ray is not started; everything else is the jobs' own way.
 """
 
+import errno
 import fcntl
 import json
 from collections.abc import Callable, Iterator
@@ -391,3 +392,15 @@ def test_stages_read_only_what_earlier_stages_write() -> None:
         assert set(stage.reads) <= written
         written.add(stage.writes)
     assert written == set(FOLDERS)
+
+
+def test_a_full_disk_is_one_line_wherever_it_is_met(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(job: Job) -> Stats:
+        raise OSError(errno.ENOSPC, "No space left on device", "here")
+
+    assert run("ingest", stage=full) == 1
+    assert _error(capsys) == (
+        "there is no room to write ([Errno 28] No space left on device: 'here'): make room, and run the same command "
+        "again to go on"
+    )
+    assert run("ingest") == 0

@@ -26,12 +26,14 @@ pytestmark = pytest.mark.usefixtures("in_process")
 SPECIAL = SpecialIds(bos=0, eos=1, related=2)
 NUM_SHARDS = 3
 CONFIG = TuneConfig(seq_len=40, batch_rows=1, peak_lr=1.0)
+LONG_ROWS = TuneConfig(seq_len=100, max_pair_len=40, batch_rows=1, peak_lr=1.0)
 
 
 class Run:
     """A corpus and its pairs on storage, and the same in plain dicts."""
 
-    def __init__(self, new_artifact: Callable[[str], Artifact], seed: int) -> None:
+    def __init__(self, new_artifact: Callable[[str], Artifact], seed: int, cfg: TuneConfig = CONFIG) -> None:
+        self.cfg = cfg
         self.corpus, self.pairs = new_artifact("corpus"), new_artifact("pairs")
         draw = random.Random(seed)
         self.tokens: dict[str, list[int]] = {}
@@ -55,13 +57,14 @@ class Run:
                 self.pairs.write_table(shard_name(split, shard), pa.Table.from_pylist(rows, PAIR))
 
     def pack(self, out: Artifact) -> None:
-        pack_pairs(CONFIG, corpus=self.corpus, pairs=self.pairs, special=SPECIAL, out=out)
+        pack_pairs(self.cfg, corpus=self.corpus, pairs=self.pairs, special=SPECIAL, out=out)
 
     def expect(self, out: Artifact) -> None:
         """The rows and counts are those of the plain join."""
+        longest = self.cfg.max_pair_len or self.cfg.seq_len
         for (split, shard), pairs in self.chosen.items():
-            made = [pair_example(self.tokens[a], self.tokens[b], SPECIAL, CONFIG.seq_len) for a, b in pairs]
-            rows, stats = pack_examples([example for example in made if example is not None], CONFIG.seq_len)
+            made = [pair_example(self.tokens[a], self.tokens[b], SPECIAL, longest) for a, b in pairs]
+            rows, stats = pack_examples([example for example in made if example is not None], self.cfg.seq_len)
             lengths = [len(self.tokens[a]) + len(self.tokens[b]) + 3 for a, b in pairs]
             name = shard_name(f"rows/{SOURCES[split]}", shard)
             table = out.read_table(name)
@@ -76,9 +79,10 @@ class Run:
         assert out.files("scratch/wanted-train") == []
 
 
+@pytest.mark.parametrize("cfg", [CONFIG, LONG_ROWS], ids=["rows of a pair's length", "longer rows"])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_rows_are_those_of_a_plain_join(new_artifact: Any, seed: int) -> None:
-    run, out = Run(new_artifact, seed), new_artifact("synthesizer")
+def test_the_rows_are_those_of_a_plain_join(new_artifact: Any, seed: int, cfg: TuneConfig) -> None:
+    run, out = Run(new_artifact, seed, cfg), new_artifact("synthesizer")
     run.pack(out)
     run.expect(out)
     assert not out.exists("scratch")
