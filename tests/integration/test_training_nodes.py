@@ -23,7 +23,7 @@ from sbp_ray.training.checkpoint import complete_checkpoints
 pytestmark = pytest.mark.slow
 
 NODE = "SBP_RAY_TEST_NODE"  # in the environment of everything that runs on a node: which one
-NOTICE_S = 15.0
+NOTICE_S = 30.0
 TOTAL_TOKENS = 1 << 30  # more than it gets to: what is killed in the end has not finished
 
 
@@ -93,9 +93,7 @@ def nodes(head: Head, tmp_path: Path) -> Iterator[list[Node]]:
     """Two; all ranks fit on one."""
     started: list[Node] = []
     try:
-        for number in range(
-            2
-        ):  # one after the other: those that start together choose the same names for their sockets
+        for number in range(2):  # in turn: those that start together choose the same names for their sockets
             started.append(Node(head, tmp_path / f"node{number}.log"))
             wait_for(started[-1].id, "the cluster knows the node", LIMIT_S)
         yield started
