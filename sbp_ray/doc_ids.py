@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-_HEX_PAIRS_256_2 = np.frombuffer(bytes(range(256)).hex().encode(), np.uint8).reshape(256, 2)
+_DIGITS = 32
+_HEX_PAIRS_256 = np.frombuffer(bytes(range(256)).hex().encode(), np.uint16)  # two characters each
 
 
 def hex_digits(ids: pa.Array) -> NDArray[np.uint8]:
@@ -25,5 +26,6 @@ def digits_to_bytes(digits_ND: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def bytes_to_ids(bytes_ND: NDArray[np.uint8]) -> pa.Array:
     """The inverse of `hex_digits` and `digits_to_bytes`, as strings; uint8[N, 16]."""
-    text = pa.py_buffer(_HEX_PAIRS_256_2[bytes_ND].tobytes())
-    return pa.Array.from_buffers(pa.binary(32), len(bytes_ND), [None, text]).cast(pa.binary()).cast(pa.string())
+    text = pa.py_buffer(np.ascontiguousarray(_HEX_PAIRS_256[bytes_ND]))
+    ends = pa.array(np.arange(len(bytes_ND) + 1) * _DIGITS).cast(pa.int32())  # raises where a column has no room
+    return pa.Array.from_buffers(pa.string(), len(bytes_ND), [None, ends.buffers()[1], text])
