@@ -122,6 +122,7 @@ class Run:
         }  # fmt: skip
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
         self.node: subprocess.Popen[bytes] | None = None
+        self.looks: Counter[str] = Counter()  # at the job, by what came of them: for the message of a failure
 
     def start_node(self) -> None:
         """A second node, in a session of its own."""
@@ -188,8 +189,13 @@ def attempt(run: Run, strikes: list[tuple[int, str]], rng: random.Random) -> int
     """Run the job until it ends by itself or is killed; strikes that were made are taken from the list."""
     driver = run.start()
     while driver.poll() is None:
-        if strikes and run.done() >= strikes[0][0] and run.kill(strikes[0][1], driver, rng):
+        if not strikes or run.done() < strikes[0][0]:
+            run.looks["nothing was due"] += 1
+        elif run.kill(strikes[0][1], driver, rng):
+            run.looks["a kill"] += 1
             strikes.pop(0)
+        else:
+            run.looks[f"no {strikes[0][1]} was found"] += 1
         time.sleep(0.05)  # only how often we look
     return driver.returncode
 
@@ -218,7 +224,7 @@ def test_killed_twenty_times_every_sample_is_there_once(tiny_synthesizer: Artifa
                 assert len(codes) < 12, run.log.read_text()[-5000:]
                 codes.append(attempt(run, strikes, rng))
                 assert codes[-1] in (0, -9), run.log.read_text()[-5000:]
-        assert strikes == []  # each found its victim before the work was done
+        assert strikes == [], (run.looks, codes)  # each found its victim before the work was done
         assert codes.count(-9) == VICTIMS.count("driver")
         check(run, total)
         # A replica that was killed before its engine's first step left an empty file.
