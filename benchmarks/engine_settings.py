@@ -21,11 +21,11 @@ from typing import Any
 from harness import hardware
 from synthesis import CORES, bare_engine, bare_rate, prepare, settle, work_in
 
-from sbp_ray.engine import seeded
+from sbp_ray.engine import deploy, seeded
 
 NUM_DOCUMENTS = 128
 ROUNDS = 3
-OUR_SEEDS = {"change": seeded.hand_over, "logits_processors": ["sbp_ray.engine.seeded:SeededDraws"]}
+OUR_SEEDS = {"change": seeded.hand_over, "logits_processors": [deploy.SAMPLER]}
 SETTINGS: dict[str, dict[str, Any]] = {
     "base": {},
     "our seeds": OUR_SEEDS,

@@ -4,10 +4,11 @@
     python benchmarks/synthesis.py --parts rates ray-data   # some of it; `first-tokens` is the other part
 
 The model has the demo's size and random weights. Each prompt is a bundled document cut so that what the window leaves
-to write varies 10 : 1, and each draw has a seed of its own. Cases
-are measured in turn, and each is the median of its rounds. Engines are warm: the clock of the job and of Ray Data's
-processor runs from the first request in an actor to the last result, so neither Ray's start nor vLLM's is in it. The
-job does more in that time: it judges each document, writes and syncs segments, and merges them.
+to write varies 10 : 1, and each draw has a seed of its own; peers draw with vLLM's sampler, ours on a CPU with
+sbp_ray/engine/seeded.py. Cases are measured in turn, and each is the median of its rounds. Engines are warm: the clock
+of the job and of Ray Data's processor runs from the first request in an actor to the last result, so neither Ray's
+start nor vLLM's is in it. The job does more in that time: it judges each document, writes and syncs segments, and
+merges them.
 
 No engine keeps prefixes: prompts are the same in each round, and else all but the first would be spared the prefill.
 

@@ -36,6 +36,7 @@ _ENOUGH_FROM_CELLS = 0.85  # of the control's neighbours: from here on, lists of
 _LITTLE_GAIN = 0.02  # likewise, of what a visit found
 _MORE_VISITS = 4  # when lists hardly change
 _FEW_VISITS = 8  # before the first lists are joined
+_NEAR_CELLS = 16  # that are found at first: finding more of them later takes as long again
 _JOINED = 16  # the nearest of a document's candidates that are joined, and as many documents that name it
 _MORE_JOINED = 4  # further ones, when there are no cells left to visit
 _MOST_JOINED = 32
@@ -46,7 +47,7 @@ _UPDATES_PER_LIST = 24
 _ROUNDS = 40
 _SETTLED = 0.002  # likewise: nothing more is to come
 JOINED_BYTES = 4 * (2 * _MOST_JOINED + 1)  # a document, at most
-VISITED_BYTES = 4 * 3 * 2 * _FEW_VISITS  # a document: its cells, and their parts in both orders
+VISITED_BYTES = 4 * 3 * _NEAR_CELLS  # a document: its cells, and their parts in both orders
 
 
 class Effort(NamedTuple):
@@ -130,7 +131,7 @@ def search_group(
         coarse_ND = np.concatenate(parts)
         del parts
         cells = _find_cells(coarse_ND, effort, seed, pool, device)
-        num_near = min(effort.visits, 2 * _FEW_VISITS)
+        num_near = min(effort.visits, _NEAR_CELLS)
         cell_NP = nearest_cells(cells, torch.from_numpy(coarse_ND).to(device), num_near, pool)
         order_N = np.argsort(cell_NP[:, 0], kind="stable")
         place_N = np.argsort(order_N)
