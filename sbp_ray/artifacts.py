@@ -76,7 +76,7 @@ class Artifact:
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
         names = [info.base_name for info in self.fs.get_file_info(selector) if info.type == pafs.FileType.File]
         return sorted(
-            posixpath.join(folder, name) for name in names if name.endswith(suffix) and not name.startswith(_TEMPORARY)
+            posixpath.join(folder, name) for name in names if name.endswith(suffix) and not _is_temporary(name)
         )
 
     # Whole files
@@ -200,6 +200,20 @@ class Artifact:
         """Names the settings and inputs that this artifact is made from, 16 hex digits; known from its start on."""
         return self.read_json(STARTED)["fingerprint"]
 
+    def remove_unfinished(self) -> None:
+        """Delete what writers that were killed left under temporary names. For the holder of the run directory's lock.
+
+        A writer of an earlier attempt that still runs fails at its rename: its work is done again anyway. An object
+        store shows no such files; uploads that never ended are for its own clean-up rule.
+        """
+        if not self.is_local:
+            return
+        for folder, inner, files in os.walk(self.path()):
+            for name in filter(_is_temporary, files):
+                Path(folder, name).unlink(missing_ok=True)
+            for name in filter(_is_temporary, inner):
+                shutil.rmtree(Path(folder, name), ignore_errors=True)
+
     def remove(self) -> None:
         """Delete the artifact. Only a folder that carries our own marker is ever deleted."""
         if self.exists(STARTED) or self.exists(MANIFEST):
@@ -209,6 +223,10 @@ class Artifact:
 def fingerprint_of(recipe: dict[str, Any]) -> str:
     """16 hex digits that name a recipe: settings and the fingerprints of the inputs."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(_TEMPORARY)
 
 
 def _sync(path: str) -> None:

@@ -385,6 +385,7 @@ def _execute(stage: Stage, config: Config, run: RunStage) -> None:
     if not output.exists(STARTED):
         started = {"fingerprint": fingerprint_of(made_from), "recipe": made_from, "started_at": _now()}
         output.write_json(STARTED, started)
+    output.remove_unfinished()  # of attempts that were killed
     for override in stage.overrides:
         key, _, value = override.removeprefix("pretrain.").partition("=")
         config = config.model_copy(update={"pretrain": config.pretrain.model_copy(update={key: value})})
@@ -393,6 +394,7 @@ def _execute(stage: Stage, config: Config, run: RunStage) -> None:
     with MemoryMeter() as memory, tracked(tracking, output, METRICS):
         stats = run(Job(stage, config, {name: artifact(config, name) for name in stage.reads}, output))
     wall_s = time.monotonic() - start
+    output.remove_unfinished()  # of workers that were killed in this one
     output.write_json(
         MANIFEST,
         {

@@ -102,6 +102,21 @@ def test_a_writer_killed_before_the_rename_leaves_nothing_visible(tmp_path: Path
     assert not artifact.exists("part.bin")
     artifact.write_bytes("part.bin", b"again")
     assert artifact.files() == ["part.bin"]
+    artifact.remove_unfinished()
+    assert [file.name for file in Path(artifact.url).iterdir()] == ["part.bin"]
+
+
+def test_what_was_never_finished_is_removed_at_every_depth_and_nothing_else(artifact: Artifact) -> None:
+    for name in ("part.bin", "deep/er/part.bin", "deep/tmp-file"):
+        artifact.write_bytes(name, b"whole")
+    if artifact.is_local:
+        Path(artifact.path("deep/er/.tmp-part.bin-0f")).write_bytes(b"half")
+        Path(artifact.path(".tmp-model")).mkdir()
+        Path(artifact.path(".tmp-model/config.json")).write_bytes(b"half")
+    artifact.remove_unfinished()
+    found = artifact.fs.get_file_info(pafs.FileSelector(artifact.path(), recursive=True))
+    left = {info.path.removeprefix(artifact.path()).strip("/") for info in found if info.is_file}
+    assert left == {"part.bin", "deep/er/part.bin", "deep/tmp-file"}
 
 
 def test_only_a_folder_with_our_marker_is_deleted(artifact: Artifact) -> None:

@@ -249,6 +249,25 @@ def test_a_stage_that_failed_goes_on_where_it_was(run: Run, folder: Path) -> Non
     assert run("ingest", stage=go_on) == 0
 
 
+def test_half_written_files_are_gone_once_the_artifact_is_complete(run: Run, folder: Path) -> None:
+    half = folder / "run" / FOLDERS["corpus"] / "train" / ".tmp-part-00000.parquet-0f"
+    at_start: list[bool] = []
+
+    def a_worker_dies(job: Job) -> Stats:
+        at_start.append(half.exists())
+        half.parent.mkdir(exist_ok=True)
+        half.write_bytes(b"half")
+        if len(at_start) == 1:
+            raise RuntimeError("and the driver with it")
+        return {}
+
+    assert run("ingest", stage=a_worker_dies) == 70
+    assert half.exists()
+    assert run("ingest", stage=a_worker_dies) == 0
+    assert at_start == [False, False]
+    assert not half.exists()
+
+
 def test_statuses_tell_the_users_mistakes_from_ours(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     def ours(job: Job) -> Stats:
         return {"share": 1 / 0}
