@@ -120,8 +120,8 @@ class Artifact:
         """Commit a Parquet file; `stats` travels in its metadata, for `read_stats`."""
         if stats is not None:
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), "stats": json.dumps(stats)})
-        # Vectors never repeat: looking for repeats would double the time to write them, and to read them.
-        has_vectors = any(pa.types.is_fixed_size_list(field.type) for field in table.schema)
+        # Vectors and lists of cosines never repeat: looking for repeats would double the time to write them.
+        has_vectors = any(_is_list_of_floats(field.type) for field in table.schema)
         with self.writing(name) as stream:
             pq.write_table(table, stream, compression="zstd", use_dictionary=not has_vectors)
 
@@ -223,6 +223,11 @@ class Artifact:
 def fingerprint_of(recipe: dict[str, Any]) -> str:
     """16 hex digits that name a recipe: settings and the fingerprints of the inputs."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_list_of_floats(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and pa.types.is_floating(kind.value_type)
 
 
 def _is_temporary(name: str) -> bool:

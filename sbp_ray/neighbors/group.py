@@ -43,6 +43,7 @@ _MOST_JOINED = 32
 _SLOW = 0.04  # of all candidates, changed in a round
 _CHUNK = 2048  # lists that a thread joins at a time
 _CHUNKS = 8  # of each thread, whose updates are carried out together
+_MEETINGS = 32  # likewise, of cells and their visitors
 _UPDATES_PER_LIST = 24
 _ROUNDS = 40
 _SETTLED = 0.002  # likewise: nothing more is to come
@@ -271,7 +272,7 @@ class _Search:
         def compare(meeting: tuple[NDArray[np.int64], int]) -> list[_Updates]:
             return self._compare(*meeting, floor_N=floor_N, is_mutual=num_visited > 0)
 
-        for start in range(0, len(meetings), num_meetings := _CHUNKS * len(self._shares)):
+        for start in range(0, len(meetings), num_meetings := _MEETINGS * len(self._shares)):
             some = meetings[start : start + num_meetings]
             updates = self._pool.map(compare, some)
             self._carry_out([update for found in updates for update in found])

@@ -220,8 +220,10 @@ class GroupSearcher:
         dim = item["dim"]
         files = [routed_file(split, attempt, shard) for shard in range(item["num_shards"])]
         table = read_bucket(self._out, files, group, routed_schema(dim))
-        vectors_ND, documents = values(table, "vector", np.int16, dim), _documents(table)
-        del table  # its columns share their memory
+        with _pool(threads_of(cfg.resources)) as pool:
+            coming = pool.submit(_documents, table)
+            vectors_ND, documents = values(table, "vector", np.int16, dim), coming.result()
+        del table, coming  # its columns share their memory
         exact = read_exact(self._out, merged_exact_file(split, attempt))
         found = search_group(
             vectors_ND,
