@@ -134,8 +134,9 @@ def search_group(
         cells = _find_cells(coarse_ND, effort, seed, pool, device)
         num_near = min(effort.visits, _NEAR_CELLS)
         cell_NP = nearest_cells(cells, torch.from_numpy(coarse_ND).to(device), num_near, pool)
-        order_N = np.argsort(cell_NP[:, 0], kind="stable")
-        place_N = np.argsort(order_N)
+        order_N = _sorted_by_cell(cell_NP[:, 0])
+        place_N = np.empty(num, np.int64)
+        place_N[order_N] = np.arange(num)
         search = _Search(
             torch.from_numpy(_in_order(coarse_ND, order_N, pool)),
             cells,
@@ -343,9 +344,15 @@ class _Search:
         return sum(self._pool.map(better, self._shares))
 
 
+def _sorted_by_cell(cell_N: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Documents cell by cell, in their order within each."""
+    fits = cell_N.max() < 2**16  # NumPy sorts numbers of 16 bits by counting, which takes a fifth of the time
+    return np.argsort(cell_N.astype(np.uint16) if fits else cell_N, kind="stable")
+
+
 def _meetings(cell_N: NDArray[np.int32], homes: _Homes) -> Iterator[tuple[NDArray[np.int64], int]]:
     """Who visits which part of a cell, where each document visits one cell; nobody meets twice."""
-    order = np.argsort(cell_N, kind="stable")
+    order = _sorted_by_cell(cell_N)
     first_C1 = np.searchsorted(cell_N[order], np.arange(len(homes.first_part_C1)))
     for cell, (first_part, end_part) in enumerate(itertools.pairwise(homes.first_part_C1)):
         visitors = np.array_split(order[first_C1[cell] : first_C1[cell + 1]], max(1, end_part - first_part))
