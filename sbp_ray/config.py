@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 Dtype = Literal["float32", "bfloat16"]
 Arm = Literal["repetition", "sbp"]
@@ -259,9 +260,9 @@ class TrainingConfig(Section):
     """Share of the steps in which the learning rate rises linearly."""
     weight_decay: NonNegativeFloat = 0.1
     """Of matrices; norms and biases have none."""
-    beta1: Fraction = 0.9
+    beta1: Beta = 0.9
     """AdamW's first-moment decay."""
-    beta2: Fraction = 0.95
+    beta2: Beta = 0.95
     """AdamW's second-moment decay."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
