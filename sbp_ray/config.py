@@ -212,8 +212,8 @@ class ModelConfig(Section):
     """Query heads."""
     num_kv_heads: PositiveInt
     """Key and value heads (grouped-query attention)."""
-    head_dim: PositiveInt
-    """Width of one head."""
+    head_dim: Annotated[PositiveInt, Field(multiple_of=2)]
+    """Width of one head; even, since rotary positions turn pairs."""
     ffn_size: PositiveInt
     """Inner width of the gated MLP."""
     vocab_size: PositiveInt | None = None
