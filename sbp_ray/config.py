@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy, torch and vLLM all take
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 Dtype = Literal["float32", "bfloat16"]
@@ -97,7 +98,7 @@ class IngestConfig(Section):
     """A Hugging Face tokenizer folder or name to use; without one, a byte-level BPE is trained on the train split."""
     vocab_size: PositiveInt = 8192
     """Size of the trained tokenizer, special tokens included."""
-    seed: int = 0
+    seed: Seed = 0
     """Chooses which groups are held out."""
     resources: Resources = Resources()
 
@@ -149,7 +150,7 @@ class NeighborsConfig(Section):
     worker_gib: PositiveFloat = 4.0
     """Memory that a worker spends on documents: says how many are searched together. Documents at the border of two
     groups are searched in both, so fewer and larger groups cost less."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws the documents that the cells are made from."""
     resources: Resources = Resources()
 
@@ -160,7 +161,7 @@ class PairConfig(Section):
     source: Literal["neighbors", "random"] = "neighbors"
     """`random` is a control: each pair that was mined in the train split keeps its d1, and its d2 is drawn uniformly
     from the split. The validation split keeps the mined pairs: every synthesizer can be measured on the same."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws the random d2."""
     min_cosine: Cosine = 0.75
     """Pairs less similar than this are dropped as unrelated. Depends on the embedder."""
@@ -276,7 +277,7 @@ class TrainingConfig(Section):
     """Compile the decoder layers with torch.compile: half a minute and more before the first step."""
     export_check: ExportCheck = "vllm"
     """Who must give held-out tokens the log-probabilities of the trained model, before its export counts."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initial weights and of the order of the rows."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints: the most work that a crash can cost."""
@@ -391,7 +392,7 @@ class EngineResources(Resources):
     """Sequences that one engine advances at the same time."""
     kv_cache_gib: PositiveFloat = 1.0
     """Memory of the key-value cache, on CPU only."""
-    gpu_memory_share: Fraction = 0.9
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory that vLLM may take."""
     requests_per_engine: PositiveInt | None = None
     """Requests in work, each with all its samples, above which another engine is started. Without one, an eighth of
@@ -472,7 +473,7 @@ class SynthesizeConfig(Section):
     """Sampling temperature; vLLM takes no more than 2."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Nucleus of the sampling distribution; 1 samples from all of it, and is faster."""
-    seed: int = 0
+    seed: Seed = 0
     """Each sample's seed follows from this, its d1 and its number."""
     min_tokens: PositiveInt = 16
     """Shorter results are dropped."""
@@ -514,7 +515,7 @@ class EvalConfig(Section):
     """Synthetic documents shown in the report beside their d1 and the nearest real document."""
     batch_tokens: PositiveInt = 8192
     """Tokens in a scoring forward pass."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws questions, documents and samples."""
     resources: Resources = Resources(num_workers=3)
     """Of each task; there are three: one for each arm's checkpoint, and one for the embedder."""
@@ -596,7 +597,7 @@ class BenchmarksConfig(Section):
     """Questions asked of each benchmark, drawn by their ids, the same for every model; without it, all."""
     context_tokens: PositiveInt | None = None
     """Longer prompts lose their beginning; without it, `pretrain.seq_len`."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws questions and documents."""
     judge: JudgeConfig | None = None
     """Without one, factuality, relevance and copying as a reader sees them are "not measured"."""

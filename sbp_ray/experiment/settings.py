@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from sbp_ray.config import Config, Section
+from sbp_ray.config import Config, Section, Seed
 from sbp_ray.config_file import read_yaml, settings_of
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.arms import BASELINE, BUILT_IN, BuiltIn
@@ -36,7 +36,7 @@ class ExperimentConfig(Section):
     """The run that all arms start from: the settings of a run, or a file that holds them."""
     arms: dict[str, ArmConfig]
     """By name; `repetition`, which the others are compared with, is one of them."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Of initial weights, order of the rows, and samples; `base` keeps its seeds of the split and of the draws."""
     shares: tuple[Share, ...] = (0.125, 0.25, 0.375, 0.5)
     """Share of synthetic positions; each arm with synthetic text is trained once for each."""
