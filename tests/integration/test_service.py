@@ -15,6 +15,7 @@ import openai
 import psutil
 import pytest
 import requests
+from engine_process import is_engine
 from running_service import KEYS, MAX_BODY, SLOTS, WINDOW, Service, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -155,7 +156,7 @@ def test_no_key_is_in_logs_metrics_or_serve_status(service: Service) -> None:
     from ray import serve
 
     assert service.get("/v1/models").status_code == 200
-    [core] = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in p.name()]
+    [core] = filter(is_engine, psutil.Process().children(recursive=True))
     of_ray = core.environ()["SBP_RAY_API_KEYS"]  # of every process of Ray, as with `ray start`
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     texts = [file.read_bytes() for file in session.rglob("*") if file.is_file() and not file.is_socket()]
@@ -478,7 +479,7 @@ def test_health_tells_ready_from_alive_and_a_dead_engine_is_replaced(service: Se
     request = {"document": "the kings", "max_tokens": 12, "seed": 3}
     before = service.synthesize(**request).json()["documents"]
     assert service.get("/health", key=None).json() == {"status": "ready"}
-    [core] = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in p.name()]
+    [core] = filter(is_engine, psutil.Process().children(recursive=True))
     with service.post("/v1/synthesize", {**LONG, "stream": True}, stream=True) as stream:
         lines = stream.iter_lines()
         assert next(lines).startswith(b"data: ")

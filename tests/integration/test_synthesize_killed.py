@@ -20,6 +20,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import yaml
+from engine_process import is_engine
 from ray_head import Head, free_ports, ray_head
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
@@ -68,7 +69,7 @@ class _Finder:
 
 sys.meta_path.insert(0, _Finder())
 """
-NAMES = {"worker": "ShardWorker", "replica": "SynthesizerServer", "engine": "EngineCore"}
+NAMES = {"worker": "ShardWorker", "replica": "SynthesizerServer"}
 
 
 def write_inputs(folder: Path, synthesizer: Artifact) -> None:
@@ -150,11 +151,12 @@ class Run:
         return sum(finished)
 
     def find(self, victim: str) -> list[psutil.Process]:
+        if victim == "engine":
+            return list(filter(is_engine, self.head.processes()))
         found = []
         for process in self.head.processes():
             with suppress(psutil.NoSuchProcess):
-                title = f"{process.name()} {' '.join(process.cmdline())}"
-                if NAMES[victim] in title:
+                if NAMES[victim] in " ".join(process.cmdline()):
                     found.append(process)
         return found
 
