@@ -99,4 +99,4 @@ def _row_order(name: str, num_rows: int, shard: int, epoch: int, seed: int) -> n
 
 
 def _generator(seed: int, name: str, epoch: int, shard: int) -> np.random.Generator:
-    return np.random.default_rng([seed % 2**32, zlib.crc32(name.encode()), epoch, shard + 1])
+    return np.random.default_rng([seed, zlib.crc32(name.encode()), epoch, shard + 1])

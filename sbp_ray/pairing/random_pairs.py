@@ -49,7 +49,7 @@ class RandomPairer:
         own = self._ids(shard).combine_chunks()
         starts = np.cumsum([0, *self._sizes])
         own_place_N = starts[shard] + pc.index_in(d1_ids, value_set=own).to_numpy().astype(np.int64)
-        place_N = draw_places(own_place_N, int(starts[-1]), np.random.default_rng([self._seed % 2**32, shard]))
+        place_N = draw_places(own_place_N, int(starts[-1]), np.random.default_rng([self._seed, shard]))
         shard_N = np.searchsorted(starts, place_N, side="right") - 1
         asked = pa.table([pa.array(place_N - starts[shard_N]), pa.array(np.arange(len(place_N)))], schema=ASKED)
         with bucket_writer(self._out, self.file("ask", shard), ASKED) as writer:

@@ -51,6 +51,8 @@ def test_a_misspelt_setting_is_named_with_the_nearest_real_one(override: str, wo
         ("pretrain.peak_lr=.inf", "pretrain.peak_lr=inf: input should be a finite number"),
         ("model.head_dim=31", "model.head_dim=31: input should be a multiple of 2"),
         ("neighbors.seed=-1", "neighbors.seed=-1: input should be greater than or equal to 0"),
+        ("pair.seed=4294967296", "pair.seed=4294967296: input should be less than 4294967296"),
+        ("engine.resources.gpu_memory_share=0", "engine.resources.gpu_memory_share=0: input should be greater than 0"),
         ("tune.beta2=1", "tune.beta2=1: input should be less than 1"),
         ("embed.dtype=float64", "embed.dtype='float64': input should be 'auto', 'float32' or 'bfloat16'"),
         ("pretrain.arm=both", "pretrain.arm='both'"),
