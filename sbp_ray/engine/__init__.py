@@ -1,13 +1,13 @@
 """The synthesizer as a service: the only package that knows vLLM and ray.serve.llm.
 
-messages      what travels: HTTP bodies, and draws inside the cluster. Light to import.
+messages      what travels: HTTP bodies, and sampling requests inside the cluster. Light to import.
 access        bearer keys.
 admission     how much a replica takes on.
-replica       the deployment of the engines; `pieces` joins the streams of a request's samples.
+replica       the deployment of the engines; `deltas` joins the streams of a request's samples.
 seeded        how an engine on a CPU draws tokens.
-ingress       the deployment in front: HTTP. `http_limits` is its middleware, `answers` forms its bodies, `asking` asks
-              the replicas, `health` tells whether there are any.
+ingress       the deployment in front: HTTP. `http_limits` is its middleware, `answers` forms its bodies.
+health        whether there are replicas, and whether an engine stands still.
 deploy        from engine settings to an application.
-routing       which replica gets a request. `watch` tells an engine that stands still.
+routing       which replica gets a request.
 running       starting, finding and stopping one for a batch job.
 """

@@ -1,4 +1,4 @@
-"""What a request's pieces come to: one JSON object, or the events of a stream."""
+"""What a request's deltas come to: one JSON object, or the events of a stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sbp_ray.engine.messages import (
     MODEL_ID,
     Accepted,
     CompletionRequest,
-    Piece,
+    Delta,
     SynthesizedDocument,
     SynthesizeRequest,
     SynthesizeResponse,
@@ -23,31 +23,31 @@ from sbp_ray.engine.messages import (
 
 
 class _Answer:
-    """Collects pieces by sample."""
+    """Collects deltas by sample."""
 
     def begin(self, accepted: Accepted) -> None:
         """The request is served: what is known of the answer before its text."""
         self._accepted = accepted
         self._texts: dict[int, list[str]] = {}
-        self._last: dict[int, Piece] = {}
+        self._last: dict[int, Delta] = {}
 
-    def add(self, pieces: list[Piece]) -> None:
+    def add(self, deltas: list[Delta]) -> None:
         """Take in what was written."""
-        for piece in pieces:
-            self._texts.setdefault(piece.index, []).append(piece.text)
-            self._last[piece.index] = piece
+        for delta in deltas:
+            self._texts.setdefault(delta.index, []).append(delta.text)
+            self._last[delta.index] = delta
 
-    def _count(self, pieces: list[Piece]) -> None:
+    def _count(self, deltas: list[Delta]) -> None:
         """What a stream needs of them."""
-        for piece in pieces:
-            self._last[piece.index] = piece
+        for delta in deltas:
+            self._last[delta.index] = delta
 
-    def _samples(self) -> list[Piece]:
+    def _samples(self) -> list[Delta]:
         """One for each sample, with all of its text."""
         return [replace(last, text="".join(self._texts[index])) for index, last in sorted(self._last.items())]
 
     def _written(self) -> int:
-        return sum(piece.num_tokens for piece in self._last.values())
+        return sum(delta.num_tokens for delta in self._last.values())
 
 
 class SynthesizeAnswer(_Answer):
@@ -58,12 +58,12 @@ class SynthesizeAnswer(_Answer):
 
     def whole(self) -> dict[str, Any]:
         """Everything at once."""
-        return self._response([_document(piece) for piece in self._samples()], self._usage())
+        return self._response([_document(delta) for delta in self._samples()], self._usage())
 
-    def events(self, pieces: list[Piece]) -> Iterator[dict[str, Any]]:
-        """What the stream says of new pieces: one event, with a piece of each document that has one."""
-        self._count(pieces)
-        yield self._response([_document(piece) for piece in pieces])
+    def events(self, deltas: list[Delta]) -> Iterator[dict[str, Any]]:
+        """What the stream says of new deltas: one event, with a delta of each document that has one."""
+        self._count(deltas)
+        yield self._response([_document(delta) for delta in deltas])
 
     def last_events(self) -> Iterator[dict[str, Any]]:
         """The event before `[DONE]` has no documents, and the usage."""
@@ -84,12 +84,12 @@ class SynthesizeAnswer(_Answer):
         ).model_dump(exclude_none=True)
 
 
-def _document(piece: Piece) -> SynthesizedDocument:
-    if not piece.finish_reason:
-        return SynthesizedDocument(index=piece.index, text=piece.text)
+def _document(delta: Delta) -> SynthesizedDocument:
+    if not delta.finish_reason:
+        return SynthesizedDocument(index=delta.index, text=delta.text)
     return SynthesizedDocument.model_validate(
-        {"index": piece.index, "text": piece.text, "num_tokens": piece.num_tokens}
-        | {"finish_reason": piece.finish_reason, "seed": piece.seed}
+        {"index": delta.index, "text": delta.text, "num_tokens": delta.num_tokens}
+        | {"finish_reason": delta.finish_reason, "seed": delta.seed}
     )
 
 
@@ -105,13 +105,13 @@ class CompletionAnswer(_Answer):
 
     def whole(self) -> dict[str, Any]:
         """Everything at once."""
-        return self._object([_choice(piece) for piece in self._samples()], self._usage())
+        return self._object([_choice(delta) for delta in self._samples()], self._usage())
 
-    def events(self, pieces: list[Piece]) -> Iterator[dict[str, Any]]:
-        """One event for each piece: OpenAI's clients look at the first choice only."""
-        self._count(pieces)
-        for piece in pieces:
-            yield self._object([_choice(piece)])
+    def events(self, deltas: list[Delta]) -> Iterator[dict[str, Any]]:
+        """One event for each delta: OpenAI's clients look at the first choice only."""
+        self._count(deltas)
+        for delta in deltas:
+            yield self._object([_choice(delta)])
 
     def last_events(self) -> Iterator[dict[str, Any]]:
         """The usage, if it was asked for."""
@@ -134,8 +134,8 @@ class CompletionAnswer(_Answer):
         ).model_dump() | {"seed": self._accepted.seed}
 
 
-def _choice(piece: Piece) -> CompletionChoice:
-    # A piece that is not the last has no reason yet: null, as OpenAI's streams have it, though its class wants one.
+def _choice(delta: Delta) -> CompletionChoice:
+    # A delta that is not the last has no reason yet: null, as OpenAI's streams have it, though its class wants one.
     return CompletionChoice.model_construct(
-        index=piece.index, text=piece.text, finish_reason=piece.finish_reason, logprobs=None
+        index=delta.index, text=delta.text, finish_reason=delta.finish_reason, logprobs=None
     )

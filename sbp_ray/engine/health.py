@@ -1,4 +1,4 @@
-"""Whether an application can take requests, asked of Serve's controller at most once a second."""
+"""Whether an application can take requests, and whether an engine stands still."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ _HOLDS_FOR_S = 1.0
 
 
 class Health:
-    """Remembers the last answer. Who asks while one is being fetched waits for that: the check needs no key, and a
-    crowd must not reach the controller, which all applications of the cluster share."""
+    """Asks Serve's controller at most once a second, and remembers the answer.
+
+    A caller that comes while an answer is fetched waits for that answer: the check needs no key, and a crowd must not
+    reach the controller, which all applications of the cluster share.
+    """
 
     def __init__(self, fetch: Callable[[], str]) -> None:
         """`fetch` blocks; it is called in a thread."""
@@ -27,3 +30,16 @@ class Health:
                 self._status = await asyncio.to_thread(self._fetch)
                 self._fetched_at = time.monotonic()
         return self._status
+
+
+class StallWatch:
+    """Tells an engine that stands still from one without work; fed with the engine's counters now and then."""
+
+    def __init__(self, after_s: float, now: float) -> None:
+        self._after_s, self._moved_at, self._steps = after_s, now, -1
+
+    def is_stalled(self, *, steps: int, has_work: bool, now: float) -> bool:
+        """Whether the engine has had work for `after_s` and made no step."""
+        if steps != self._steps or not has_work:
+            self._steps, self._moved_at = steps, now
+        return now - self._moved_at >= self._after_s

@@ -20,20 +20,20 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from sbp_ray.config import ServiceConfig
 from sbp_ray.engine.access import check_door
 from sbp_ray.engine.answers import CompletionAnswer, SynthesizeAnswer
-from sbp_ray.engine.asking import first_with_room
 from sbp_ray.engine.health import Health
 from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper, error_answer, error_body
 from sbp_ray.engine.messages import (
     DEPLOYMENT,
     MODEL_ID,
     CompletionRequest,
+    Delta,
     EngineLostError,
     ErrorResponse,
-    Piece,
     Refusal,
     SynthesizeRequest,
     SynthesizeResponse,
 )
+from sbp_ray.engine.routing import write_where_there_is_room
 from sbp_ray.logs import set_up_logging
 
 NO_SUCH_MODEL = f"there is no such model: the only one here is {MODEL_ID!r}"
@@ -83,22 +83,22 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
         deadline = time.monotonic() + min(body.timeout_s or self._service.deadline_s, self._service.deadline_s)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                pieces, first = await first_with_room(self._stream.write.remote, body)
+                deltas, first = await write_where_there_is_room(self._stream.write.remote, body)
                 if isinstance(first, Refusal):
                     headers = {"Retry-After": str(first.retry_after_s)} if first.retry_after_s else None
                     return error_answer(first.status, first.message, headers)
                 answer.begin(first)
                 if not body.stream:
-                    async with aclosing(pieces):
-                        answer.add(first.pieces)
-                        async for new in pieces:
+                    async with aclosing(deltas):
+                        answer.add(first.deltas)
+                        async for new in deltas:
                             answer.add(new)
                     return JSONResponse(answer.whole())
         except TimeoutError:
             return error_answer(504, _too_late(body, self._service))
         except EngineLostError:
             return error_answer(503, _LOST, {"Retry-After": "1"})
-        events = _events(first.pieces, pieces, answer, deadline, _too_late(body, self._service))
+        events = _events(first.deltas, deltas, answer, deadline, _too_late(body, self._service))
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
@@ -111,18 +111,18 @@ def _too_late(body: SynthesizeRequest | CompletionRequest, service: ServiceConfi
 
 
 async def _events(
-    first: list[Piece],
-    pieces: AsyncGenerator[list[Piece], None],
+    first: list[Delta],
+    deltas: AsyncGenerator[list[Delta], None],
     answer: SynthesizeAnswer | CompletionAnswer,
     deadline: float,
     too_late: str,
 ) -> AsyncGenerator[str, None]:
     """Server-sent events. An error that comes after the status line is the last event, and no `[DONE]` follows it."""
     try:
-        async with asyncio.timeout(deadline - time.monotonic()), aclosing(pieces):
+        async with asyncio.timeout(deadline - time.monotonic()), aclosing(deltas):
             for event in answer.events(first):
                 yield _event(event)
-            async for new in pieces:
+            async for new in deltas:
                 for event in answer.events(new):
                     yield _event(event)
             for event in answer.last_events():

@@ -109,7 +109,7 @@ class CompletionRequest(WriteRequest):
 
 
 class SynthesizedDocument(BaseModel):
-    """One written document. In a stream, `text` is what was added, and the last three come with the last piece."""
+    """One written document. In a stream, `text` is what was added, and the last three come with the last delta."""
 
     index: int
     text: str
@@ -129,7 +129,7 @@ class Usage(BaseModel):
 
 
 class SynthesizeResponse(BaseModel):
-    """Answer of `POST /v1/synthesize`; in a stream each event holds one, with the pieces that are new."""
+    """Answer of `POST /v1/synthesize`; in a stream each event holds one, with the deltas that are new."""
 
     id: str
     model: str
@@ -169,8 +169,8 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Text that was added to one sample; `seed` and `finish_reason` come with its last piece."""
+class Delta:
+    """Text that was added to one sample; `seed` and `finish_reason` come with its last delta."""
 
     index: int
     text: str
@@ -188,7 +188,7 @@ class Accepted:
     prompt_tokens: int
     seed: int
     synthesizer: str
-    pieces: list[Piece]
+    deltas: list[Delta]
 
 
 @dataclass(frozen=True)

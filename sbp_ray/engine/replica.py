@@ -29,22 +29,22 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ServiceConfig
 from sbp_ray.engine import seeded
 from sbp_ray.engine.admission import TokenBudget
+from sbp_ray.engine.deltas import merged
+from sbp_ray.engine.health import StallWatch
 from sbp_ray.engine.messages import (
     Accepted,
     Alive,
     CompletionRequest,
+    Delta,
     Drawn,
     Draws,
     EngineLostError,
-    Piece,
     Refusal,
     Refused,
     Sampling,
     SynthesizeRequest,
     sample_seed,
 )
-from sbp_ray.engine.pieces import merged
-from sbp_ray.engine.watch import StallWatch
 from sbp_ray.errors import one_line
 from sbp_ray.logs import set_up_logging
 from sbp_ray.text.pair_format import prompt_ids
@@ -257,8 +257,8 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
 
     async def write(
         self, request: SynthesizeRequest | CompletionRequest, not_on: Sequence[str] = ()
-    ) -> AsyncGenerator[Refusal | Accepted | list[Piece], None]:
-        """First a refusal, or with the first text what is known of the request; then its text, piece by piece. `not_on`
+    ) -> AsyncGenerator[Refusal | Accepted | list[Delta], None]:
+        """First a refusal, or with the first text what is known of the request; then its text, delta by delta. `not_on`
         is for the router.
 
         Cancelling it, as Serve does when the client has left, frees its slots in the engine.
@@ -271,23 +271,23 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             yield refusal
             return
         with self._budget.held(plan.cost, plan.sequences) as lease:
-            # Each piece is a message, which on a CPU costs the engine's own cores: only who reads along gets them.
+            # Each delta is a message, which on a CPU costs the engine's own cores: only who reads along gets them.
             kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
             samples = [
-                self._pieces(plan, prompt, number * plan.n + sample, kind)
+                self._deltas(plan, prompt, number * plan.n + sample, kind)
                 for number, prompt in enumerate(plan.prompts)
                 for sample in range(plan.n)
             ]
             is_first = True
-            async for pieces in merged(samples):
-                for piece in pieces:
-                    if piece.finish_reason:
+            async for deltas in merged(samples):
+                for delta in deltas:
+                    if delta.finish_reason:
                         self._budget.give_back(lease, plan.sampling.max_tokens, 1)
                 if is_first:
-                    yield Accepted(plan.prompt_tokens, plan.seed, self._identity["synthesizer"], pieces)
+                    yield Accepted(plan.prompt_tokens, plan.seed, self._identity["synthesizer"], deltas)
                     is_first = False
                 else:
-                    yield pieces
+                    yield deltas
 
     async def _plan(self, request: SynthesizeRequest | CompletionRequest) -> _Plan | Refusal:
         """The draws that the request asks for; draws its seed where it names none."""
@@ -343,9 +343,9 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             return None
         return Refusal(429, f"the service is full: ask again in {retry_after_s} s", retry_after_s, self._name)
 
-    async def _pieces(
+    async def _deltas(
         self, plan: _Plan, prompt: list[int], index: int, kind: RequestOutputKind
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncIterator[Delta]:
         """One sample, as the engine writes it, or whole."""
         seed = sample_seed(plan.seed, index)
         num_tokens = 0
@@ -353,6 +353,6 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             async for output in self._outputs(prompt, plan.sampling, seed, kind, as_text=True):
                 [new] = output.outputs
                 num_tokens += len(self._without_end(new.token_ids))
-                yield Piece(index, new.text, num_tokens, new.finish_reason, seed if new.finish_reason else None)
+                yield Delta(index, new.text, num_tokens, new.finish_reason, seed if new.finish_reason else None)
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineLostError(type(error).__name__) from None

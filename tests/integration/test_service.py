@@ -114,10 +114,10 @@ def test_a_stream_holds_what_the_whole_answer_holds(service: Service) -> None:
     events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
     assert events[-1] == "[DONE]"
     answers = [json.loads(event) for event in events[:-1]]
-    pieces = [piece for answer in answers for piece in answer["documents"]]
+    deltas = [delta for answer in answers for delta in answer["documents"]]
     for document in whole["documents"]:
-        own = [piece for piece in pieces if piece["index"] == document["index"]]
-        assert "".join(piece["text"] for piece in own) == document["text"]
+        own = [delta for delta in deltas if delta["index"] == document["index"]]
+        assert "".join(delta["text"] for delta in own) == document["text"]
         assert own[-1] | {"text": ""} == document | {"text": ""}
     assert answers[-1]["usage"] == whole["usage"]
 
@@ -281,8 +281,8 @@ def test_a_body_over_the_limit_is_refused_whether_its_length_is_told_or_not(serv
     assert service.post("/v1/synthesize", big).status_code == 413
     assert service.post("/v1/synthesize", b"x" * 100_000_000).status_code == 413
     headers = {"authorization": f"Bearer {KEYS[0]}", "content-type": "application/json"}
-    pieces = (b"x" * 1000 for _ in range(100))
-    response = requests.post(f"{service.url}/v1/synthesize", data=pieces, headers=headers, timeout=60)
+    parts = (b"x" * 1000 for _ in range(100))
+    response = requests.post(f"{service.url}/v1/synthesize", data=parts, headers=headers, timeout=60)
     assert response.status_code == 413
     assert str(MAX_BODY) in response.json()["error"]["message"]
 

@@ -7,8 +7,8 @@ import pytest
 
 from sbp_ray.engine import admission
 from sbp_ray.engine.admission import TokenBudget
-from sbp_ray.engine.messages import Piece
-from sbp_ray.engine.pieces import merged
+from sbp_ray.engine.deltas import merged
+from sbp_ray.engine.messages import Delta
 
 
 def test_what_fits_is_taken_on_to_the_last_token() -> None:
@@ -49,33 +49,33 @@ def test_retry_after_is_how_long_the_missing_share_takes_to_be_released(monkeypa
 
 
 def test_pieces_that_pile_up_are_joined_and_none_is_lost() -> None:
-    async def sample(index: int, count: int) -> AsyncIterator[Piece]:
+    async def sample(index: int, count: int) -> AsyncIterator[Delta]:
         for number in range(count):
-            yield Piece(index, f"{number},", number + 1, "stop" if number == count - 1 else None)
+            yield Delta(index, f"{number},", number + 1, "stop" if number == count - 1 else None)
             await asyncio.sleep(0)
 
-    async def read() -> list[list[Piece]]:
-        return [pieces async for pieces in merged([sample(0, 50), sample(1, 3)], pause_s=0.01)]
+    async def read() -> list[list[Delta]]:
+        return [deltas async for deltas in merged([sample(0, 50), sample(1, 3)], pause_s=0.01)]
 
     batches = asyncio.run(read())
-    assert len(batches) < 20  # not one for each of the 53 pieces
+    assert len(batches) < 20  # not one for each of the 53 deltas
     for index, count in ((0, 50), (1, 3)):
-        own = [piece for pieces in batches for piece in pieces if piece.index == index]
-        assert "".join(piece.text for piece in own) == "".join(f"{number}," for number in range(count))
+        own = [delta for deltas in batches for delta in deltas if delta.index == index]
+        assert "".join(delta.text for delta in own) == "".join(f"{number}," for number in range(count))
         assert (own[-1].num_tokens, own[-1].finish_reason) == (count, "stop")
 
 
 def test_a_sample_that_fails_ends_the_stream_and_the_others() -> None:
     ended = []
 
-    async def failing() -> AsyncIterator[Piece]:
-        yield Piece(0, "a", 1)
+    async def failing() -> AsyncIterator[Delta]:
+        yield Delta(0, "a", 1)
         raise RuntimeError("dead")
 
-    async def endless() -> AsyncIterator[Piece]:
+    async def endless() -> AsyncIterator[Delta]:
         try:
             while True:
-                yield Piece(1, "b", 1)
+                yield Delta(1, "b", 1)
                 await asyncio.sleep(0.001)
         finally:
             ended.append(True)

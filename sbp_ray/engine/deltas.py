@@ -1,4 +1,4 @@
-"""Many samples of one request as one stream, in which what piled up is one piece."""
+"""Many samples of one request as one stream, in which what piled up is one delta."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
-from sbp_ray.engine.messages import Piece
+from sbp_ray.engine.messages import Delta
 
 _PAUSE_S = 0.03  # between two messages of a request: 16 streams cost a core less than their engine does
 
 
-async def merged(samples: Sequence[AsyncIterator[Piece]], pause_s: float = _PAUSE_S) -> AsyncIterator[list[Piece]]:
+async def merged(samples: Sequence[AsyncIterator[Delta]], pause_s: float = _PAUSE_S) -> AsyncIterator[list[Delta]]:
     """What the samples write, as it comes, at most every `pause_s`.
 
-    What a sample wrote in the meantime is joined to one piece: the memory held is that of the text, however slowly it
+    What a sample wrote in the meantime is joined to one delta: the memory held is that of the text, however slowly it
     is read. When the reader stops, or a sample fails, the other samples are cancelled.
     """
-    waiting: dict[int, Piece] = {}
+    waiting: dict[int, Delta] = {}
     news = asyncio.Event()
 
-    async def follow(sample: AsyncIterator[Piece]) -> None:
+    async def follow(sample: AsyncIterator[Delta]) -> None:
         try:
-            async for piece in sample:
-                before = waiting.get(piece.index)
-                waiting[piece.index] = replace(piece, text=before.text + piece.text) if before else piece
+            async for delta in sample:
+                before = waiting.get(delta.index)
+                waiting[delta.index] = replace(delta, text=before.text + delta.text) if before else delta
                 news.set()
         finally:
             news.set()
@@ -35,9 +35,9 @@ async def merged(samples: Sequence[AsyncIterator[Piece]], pause_s: float = _PAUS
             await news.wait()
             news.clear()
             if waiting:
-                pieces = list(waiting.values())
+                deltas = list(waiting.values())
                 waiting.clear()
-                yield pieces
+                yield deltas
             for follower in followers:
                 if follower.done():
                     follower.result()  # raises what ended it

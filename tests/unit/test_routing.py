@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from sbp_ray.engine.asking import first_with_room
+from sbp_ray.engine.health import StallWatch
 from sbp_ray.engine.messages import Accepted, EngineLostError, Refusal, SynthesizeRequest
-from sbp_ray.engine.routing import two_of
-from sbp_ray.engine.watch import StallWatch
+from sbp_ray.engine.routing import two_of, write_where_there_is_room
 
 BODY = SynthesizeRequest(document="the river")
 ACCEPTED = Accepted(3, 5, "v1", [])
@@ -40,7 +39,7 @@ def ask(replicas: dict[str, Any]) -> tuple[Any, list[tuple[str, ...]]]:
         return Answers(next((first for name, first in replicas.items() if name not in not_on), replicas["a"]))
 
     async def first() -> Any:
-        return (await first_with_room(write, BODY))[1]
+        return (await write_where_there_is_room(write, BODY))[1]
 
     return asyncio.run(first()), avoided
 
