@@ -26,17 +26,23 @@ UV  := .uv/bin/uv
 BIN := .venv/bin
 READY := .venv/ready-$(EXTRA)
 
-.PHONY: help setup demo test check bench format lock clean
+# Tests that start Ray wait more than they compute: the others run beside them. Groups and order: tests/conftest.py.
+SIDE_BY_SIDE := --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+
+.PHONY: help setup demo test test-all check bench format lock clean
 help:
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
 setup: $(READY) ## install everything into .venv
 
 demo: $(READY) ## the whole loop on the bundled corpus, ending with a report
 	@$(BIN)/python jobs/pipeline.py --config $(CONFIG)
 
-test: $(READY) ## all tests (TESTS=tests/unit for a part)
-	@$(BIN)/python -m pytest $(TESTS)
+test: $(READY) ## the tests, in two processes (TESTS=tests/unit for a part, in one)
+	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),$(SIDE_BY_SIDE)) -m "not long"
+
+test-all: $(READY) ## all tests: also the long forms of those that kill processes
+	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),$(SIDE_BY_SIDE))
 
 check: $(READY) ## style, types and layers
 	@$(BIN)/ruff check .

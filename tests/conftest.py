@@ -19,6 +19,29 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_SHARED = {"service": "ray", "local_ray": "ray", "cluster": "cluster"}
+"""What takes seconds to start and is there once for all tests, and the group of those tests."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests, and say which of them belong in one process when there are two (pytest-xdist).
+
+    Tests that share a Ray stay together, the others go by their file. The longest groups come first, beside the many
+    short files of tests. Tests of the service come last in their group: its engine holds cores of `local_ray` that Ray
+    Train would count as free.
+    """
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        uses = [name for name in _SHARED if name in getattr(item, "fixturenames", ())]
+        group = _SHARED[uses[0]] if uses else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+        groups.setdefault(group, []).append(item)
+    groups.get("ray", []).sort(key=lambda item: "service" in item.fixturenames)  # type: ignore[attr-defined]
+    longest_first = sorted(groups, key=lambda group: (group not in _SHARED.values(), "/unit/" in group))
+    items[:] = [item for group in longest_first for item in groups[group]]
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One Ray for all tests that need a cluster in this process."""

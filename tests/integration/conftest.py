@@ -11,12 +11,7 @@ from running_service import Service, running_service
 from sbp_ray.artifacts import Artifact
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the service come last: its engine holds cores of `local_ray` that Ray Train would count as free."""
-    items.sort(key=lambda item: "service" in getattr(item, "fixturenames", ()))
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A cluster of one node, reached through its Jobs API, with token authentication."""
     with token_cluster() as running:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray_head import Head, free_ports, ray_head, wait_for
+from jobs_cluster import Cluster
+from ray_head import wait_for
 from training_job import LIMIT_S, Job
 
 from sbp_ray.training.checkpoint import complete_checkpoints
@@ -34,19 +34,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name:
-        [gcs_port] = free_ports(1)
-        environment = {"RAY_AUTH_MODE": "disabled"}
-        with ray_head(Path(name), environment=environment, gcs_port=gcs_port, num_cpus=1, stop_timeout_s=2) as running:
-            yield running
-
-
 def test_a_training_whose_disk_is_full_says_so_and_once_there_is_room_makes_the_same_model(
-    head: Head, small_disk: Path, tmp_path: Path
+    cluster: Cluster, small_disk: Path, tmp_path: Path
 ) -> None:
-    job = Job(small_disk, tmp_path / "log.txt", head, **SETTINGS, resources={"num_threads": 1})
+    job = Job(small_disk, tmp_path / "log.txt", cluster.head, **SETTINGS, resources={"num_threads": 1})
     filler = small_disk / "something else"
     with job.running() as driver:
         wait_for(lambda: complete_checkpoints(job.out), "the first checkpoint", LIMIT_S)
@@ -68,7 +59,7 @@ def test_a_training_whose_disk_is_full_says_so_and_once_there_is_room_makes_the_
     assert second["wasted_steps"] <= 2 * SETTINGS["checkpoint_every"]  # the error of a save is met at the next one
 
     alone = {"num_threads": 1, "in_process": True}  # quicker than on the cluster, and the same to the last bit
-    undisturbed = Job(tmp_path / "other", tmp_path / "other.txt", head, **SETTINGS, resources=alone)
+    undisturbed = Job(tmp_path / "other", tmp_path / "other.txt", cluster.head, **SETTINGS, resources=alone)
     with undisturbed.running() as driver:
         undisturbed.expect_success(driver)
     losses, expected = ([row["loss_nats"] for row in each.rows("metrics.jsonl")] for each in (job, undisturbed))

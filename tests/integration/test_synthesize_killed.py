@@ -1,6 +1,7 @@
-"""jobs/synthesize.py with its driver, its workers, replicas, engines and a node killed twenty times in one run.
+"""jobs/synthesize.py with its driver, its workers, replicas, engines and a node killed in one run.
 
 Two nodes of one cluster, an engine on each. In the end every sample is there, none twice, and few were written again.
+Six kills, with each kind of victim among them, in `make test`; twenty in `make test-all`.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from sbp_ray.text.minhash import document_signature
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPO = Path(__file__).parents[2]
-NUM_SHARDS, NUM_DOCUMENTS, SAMPLES, MAX_TOKENS = 4, 900, 4, 60
-VICTIMS = ["driver"] * 6 + ["worker"] * 6 + ["replica"] * 3 + ["engine"] * 4 + ["node"]
+NUM_SHARDS, SAMPLES, MAX_TOKENS = 4, 4, 60
+FEW = ("driver", "worker", "replica", "engine", "driver", "node")
+MANY = ("driver",) * 6 + ("worker",) * 6 + ("replica",) * 3 + ("engine",) * 4 + ("node",)
 COUNT_TOKENS = """
 import os, sys
 from importlib.machinery import PathFinder
@@ -72,14 +74,14 @@ sys.meta_path.insert(0, _Finder())
 NAMES = {"worker": "ShardWorker", "replica": "SynthesizerServer"}
 
 
-def write_inputs(folder: Path, synthesizer: Artifact) -> None:
+def write_inputs(folder: Path, synthesizer: Artifact, num_documents: int) -> None:
     from sbp_ray.text.tokenizer import encode_texts, load_tokenizer
 
     tokenizer = load_tokenizer(synthesizer.path("model"))
     corpus, embeddings, copy = (
         Artifact(name, str(folder / FOLDERS[name])) for name in ("corpus", "embeddings", "synthesizer")
     )
-    texts = [f"the river number {number} of the north" for number in range(NUM_DOCUMENTS)]
+    texts = [f"the river number {number} of the north" for number in range(num_documents)]
     ids = [blake2b(text.encode(), digest_size=16).hexdigest() for text in texts]
     rows = [
         {"doc_id": doc_id, "group": "", "text": text, "input_ids": tokens}
@@ -202,10 +204,15 @@ def attempt(run: Run, strikes: list[tuple[int, str]], rng: random.Random) -> int
     return driver.returncode
 
 
-def test_killed_twenty_times_every_sample_is_there_once(tiny_synthesizer: Artifact) -> None:
+@pytest.mark.parametrize(
+    ("planned", "num_documents"), [(FEW, 400), pytest.param(MANY, 900, marks=pytest.mark.long)], ids=["6", "20"]
+)
+def test_killed_again_and_again_every_sample_is_there_once(
+    tiny_synthesizer: Artifact, planned: tuple[str, ...], num_documents: int
+) -> None:
     rng = random.Random(11)
-    total = NUM_DOCUMENTS * SAMPLES
-    victims = rng.sample(VICTIMS, len(VICTIMS))
+    total = num_documents * SAMPLES
+    victims = rng.sample(planned, len(planned))
     strikes = [(total * (place + 1) // (len(victims) + 2), victim) for place, victim in enumerate(victims)]
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -216,7 +223,7 @@ def test_killed_twenty_times_every_sample_is_there_once(tiny_synthesizer: Artifa
         environment = {"RAY_AUTH_MODE": "disabled", "RAY_health_check_period_ms": "1000",
                        "RAY_health_check_failure_threshold": "3",
                        "PYTHONPATH": f"{hooks}:{os.environ.get('PYTHONPATH', '')}"}  # fmt: skip
-        write_inputs(folder, tiny_synthesizer)
+        write_inputs(folder, tiny_synthesizer, num_documents)
         [gcs_port] = free_ports(1)
         with ray_head(folder, environment=environment, gcs_port=gcs_port, num_cpus=3) as head:
             run = Run(folder, head)
@@ -227,13 +234,13 @@ def test_killed_twenty_times_every_sample_is_there_once(tiny_synthesizer: Artifa
                 codes.append(attempt(run, strikes, rng))
                 assert codes[-1] in (0, -9), run.log.read_text()[-5000:]
         assert strikes == [], (run.looks, codes)  # each found its victim before the work was done
-        assert codes.count(-9) == VICTIMS.count("driver")
+        assert codes.count(-9) == planned.count("driver")
         check(run, total)
         # A replica that was killed before its engine's first step left an empty file.
-        check_tokens(run, sum(int(file.read_text() or 0) for file in counts.iterdir()))
+        check_tokens(run, sum(int(file.read_text() or 0) for file in counts.iterdir()), len(planned))
 
 
-def check_tokens(run: Run, written: int) -> None:
+def check_tokens(run: Run, written: int, kills: int) -> None:
     """At most 5 % of the tokens were written again: by the engines' own counts, beside what was kept.
 
     A kill costs what was in flight, few samples at four sequences an engine, and what was done since the last commit.
@@ -242,7 +249,7 @@ def check_tokens(run: Run, written: int) -> None:
     assert manifest is not None
     kept = manifest["stats"]["tokens_generated"]
     again = (written - kept) / kept
-    print(f"tokens written {written:,}, kept {kept:,}: {again:.2%} written again, in {len(VICTIMS)} kills")
+    print(f"tokens written {written:,}, kept {kept:,}: {again:.2%} written again, in {kills} kills")
     assert 0 <= again <= 0.05
 
 

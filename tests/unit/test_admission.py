@@ -48,7 +48,7 @@ def test_retry_after_is_how_long_the_missing_share_takes_to_be_released(monkeypa
         assert budget.retry_after_s(100, 1) == 20
 
 
-def test_pieces_that_pile_up_are_joined_and_none_is_lost() -> None:
+def test_deltas_that_pile_up_are_joined_and_none_is_lost() -> None:
     async def sample(index: int, count: int) -> AsyncIterator[Delta]:
         for number in range(count):
             yield Delta(index, f"{number},", number + 1, "stop" if number == count - 1 else None)
