@@ -190,7 +190,7 @@ def _check_what_is_evaluated(config: Config) -> None:
 
         check_questions(config.eval)
     if config.benchmarks.tasks:
-        from sbp_ray.evaluation.benchmarks.asked import choose_questions
+        from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
 
         choose_questions(config)
     if config.benchmarks.judge is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.comparison import ARMS
-from sbp_ray.evaluation.scan import Scan
+from sbp_ray.evaluation.text_quality.corpus_scan import Scan
 from sbp_ray.schema import SPLITS
 from sbp_ray.shards import add_stats
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from sbp_ray.config import EvalConfig
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.evaluation.draws import rank
+from sbp_ray.evaluation.text_quality.sampling import rank
 from sbp_ray.schema import Split
 from sbp_ray.sources import list_input_files, open_bytes
 from sbp_ray.text.pair_format import Example

@@ -7,9 +7,9 @@ from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config
-from sbp_ray.evaluation.draws import draw_rows
 from sbp_ray.evaluation.judging.rates import Texts, judge_texts
-from sbp_ray.evaluation.panel import fetch_documents
+from sbp_ray.evaluation.text_quality.panel import fetch_documents
+from sbp_ray.evaluation.text_quality.sampling import sample_rows
 from sbp_ray.experiment.grid import Grid, Node, Training
 from sbp_ray.experiment.quality import synthetic_users, text_name
 
@@ -33,7 +33,7 @@ def judged_texts(settings: Config, grid: Grid, trainings: Sequence[Training], st
 
 def _beside_d1(grid: Grid, synthetic: Node, sample: int, seed: int) -> Texts:
     columns = ["doc_id", "d1_id", "text"]
-    rows = draw_rows(synthetic.artifact, "", key=["doc_id"], columns=columns, limit=sample, seed=seed)
+    rows = sample_rows(synthetic.artifact, "", key=["doc_id"], columns=columns, limit=sample, seed=seed)
     d1 = fetch_documents(grid.input_of(synthetic, "corpus").artifact, {row["d1_id"] for row in rows})
     return [(d1[row["d1_id"]]["text"], row["text"]) for row in rows]
 
@@ -41,7 +41,7 @@ def _beside_d1(grid: Grid, synthetic: Node, sample: int, seed: int) -> Texts:
 def _mined(grid: Grid, pairs: Node, sample: int, seed: int) -> Texts:
     ids = ["d1_id", "d2_id"]
     embeddings = grid.input_of(grid.input_of(pairs, "neighbors"), "embeddings")
-    rows = draw_rows(pairs.artifact, "train", key=ids, columns=ids, limit=sample, seed=seed)
+    rows = sample_rows(pairs.artifact, "train", key=ids, columns=ids, limit=sample, seed=seed)
     wanted = {row[name] for row in rows for name in ids}
     found = fetch_documents(grid.input_of(embeddings, "corpus").artifact, wanted)
     return [(found[row["d1_id"]]["text"], found[row["d2_id"]]["text"]) for row in rows]

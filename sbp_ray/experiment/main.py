@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.benchmarks.asked import choose_questions
+from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
 from sbp_ray.evaluation.questions import check_questions
 from sbp_ray.experiment.arms import BASELINE
 from sbp_ray.experiment.checks import refuse_missing_models

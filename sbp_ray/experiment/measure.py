@@ -15,8 +15,8 @@ from sbp_ray.config import Config, EvalConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.arms import Scores, TextSets, document_windows, score_checkpoint
 from sbp_ray.evaluation.comparison import HELD_OUT, graded_tokens, num_bytes
-from sbp_ray.evaluation.draws import draw_rows
 from sbp_ray.evaluation.questions import check_questions, draw_questions, iter_questions, question_example
+from sbp_ray.evaluation.text_quality.sampling import sample_rows
 from sbp_ray.experiment.arms import BASELINE
 from sbp_ray.experiment.grid import Grid, Node, Training
 from sbp_ray.experiment.settings import ExperimentConfig
@@ -56,7 +56,7 @@ def choose_texts(settings: Config, corpus: Artifact) -> Texts:
         SbpError: the corpus holds nothing out, or no question is about a group of it.
     """
     cfg = settings.eval
-    rows = draw_rows(
+    rows = sample_rows(
         corpus,
         "validation",
         key=["doc_id"],

@@ -8,13 +8,13 @@ from typing import Any
 
 from sbp_ray.artifacts import Artifact, fingerprint_of
 from sbp_ray.config import Config
-from sbp_ray.evaluation.duplicates import NEAR_JACCARD
 from sbp_ray.evaluation.mining import guide_ids, mining_facts, read_guide
-from sbp_ray.evaluation.novelty import COPY_CONTAINMENT, NgramTable
-from sbp_ray.evaluation.panel import Panel, fetch_documents, measure_samples, relevance_facts, scan_corpus
-from sbp_ray.evaluation.panel_table import table_row
-from sbp_ray.evaluation.quality import add_distances
-from sbp_ray.evaluation.samples import KINDS, REAL_TRAIN, Sample, draw_real, draw_synthetic, token_ids
+from sbp_ray.evaluation.text_quality.duplicates import NEAR_JACCARD
+from sbp_ray.evaluation.text_quality.novelty import COPY_CONTAINMENT, NgramTable
+from sbp_ray.evaluation.text_quality.panel import Panel, fetch_documents, measure_samples, relevance_facts, scan_corpus
+from sbp_ray.evaluation.text_quality.panel_table import table_row
+from sbp_ray.evaluation.text_quality.samples import KINDS, REAL_TRAIN, Sample, sample_real, sample_synthetic, token_ids
+from sbp_ray.evaluation.text_quality.text_measures import add_distances
 from sbp_ray.experiment.grid import Grid, Node, Training
 from sbp_ray.experiment.settings import ExperimentConfig
 
@@ -121,8 +121,8 @@ def _file(settings: Config, synthetic: Artifact, embeddings: Artifact) -> str:
 
 def _measure(settings: Config, corpus: Artifact, embeddings: Artifact, todo: Mapping[str, Artifact]) -> Panel:
     cfg = settings.eval
-    samples: dict[str, Sample] = {key: draw_synthetic(cfg, made) for key, made in todo.items()}
-    samples |= draw_real(cfg, corpus)
+    samples: dict[str, Sample] = {key: sample_synthetic(cfg, made) for key, made in todo.items()}
+    samples |= sample_real(cfg, corpus)
     table = NgramTable.of(token_ids(samples))
     wanted = set[str]().union(*(sample.d1_ids for sample in samples.values()))
     scan = scan_corpus(corpus, "train", wanted=wanted, groups=(), table=table)

@@ -11,7 +11,7 @@ from sbp_ray import __version__
 from sbp_ray.report import paper, words
 from sbp_ray.report.experiment_plots import HEADLINE, experiment_plots
 from sbp_ray.report.page import DEGREE_ROWS, environment, mining_plots, shown_beside
-from sbp_ray.report.panel import notes, panel_table
+from sbp_ray.report.panel_page import notes, panel_table
 
 LABELS = {
     "held_out_nats_per_token": "Held-out documents, nats a token",

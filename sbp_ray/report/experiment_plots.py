@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sbp_ray.report import plots
-from sbp_ray.report.panel import REAL_TEXTS, panel_plots
+from sbp_ray.report.panel_page import REAL_TEXTS, panel_plots
 
 HEADLINE = "held_out_nats_per_token"
 """The measure that answers."""

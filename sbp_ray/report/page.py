@@ -12,7 +12,7 @@ from markupsafe import Markup
 from sbp_ray import __version__
 from sbp_ray.logs import duration
 from sbp_ray.report import paper, plots, words
-from sbp_ray.report.panel import REAL_TEXTS, notes, panel_plots, panel_table
+from sbp_ray.report.panel_page import REAL_TEXTS, notes, panel_plots, panel_table
 
 _TEXT_SAMPLES = (("synthetic", "Synthetic", plots.SBP), *REAL_TEXTS)
 """Column of the quality panel, its label and its colour."""

@@ -11,31 +11,31 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config, EvalConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.arms import Scores, TextSets, document_windows, score_checkpoint
-from sbp_ray.evaluation.benchmarks.asked import choose_questions
+from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
 from sbp_ray.evaluation.benchmarks.run import compare_on_benchmarks
 from sbp_ray.evaluation.comparison import ARMS, HELD_OUT, answer_table, held_out_table
-from sbp_ray.evaluation.duplicates import NEAR_JACCARD
 from sbp_ray.evaluation.flow import loss_curve, pair_facts, scale_facts, stage_rows
 from sbp_ray.evaluation.judging.rates import judge_texts, require_judge
 from sbp_ray.evaluation.mining import guide_ids, mining_facts, read_guide
-from sbp_ray.evaluation.novelty import COPY_CONTAINMENT, NgramTable
-from sbp_ray.evaluation.panel import Panel, measure_samples, relevance_facts, scan_corpus
-from sbp_ray.evaluation.panel_table import table_row
-from sbp_ray.evaluation.quality import add_distances, copying, irrelevance
 from sbp_ray.evaluation.questions import Question, check_questions, draw_questions, iter_questions, question_example
-from sbp_ray.evaluation.samples import (
+from sbp_ray.evaluation.tasks import results
+from sbp_ray.evaluation.text_quality.corpus_scan import Scan
+from sbp_ray.evaluation.text_quality.duplicates import NEAR_JACCARD
+from sbp_ray.evaluation.text_quality.novelty import COPY_CONTAINMENT, NgramTable
+from sbp_ray.evaluation.text_quality.panel import Panel, measure_samples, relevance_facts, scan_corpus
+from sbp_ray.evaluation.text_quality.panel_table import table_row
+from sbp_ray.evaluation.text_quality.samples import (
     KINDS,
     REAL_HELD_OUT,
     REAL_TRAIN,
     Row,
     Sample,
-    draw_pairs,
-    draw_real,
-    draw_synthetic,
+    sample_pairs,
+    sample_real,
+    sample_synthetic,
     token_ids,
 )
-from sbp_ray.evaluation.scan import Scan
-from sbp_ray.evaluation.tasks import results
+from sbp_ray.evaluation.text_quality.text_measures import add_distances, copying, irrelevance
 from sbp_ray.provenance import provenance
 from sbp_ray.report.page import render_page
 from sbp_ray.report.summary import render_summary
@@ -66,8 +66,8 @@ def evaluate_run(
     asked_groups, benchmarks = check_questions(cfg) or set(), choose_questions(settings)
     require_judge(settings.benchmarks.judge)
     corpus = artifacts["corpus"]
-    samples = {_SYNTHETIC: draw_synthetic(cfg, artifacts["synthetic"]), **draw_real(cfg, corpus)}
-    pairs = draw_pairs(cfg, artifacts["pairs"])
+    samples = {_SYNTHETIC: sample_synthetic(cfg, artifacts["synthetic"]), **sample_real(cfg, corpus)}
+    pairs = sample_pairs(cfg, artifacts["pairs"])
     guide = read_guide(artifacts["pairs"])
     wanted = samples[_SYNTHETIC].d1_ids | {row[key] for row in pairs for key in ("d1_id", "d2_id")} | guide_ids(guide)
     table = NgramTable.of(token_ids(samples))

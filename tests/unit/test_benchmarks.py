@@ -16,12 +16,12 @@ import yaml
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.benchmarks.asked import Asked, choose_questions
+from sbp_ray.evaluation.benchmarks.ask_models import require_checkpoints
 from sbp_ray.evaluation.benchmarks.builtin import BUILT_IN
 from sbp_ray.evaluation.benchmarks.measures import benchmark_row
 from sbp_ray.evaluation.benchmarks.overlap import ngrams_in_file, question_ngrams
 from sbp_ray.evaluation.benchmarks.own_tasks import own_task_names
-from sbp_ray.evaluation.benchmarks.scoring import require_checkpoints
+from sbp_ray.evaluation.benchmarks.question_sets import Asked, choose_questions
 from sbp_ray.report.page import environment
 from sbp_ray.report.words import NOT_MEASURED
 

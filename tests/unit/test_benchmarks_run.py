@@ -13,7 +13,7 @@ from small_experiment import small_experiment
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.benchmarks.asked import choose_questions
+from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
 from sbp_ray.evaluation.benchmarks.run import compare_on_benchmarks
 from sbp_ray.experiment.benchmarks import benchmark_results
 from sbp_ray.experiment.grid import Grid, plan_grid

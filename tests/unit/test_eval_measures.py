@@ -9,12 +9,11 @@ import pytest
 from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.arms import Scores, document_windows
 from sbp_ray.evaluation.comparison import compare_arms, held_out_table
-from sbp_ray.evaluation.draws import draw_rows, rank
-from sbp_ray.evaluation.duplicates import duplicate_shares, sign_shard
 from sbp_ray.evaluation.flow import loss_curve, stage_rows
 from sbp_ray.evaluation.intervals import bootstrap_ratio
-from sbp_ray.evaluation.nearest import Nearest, nearest_in_shard
-from sbp_ray.evaluation.novelty import (
+from sbp_ray.evaluation.text_quality.duplicates import duplicate_shares, sign_shard
+from sbp_ray.evaluation.text_quality.nearest import Nearest, nearest_in_shard
+from sbp_ray.evaluation.text_quality.novelty import (
     DocumentCounter,
     KnownRuns,
     NgramTable,
@@ -23,7 +22,8 @@ from sbp_ray.evaluation.novelty import (
     flatten,
     known_runs,
 )
-from sbp_ray.evaluation.quality import (
+from sbp_ray.evaluation.text_quality.sampling import rank, sample_rows
+from sbp_ray.evaluation.text_quality.text_measures import (
     copying,
     distance_of_distributions,
     irrelevance,
@@ -287,7 +287,7 @@ def test_a_draw_is_random_repeatable_and_without_replacement(tmp_path) -> None:
         artifact.write_table(f"train/part-{shard}.parquet", pa.table({"doc_id": ids, "n": list(range(10))}))
 
     def draw(limit: int, seed: int) -> list[str]:
-        rows = draw_rows(artifact, "train", key=["doc_id"], columns=["doc_id"], limit=limit, seed=seed)
+        rows = sample_rows(artifact, "train", key=["doc_id"], columns=["doc_id"], limit=limit, seed=seed)
         return [row["doc_id"] for row in rows]
 
     assert draw(5, 0) == draw(5, 0) != draw(5, 1)

@@ -149,7 +149,7 @@ def test_a_run_is_measured_from_its_artifacts(tmp_path: Path, local_ray: None) -
 
 
 def test_questions_about_other_articles_are_refused(tmp_path: Path) -> None:
-    from sbp_ray.evaluation.scan import Scan
+    from sbp_ray.evaluation.text_quality.corpus_scan import Scan
     from sbp_ray.stages.eval import _choose_questions
 
     rows: list[dict[str, object]] = [{"question": "Who?", "answers": ["nobody"], "title": "elsewhere"}]

@@ -15,8 +15,8 @@ from small_experiment import small_experiment
 
 from sbp_ray.artifacts import MANIFEST, STARTED
 from sbp_ray.evaluation.arms import Scores
-from sbp_ray.evaluation.panel_table import table_row
-from sbp_ray.evaluation.samples import KINDS
+from sbp_ray.evaluation.text_quality.panel_table import table_row
+from sbp_ray.evaluation.text_quality.samples import KINDS
 from sbp_ray.experiment.attempts import append_attempt, lost_hours
 from sbp_ray.experiment.costs import Cost, costs_of
 from sbp_ray.experiment.grid import Grid, plan_grid

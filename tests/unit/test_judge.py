@@ -16,8 +16,8 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import JudgeConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.judging import judge as judge_module
+from sbp_ray.evaluation.judging.cases import QUESTIONS, Case, labelled_cases, read_verdict
 from sbp_ray.evaluation.judging.judge import Judge
-from sbp_ray.evaluation.judging.questions import QUESTIONS, Case, labelled_cases, read_verdict
 from sbp_ray.evaluation.judging.rates import judge_texts, require_judge, share_interval
 
 Answer = dict[str, Any]

@@ -22,9 +22,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from sbp_ray.config import Config, ModelConfig
-from sbp_ray.evaluation.benchmarks.asked import choose_questions
 from sbp_ray.evaluation.benchmarks.builtin import BUILT_IN
 from sbp_ray.evaluation.benchmarks.harness import Answers, PackedLM, ask
+from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
 from sbp_ray.model import build_model
 from sbp_ray.text.tokenizer import special_ids, train_tokenizer
 

@@ -19,8 +19,8 @@ from lm_eval.models.huggingface import HFLM
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sbp_ray.evaluation.benchmarks.asked import Asked, subject_of
 from sbp_ray.evaluation.benchmarks.own_tasks import load_own_task
+from sbp_ray.evaluation.benchmarks.question_sets import Asked, subject_of
 
 _ROWS_GENERATED = 64  # at once
 _LOGITS_AT_ONCE = 2**25  # 128 MiB of float32

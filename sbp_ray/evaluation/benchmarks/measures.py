@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sbp_ray.evaluation.benchmarks.asked import Asked
+from sbp_ray.evaluation.benchmarks.question_sets import Asked
 from sbp_ray.evaluation.intervals import Interval, bootstrap_ratio
 
 # N = questions

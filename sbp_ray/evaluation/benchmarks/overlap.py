@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact, fingerprint_of
-from sbp_ray.evaluation.benchmarks.asked import Asked
+from sbp_ray.evaluation.benchmarks.question_sets import Asked
 from sbp_ray.evaluation.tasks import results
 from sbp_ray.logs import Progress
 from sbp_ray.text.contamination import ngram_hashes

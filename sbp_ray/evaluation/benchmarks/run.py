@@ -7,10 +7,10 @@ from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config
-from sbp_ray.evaluation.benchmarks.asked import Asked
+from sbp_ray.evaluation.benchmarks.ask_models import ask_models
 from sbp_ray.evaluation.benchmarks.measures import benchmark_row
 from sbp_ray.evaluation.benchmarks.overlap import find_seen
-from sbp_ray.evaluation.benchmarks.scoring import ask_models
+from sbp_ray.evaluation.benchmarks.question_sets import Asked
 from sbp_ray.evaluation.comparison import ARMS
 
 _BASELINE = "repetition"

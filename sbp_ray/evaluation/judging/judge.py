@@ -14,7 +14,7 @@ import openai
 
 from sbp_ray.config import JudgeConfig
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.evaluation.judging.questions import Case, labelled_cases, read_verdict
+from sbp_ray.evaluation.judging.cases import Case, labelled_cases, read_verdict
 from sbp_ray.logs import Progress
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0  # between two tries

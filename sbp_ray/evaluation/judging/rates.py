@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbp_ray.artifacts import Artifact, fingerprint_of
 from sbp_ray.config import JudgeConfig
-from sbp_ray.evaluation.judging.questions import QUESTIONS, Case, labelled_cases, prompt_of, prompts_fingerprint
+from sbp_ray.evaluation.judging.cases import QUESTIONS, Case, labelled_cases, prompt_of, prompts_fingerprint
 
 if TYPE_CHECKING:
     from sbp_ray.evaluation.judging.judge import Judge

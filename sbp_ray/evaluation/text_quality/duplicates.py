@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.evaluation.draws import rank
+from sbp_ray.evaluation.text_quality.sampling import rank
 from sbp_ray.text.copies import copies_of_earlier
 from sbp_ray.text.minhash import NUM_HASHES, document_signature
 

@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from sbp_ray import metrics
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EmbedConfig, EvalConfig, Resources
-from sbp_ray.evaluation.duplicates import Signed, duplicate_shares, sign_shard
-from sbp_ray.evaluation.nearest import Nearest, nearest_in_shard
-from sbp_ray.evaluation.novelty import NgramTable
-from sbp_ray.evaluation.quality import (
+from sbp_ray.evaluation.tasks import AT_ONCE, by_shard, in_parts, results, shard_calls
+from sbp_ray.evaluation.text_quality.corpus_scan import Scan, read_documents, read_vectors, scan_shards
+from sbp_ray.evaluation.text_quality.duplicates import Signed, duplicate_shares, sign_shard
+from sbp_ray.evaluation.text_quality.nearest import Nearest, nearest_in_shard
+from sbp_ray.evaluation.text_quality.novelty import NgramTable
+from sbp_ray.evaluation.text_quality.samples import REAL_TRAIN, Row, Sample
+from sbp_ray.evaluation.text_quality.text_measures import (
     RANDOM_PAIR_QUANTILE,
     copying,
     held_by,
@@ -29,9 +32,6 @@ from sbp_ray.evaluation.quality import (
     random_cosines,
     sample_column,
 )
-from sbp_ray.evaluation.samples import REAL_TRAIN, Row, Sample
-from sbp_ray.evaluation.scan import Scan, read_documents, read_vectors, scan_shards
-from sbp_ray.evaluation.tasks import AT_ONCE, by_shard, in_parts, results, shard_calls
 from sbp_ray.logs import Progress
 from sbp_ray.schema import Split
 
@@ -71,7 +71,7 @@ class Panel:
     random: dict[str, Any] | None = None
     """Cosines of random pairs of real documents, that it comes from."""
     columns: dict[str, dict[str, Any] | None] = field(default_factory=dict)
-    """By sample; see `quality.sample_column`, with `duplicates`; of synthetic text also `d1` and `shown`."""
+    """By sample; see `text_measures.sample_column`, with `duplicates`; of synthetic text also `d1` and `shown`."""
 
 
 def measure_samples(

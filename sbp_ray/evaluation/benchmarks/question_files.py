@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.evaluation.benchmarks.builtin import FORMS, BuiltIn, Row
-from sbp_ray.evaluation.draws import rank
+from sbp_ray.evaluation.text_quality.sampling import rank
 from sbp_ray.sources import open_bytes, open_file_system
 
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")

@@ -45,7 +45,7 @@ def table_row(name: str, kind: str, columns: Sequence[Column | None]) -> dict[st
     Args:
         name: what the table calls it.
         kind: `synthetic`, `mined`, `train` or `validation`.
-        columns: see `quality.sample_column`; None for an empty sample.
+        columns: see `text_measures.sample_column`; None for an empty sample.
 
     Returns:
         name, kind, `samples` (how many were measured), `measures` (a cell by name, without what was not measured).

@@ -9,7 +9,7 @@ from typing import Any
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EvalConfig, Resources
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.benchmarks.asked import Asked
+from sbp_ray.evaluation.benchmarks.question_sets import Asked
 from sbp_ray.evaluation.tasks import results
 from sbp_ray.logs import Progress
 

@@ -97,7 +97,7 @@ def panel_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The table turned round: measures down, kinds of text across, the paper's figures last.
 
     Args:
-        rows: as `evaluation.panel_table.table_row` makes them.
+        rows: as `evaluation.text_quality.panel_table.table_row` makes them.
     """
     shown = [row for row in rows if row["measures"]]
     groups = []

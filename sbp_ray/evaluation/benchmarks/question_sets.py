@@ -12,8 +12,8 @@ from sbp_ray.artifacts import fingerprint_of
 from sbp_ray.config import BenchmarkConfig, Config
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.builtin import BUILT_IN, BuiltIn, Row
-from sbp_ray.evaluation.benchmarks.files import draw, read_rows
 from sbp_ray.evaluation.benchmarks.own_tasks import own_task_names, require_own_task
+from sbp_ray.evaluation.benchmarks.question_files import draw, read_rows
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sbp_ray.evaluation.intervals import bootstrap_ratio
-from sbp_ray.evaluation.nearest import Nearest
-from sbp_ray.evaluation.novelty import COPY_CONTAINMENT, NgramTable, copying_of_corpus, known_runs
-from sbp_ray.evaluation.samples import Sample
+from sbp_ray.evaluation.text_quality.nearest import Nearest
+from sbp_ray.evaluation.text_quality.novelty import COPY_CONTAINMENT, NgramTable, copying_of_corpus, known_runs
+from sbp_ray.evaluation.text_quality.samples import Sample
 from sbp_ray.text.quality import repetition_share, type_token_ratio
 from sbp_ray.text.shingles import containment, shingle_hashes, word_ids
 

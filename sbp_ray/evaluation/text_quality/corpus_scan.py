@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.evaluation.novelty import DocumentCounter, NgramTable, add_counts
+from sbp_ray.evaluation.text_quality.novelty import DocumentCounter, NgramTable, add_counts
 
 _BATCH_ROWS = 1024
 

@@ -1,4 +1,4 @@
-"""Random draws that read only as many shards as they need.
+"""Random samples of rows, which read only as many shards as they need.
 
 A document's id is a hash of its text, and its shard follows from the id: a few shards are a fair sample of all.
 """
@@ -19,7 +19,7 @@ def rank(key: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest(), "big")
 
 
-def draw_rows(
+def sample_rows(
     artifact: Artifact, folder: str, *, key: Sequence[str], columns: Sequence[str], limit: int, seed: int
 ) -> list[dict[str, Any]]:
     """Up to `limit` rows of the Parquet files right under `folder`, drawn at random without replacement.

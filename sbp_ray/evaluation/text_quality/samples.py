@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EvalConfig
-from sbp_ray.evaluation.draws import draw_rows
+from sbp_ray.evaluation.text_quality.sampling import sample_rows
 
 Row = dict[str, Any]
 REAL_TRAIN, REAL_HELD_OUT = "real_train", "real_held_out"
@@ -36,19 +36,19 @@ class Sample:
         return {row["d1_id"] for row in self.rows} if self.kind == "synthetic" else set()
 
 
-def draw_synthetic(cfg: EvalConfig, synthetic: Artifact) -> Sample:
+def sample_synthetic(cfg: EvalConfig, synthetic: Artifact) -> Sample:
     """At most `quality_sample` documents. A document's id follows from its d1 and number: of artifacts that were
     written for the same d1, the same are drawn where both kept them."""
     columns = [*_DOCUMENT, "d1_id"]
-    rows = draw_rows(synthetic, "", key=["doc_id"], columns=columns, limit=cfg.quality_sample, seed=cfg.seed)
+    rows = sample_rows(synthetic, "", key=["doc_id"], columns=columns, limit=cfg.quality_sample, seed=cfg.seed)
     return Sample("synthetic", rows, synthetic)
 
 
-def draw_real(cfg: EvalConfig, corpus: Artifact) -> dict[str, Sample]:
+def sample_real(cfg: EvalConfig, corpus: Artifact) -> dict[str, Sample]:
     """What synthetic text is compared with: as many documents that were read, and the held-out ones that are scored."""
 
     def draw(split: Literal["train", "validation"], limit: int) -> Sample:
-        rows = draw_rows(corpus, split, key=["doc_id"], columns=_DOCUMENT, limit=limit, seed=cfg.seed)
+        rows = sample_rows(corpus, split, key=["doc_id"], columns=_DOCUMENT, limit=limit, seed=cfg.seed)
         return Sample(split, rows, corpus)
 
     return {
@@ -57,10 +57,10 @@ def draw_real(cfg: EvalConfig, corpus: Artifact) -> dict[str, Sample]:
     }
 
 
-def draw_pairs(cfg: EvalConfig, pairs: Artifact) -> list[Row]:
+def sample_pairs(cfg: EvalConfig, pairs: Artifact) -> list[Row]:
     """At most `quality_sample` mined pairs of the train split: d1_id, d2_id, cosine."""
     key = ["d1_id", "d2_id"]
-    return draw_rows(pairs, "train", key=key, columns=[*key, "cosine"], limit=cfg.quality_sample, seed=cfg.seed)
+    return sample_rows(pairs, "train", key=key, columns=[*key, "cosine"], limit=cfg.quality_sample, seed=cfg.seed)
 
 
 def token_ids(samples: Mapping[str, Sample]) -> list[list[list[int]]]:
