@@ -1,4 +1,4 @@
-"""What is asked: files and names checked before any work, draws, what was seen in training, and the numbers by hand."""
+"""What is asked: files and names checked before any work, what was seen in training, and the numbers by hand."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.ask_models import require_checkpoints
-from sbp_ray.evaluation.benchmarks.builtin import BUILT_IN
+from sbp_ray.evaluation.benchmarks.lm_eval_tasks import own_task_names
 from sbp_ray.evaluation.benchmarks.measures import benchmark_row
 from sbp_ray.evaluation.benchmarks.overlap import ngrams_in_file, question_ngrams
-from sbp_ray.evaluation.benchmarks.own_tasks import own_task_names
-from sbp_ray.evaluation.benchmarks.question_sets import Asked, choose_questions
+from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet, choose_questions
 from sbp_ray.report.page import environment
 from sbp_ray.report.words import NOT_MEASURED
 
@@ -38,7 +37,7 @@ def write(path: Path, *rows: Any) -> str:
     return str(path)
 
 
-def asked(path: Path, name: str, *rows: Any, **benchmarks: Any) -> Asked:
+def question_set(path: Path, name: str, *rows: Any, **benchmarks: Any) -> QuestionSet:
     [found] = choose_questions(settings({name: {"file": write(path / "file.jsonl", *rows)}}, **benchmarks))
     return found
 
@@ -48,7 +47,7 @@ def asked(path: Path, name: str, *rows: Any, **benchmarks: Any) -> Asked:
 
 def test_a_file_for_an_unknown_benchmark_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(SbpError, match=r"benchmarks.tasks.arc_eazy: no benchmark is called arc_eazy .*mean arc_easy\?"):
-        asked(tmp_path, "arc_eazy", CHOICE)
+        question_set(tmp_path, "arc_eazy", CHOICE)
 
 
 def test_a_name_that_lm_eval_lacks_is_refused() -> None:
@@ -65,47 +64,78 @@ def test_data_that_cannot_be_downloaded_is_told_at_once(monkeypatch: pytest.Monk
         choose_questions(settings({"sciq": {}}))
 
 
+PLAIN = {
+    "choices": {**CHOICE, "query": "It is _ here.", "choices": list("abcd"), "subject": "anatomy"},
+    "hellaswag": {**CHOICE, "activity": "Wading", "ctx_a": "A man wades.", "ctx_b": "he"},
+    "winogrande": {**CHOICE, "query": "It is _ here."},
+    "piqa": CHOICE,
+    "triviaqa": {"question": "Who?", "answers": ["I"]},
+    "webqs": {"question": "Who?", "answers": ["I"]},
+    "lambada": {"context": "It is", "target": "so"},
+    "text": {"text": "It is so."},
+}
+"""A line of each benchmark in the plain form."""
+
+
 @pytest.mark.parametrize(
     ("name", "row", "says"),
     [
-        ("arc_easy", {"question": "What?", "answers": ["a"]}, "has question, answers: each line must be .*query"),
-        ("arc_easy", {**CHOICE, "gold": 2}, "each line must be"),
-        ("arc_easy", {**CHOICE, "gold": True}, "each line must be"),
-        ("arc_easy", {**CHOICE, "choices": ["one"]}, "each line must be"),
+        ("arc_easy", {**CHOICE, "gold": 2}, "its gold is of another form: each line must be .*query"),
+        ("arc_easy", {**CHOICE, "gold": True}, "its gold"),
+        ("arc_easy", {**CHOICE, "gold": -1}, "its gold"),
+        ("arc_easy", {**CHOICE, "choices": ["one"]}, "its choices"),
+        ("arc_easy", {**CHOICE, "query": " "}, "its query"),
         ("arc_easy", "{broken", "is not JSON"),
         ("arc_easy", "[1]", "is not an object"),
-        ("mmlu", CHOICE, "has 2 choices: mmlu has four"),
-        ("winogrande", CHOICE, "no blank"),
-        ("webqs", CHOICE, "each line must be .*answers"),
-        ("triviaqa", {"question": "Who?", "answers": []}, "each line must be"),
-        ("lambada", {"context": "The end of the"}, "each line must be .*target"),
-        ("text", {"query": "no text"}, "each line must be .*text"),
+        ("mmlu", {**CHOICE, "subject": "anatomy"}, "has 2 choices and not 4"),
+        ("mmlu", {**CHOICE, "choices": list("abcd")}, "has no subject"),
+        ("hellaswag", CHOICE, "has no ctx_a"),
+        ("sciq", CHOICE, "has 2 choices and not 4"),
+        ("triviaqa", {"question": "Who?", "answers": []}, "its answers"),
+        ("lambada", {"context": "The end of the", "target": "long day"}, "more than one word"),
     ],
 )
 def test_a_line_of_another_form_is_named(tmp_path: Path, name: str, row: Any, says: str) -> None:
-    good = {
-        "choices": {**CHOICE, "query": "It is _ here.", "choices": list("abcd")},
-        "answers": {"question": "Who?", "answers": ["I"]},
-        "target": {"context": "It is", "target": "so"},
-        "text": {"text": "It is so."},
-    }[BUILT_IN[name].form]
     with pytest.raises(SbpError, match=rf"benchmarks.tasks.{name}.file=.*file.jsonl:2: .*{says}"):
-        asked(tmp_path, name, good, row)
+        question_set(tmp_path, name, PLAIN.get(name, PLAIN["choices"]), row)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "says"),
+    [
+        ("arc_easy", {"question": "What?", "answers": ["a"]}, "'choices' is undefined: each line must be .*arc_easy"),
+        ("arc_easy", {"question": "Q", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "B"}, "not in list"),
+        ("piqa", {"goal": "Q", "sol1": "a", "sol2": "b", "label": 2}, "a right answer that is none of its choices"),
+        ("piqa", {"goal": "Q", "sol1": "a", "sol2": "", "label": 0}, "an empty text"),
+        ("winogrande", CHOICE, "substring not found"),
+        ("winogrande", {**CHOICE, "query": "It is _"}, "an empty text"),
+        ("hellaswag", {"ctx_a": "A", "ctx_b": "b", "endings": ["c", "d"], "label": "0"}, "no activity_label"),
+        ("mmlu", {**CHOICE, "choices": list("abcd"), "subject": "cooking"}, "lm-eval has no task mmlu_cooking"),
+        ("webqs", {"query": "Who?"}, "question"),
+        ("lambada", {"context": "The end of the"}, "'text' is undefined"),
+        ("openbookqa", {"choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}, "no question_stem"),
+        ("text", {"query": "no text"}, "each line must be .*text"),
+    ],
+)
+def test_a_question_that_lm_eval_cannot_ask_is_named(tmp_path: Path, name: str, row: Any, says: str) -> None:
+    row = {**row, "id": "bad"}
+    with pytest.raises(SbpError, match=rf"benchmarks.tasks.{name}.file=.*file.jsonl: question bad: .*{says}"):
+        question_set(tmp_path, name, PLAIN.get(name, PLAIN["choices"]), row)
 
 
 def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SbpError, match=r"benchmarks.tasks.piqa.file=.*nowhere.jsonl: there is no such file"):
         choose_questions(settings({"piqa": {"file": str(tmp_path / "nowhere.jsonl")}}))
     with pytest.raises(SbpError, match=r"is empty"):
-        asked(tmp_path, "piqa")
+        question_set(tmp_path, "piqa")
 
 
 def test_too_few_questions_to_show_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SbpError, match=r"num_fewshot=1, and 0 questions are there beside those that are asked"):
-        asked(tmp_path, "webqs", {"question": "Who?", "answers": ["I"]})
+        question_set(tmp_path, "webqs", {"question": "Who?", "answers": ["I"]})
 
 
-def test_a_checkpoint_that_is_gone_is_named_before_any_is_asked(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_gone_is_named_before_any_is_question_set(tmp_path: Path) -> None:
     there, gone = (Artifact("lm", str(tmp_path / name)) for name in ("there", "gone"))
     there.write_json("model/config.json", {})
     require_checkpoints({"there": there})
@@ -125,27 +155,27 @@ def test_the_names_of_lm_evals_own_tasks_are_known() -> None:
     assert "boolq" in names
 
 
-# Draws
+# Choice
 
 
-def test_the_same_questions_are_drawn_whatever_their_order(tmp_path: Path) -> None:
+def test_the_same_questions_are_chosen_whatever_their_order(tmp_path: Path) -> None:
     rows = [{**CHOICE, "id": number} for number in range(50)]
-    drawn = {row["key"] for row in asked(tmp_path, "piqa", *rows, max_examples=10).rows or ()}
-    assert len(drawn) == 10
-    assert drawn == {row["key"] for row in asked(tmp_path, "piqa", *rows[::-1], max_examples=10).rows or ()}
-    assert drawn != {row["key"] for row in asked(tmp_path, "piqa", *rows, max_examples=10, seed=1).rows or ()}
-    assert drawn < {row["key"] for row in asked(tmp_path, "piqa", *rows, max_examples=20).rows or ()}
+    chosen = {row["key"] for row in question_set(tmp_path, "piqa", *rows, max_examples=10).rows or ()}
+    assert len(chosen) == 10
+    assert chosen == {row["key"] for row in question_set(tmp_path, "piqa", *rows[::-1], max_examples=10).rows or ()}
+    assert chosen != {row["key"] for row in question_set(tmp_path, "piqa", *rows, max_examples=10, seed=1).rows or ()}
+    assert chosen < {row["key"] for row in question_set(tmp_path, "piqa", *rows, max_examples=20).rows or ()}
 
 
 def test_shown_questions_are_not_asked(tmp_path: Path) -> None:
     rows = [{"id": number, "question": f"Who is {number}?", "answers": ["I"]} for number in range(20)]
-    found = asked(tmp_path, "webqs", *rows, max_examples=15)
+    found = question_set(tmp_path, "webqs", *rows, max_examples=15)
     assert {row["key"] for row in found.fewshot_rows}.isdisjoint(row["key"] for row in found.rows or ())
     assert len(found.fewshot_rows) == 5
 
 
 def test_ids_that_come_twice_are_told_apart(tmp_path: Path) -> None:
-    found = asked(tmp_path, "piqa", CHOICE, CHOICE, {key: CHOICE[key] for key in ("query", "choices", "gold")})
+    found = question_set(tmp_path, "piqa", CHOICE, CHOICE, {key: CHOICE[key] for key in ("query", "choices", "gold")})
     assert [row["key"] for row in found.rows or ()] == ["7", "7 (2)", "3"]
 
 
@@ -168,7 +198,7 @@ def test_wikitext_falls_into_its_articles(tmp_path: Path) -> None:
 
 def test_a_question_is_seen_when_a_run_of_its_words_was_trained_on(tmp_path: Path) -> None:
     run = "one two three four five"
-    found = asked(
+    found = question_set(
         tmp_path,
         "piqa",
         {**CHOICE, "id": "seen", "query": f"Does it say: {run}?"},
@@ -191,7 +221,7 @@ ANSWERS = {  # of four questions: right or not, nats of the right answer, its by
 
 
 def row_of(tmp_path: Path, seen: list[str] | None) -> dict[str, Any]:
-    found = asked(tmp_path, "piqa", *({**CHOICE, "id": number} for number in range(4)))
+    found = question_set(tmp_path, "piqa", *({**CHOICE, "id": number} for number in range(4)))
     answers = {
         arm: {
             seed: {
@@ -227,7 +257,7 @@ def test_no_question_left_is_not_measured(tmp_path: Path) -> None:
 
 
 def test_a_perplexity_is_shown_and_its_gain_is_in_nats(tmp_path: Path) -> None:
-    found = asked(tmp_path, "lambada", {"id": 0, "context": "It is", "target": "so"})
+    found = question_set(tmp_path, "lambada", {"id": 0, "context": "It is", "target": "so"})
     answers = {arm: {0: {"0": {"acc": 0, "nll": nll, "bytes": 3}}} for arm, nll in (("repetition", 2), ("sbp", 1.5))}
     row = benchmark_row(found, answers, "repetition", seen=None, num_truncated=0, seed=0)
     perplexity = row["measures"][1]["arms"]

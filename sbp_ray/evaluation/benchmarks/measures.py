@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sbp_ray.evaluation.benchmarks.question_sets import Asked
+from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet
 from sbp_ray.evaluation.intervals import Interval, bootstrap_ratio
 
 # N = questions
@@ -47,19 +47,22 @@ MEASURES = {
 }
 
 
-def measures_of(asked: Asked, records: Records) -> tuple[str, ...]:
-    """Names of the measures of a benchmark; of lm-eval's own tasks those that every question has the numbers for."""
-    if asked.built_in is not None:
-        return asked.built_in.measures
+_OF_THE_ANSWER = {"mmlu": ("answer_perplexity",), "lambada": ("answer_perplexity", "answer_nats_per_byte")}
+"""Measures of the right answer's likelihood, where it is a letter or a single word; else it is counted by bytes."""
+
+
+def measures_of(like: str, records: Records) -> tuple[str, ...]:
+    """Names of the measures of a benchmark: those that every question has the numbers for."""
     columns = set.intersection(*(set(record) for record in records.values())) if records else set()
     if "words" in columns:
         return ("nats_per_byte", "word_perplexity")
     found = [name for name in ("accuracy", "accuracy_by_length", "exact_match") if MEASURES[name].top in columns]
-    return (*found, "answer_nats_per_byte") if {"nll", "bytes"} <= columns else tuple(found)
+    of_answer = _OF_THE_ANSWER.get(like, ("answer_nats_per_byte",)) if {"nll", "bytes"} <= columns else ()
+    return (*found, *of_answer)
 
 
 def benchmark_row(
-    asked: Asked,
+    questions: QuestionSet,
     answers: Mapping[str, BySeed],
     baseline: str,
     *,
@@ -67,7 +70,7 @@ def benchmark_row(
     num_truncated: int,
     seed: int,
 ) -> dict[str, Any]:
-    """One benchmark: what was asked, and each arm's numbers.
+    """One benchmark: what it asks, and each arm's numbers.
 
     Args:
         answers: each arm's answers by training seed.
@@ -76,18 +79,18 @@ def benchmark_row(
     """
     keys = [key for key in next(iter(answers[baseline].values())) if key not in (seen or ())]
     row: dict[str, Any] = {
-        "name": asked.name,
-        "like": asked.like,
-        "file": asked.file,
-        "num_fewshot": asked.num_fewshot,
-        "in_file": asked.num_rows,
+        "name": questions.name,
+        "like": questions.like,
+        "file": questions.file,
+        "num_fewshot": questions.num_fewshot,
+        "in_file": questions.num_rows,
         "questions": len(keys),
         "left_out": None if seen is None else len(seen),
         "truncated": num_truncated,
         "measures": [],
     }
     if keys:
-        names = measures_of(asked, next(iter(answers[baseline].values())))
+        names = measures_of(questions.like, next(iter(answers[baseline].values())))
         row["measures"] = [_measured(name, answers, baseline, keys, seed) for name in names]
     return row
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact, fingerprint_of
-from sbp_ray.evaluation.benchmarks.question_sets import Asked
+from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet
 from sbp_ray.evaluation.tasks import results
 from sbp_ray.logs import Progress
 from sbp_ray.text.contamination import ngram_hashes
@@ -25,7 +25,11 @@ Seen = dict[str, list[str] | None]
 
 
 def find_seen(
-    asked: Sequence[Asked], trained_on: Mapping[Artifact, Sequence[str]], *, ngram_words: int, store: Artifact
+    question_sets: Sequence[QuestionSet],
+    trained_on: Mapping[Artifact, Sequence[str]],
+    *,
+    ngram_words: int,
+    store: Artifact,
 ) -> Seen:
     """Look for every question's runs of words in everything that was trained on; the result is kept.
 
@@ -33,18 +37,18 @@ def find_seen(
         trained_on: Parquet files with a column `text`, by their artifact.
         ngram_words: a question is seen when so many words in a row of it stand in a document.
     """
-    recipe: dict[str, Any] = {benchmark.name: benchmark.fingerprint for benchmark in asked}
+    recipe: dict[str, Any] = {benchmark.name: benchmark.fingerprint for benchmark in question_sets}
     recipe |= {"texts": sorted(artifact.fingerprint() for artifact in trained_on), "words": ngram_words}
     name = f"seen-{fingerprint_of(recipe)[:8]}.json"
     if not store.exists(name):
-        store.write_json(name, _find(asked, trained_on, ngram_words))
+        store.write_json(name, _find(question_sets, trained_on, ngram_words))
     return store.read_json(name)
 
 
-def _find(asked: Sequence[Asked], trained_on: Mapping[Artifact, Sequence[str]], ngram_words: int) -> Seen:
+def _find(question_sets: Sequence[QuestionSet], trained_on: Mapping[Artifact, Sequence[str]], ngram_words: int) -> Seen:
     import ray
 
-    hashes = {b.name: question_ngrams(b.texts(), ngram_words) for b in asked if b.rows is not None}
+    hashes = {b.name: question_ngrams(b.texts(), ngram_words) for b in question_sets if b.rows is not None}
     all_G = np.unique(np.concatenate([np.empty(0, np.uint64), *(found for _, found in hashes.values())]))
     put, look = ray.put(all_G), ray.remote(num_cpus=1)(ngrams_in_file)
     todo = [(artifact, name) for artifact, names in trained_on.items() for name in names]
@@ -54,7 +58,7 @@ def _find(asked: Sequence[Asked], trained_on: Mapping[Artifact, Sequence[str]], 
     for _, hits_H in results(calls):
         found_H = np.union1d(found_H, hits_H)
         progress.advance()
-    seen: Seen = {benchmark.name: None for benchmark in asked}
+    seen: Seen = {benchmark.name: None for benchmark in question_sets}
     for name, (keys, hashes_G) in hashes.items():
         seen[name] = sorted({keys[i] for i in np.flatnonzero(np.isin(hashes_G, found_H))})
     return seen

@@ -1,4 +1,4 @@
-"""The users' files of benchmarks: found, read and checked before any heavy work, and what is asked of them drawn."""
+"""The users' files of benchmarks: found and read before any heavy work, and what is asked of them chosen."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.evaluation.benchmarks.builtin import FORMS, BuiltIn, Row
+from sbp_ray.evaluation.benchmarks.catalog import KNOWN, TEXT, Row
 from sbp_ray.evaluation.text_quality.sampling import rank
 from sbp_ray.sources import open_bytes, open_file_system
 
@@ -19,20 +19,20 @@ _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _HEADING = re.compile(r"^ = [^=].*[^=] = $")  # of a WikiText article; those of its parts have more signs
 
 
-def read_rows(path: str, like: str, built_in: BuiltIn, where: str) -> list[Row]:
-    """Every row of the file, each with a `key` that no other has.
+def read_rows(path: str, like: str, where: str) -> list[Row]:
+    """Every row of the file in the columns that lm-eval's task reads, each with a `key` that no other has.
 
     Args:
-        like: the name of `built_in`, for what it alone wants of a row.
+        like: a known benchmark.
         where: the setting, for errors.
 
     Raises:
-        SbpError: the file is missing, empty, or holds a row of another form; names the line, and what is there.
+        SbpError: the file is missing, empty, or holds no JSON objects of the benchmark's form; names the line.
     """
-    is_text = built_in.form == "text" and not path.endswith(_JSONL)
-    rows = list(_documents(path, where) if is_text else _parsed(path, like, built_in, where))
+    is_text = KNOWN[like].form is TEXT and not path.endswith(_JSONL)
+    rows = list(_documents(path, where) if is_text else _parsed(path, like, where))
     if not rows:
-        raise SbpError(f"{where}={path}: is empty: each line must be {FORMS[built_in.form]}")
+        raise SbpError(f"{where}={path}: is empty: {wanted_form(like)}")
     seen: Counter[str] = Counter()
     for row in rows:
         seen[row["key"]] += 1
@@ -41,15 +41,19 @@ def read_rows(path: str, like: str, built_in: BuiltIn, where: str) -> list[Row]:
     return rows
 
 
-def draw(rows: Sequence[Row], limit: int | None, seed: int) -> tuple[list[Row], list[Row]]:
-    """Up to `limit` rows drawn by their keys, and those that are left; both in the file's order."""
+def wanted_form(like: str) -> str:
+    """What a line must be, for errors."""
+    known = KNOWN[like]
+    hub = f", or have the columns that lm-eval's {known.task} reads" if known.folder else ""
+    return f"each line must be {known.form.shown}{hub}"
+
+
+def choose_rows(rows: Sequence[Row], limit: int | None, seed: int) -> tuple[list[Row], list[Row]]:
+    """Up to `limit` rows chosen by their keys, and those that are left; both in the file's order."""
     if limit is None or len(rows) <= limit:
         return list(rows), []
-    drawn = {row["key"] for row in sorted(rows, key=lambda row: rank(row["key"], seed))[:limit]}
-    return [row for row in rows if row["key"] in drawn], [row for row in rows if row["key"] not in drawn]
-
-
-# Lines
+    chosen = {row["key"] for row in sorted(rows, key=lambda row: rank(row["key"], seed))[:limit]}
+    return [row for row in rows if row["key"] in chosen], [row for row in rows if row["key"] not in chosen]
 
 
 def _lines(path: str, where: str) -> Iterator[tuple[int, bytes]]:
@@ -81,52 +85,23 @@ def _documents(path: str, where: str) -> Iterator[Row]:
             yield {"key": f"{name}/{number}", "text": text}
 
 
-def _parsed(path: str, like: str, built_in: BuiltIn, where: str) -> Iterator[Row]:
-    form = FORMS[built_in.form]
+def _parsed(path: str, like: str, where: str) -> Iterator[Row]:
     for number, line in _lines(path, where):
         if not line.strip():
             continue
         place = f"{where}={path}:{number}"
         try:
-            row = json.loads(line)
+            row: Any = json.loads(line)
         except ValueError:  # broken JSON, or not UTF-8
-            raise SbpError(f"{place}: is not JSON: each line must be {form}") from None
+            raise SbpError(f"{place}: is not JSON: {wanted_form(like)}") from None
         if not isinstance(row, dict):
-            raise SbpError(f"{place}: is not an object: each line must be {form}")
-        if not _CHECKS[built_in.form](row):
-            raise SbpError(f"{place}: has {', '.join(row) or 'no columns'}: each line must be {form}")
-        if problem := _own_problem(like, row):
-            raise SbpError(f"{place}: {problem}")
-        yield row | {"key": str(row.get("id", number))}
+            raise SbpError(f"{place}: is not an object: {wanted_form(like)}")
+        try:
+            columns = KNOWN[like].columns_of(row)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise SbpError(f"{place}: {_reason(error)}: {wanted_form(like)}") from None
+        yield columns | {"key": str(row.get("id", number))}
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _are_texts(value: Any, at_least: int) -> bool:
-    return isinstance(value, list) and len(value) >= at_least and all(map(_is_text, value))
-
-
-def _is_choice(row: Row) -> bool:
-    query, choices, gold = row.get("query"), row.get("choices"), row.get("gold")
-    optional = all(isinstance(row.get(key, ""), str) for key in ("context", "subject"))
-    is_index = type(gold) is int and _are_texts(choices, 2) and 0 <= gold < len(cast(list, choices))
-    return _is_text(query) and is_index and optional
-
-
-_CHECKS: dict[str, Callable[[Row], bool]] = {
-    "choices": _is_choice,
-    "answers": lambda row: _is_text(row.get("question")) and _are_texts(row.get("answers"), 1),
-    "target": lambda row: _is_text(row.get("context")) and _is_text(row.get("target")),
-    "text": lambda row: _is_text(row.get("text")),
-}
-
-
-def _own_problem(like: str, row: Row) -> str | None:
-    """What a benchmark wants beyond its form."""
-    if like == "mmlu" and len(row["choices"]) != 4:
-        return f"has {len(row['choices'])} choices: mmlu has four, A to D"
-    if like == "winogrande" and not row["query"].partition("_")[2].strip():
-        return "query has no blank `_` with text after it: a choice fills the blank, and what follows is scored"
-    return None
+def _reason(error: Exception) -> str:
+    return f"has no {error.args[0]}" if isinstance(error, KeyError) else one_line(error)

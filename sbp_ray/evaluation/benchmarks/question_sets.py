@@ -1,4 +1,4 @@
-"""From settings to what is asked: each benchmark's questions, drawn and ready for lm-eval, the same for every model."""
+"""From settings to questions: those of each benchmark, chosen and ready for lm-eval, the same for every model."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from sbp_ray.artifacts import fingerprint_of
 from sbp_ray.config import BenchmarkConfig, Config
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.benchmarks.builtin import BUILT_IN, BuiltIn, Row
-from sbp_ray.evaluation.benchmarks.own_tasks import own_task_names, require_own_task
-from sbp_ray.evaluation.benchmarks.question_files import draw, read_rows
+from sbp_ray.evaluation.benchmarks.catalog import ANSWERS, CHOICES, KNOWN, Row
+from sbp_ray.evaluation.benchmarks.lm_eval_tasks import check_rows, own_task_names, require_own_task, rows_by_subject
+from sbp_ray.evaluation.benchmarks.question_files import choose_rows, read_rows
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One benchmark, ready to be asked."""
+class QuestionSet:
+    """The questions of one benchmark, ready to be asked."""
 
     name: str
     like: str
-    """A built-in benchmark, or one of lm-eval's own tasks where there are no rows."""
+    """A known benchmark, or one of lm-eval's own tasks where there are no rows."""
     num_fewshot: int | None
     """None: what lm-eval's own task says."""
     max_length: int
@@ -30,16 +30,12 @@ class Asked:
     seed: int
     max_examples: int | None
     rows: tuple[Row, ...] | None
-    """Those that are asked, as the file holds them, each with its `key`; None for lm-eval's own tasks."""
+    """Those that are asked, in the columns that lm-eval's task reads, each with its `key`; None: lm-eval's own data."""
     fewshot_rows: tuple[Row, ...]
     """From which the answered questions are taken."""
     num_rows: int | None
     """In the file."""
     file: str | None
-
-    @property
-    def built_in(self) -> BuiltIn | None:
-        return None if self.rows is None else BUILT_IN[self.like]
 
     @property
     def fingerprint(self) -> str:
@@ -58,7 +54,7 @@ class Asked:
         )
 
     def texts(self) -> Mapping[str, Sequence[str]]:
-        """The strings of each question by its key; empty for lm-eval's own tasks, whose data is theirs."""
+        """The strings of each question by its key; empty for lm-eval's own data."""
         return {row["key"]: [*_strings({k: v for k, v in row.items() if k != "key"})] for row in self.rows or ()}
 
 
@@ -69,8 +65,8 @@ def _strings(value: Any) -> list[str]:
     return [text for part in parts for text in _strings(part)]
 
 
-def choose_questions(settings: Config) -> list[Asked]:
-    """Read every file, check every row, and draw.
+def choose_questions(settings: Config) -> list[QuestionSet]:
+    """Read every file, choose the questions, and check that lm-eval can ask them.
 
     Raises:
         SbpError: a benchmark is unknown, or its file missing or of another form.
@@ -78,12 +74,12 @@ def choose_questions(settings: Config) -> list[Asked]:
     for name, benchmark in settings.benchmarks.tasks.items():  # names first: they cost nothing
         if benchmark.file is None:
             _require_own_task(name, benchmark.like or name)
-        elif (benchmark.like or name) not in BUILT_IN:
-            raise SbpError(_unknown(name, benchmark.like or name, BUILT_IN, "a file needs a built-in benchmark"))
-    return [_asked(name, benchmark, settings) for name, benchmark in settings.benchmarks.tasks.items()]
+        elif (benchmark.like or name) not in KNOWN:
+            raise SbpError(_unknown(name, benchmark.like or name, KNOWN, "a file needs one of ours"))
+    return [_question_set(name, benchmark, settings) for name, benchmark in settings.benchmarks.tasks.items()]
 
 
-def _asked(name: str, benchmark: BenchmarkConfig, settings: Config) -> Asked:
+def _question_set(name: str, benchmark: BenchmarkConfig, settings: Config) -> QuestionSet:
     cfg, like = settings.benchmarks, benchmark.like or name
     common: dict[str, Any] = {
         "name": name,
@@ -94,57 +90,51 @@ def _asked(name: str, benchmark: BenchmarkConfig, settings: Config) -> Asked:
         "file": benchmark.file,
     }
     if benchmark.file is None:
-        return Asked(num_fewshot=benchmark.num_fewshot, rows=None, fewshot_rows=(), num_rows=None, **common)
-    built_in, where = BUILT_IN[like], f"benchmarks.tasks.{name}"
-    rows = read_rows(benchmark.file, like, built_in, f"{where}.file")
-    shots = built_in.num_fewshot if benchmark.num_fewshot is None else benchmark.num_fewshot
-    if shots and built_in.form in ("text", "target"):
+        return QuestionSet(num_fewshot=benchmark.num_fewshot, rows=None, fewshot_rows=(), num_rows=None, **common)
+    known, where = KNOWN[like], f"benchmarks.tasks.{name}"
+    rows = read_rows(benchmark.file, like, f"{where}.file")
+    shots = known.num_fewshot if benchmark.num_fewshot is None else benchmark.num_fewshot
+    if shots and known.form not in (CHOICES, ANSWERS):
         raise SbpError(f"{where}.num_fewshot={shots}: {like} is a text to predict, without questions: leave it out")
-    drawn, left = draw(rows, cfg.max_examples, cfg.seed)
+    chosen, left = choose_rows(rows, cfg.max_examples, cfg.seed)
+    check_rows(like, chosen, f"{where}.file={benchmark.file}")
     if shots and benchmark.fewshot_file:
-        left = read_rows(benchmark.fewshot_file, like, built_in, f"{where}.fewshot_file")
-    fewshot_rows = _fewshot_rows(drawn, left, shots, built_in, where) if shots else ()
-    return Asked(num_fewshot=shots, rows=tuple(drawn), fewshot_rows=fewshot_rows, num_rows=len(rows), **common)
+        left = read_rows(benchmark.fewshot_file, like, f"{where}.fewshot_file")
+    fewshot_rows = _fewshot_rows(like, chosen, left, shots, where) if shots else ()
+    check_rows(like, fewshot_rows, f"{where}.fewshot_file={benchmark.fewshot_file or benchmark.file}")
+    return QuestionSet(num_fewshot=shots, rows=tuple(chosen), fewshot_rows=fewshot_rows, num_rows=len(rows), **common)
 
 
-_FEWSHOT_POOL = 1000  # questions from which answered ones are drawn: as good as all, and cheap to send to every task
+_FEWSHOT_POOL = 1000  # questions from which answered ones are taken: as good as all, and cheap to send to every task
 
 
-def _fewshot_rows(
-    drawn: Sequence[Row], left: Sequence[Row], shots: int, built_in: BuiltIn, where: str
-) -> tuple[Row, ...]:
+def _fewshot_rows(like: str, chosen: Sequence[Row], left: Sequence[Row], shots: int, where: str) -> tuple[Row, ...]:
     """Refuse too few: each subject that is asked needs as many as are shown."""
-    subjects = {subject_of(row, built_in) for row in drawn}
-    for subject in sorted(subjects):
-        num = sum(subject_of(row, built_in) == subject for row in left)
-        if num < shots:
+    by_subject = rows_by_subject(like, left)
+    usable = {subject: by_subject.get(subject, []) for subject in rows_by_subject(like, chosen)}
+    for subject, rows in usable.items():
+        if len(rows) < shots:
             of = f" about {subject}" if subject else ""
             raise SbpError(
-                f"{where}: num_fewshot={shots}, and {num} questions{of} are there beside those that are asked: give a "
-                "fewshot_file, or lower num_fewshot or benchmarks.max_examples"
+                f"{where}: num_fewshot={shots}, and {len(rows)} questions{of} are there beside those that are asked: "
+                "give a fewshot_file, or lower num_fewshot or benchmarks.max_examples"
             )
-    usable = [row for row in left if subject_of(row, built_in) in subjects]
-    return tuple(usable if built_in.by_subject else usable[:_FEWSHOT_POOL])
-
-
-def subject_of(row: Row, built_in: BuiltIn) -> str:
-    """What parts a benchmark into tasks; empty where it is one."""
-    return row.get("subject", "") if built_in.by_subject else ""
+    return tuple(row for rows in usable.values() for row in rows[:_FEWSHOT_POOL])
 
 
 def _require_own_task(name: str, task: str) -> None:
     known = own_task_names()
     if task not in known:
-        if task in BUILT_IN:
+        if task in KNOWN:
             raise SbpError(
                 f"benchmarks.tasks.{name}: lm-eval has no task called {task}, which is ours: give its `file`"
             )
         fact = f"lm-eval {version('lm_eval')} has no task of that name"
-        raise SbpError(_unknown(name, task, [*BUILT_IN, *known], fact))
+        raise SbpError(_unknown(name, task, [*KNOWN, *known], fact))
     require_own_task(f"benchmarks.tasks.{name}", task)
 
 
 def _unknown(name: str, task: str, known: Any, fact: str) -> str:
     near = difflib.get_close_matches(task, known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(BUILT_IN)}"
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(KNOWN)}"
     return f"benchmarks.tasks.{name}: no benchmark is called {task} ({fact}); {hint}"

@@ -10,14 +10,14 @@ from sbp_ray.config import Config
 from sbp_ray.evaluation.benchmarks.ask_models import ask_models
 from sbp_ray.evaluation.benchmarks.measures import benchmark_row
 from sbp_ray.evaluation.benchmarks.overlap import find_seen
-from sbp_ray.evaluation.benchmarks.question_sets import Asked
+from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet
 from sbp_ray.evaluation.comparison import ARMS
 
 _BASELINE = "repetition"
 
 
 def compare_on_benchmarks(
-    settings: Config, artifacts: Mapping[str, Artifact], asked: Sequence[Asked], *, store: Artifact
+    settings: Config, artifacts: Mapping[str, Artifact], asked: Sequence[QuestionSet], *, store: Artifact
 ) -> list[dict[str, Any]] | None:
     """A row for each benchmark, or None without any; answers are kept in `benchmarks/` of the store."""
     if not asked:
