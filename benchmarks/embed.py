@@ -82,7 +82,8 @@ def read_texts(path: Path, num_documents: int | None) -> list[str]:
 def write_corpus(corpus: Artifact, texts: list[str]) -> None:
     """Shards of the train split, as ingest lays them out; the tokens it adds are not read here."""
     for shard in range(NUM_SHARDS):
-        rows = [{"doc_id": f"{shard}-{i}", "group": str(i), "text": t} for i, t in enumerate(texts[shard::NUM_SHARDS])]
+        own = enumerate(texts[shard::NUM_SHARDS])
+        rows = [{"doc_id": f"{shard:04d}-{i:011d}".encode(), "group": str(i), "text": t} for i, t in own]
         corpus.write_table(shard_name("train", shard), pa.Table.from_pylist(rows, DOCUMENT))
 
 

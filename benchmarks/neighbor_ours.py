@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig, Resources
-from sbp_ray.schema import SIGNATURE_BYTES, embedding_schema, shard_of
+from sbp_ray.schema import DOC_ID, SIGNATURE_BYTES, embedding_schema, shard_of
 from sbp_ray.shards import shard_name
 
 # N = vectors, D = vector length, Q = queries, K = neighbours
@@ -113,12 +113,12 @@ def _start_ray(threads: int) -> None:
 # Rows and ids: shards come out even, and the row can be read off the id
 
 
-def _doc_id(row: int) -> str:
-    return f"{row * 2654435761 % 2**32:08x}{row:024x}"
+def _doc_id(row: int) -> bytes:
+    return (row * 2654435761 % 2**32).to_bytes(4, "big") + row.to_bytes(12, "big")
 
 
-def _row(doc_id: str) -> int:
-    return int(doc_id[8:], 16)
+def _row(doc_id: bytes) -> int:
+    return int.from_bytes(doc_id[4:], "big")
 
 
 def _write_embeddings(vectors_ND: NDArray[np.float32], out: Artifact) -> None:
@@ -138,7 +138,7 @@ def _write_embeddings(vectors_ND: NDArray[np.float32], out: Artifact) -> None:
 def _embedding_rows(vectors_ND: NDArray[np.float32], rows: Rows, schema: pa.Schema) -> pa.Table:
     values = pa.array(vectors_ND[rows].astype(np.float16).ravel(), pa.float16())
     columns = {
-        "doc_id": pa.array([_doc_id(int(row)) for row in rows], pa.string()),
+        "doc_id": pa.array([_doc_id(int(row)) for row in rows], DOC_ID),
         "vector": pa.FixedSizeListArray.from_arrays(values, vectors_ND.shape[1]),
         "signature": pa.array([bytes(SIGNATURE_BYTES)] * len(rows), pa.binary(SIGNATURE_BYTES)),
         "num_shingles": pa.array(np.full(len(rows), 100, np.int32)),

@@ -61,7 +61,7 @@ from sbp_ray.engine.deploy import build_app, llm_config, quiet_environment
 from sbp_ray.engine.messages import sample_seed
 from sbp_ray.generation.tally import tally_class
 from sbp_ray.generation.worker import Inputs, ShardWorker
-from sbp_ray.schema import DOCUMENT
+from sbp_ray.schema import DOC_ID, DOCUMENT, SIGNATURE_BYTES
 from sbp_ray.shards import shard_name
 from sbp_ray.text.minhash import document_signature
 from sbp_ray.text.pair_format import prompt_ids
@@ -93,7 +93,7 @@ class Work(NamedTuple):
     corpus: Artifact
     embeddings: Artifact
     synthesizer: Artifact
-    doc_ids: list[str]
+    doc_ids: list[bytes]
     prompts: list[list[int]]
 
     def max_tokens(self, prompt: list[int]) -> int:
@@ -147,12 +147,13 @@ def prepare(folder: Path, num_documents: int) -> Work:
         room = ROOM[0] + (ROOM[1] - ROOM[0]) * (number * 7919 % num_documents) // num_documents
         own = [ids[(place + offset) % len(ids)] for offset in range(WINDOW - 2 - room)]
         place += len(own)
-        rows.append({"doc_id": f"{number:032x}", "group": "", "text": "", "input_ids": own})
+        rows.append({"doc_id": number.to_bytes(16, "big"), "group": "", "text": "", "input_ids": own})
     work.corpus.write_table(shard_name("train", 0), pa.Table.from_pylist(rows, DOCUMENT))
+    signed_schema = pa.schema([("doc_id", DOC_ID), ("signature", pa.binary(SIGNATURE_BYTES))])
     signed = [
-        {"doc_id": row["doc_id"], "signature": document_signature(row["doc_id"], 13)[0].tobytes()} for row in rows
+        {"doc_id": row["doc_id"], "signature": document_signature(row["doc_id"].hex(), 13)[0].tobytes()} for row in rows
     ]
-    work.embeddings.write_table(shard_name("train", 0), pa.Table.from_pylist(signed))
+    work.embeddings.write_table(shard_name("train", 0), pa.Table.from_pylist(signed, signed_schema))
     prompts = [prompt_ids(row["input_ids"], special) for row in rows]
     return work._replace(doc_ids=[row["doc_id"] for row in rows], prompts=prompts)
 
@@ -289,7 +290,7 @@ def bare_engine(work: Work, **changed: Any) -> Any:
 
 def sampling(work: Work, number: int) -> dict[str, Any]:
     """What the job asks for document `number`."""
-    seed = sample_seed(CFG.seed, work.doc_ids[number], 0)
+    seed = sample_seed(CFG.seed, work.doc_ids[number].hex(), 0)
     return {"temperature": 1.0, "seed": seed, "max_tokens": work.max_tokens(work.prompts[number])}
 
 

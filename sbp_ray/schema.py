@@ -12,18 +12,21 @@ import pyarrow as pa
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+DOC_ID = pa.binary(16)
+"""A document's id: BLAKE2b-128 of its text, or of what it was written from. JSON and people see it as hex digits."""
+
 DOCUMENT = pa.schema(
     [
-        ("doc_id", pa.string()),  # 32 hex digits: BLAKE2b-128 of the text
-        ("group", pa.string()),  # what the split is made by; the id itself where the input names no group
+        ("doc_id", DOC_ID),  # of the text
+        ("group", pa.string()),  # what the split is made by; the hex id where the input names no group
         ("text", pa.large_string()),
         ("input_ids", pa.large_list(pa.int32())),  # the text's tokens, without special tokens
     ]
 )
 NEIGHBORS = pa.schema(
     [
-        ("doc_id", pa.string()),
-        ("neighbor_ids", pa.list_(pa.string())),  # nearest first, never the document itself
+        ("doc_id", DOC_ID),
+        ("neighbor_ids", pa.list_(DOC_ID)),  # nearest first, never the document itself
         ("cosines", pa.list_(pa.float32())),
         ("jaccards", pa.list_(pa.float32())),  # of the two documents' shingles, estimated by MinHash
         ("containments", pa.list_(pa.float32())),  # the same: share of the smaller one's shingles that the other holds
@@ -32,8 +35,8 @@ NEIGHBORS = pa.schema(
 )
 PAIR = pa.schema(
     [
-        ("d1_id", pa.string()),
-        ("d2_id", pa.string()),
+        ("d1_id", DOC_ID),
+        ("d2_id", DOC_ID),
         ("cosine", pa.float32()),
         ("jaccard", pa.float32()),
     ]
@@ -47,8 +50,8 @@ PACKED_ROW = pa.schema(
 )
 SYNTHETIC = pa.schema(
     [
-        ("doc_id", pa.string()),  # BLAKE2b-128 of d1_id and sample
-        ("d1_id", pa.string()),
+        ("doc_id", DOC_ID),  # of d1_id and sample
+        ("d1_id", DOC_ID),
         ("sample", pa.int32()),  # 0, 1, … among the samples drawn from one d1
         ("text", pa.large_string()),
         ("input_ids", pa.large_list(pa.int32())),
@@ -70,7 +73,7 @@ def embedding_schema(dim: int) -> pa.Schema:
     """Rows of the embeddings: a unit vector for each document, and what pairing needs to know of its text."""
     return pa.schema(
         [
-            ("doc_id", pa.string()),
+            ("doc_id", DOC_ID),
             ("vector", pa.list_(pa.float16(), dim)),
             ("signature", pa.binary(SIGNATURE_BYTES)),  # b-bit MinHash of the shingles
             ("num_shingles", pa.int32()),  # distinct ones
@@ -79,6 +82,6 @@ def embedding_schema(dim: int) -> pa.Schema:
     )
 
 
-def shard_of(doc_id: str, num_shards: int) -> int:
+def shard_of(doc_id: bytes, num_shards: int) -> int:
     """The shard that holds a document: ids are hashes, so shards come out even."""
-    return int(doc_id[:8], 16) % num_shards
+    return int.from_bytes(doc_id[:4], "big") % num_shards

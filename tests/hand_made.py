@@ -33,7 +33,7 @@ def write_corpus(corpus: Artifact, embeddings: Artifact) -> tuple[dict[str, list
     for split, found in texts.items():
         documents[split] = [
             {
-                "doc_id": f"{i * 7919 % 2**32:08x}{split.encode().hex():>024}",
+                "doc_id": bytes.fromhex(f"{i * 7919 % 2**32:08x}{split.encode().hex():>024}"),
                 "group": f"{split}-{i % 4}",
                 "text": text,
                 "input_ids": ids,
@@ -61,7 +61,7 @@ def write_synthetic(synthetic: Artifact, written: Iterable[tuple[Row, str]], tok
     """For each d1 a text."""
     rows = [
         {
-            "doc_id": f"{i:032x}", "d1_id": d1["doc_id"], "sample": 0, "text": text,
+            "doc_id": i.to_bytes(16, "big"), "d1_id": d1["doc_id"], "sample": 0, "text": text,
             "input_ids": encode_texts(tokenizer, [text])[0], "finish_reason": "stop", "synthesizer": "0" * 16,
             "seed": i, "temperature": 1.0, "top_p": 1.0, "max_tokens": 64,
         }

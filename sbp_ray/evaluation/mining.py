@@ -17,16 +17,16 @@ def read_guide(pairs: Artifact) -> dict[str, Any] | None:
     return pairs.read_json(_GUIDE)["train"] if pairs.exists(_GUIDE) else None
 
 
-def guide_ids(guide: Mapping[str, Any] | None) -> set[str]:
+def guide_ids(guide: Mapping[str, Any] | None) -> set[bytes]:
     """Documents whose texts the sample pairs need."""
-    return {sample[key] for sample in guide["samples"] for key in ("d1_id", "d2_id")} if guide else set()
+    return {bytes.fromhex(sample[key]) for sample in guide["samples"] for key in ("d1_id", "d2_id")} if guide else set()
 
 
 def mining_facts(
     guide: Mapping[str, Any] | None,
     cfg: PairConfig,
     neighbors: Artifact,
-    documents: Mapping[str, Mapping[str, Any]],
+    documents: Mapping[bytes, Mapping[str, Any]],
 ) -> dict[str, Any] | None:
     """The guide with the limits it was made with, the measured recall, and the texts of its sample pairs.
 
@@ -38,7 +38,7 @@ def mining_facts(
     stats = (neighbors.manifest() or {}).get("stats", {}).get("train", {})
     by_band: dict[str, list[dict[str, Any]]] = {}
     for sample in guide["samples"]:
-        d1, d2 = documents.get(sample["d1_id"]), documents.get(sample["d2_id"])
+        d1, d2 = (documents.get(bytes.fromhex(sample[key])) for key in ("d1_id", "d2_id"))
         if d1 and d2:
             numbers = {key: sample[key] for key in ("cosine", "jaccard", "containment")}
             texts = {"d1": _cut(d1["text"]), "d2": _cut(d2["text"])}

@@ -48,7 +48,7 @@ def in_parts(names: Sequence[str]) -> list[list[str]]:
     return [list(names[start : start + each]) for start in range(0, len(names), each)] if names else []
 
 
-def by_shard(doc_ids: Iterable[str], artifact: Artifact, split: Split) -> dict[str, list[str]]:
+def by_shard(doc_ids: Iterable[bytes], artifact: Artifact, split: Split) -> dict[str, list[bytes]]:
     """Ids of a split's documents by the shard that holds them."""
     num_shards = len(artifact.files(split, ".parquet"))
     found = defaultdict(list)

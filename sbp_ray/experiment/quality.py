@@ -124,7 +124,7 @@ def _measure(settings: Config, corpus: Artifact, embeddings: Artifact, todo: Map
     samples: dict[str, Sample] = {key: sample_synthetic(cfg, made) for key, made in todo.items()}
     samples |= sample_real(cfg, corpus)
     table = NgramTable.of(token_ids(samples))
-    wanted = set[str]().union(*(sample.d1_ids for sample in samples.values()))
+    wanted = set[bytes]().union(*(sample.d1_ids for sample in samples.values()))
     scan = scan_corpus(corpus, "train", wanted=wanted, groups=(), table=table)
     panel = measure_samples(
         cfg, settings.embed, corpus=corpus, embeddings=embeddings, samples=samples, table=table, scan=scan

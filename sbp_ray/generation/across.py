@@ -43,21 +43,21 @@ class ShardComparer:
         shard = item["shard"]
         doc_ids, signature_MH = self._signed(shard)
         earlier = (self._signed(before) for before in range(shard))
-        is_copy_M = copies_of_corpus(signature_MH, [""] * len(doc_ids), earlier, self._max_jaccard)
+        is_copy_M = copies_of_corpus(signature_MH, [b""] * len(doc_ids), earlier, self._max_jaccard)
         copies = [doc_ids[row] for row in np.flatnonzero(is_copy_M)]
         if copies:
             drop_documents(self._out, part_name(shard), copies)
         self._out.write_json(compared_name(shard), {"copies": len(copies)})
         return {"drops": {COPY_OF_SYNTHETIC: len(copies)}} if copies else {}
 
-    def _signed(self, shard: int) -> tuple[list[str], NDArray[np.uint8]]:
+    def _signed(self, shard: int) -> tuple[list[bytes], NDArray[np.uint8]]:
         table = read_shard(self._out, signatures_name(shard), ["doc_id", "signature"])
         return table["doc_id"].to_pylist(), signatures(table["signature"])
 
 
-def drop_documents(out: Artifact, name: str, doc_ids: Sequence[str]) -> None:
+def drop_documents(out: Artifact, name: str, doc_ids: Sequence[bytes]) -> None:
     """Write a part again without these documents, a group of rows at a time. One that has lost them stays as it is."""
-    lost = pa.array(doc_ids, pa.string())
+    lost = pa.array(doc_ids, schema.DOC_ID)
     with out.fs.open_input_file(out.path(name)) as source:
         part = pq.ParquetFile(source)
         small = _row_groups(part, ["doc_id", "input_ids"])

@@ -31,7 +31,7 @@ def signatures(column: pa.ChunkedArray) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(-1, schema.SIGNATURE_BYTES)
 
 
-def corpus_signatures(embeddings: Artifact, names: Sequence[str]) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
+def corpus_signatures(embeddings: Artifact, names: Sequence[str]) -> Iterator[tuple[list[bytes], NDArray[np.uint8]]]:
     """Ids and signatures of the train documents, shard by shard.
 
     Raises:
@@ -115,16 +115,16 @@ def remove_traces(out: Artifact, shard: int) -> None:
 def _with_copies(
     cfg: SynthesizeConfig,
     samples: pa.Table,
-    real_ids: Sequence[str],
+    real_ids: Sequence[bytes],
     real: NDArray[np.uint8],
-    corpus: Iterator[tuple[list[str], NDArray[np.uint8]]],
+    corpus: Iterator[tuple[list[bytes], NDArray[np.uint8]]],
 ) -> tuple[list[str | None], int]:
     """Each sample's reason, copies now among them; and how many of the real d1 copy another document."""
     reasons: list[str | None] = samples["reason"].to_pylist()
     kept = np.flatnonzero([reason is None for reason in reasons])
     written = signatures(samples["signature"].take(kept))
     in_corpus = copies_of_corpus(
-        np.concatenate([written, real]), [""] * len(kept) + [*real_ids], corpus, cfg.max_jaccard
+        np.concatenate([written, real]), [b""] * len(kept) + [*real_ids], corpus, cfg.max_jaccard
     )
     for row, is_copy in zip(kept, in_corpus, strict=False):
         if is_copy:
@@ -139,7 +139,7 @@ def _with_copies(
 def _signatures_of(sources: Sources, shard: int, embeddings: Artifact) -> NDArray[np.uint8]:
     """uint8[M, 256] of these train documents of one shard, in their order."""
     table = read_shard(embeddings, shard_name("train", shard), ["doc_id", "signature"])
-    rows = pc.index_in(pa.array(sources.doc_ids, pa.string()), value_set=table["doc_id"].combine_chunks())
+    rows = pc.index_in(pa.array(sources.doc_ids, schema.DOC_ID), value_set=table["doc_id"].combine_chunks())
     return signatures(table["signature"].take(rows))
 
 
@@ -158,7 +158,7 @@ def _stats(samples: pa.Table, reasons: Sequence[str | None]) -> Stats:
 def _write_quarantine(samples: pa.Table, shard: int, out: Artifact) -> None:
     """One JSON line for each sample that could not be drawn."""
     rows = samples.select(["d1_id", "sample", "reason", "detail"]).to_pylist()
-    lines = [json.dumps(row) for row in rows if row["reason"] in BAD]
+    lines = [json.dumps(row | {"d1_id": row["d1_id"].hex()}) for row in rows if row["reason"] in BAD]
     if lines:
         out.write_bytes(f"quarantine/part-{shard:05d}.jsonl", "\n".join([*lines, ""]).encode())
 

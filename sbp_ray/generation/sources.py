@@ -19,7 +19,7 @@ from sbp_ray.shards import shard_name
 class Source(NamedTuple):
     """A drawn d1."""
 
-    doc_id: str
+    doc_id: bytes
     input_ids: list[int]
 
 
@@ -91,7 +91,7 @@ class Sources(Sequence[Source]):
         return Source(self._doc_ids[place].as_py(), self._input_ids[place].values.to_numpy().tolist())
 
     @property
-    def doc_ids(self) -> list[str]:
+    def doc_ids(self) -> list[bytes]:
         """Of all of them."""
         return self._doc_ids.to_pylist()
 
@@ -104,7 +104,7 @@ class Sources(Sequence[Source]):
 def choose_sources(table: pa.Table, quota: int, seed: int) -> Sources:
     """The `quota` documents of a corpus shard whose hash with the seed is smallest, in the shard's order."""
     doc_ids = table["doc_id"].to_pylist()
-    by_hash = sorted(range(len(doc_ids)), key=lambda row: sample_seed(seed, doc_ids[row]))
+    by_hash = sorted(range(len(doc_ids)), key=lambda row: sample_seed(seed, doc_ids[row].hex()))
     return Sources(table.select(["doc_id", "input_ids"]).take(sorted(by_hash[:quota])))
 
 

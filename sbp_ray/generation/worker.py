@@ -178,8 +178,8 @@ class ShardWorker:
                 yield len(prompt), None, sample
             return
         sampling = Sampling(room, self._cfg.temperature, self._cfg.top_p)
-        seeds = {sample: sample_seed(self._cfg.seed, source.doc_id, sample) for sample in samples}
-        async for drawn in self._engines.draw(source.doc_id, prompt, seeds, sampling):
+        seeds = {sample: sample_seed(self._cfg.seed, source.doc_id.hex(), sample) for sample in samples}
+        async for drawn in self._engines.draw(source.doc_id.hex(), prompt, seeds, sampling):
             yield len(prompt), drawn, drawn.sample
 
     # From results to rows of a segment; runs in a thread
@@ -206,13 +206,13 @@ class ShardWorker:
         text = self._tokenizer.decode(ids)
         return row | {
             "signature": document_signature(text, self._in.shingle_tokens)[0].tobytes(),
-            "doc_id": blake2b(f"{one.source.doc_id}/{one.sample}".encode(), digest_size=16).hexdigest(),
+            "doc_id": blake2b(f"{one.source.doc_id.hex()}/{one.sample}".encode(), digest_size=16).digest(),
             "text": text,
             "input_ids": ids,
             "finish_reason": one.result.finish_reason,
             "synthesizer": self._version,
             "round": self._round,
-            "seed": sample_seed(self._cfg.seed, one.source.doc_id, one.sample),
+            "seed": sample_seed(self._cfg.seed, one.source.doc_id.hex(), one.sample),
             "temperature": self._cfg.temperature,
             "top_p": self._cfg.top_p,
             "max_tokens": min(self._cfg.max_tokens, self._in.engine.max_model_len - one.num_prompt),

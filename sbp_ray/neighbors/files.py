@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.doc_ids import digits_to_bytes, hex_digits
+from sbp_ray.doc_ids import ids_to_numpy
 from sbp_ray.errors import SbpError
 from sbp_ray.neighbors.partition import Partition
-from sbp_ray.neighbors.recall import ID
-from sbp_ray.schema import SIGNATURE_BYTES, Split
+from sbp_ray.schema import DOC_ID, SIGNATURE_BYTES, Split
 from sbp_ray.shards import shard_name
 
 # N = documents, D = vector length, K = neighbours
@@ -63,7 +62,7 @@ def routed_schema(dim: int) -> pa.Schema:
     return pa.schema(
         [
             ("row", pa.int64()),  # shard << 32 | row in the shard
-            ("doc_id", pa.binary(16)),
+            ("doc_id", DOC_ID),
             ("home", pa.int32()),  # the group where it lives
             ("vector", pa.binary(2 * dim)),  # int16 each
             ("signature", pa.binary(SIGNATURE_BYTES)),
@@ -97,11 +96,6 @@ def values(table: pa.Table, name: str, dtype: Any, width: int) -> NDArray:
         if len(chunk)
     ]
     return np.concatenate(chunks) if chunks else np.empty((0, width), dtype)
-
-
-def raw_ids(ids: pa.Array) -> NDArray[np.bytes_]:
-    """Of hexadecimal ids, the bytes: S16[N]."""
-    return digits_to_bytes(hex_digits(ids)).view(ID)[:, 0]
 
 
 # Vectors
@@ -140,9 +134,10 @@ def read_vectors(embeddings: Artifact, name: str, columns: list[str], dim: int =
             length_N = np.linalg.norm(vectors_ND, axis=1)
             bad = np.flatnonzero(~(np.isfinite(length_N) & (length_N > 0)))
             if len(bad):
+                doc_id = batch.column("doc_id")[int(bad[0])].as_py().hex()
                 raise SbpError(
-                    f"{embeddings.url}: {name}: the vector of document {batch.column('doc_id')[int(bad[0])]} is zero "
-                    "or not finite: make it again with --redo embed"
+                    f"{embeddings.url}: {name}: the vector of document {doc_id} is zero or not finite: make "
+                    "it again with --redo embed"
                 )
             yield Vectors(batch.column("doc_id"), vectors_ND / length_N[:, None], pa.Table.from_batches([batch]))
 
@@ -166,6 +161,6 @@ def sample_vectors(
         for part in read_vectors(embeddings, name, [], vectors[0].shape[1] if vectors else 0):
             chosen = rng.random(len(part.doc_ids)) < num / num_there
             vectors.append(part.unit_ND[chosen])
-            ids.append(raw_ids(part.doc_ids)[chosen])
+            ids.append(ids_to_numpy(part.doc_ids)[chosen])
     order = rng.permutation(sum(map(len, ids)))
     return np.concatenate(vectors)[order], np.concatenate(ids)[order]

@@ -30,6 +30,7 @@ EXACT_BELOW = 20_000  # documents: fewer are one cell, and every pair is compare
 _BASE_GIB = 0.55  # a worker before it reads anything: Python, Ray, torch, Numba
 _SHARDS_GIB = 0.25  # what routing and merging hold of a shard, and what their libraries keep
 _ID_BYTES = 16
+_LISTED_NUMBERS = 13  # bytes of cosine, Jaccard, containment and whether the group is the same, of each neighbour
 _VRAM = 3  # copies of the 8-bit vectors: as read, in the order of cells, and products
 _NUMBERS = 24  # bytes of row, home, number of shingles and hash of the group
 _CONTROL_QUERIES = 500  # beside those that judge the recall, or
@@ -221,7 +222,7 @@ def plan_search(cfg: NeighborsConfig, shard_rows: Sequence[int], dim: int) -> Pl
                 "merging",
                 _BASE_GIB + merged_at_once * (_SHARDS_GIB + _merged_gib(cfg, largest, groups)),
                 math.ceil(len(shard_rows) / merged_at_once),
-                documents * (32 + 45 * k),
+                documents * (_ID_BYTES + (_ID_BYTES + _LISTED_NUMBERS) * k),
                 0,
                 searched * k * _LISTED_S,
             ),

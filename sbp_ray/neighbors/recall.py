@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sbp_ray.doc_ids import ID
 from sbp_ray.neighbors.cells import in_blocks, products
 from sbp_ray.neighbors.kernels import keep_exact
 from sbp_ray.neighbors.quantize import Quantizer
 
 # Q = queries, B = documents of a block, D = vector length, K = neighbours
 
-ID = "S16"  # raw ids: as long as each other, so that the zeros NumPy ignores at the end tell nothing apart
 _TIE = 1e-5  # the 16-bit vectors' error: a neighbour as near as the last true one, but for that, is as good
 _ROUNDING = 1e-5  # of the bounds, which are sums in float32
 _BLOCK_QUERIES = 256  # their scores stay in the cache between the product and the scan
@@ -28,7 +28,7 @@ class Exact(NamedTuple):
     cosine_QK: NDArray[np.float32]
     """Falling; -inf after the last."""
     id_QK: NDArray[np.bytes_]
-    """Raw ids of 16 bytes."""
+    """S16."""
 
 
 def no_neighbors(num_queries: int) -> Exact:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import bucket_writer, read_bucket
 from sbp_ray.config import NeighborsConfig
-from sbp_ray.doc_ids import bytes_to_ids
+from sbp_ray.doc_ids import ID, id_numbers, ids_to_arrow, ids_to_numpy, shards_of
 from sbp_ray.neighbors.cells import blocks
 from sbp_ray.neighbors.files import (
     BATCH_ROWS,
@@ -28,7 +28,6 @@ from sbp_ray.neighbors.files import (
     found_schema,
     merged_exact_file,
     partition_file,
-    raw_ids,
     read_partition,
     read_vectors,
     routed_file,
@@ -58,8 +57,8 @@ from sbp_ray.neighbors.plan import (
     threads_of,
 )
 from sbp_ray.neighbors.quantize import Quantizer, encode
-from sbp_ray.neighbors.recall import ID, Exact, ExactSearch, merged, no_neighbors
-from sbp_ray.schema import NEIGHBORS, SIGNATURE_BYTES, Split, shard_of
+from sbp_ray.neighbors.recall import Exact, ExactSearch, merged, no_neighbors
+from sbp_ray.schema import NEIGHBORS, SIGNATURE_BYTES, Split
 from sbp_ray.shards import Stats, shard_name
 from sbp_ray.text.minhash import estimate_containment, jaccard_of
 
@@ -140,7 +139,7 @@ class Router:
             exact = ExactSearch(made.query_QD, made.query_id_Q, self._cfg.num_neighbors, made.quantizer, pool)
             parts = read_vectors(self._embeddings, shard_name(split, shard), columns, dim)
             for part in _one_ahead(parts, pool):
-                coarse_ND, ids = made.quantizer.coarse(part.unit_ND), raw_ids(part.doc_ids)
+                coarse_ND, ids = made.quantizer.coarse(part.unit_ND), ids_to_numpy(part.doc_ids)
                 exact.show(part.unit_ND, coarse_ND, ids)
                 gap_NG = gaps(made, coarse_ND, pool)
                 document_V, group_V = np.nonzero(gap_NG <= made.margin)
@@ -167,7 +166,7 @@ def _routed(
 ) -> pa.Table:
     columns = {
         "row": pa.array(rows_N),
-        "doc_id": column(ids.view(np.uint8).reshape(-1, 16)),
+        "doc_id": ids_to_arrow(ids),
         "home": pa.array(home_N.astype(np.int32)),
         "vector": column(encode(part.unit_ND)),
     }
@@ -290,7 +289,7 @@ def _documents(table: pa.Table) -> _Documents:
         table.column("num_shingles").to_numpy(),
         table.column("group_hash").to_numpy(),
         table.column("row").to_numpy(),
-        values(table, "doc_id", ID, 1)[:, 0],
+        ids_to_numpy(table.column("doc_id")),
         table.column("home").to_numpy(),
     )
 
@@ -344,7 +343,7 @@ class ListMerger:
         offsets = pa.array(np.concatenate([[0], np.cumsum(num_N)]).astype(np.int32))
         cosine_M = cosine_MK.ravel()[kept_M]
         columns = [
-            bytes_to_ids(ids_MK.ravel()[kept_M].view(np.uint8).reshape(-1, 16)),
+            ids_to_arrow(ids_MK.ravel()[kept_M]),
             pa.array(cosine_M),
             pa.array(values(table, "jaccards", np.float32, k).ravel()[kept_M]),
             pa.array(values(table, "containments", np.float32, k).ravel()[kept_M]),
@@ -362,9 +361,8 @@ def _nearest(
     """For each document, what `merge_lists` keeps of the lists of its row: int64[N, K]."""
     list_M = np.argsort(row_M, kind="stable")
     first_N1 = np.searchsorted(row_M[list_M], np.arange(num_documents + 1))
-    id_MK2 = ids_MK.view(">u8").reshape(*ids_MK.shape, 2).astype(np.uint64)
     source_NK = np.empty((num_documents, cosine_MK.shape[1]), np.int64)
-    merge_lists(first_N1, list_M, cosine_MK, id_MK2, source_NK)
+    merge_lists(first_N1, list_M, cosine_MK, id_numbers(ids_MK), source_NK)
     return source_NK
 
 
@@ -383,11 +381,12 @@ def read_lists(
     out: Artifact, split: Split, query_id_Q: NDArray, num_shards: int
 ) -> tuple[list[NDArray], list[NDArray]]:
     """Cosines and raw ids of the neighbours of some documents."""
-    text = bytes_to_ids(np.ascontiguousarray(query_id_Q).view(np.uint8).reshape(-1, 16)).to_pylist()
-    lists: dict[str, tuple[NDArray, NDArray]] = {}
-    for shard in sorted({shard_of(doc_id, num_shards) for doc_id in text}):
+    wanted = ids_to_arrow(query_id_Q)
+    lists: dict[bytes, tuple[NDArray, NDArray]] = {}
+    for shard in sorted({*shards_of(query_id_Q, num_shards).tolist()}):
         table = out.read_table(shard_name(split, shard), ["doc_id", "neighbor_ids", "cosines"])
-        table = table.filter(pc.is_in(table.column("doc_id"), pa.array(text)))
+        table = table.filter(pc.is_in(table.column("doc_id"), wanted))
         for doc_id, ids, cosines in zip(*table.columns, strict=True):
-            lists[doc_id.as_py()] = cosines.values.to_numpy(), raw_ids(ids.values)
-    return [lists[doc_id][0] for doc_id in text], [lists[doc_id][1] for doc_id in text]
+            lists[doc_id.as_py()] = cosines.values.to_numpy(), ids_to_numpy(ids.values)
+    found = [lists[doc_id] for doc_id in wanted.to_pylist()]
+    return [cosines for cosines, _ in found], [ids for _, ids in found]

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sbp_ray.config import PairConfig
-from sbp_ray.doc_ids import bytes_to_ids, digits_to_bytes
+from sbp_ray.doc_ids import ids_to_arrow, numbers_to_ids, shards_of
 from sbp_ray.schema import PAIR
 
 # N = directed pairs; 2 = the two halves of a document's id, 64 bits each
@@ -32,7 +32,7 @@ REASONS = ("below_min_cosine", "above_max_cosine", "near_duplicate_jaccard", "ne
 
 @dataclass(frozen=True)
 class Candidates:
-    """Columns of `CANDIDATE`; ids in two halves, which sort as their hex digits do."""
+    """Columns of `CANDIDATE`; ids as the two numbers of `id_numbers`."""
 
     d1_N2: NDArray[np.uint64]
     d2_N2: NDArray[np.uint64]
@@ -53,6 +53,10 @@ class Candidates:
         listed_N = np.full(len(self), is_listed)
         return Candidates(self.d2_N2, self.d1_N2, self.cosine_N, self.jaccard_N, self.same_group_N, listed_N)
 
+    def shards_of_d1(self, num_shards: int) -> NDArray[np.int64]:
+        """The shard of each d1."""
+        return shards_of(numbers_to_ids(self.d1_N2), num_shards)
+
     def to_table(self) -> pa.Table:
         """Rows of `CANDIDATE`."""
         halves = [ids_N2[:, half] for ids_N2 in (self.d1_N2, self.d2_N2) for half in (0, 1)]
@@ -61,32 +65,14 @@ class Candidates:
 
     def to_pairs(self) -> pa.Table:
         """Rows of `PAIR`."""
-        columns = [encode_ids(self.d1_N2), encode_ids(self.d2_N2), pa.array(self.cosine_N), pa.array(self.jaccard_N)]
-        return pa.table(columns, schema=PAIR)
+        ids = [ids_to_arrow(numbers_to_ids(ids_N2)) for ids_N2 in (self.d1_N2, self.d2_N2)]
+        return pa.table([*ids, pa.array(self.cosine_N), pa.array(self.jaccard_N)], schema=PAIR)
 
 
 def from_table(table: pa.Table) -> Candidates:
     """The inverse of `Candidates.to_table`."""
     d1_high, d1_low, d2_high, d2_low, *rest = (table.column(name).to_numpy() for name in CANDIDATE.names)
     return Candidates(np.stack([d1_high, d1_low], axis=1), np.stack([d2_high, d2_low], axis=1), *rest)
-
-
-# Ids
-
-
-def decode_ids(digits_ND: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """uint64[N, 2] of `hex_digits`, or the like of any multiple of 16 digits."""
-    return digits_to_bytes(digits_ND).view(">u8").astype(np.uint64)
-
-
-def encode_ids(ids_N2: NDArray[np.uint64]) -> pa.Array:
-    """The inverse of `decode_ids`, as strings."""
-    return bytes_to_ids(np.ascontiguousarray(ids_N2.astype(">u8")).view(np.uint8).reshape(len(ids_N2), 16))
-
-
-def shards_of(ids_N2: NDArray[np.uint64], num_shards: int) -> NDArray[np.int64]:
-    """`schema.shard_of` of each."""
-    return ((ids_N2[:, 0] >> np.uint64(32)) % np.uint64(num_shards)).astype(np.int64)
 
 
 # Judging

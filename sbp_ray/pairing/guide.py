@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbp_ray.config import PairConfig
+from sbp_ray.doc_ids import ids_to_arrow, numbers_to_ids
 from sbp_ray.neighbors.histogram import bin_edge, bin_numbers, sorted_histogram, threshold_for
-from sbp_ray.pairing.candidates import REASONS, decode_ids
+from sbp_ray.pairing.candidates import REASONS
 
 Sample = dict[str, Any]
 
@@ -144,20 +145,20 @@ def positive(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def draw_samples(
-    own_ND: NDArray[np.uint8],
-    other_ND: NDArray[np.uint8],
+    own_N2: NDArray[np.uint64],
+    other_N2: NDArray[np.uint64],
     columns: Mapping[str, NDArray],
     duplicate_N: NDArray[np.int8],
 ) -> list[Sample]:
     """A few pairs from each band, chosen by a hash of both ids: the same in every run, whoever lists whom.
 
     Args:
-        own_ND: hex digits of the listing documents, as `hex_digits` gives them.
-        other_ND: of the neighbours.
+        own_N2: the listing documents, as `id_numbers` gives them.
+        other_N2: of the neighbours.
         columns: cosine, jaccard and containment of each.
         duplicate_N: `near_duplicates` of each.
     """
-    order_N = (decode_ids(own_ND[:, 16:]) + decode_ids(other_ND[:, 16:]))[:, 0] * _MIX
+    order_N = (own_N2[:, 1] + other_N2[:, 1]) * _MIX
     order_N = (order_N ^ order_N >> np.uint64(32)) * _MIX
     group_N = 2 * bin_numbers(columns["cosine"]) + (duplicate_N > 0)
     found: list[Sample] = []
@@ -171,14 +172,18 @@ def draw_samples(
                 "band": bin_edge(group // 2),
                 "near_duplicate": REASONS[duplicate_N[row] - 1] if duplicate_N[row] else None,
                 "order": int(order_N[row]),
-                **dict(
-                    zip(("d1_id", "d2_id"), sorted(d[row].tobytes().decode() for d in (own_ND, other_ND)), strict=True)
-                ),
+                **_named_ids(own_N2[row], other_N2[row]),
                 **{name: round(float(values[row]), 4) for name, values in columns.items()},
             }
             for row in rows
         ]
     return fewest(found)
+
+
+def _named_ids(*ids_2: NDArray[np.uint64]) -> dict[str, str]:
+    """The two documents of a pair in the order of their ids, as hex digits."""
+    d1, d2 = sorted(ids_to_arrow(numbers_to_ids(np.stack(ids_2))).to_pylist())
+    return {"d1_id": d1.hex(), "d2_id": d2.hex()}
 
 
 def fewest(samples: Iterable[Sample]) -> list[Sample]:

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import bucket_writer, read_bucket
 from sbp_ray.errors import SbpError
-from sbp_ray.schema import PAIR
+from sbp_ray.schema import DOC_ID, PAIR
 from sbp_ray.shards import Stats, shard_name
 
 # N = pairs of a shard, in their order
 
 ASKED = pa.schema([("row", pa.int64()), ("pair", pa.int64())])
-ANSWERED = pa.schema([("pair", pa.int64()), ("d2_id", pa.string())])
+ANSWERED = pa.schema([("pair", pa.int64()), ("d2_id", DOC_ID)])
 
 
 class RandomPairer:

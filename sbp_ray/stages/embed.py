@@ -190,7 +190,7 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
 def _require_directions(doc_ids: pa.ChunkedArray, vectors_ND: NDArray[np.float32]) -> None:
     bad_N = ~np.isfinite(vectors_ND).all(axis=1)
     if bad_N.any():
-        doc_id = doc_ids[int(np.flatnonzero(bad_N)[0])].as_py()
+        doc_id = doc_ids[int(np.flatnonzero(bad_N)[0])].as_py().hex()
         raise SbpError(f"document {doc_id}: the embedder gives it no direction (a zero vector or NaN): try float32")
 
 

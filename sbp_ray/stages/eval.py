@@ -117,7 +117,7 @@ def evaluate_run(
 
 
 def _judged(
-    settings: Config, synthetic: Sequence[Row], pairs: Sequence[Row], documents: Mapping[str, Row], out: Artifact
+    settings: Config, synthetic: Sequence[Row], pairs: Sequence[Row], documents: Mapping[bytes, Row], out: Artifact
 ) -> dict[str, Any] | None:
     """What the judge says of synthetic documents and, for comparison, of mined pairs; None without a judge."""
     judge = settings.benchmarks.judge

@@ -24,8 +24,9 @@ import pyarrow as pa
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import BucketWriter, bucket_writer, read_bucket
 from sbp_ray.config import DecontaminateConfig, IngestConfig
+from sbp_ray.doc_ids import ids_to_numpy, shards_of
 from sbp_ray.errors import SbpError
-from sbp_ray.schema import DOCUMENT, SPLITS, Split, shard_of
+from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, Split
 from sbp_ray.shards import Stats, add_stats, map_shards, shard_name
 from sbp_ray.text.contamination import EvaluationNgrams, read_evaluation_sets, told
 from sbp_ray.text.lines import first_byte
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 PARSED = pa.schema(
     [
-        ("doc_id", pa.string()),
+        ("doc_id", DOC_ID),
         ("group", pa.string()),
         ("group_hash", pa.uint64()),
         ("text", pa.large_string()),
@@ -53,7 +54,7 @@ _TOKENIZER_CHARS = 100_000_000  # the vocabulary has settled long before
 _ENCODE_ROWS = 1000
 _HASHES_KEPT = 1024  # for counting groups
 _NUM_SLOTS = 65_536  # of ids, to choose the documents to keep without one process that holds all ids
-_SLOT_DIGITS = slice(8, 12)  # of the id's hex digits; the eight before them choose the shard
+_SLOT_COLUMN = 2  # of the eight 16-bit numbers of an id; the two before it choose the shard
 
 
 def ingest_documents(cfg: IngestConfig, *, decontaminate: DecontaminateConfig, out: Artifact) -> Stats:
@@ -129,8 +130,8 @@ class FileParser:
         return stats
 
     def _add(self, row: Record, writer: BucketWriter) -> None:
-        doc_id = hashlib.blake2b(row.text.encode(), digest_size=16).hexdigest()
-        group = doc_id if row.group is None else row.group
+        doc_id = hashlib.blake2b(row.text.encode(), digest_size=16).digest()
+        group = doc_id.hex() if row.group is None else row.group
         low, high = self._hash_range
         number = group_hash(self._cfg.seed, group)
         self._hash_range = (min(low, number), max(high, number))
@@ -142,8 +143,7 @@ class FileParser:
 
     def _flush(self, writer: BucketWriter) -> None:
         table = pa.table(self._rows, PARSED)
-        shards = np.array([shard_of(doc_id, self._cfg.num_shards) for doc_id in self._rows["doc_id"]], np.int64)
-        writer.write(table, shards)
+        writer.write(table, shards_of(ids_to_numpy(table["doc_id"]), self._cfg.num_shards))
         self._rows = {name: [] for name in PARSED.names}
         self._chars = 0
 
@@ -276,7 +276,7 @@ def _slots_name(shard: int) -> str:
 
 def slots_of(documents: pa.Table) -> np.ndarray:
     """The slot of each document's id, int64 [N]: uniform, and independent of its shard and its group."""
-    return np.array([int(doc_id[_SLOT_DIGITS], 16) for doc_id in documents.column("doc_id").to_pylist()], np.int64)
+    return ids_to_numpy(documents["doc_id"]).view(">u2")[_SLOT_COLUMN::8].astype(np.int64)
 
 
 def keep_slots(documents: pa.Table, num_slots: int) -> pa.Table:
@@ -375,7 +375,7 @@ def gather_shard(out: Artifact, shard: int, limit: int) -> tuple[dict[Split, pa.
     text is in both.
     """
     table = read_bucket(out, out.files(SCRATCH, ".parquet"), shard, PARSED)
-    ids = table.column("doc_id").to_numpy()
+    ids = ids_to_numpy(table["doc_id"])
     order = np.argsort(ids, kind="stable")  # stable: the first of equals comes first
     is_first = np.ones(len(order), bool)
     is_first[1:] = ids[order][1:] != ids[order][:-1]

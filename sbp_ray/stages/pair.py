@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import BucketWriter, bucket_writer, read_bucket
 from sbp_ray.config import PairConfig
-from sbp_ray.doc_ids import hex_digits
+from sbp_ray.doc_ids import id_numbers, ids_to_numpy, shards_of
 from sbp_ray.errors import SbpError
 from sbp_ray.neighbors.histogram import cosine_histogram, sorted_histogram
 from sbp_ray.pairing.candidates import (
@@ -38,13 +38,11 @@ from sbp_ray.pairing.candidates import (
     REASONS,
     RELATED,
     Candidates,
-    decode_ids,
     each_once,
     from_table,
     judge,
     near_duplicates,
     ranked,
-    shards_of,
 )
 from sbp_ray.pairing.guide import (
     Sample,
@@ -165,7 +163,7 @@ class _Worker:
     def _write(self, writer: BucketWriter, split: Split, parts: list[Candidates]) -> None:
         """Each row into the bucket of its d1's shard."""
         if parts:
-            buckets = [shards_of(part.d1_N2, len(self._names[split])) for part in parts]
+            buckets = [part.shards_of_d1(len(self._names[split])) for part in parts]
             writer.write(pa.concat_tables(part.to_table() for part in parts), np.concatenate(buckets))
 
 
@@ -197,31 +195,31 @@ class CandidateLister(_Worker):
         name = self._names[split][shard]
         with self._neighbors.fs.open_input_file(self._neighbors.path(name)) as file:
             for batch in pq.ParquetFile(file).iter_batches(_BATCH_DOCUMENTS, columns=NEIGHBORS.names):
-                own_N2 = decode_ids(hex_digits(batch.column("doc_id")))
-                if (shards_of(own_N2, len(self._names[split])) != shard).any():
+                own_N = ids_to_numpy(batch.column("doc_id"))
+                if (shards_of(own_N, len(self._names[split])) != shard).any():
                     raise SbpError(_missing(self._neighbors, f"a shard of {split} after {self._names[split][-1]}"))
                 yield batch
 
     def _list(self, batch: pa.RecordBatch, split: Split) -> tuple[list[Candidates], Stats, list[Sample]]:
         """Pairs of one batch in both directions, counts for the guide, and sample pairs."""
         cfg, slots = self._cfg, self._slots[split]
-        own = hex_digits(batch.column("doc_id"))
+        own_D2 = id_numbers(ids_to_numpy(batch.column("doc_id")))
         lists = batch.column("neighbor_ids")
-        other_ND = hex_digits(lists.flatten())
+        other_N2 = id_numbers(ids_to_numpy(lists.flatten()))
         parent_N = pc.list_parent_indices(lists).to_numpy()
         columns = {name: batch.column(f"{name}s").flatten().to_numpy() for name in ("cosine", "jaccard", "containment")}
         duplicate_N = near_duplicates(columns["jaccard"], columns["containment"], cfg)
         verdict_N = judge(columns["cosine"], duplicate_N, cfg)
         in_band_N = verdict_N == RELATED
         is_low_N = (verdict_N == 1) & (duplicate_N == RELATED)  # in the sample only
-        is_own_drawn = in_slots(decode_ids(own[:, 16:]), slots)
+        is_own_drawn = in_slots(own_D2, slots)
         drawn_N = is_low_N & is_own_drawn[parent_N]
-        other_drawn_N = is_low_N & in_slots(decode_ids(other_ND[:, 16:]), slots)
+        other_drawn_N = is_low_N & in_slots(other_N2, slots)
         chosen = np.flatnonzero(in_band_N | drawn_N | other_drawn_N)
         same_group = batch.column("same_group").flatten().to_numpy(zero_copy_only=False)
         there = Candidates(
-            decode_ids(own[parent_N[chosen]]),
-            decode_ids(other_ND[chosen]),
+            own_D2[parent_N[chosen]],
+            other_N2[chosen],
             columns["cosine"][chosen],
             columns["jaccard"][chosen],
             same_group[chosen],
@@ -232,14 +230,14 @@ class CandidateLister(_Worker):
         lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
         last = columns["cosine"][np.cumsum(lengths)[lengths > 0] - 1]
         stats = {
-            "documents": len(own),
+            "documents": len(own_D2),
             "what_if_documents": int(is_own_drawn.sum()),
             "drops": positive({reason: int((verdict_N == i).sum()) for i, reason in enumerate(REASONS, start=1)}),
             "listed": cosine_histogram(columns["cosine"]),
             "last": cosine_histogram(last),
             **{r: cosine_histogram(columns["cosine"][duplicate_N == REASONS.index(r) + 1]) for r in REASONS[2:]},
         }
-        return directed, stats, draw_samples(own[parent_N], other_ND, columns, duplicate_N)
+        return directed, stats, draw_samples(own_D2[parent_N], other_N2, columns, duplicate_N)
 
 
 class D2Capper(_Worker):

@@ -107,7 +107,7 @@ def _refuse_no_pairs(cfg: TuneConfig, packed: Stats, out: Artifact) -> None:
     )
 
 
-def read_documents(corpus: Artifact, split: str, doc_ids: Iterable[str]) -> dict[str, list[int]]:
+def read_documents(corpus: Artifact, split: str, doc_ids: Iterable[bytes]) -> dict[bytes, list[int]]:
     """Tokens of the documents, one shard of the corpus in memory at a time.
 
     Raises:
@@ -115,13 +115,15 @@ def read_documents(corpus: Artifact, split: str, doc_ids: Iterable[str]) -> dict
     """
     wanted = set(doc_ids)
     num_shards = len(corpus.files(split, ".parquet"))
-    found: dict[str, list[int]] = {}
+    found: dict[bytes, list[int]] = {}
     for shard in sorted({shard_of(doc_id, num_shards) for doc_id in wanted}):
         table = corpus.read_table(shard_name(split, shard), columns=["doc_id", "input_ids"])
         table = table.filter(pc.is_in(table["doc_id"], pa.array(sorted(wanted))))
         found |= zip(table["doc_id"].to_pylist(), table["input_ids"].to_pylist(), strict=True)
     if missing := wanted - found.keys():
-        raise SbpError(f"{corpus.url} lacks {len(missing)} documents of the pairs, such as {min(missing)}: redo pair")
+        raise SbpError(
+            f"{corpus.url} lacks {len(missing)} documents of the pairs, such as {min(missing).hex()}: redo pair"
+        )
     return found
 
 
@@ -142,7 +144,7 @@ def held_out_pairs(
     """Validation pairs, as many from each shard, each d2 also after a document of another group and alone."""
     files = pairs.files("validation", ".parquet")
     rng = np.random.default_rng(cfg.seed)
-    ids: list[tuple[str, str]] = []
+    ids: list[tuple[bytes, bytes]] = []
     for file in files:
         table = pairs.read_table(file, columns=["d1_id", "d2_id"])
         chosen = rng.permutation(len(table))[: -(-cfg.max_validation_pairs // len(files))]
@@ -165,8 +167,8 @@ def held_out_pairs(
     return made
 
 
-def _groups(corpus: Artifact, texts: dict[str, list[int]]) -> dict[str, str]:
-    groups: dict[str, str] = {}
+def _groups(corpus: Artifact, texts: dict[bytes, list[int]]) -> dict[bytes, str]:
+    groups: dict[bytes, str] = {}
     files = corpus.files("validation", ".parquet")
     for shard in sorted({shard_of(doc_id, len(files)) for doc_id in texts}):
         table = corpus.read_table(files[shard], columns=["doc_id", "group"])

@@ -42,8 +42,8 @@ def copies_of_earlier(signature_MH: NDArray[np.uint8], max_jaccard: float, *, ba
 
 def copies_of_corpus(
     signature_MH: NDArray[np.uint8],
-    own_ids: Sequence[str],
-    corpus: Iterable[tuple[Sequence[str], NDArray[np.uint8]]],
+    own_ids: Sequence[bytes],
+    corpus: Iterable[tuple[Sequence[bytes], NDArray[np.uint8]]],
     max_jaccard: float,
 ) -> NDArray[np.bool_]:
     """Which documents copy one of the corpus.

@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import bucket_writer, read_bucket
 from sbp_ray.config import TuneConfig
+from sbp_ray.doc_ids import ids_to_numpy, shards_of
 from sbp_ray.errors import SbpError
-from sbp_ray.schema import DOCUMENT, PACKED_ROW, SPLITS, Split, shard_of
+from sbp_ray.schema import DOC_ID, DOCUMENT, PACKED_ROW, SPLITS, Split
 from sbp_ray.shards import Stats, map_shards, shard_name
 from sbp_ray.text.packing import best_fit, filled_rows
 from sbp_ray.text.pair_format import PAIR_MARKS, ExampleArrays, pair_arrays
@@ -42,8 +43,8 @@ from sbp_ray.training.plan import rows_folder
 SOURCES: dict[Split, str] = {"train": "pairs", "validation": "validation"}
 """What the packed rows of a split's pairs are called."""
 SCRATCH = "scratch"
-WANTED = pa.schema([("doc_id", pa.string())])
-FETCHED = pa.schema([("doc_id", pa.string()), DOCUMENT.field("input_ids")])
+WANTED = pa.schema([("doc_id", DOC_ID)])
+FETCHED = pa.schema([("doc_id", DOC_ID), DOCUMENT.field("input_ids")])
 _FETCH_TOKENS = 8 << 20  # held twice while they are written
 _WRITE_TOKENS = 4 << 20  # of rows, padding included; 9 bytes each
 
@@ -96,8 +97,9 @@ class _Worker:
         found = pc.index_in(doc_ids, value_set=documents["doc_id"].combine_chunks())
         if found.null_count:
             missing = pc.unique(doc_ids.filter(pc.is_null(found))).to_pylist()
+            example = min(missing).hex()
             raise SbpError(
-                f"{self._corpus.url} lacks {len(missing)} documents of the pairs, such as {min(missing)}: redo pair"
+                f"{self._corpus.url} lacks {len(missing)} documents of the pairs, such as {example}: redo pair"
             )
         return found.to_numpy().astype(np.int64)
 
@@ -109,7 +111,7 @@ class WantLister(_Worker):
         split, shard = item["split"], item["shard"]
         ids = pc.unique(self._pairs.read_table(shard_name(split, shard), columns=["d2_id"])["d2_id"])
         num_shards = len(self._corpus.files(split, ".parquet"))
-        bucket_D = np.array([shard_of(doc_id, num_shards) for doc_id in ids.to_pylist()], np.int64)
+        bucket_D = shards_of(ids_to_numpy(ids), num_shards)
         with bucket_writer(self._out, shard_name(_folder("wanted", split), shard), WANTED) as writer:
             writer.write(pa.table([ids], schema=WANTED), bucket_D)
             writer.finish({})

@@ -49,7 +49,11 @@ def write_corpus(corpus: Artifact) -> None:
     for split in SPLITS:
         for shard in range(NUM_SHARDS):
             rows = [
-                {"doc_id": f"{split}-{shard}-{row}", "group": str(row), "text": " ".join(rng.choices(words, k=120))}
+                {
+                    "doc_id": f"{split[:5]}-{shard:04d}-{row:05d}".encode(),
+                    "group": str(row),
+                    "text": " ".join(rng.choices(words, k=120)),
+                }
                 for row in range(SHARD_ROWS if shard else 0)  # the first is empty
             ]
             corpus.write_table(f"{split}/part-{shard:05d}.parquet", pa.Table.from_pylist(rows, DOCUMENT))

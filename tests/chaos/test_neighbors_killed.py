@@ -14,7 +14,7 @@ from job_run import JobRun
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.config import NeighborsConfig, Resources
 from sbp_ray.job import FOLDERS
-from sbp_ray.schema import SIGNATURE_BYTES, SPLITS, embedding_schema
+from sbp_ray.schema import DOC_ID, SIGNATURE_BYTES, SPLITS, embedding_schema
 from sbp_ray.stages.neighbors import find_neighbors
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def write_embeddings(artifact: Artifact) -> None:
             vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
             numbers = rng.permutation(num) * NUM_SHARDS + shard
             table = {
-                "doc_id": pa.array([f"{number:08x}{number * 7919:024x}" for number in numbers]),
+                "doc_id": pa.array([bytes.fromhex(f"{number:08x}{number * 7919:024x}") for number in numbers], DOC_ID),
                 "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIM),
                 "signature": pa.array([rng.bytes(SIGNATURE_BYTES) for _ in range(num)], pa.binary(SIGNATURE_BYTES)),
                 "num_shingles": pa.array([100] * num, pa.int32()),

@@ -82,7 +82,7 @@ def write_inputs(folder: Path, synthesizer: Artifact, num_documents: int) -> Non
         Artifact(name, str(folder / FOLDERS[name])) for name in ("corpus", "embeddings", "synthesizer")
     )
     texts = [f"the river number {number} of the north" for number in range(num_documents)]
-    ids = [blake2b(text.encode(), digest_size=16).hexdigest() for text in texts]
+    ids = [blake2b(text.encode(), digest_size=16).digest() for text in texts]
     rows = [
         {"doc_id": doc_id, "group": "", "text": text, "input_ids": tokens}
         for doc_id, text, tokens in zip(ids, texts, encode_texts(tokenizer, texts), strict=True)

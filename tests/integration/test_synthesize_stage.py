@@ -16,6 +16,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, SynthesizeConfig, SynthesizeResources
 from sbp_ray.engine.messages import sample_seed
 from sbp_ray.errors import SbpError
+from sbp_ray.schema import shard_of
 from sbp_ray.shards import shard_name
 from sbp_ray.text.minhash import document_signature
 
@@ -32,11 +33,11 @@ def corpus(tiny_synthesizer: Artifact, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("run")
     artifact, embeddings = Artifact("corpus", str(folder / "1_corpus")), Artifact("embeddings", str(folder / "2_emb"))
     rows = [
-        {"doc_id": blake2b(text.encode(), digest_size=16).hexdigest(), "group": "", "text": text, "input_ids": ids}
+        {"doc_id": blake2b(text.encode(), digest_size=16).digest(), "group": "", "text": text, "input_ids": ids}
         for text, ids in zip(texts, encode_texts(tokenizer, texts), strict=True)
     ]
     for shard in range(2):
-        own = sorted((row for row in rows if int(row["doc_id"][:8], 16) % 2 == shard), key=lambda row: row["doc_id"])
+        own = sorted((row for row in rows if shard_of(row["doc_id"], 2) == shard), key=lambda row: row["doc_id"])
         artifact.write_table(shard_name("train", shard), pa.Table.from_pylist(own, schema=schema.DOCUMENT))
         signed = [{"doc_id": r["doc_id"], "signature": document_signature(r["text"], 13)[0].tobytes()} for r in own]
         embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed))
@@ -65,7 +66,7 @@ def test_every_sample_is_a_row_or_a_counted_drop_and_a_rerun_does_nothing(
     assert len({(row["d1_id"], row["sample"]) for row in rows}) == len(rows)
     for row in rows:
         assert row["finish_reason"] == "stop"
-        assert row["seed"] == sample_seed(5, row["d1_id"], row["sample"])
+        assert row["seed"] == sample_seed(5, row["d1_id"].hex(), row["sample"])
         assert row["synthesizer"] == "00c0ffee00c0ffee"
 
     before = [out.fs.get_file_info(out.path(file)).mtime for file in files]
@@ -125,7 +126,7 @@ def test_samples_of_one_document_share_its_prompt(service: Service, corpus: dict
     tokenizer = load_tokenizer(service.synthesizer.path("model"))
     for shard in range(2):
         rows = corpus["corpus"].read_table(shard_name("train", shard)).to_pylist()
-        texts = [f"{row['doc_id']} {row['doc_id'][::-1]} {row['doc_id'][::3]}" for row in rows]
+        texts = [f"{row['doc_id'].hex()} {row['doc_id'][::-1].hex()} {row['doc_id'][::3].hex()}" for row in rows]
         for row, text, ids in zip(rows, texts, encode_texts(tokenizer, texts), strict=True):
             row |= {"text": text, "input_ids": ids}
         long["corpus"].write_table(shard_name("train", shard), pa.Table.from_pylist(rows, schema=schema.DOCUMENT))

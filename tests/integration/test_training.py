@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig, TrainingResources, TuneConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.schema import DOCUMENT, PAIR, SYNTHETIC
+from sbp_ray.schema import DOCUMENT, PAIR, SYNTHETIC, shard_of
 from sbp_ray.scoring import sum_nll
 from sbp_ray.shards import shard_name
 from sbp_ray.stages.pretrain import pretrain
@@ -89,12 +89,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     tokenizer.save_pretrained(made["corpus"].path("tokenizer"))
     ids = encode_texts(tokenizer, texts)
     documents = [
-        {"doc_id": f"{n:08x}{n:024x}", "group": f"g{n % 6}", "text": texts[n], "input_ids": ids[n]} for n in range(60)
+        {"doc_id": bytes.fromhex(f"{n:08x}{n:024x}"), "group": f"g{n % 6}", "text": texts[n], "input_ids": ids[n]}
+        for n in range(60)
     ]
     for split, groups in {"train": ("g0", "g1", "g2", "g3"), "validation": ("g4", "g5")}.items():
         members = [document for document in documents if document["group"] in groups]
         for shard in range(NUM_SHARDS):
-            mine = [d for d in members if int(d["doc_id"][:8], 16) % NUM_SHARDS == shard]
+            mine = [d for d in members if shard_of(d["doc_id"], NUM_SHARDS) == shard]
             pairs = [
                 {"d1_id": d1["doc_id"], "d2_id": d2["doc_id"], "cosine": 0.8, "jaccard": 0.0}
                 for d1 in mine

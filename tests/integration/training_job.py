@@ -34,7 +34,7 @@ def write_corpus(corpus: Artifact) -> None:
     tokenizer.save_pretrained(corpus.path("tokenizer"))
     ids = encode_texts(tokenizer, texts)
     for split, chosen in {"train": range(32), "validation": range(32, 40)}.items():
-        rows = [{"doc_id": f"{n:032x}", "group": "", "text": texts[n], "input_ids": ids[n]} for n in chosen]
+        rows = [{"doc_id": n.to_bytes(16, "big"), "group": "", "text": texts[n], "input_ids": ids[n]} for n in chosen]
         corpus.write_table(f"{split}/part-00000.parquet", pa.Table.from_pylist(rows, DOCUMENT))
     corpus.write_json(STARTED, {"fingerprint": "00c0ffee00c0ffee"})
     corpus.write_json(MANIFEST, {"stats": {}})

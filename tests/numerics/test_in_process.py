@@ -50,7 +50,7 @@ def _write_corpus(made: Artifact, fingerprint: str) -> None:
     for split, part in (("train", range(50)), ("validation", range(50, 60))):
         ids = encode_texts(tokenizer, [texts[n] for n in part])
         rows = [
-            {"doc_id": f"{n:032x}", "group": str(n), "text": texts[n], "input_ids": own}
+            {"doc_id": n.to_bytes(16, "big"), "group": str(n), "text": texts[n], "input_ids": own}
             for n, own in zip(part, ids, strict=True)
         ]
         made.write_table(f"{split}/part-00000.parquet", pa.Table.from_pylist(rows, schema=DOCUMENT))

@@ -14,6 +14,7 @@ from sbp_ray.generation.across import ShardComparer, compared_name
 from sbp_ray.generation.ledger import Ledger, part_name
 from sbp_ray.generation.merging import merge_shard, signatures_name
 from sbp_ray.generation.sources import Sources
+from sbp_ray.schema import DOC_ID
 from sbp_ray.shards import shard_name
 from sbp_ray.text.minhash import document_signature
 
@@ -22,14 +23,17 @@ ALTERED = {name: f"{text} and more" for name, text in TEXTS.items()}  # 48 shing
 SHARDS = [["a", "b"], ["c", "a", "d"], ["e", "d", "f"]]
 
 
+SIGNED = pa.schema([("doc_id", DOC_ID), ("signature", pa.binary(256))])
+
+
 class Generation:
     """An artifact whose shards are merged, each from one document of a few samples."""
 
     def __init__(self, folder: Path) -> None:
         self.out, self.embeddings = (Artifact(name, str(folder / name)) for name in ("synthetic", "embeddings"))
-        d1 = [{"doc_id": "0", "signature": document_signature("north wind " * 20, 13)[0].tobytes()}]
+        d1 = [{"doc_id": bytes(16), "signature": document_signature("north wind " * 20, 13)[0].tobytes()}]
         for shard in range(len(SHARDS)):
-            self.embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(d1))
+            self.embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(d1, SIGNED))
         for shard, names in enumerate(SHARDS):
             self.merge(shard, [ALTERED[name] if shard == 2 else TEXTS[name] for name in names])
 
@@ -39,15 +43,15 @@ class Generation:
         rows = [self._row(shard, number, text) for number, text in enumerate(texts)]
         for number in range(0, len(rows), 2):  # segments, and so groups of rows, of two
             ledger.commit(rows[number : number + 2])
-        sources = Sources(pa.table({"doc_id": ["0"], "input_ids": [[7] * 20]}))
+        sources = Sources(pa.table({"doc_id": pa.array([bytes(16)], DOC_ID), "input_ids": [[7] * 20]}))
         names = [shard_name("train", number) for number in range(len(SHARDS))]
         merge_shard(cfg, shard, sources, names=names, embeddings=self.embeddings, out=self.out)
 
     def _row(self, shard: int, number: int, text: str) -> dict[str, Any]:
         return {
-            "number": number, "d1_id": "0", "sample": number, "reason": None, "num_generated": 10 + number,
+            "number": number, "d1_id": bytes(16), "sample": number, "reason": None, "num_generated": 10 + number,
             "num_prompt": 10, "num_cached": 0, "signature": document_signature(text, 13)[0].tobytes(),
-            "doc_id": blake2b(f"{shard}/{number}".encode(), digest_size=16).hexdigest(), "text": text,
+            "doc_id": blake2b(f"{shard}/{number}".encode(), digest_size=16).digest(), "text": text,
             "input_ids": list(range(10 + number)), "finish_reason": "stop", "synthesizer": "v", "seed": number,
             "temperature": 1.0, "top_p": 1.0, "max_tokens": 50,
         }  # fmt: skip

@@ -51,7 +51,10 @@ class SmallEmbedder:
 def write_corpus(corpus: Artifact, train: list[list[str]], validation: list[list[str]]) -> None:
     for split, shards in (("train", train), ("validation", validation)):
         for shard, texts in enumerate(shards):
-            rows = [{"doc_id": f"{split}-{shard}-{i}", "group": f"g{i}", "text": t} for i, t in enumerate(texts)]
+            rows = [
+                {"doc_id": f"{split[:5]}-{shard:04d}-{i:05d}".encode(), "group": f"g{i}", "text": t}
+                for i, t in enumerate(texts)
+            ]
             corpus.write_table(f"{split}/part-{shard:05d}.parquet", pa.Table.from_pylist(rows, DOCUMENT))
 
 
@@ -72,7 +75,7 @@ def test_each_document_keeps_its_place_and_long_ones_are_counted(
     stats = embed_corpus(EmbedConfig(), corpus=corpus, out=out)
     table = out.read_table("train/part-00000.parquet")
     assert table.schema.remove_metadata() == embedding_schema(2)
-    assert table.column("doc_id").to_pylist() == [f"train-0-{i}" for i in range(5)]
+    assert table.column("doc_id").to_pylist() == [f"train-0000-{i:05d}".encode() for i in range(5)]
     expected = [[np.cos(n), np.sin(n)] for n in (3, 10, 12, 5, 6)]
     np.testing.assert_allclose(np.array(table.column("vector").to_pylist(), float), expected, atol=5e-4)
     assert out.num_rows("validation/part-00001.parquet") == 0
@@ -135,7 +138,7 @@ def test_a_shard_whose_actor_died_after_the_commit_is_not_computed_again(new_art
 def test_a_document_without_a_direction_is_named(new_artifact) -> None:
     corpus, out = new_artifact("corpus"), new_artifact("embeddings")
     write_corpus(corpus, [["a", "!"]], [["b"]])
-    with pytest.raises(SbpError, match="document train-0-1: the embedder gives it no direction"):
+    with pytest.raises(SbpError, match=f"document {b'train-0000-00001'.hex()}: the embedder gives it no direction"):
         embed_corpus(EmbedConfig(), corpus=corpus, out=out)
     assert out.files("train") == []
 

@@ -113,7 +113,7 @@ def words(numbers: range | list[int]) -> str:
 
 
 def synthetic(artifact: Artifact, texts: list[str]) -> Artifact:
-    rows = {"doc_id": [f"{i:032x}" for i in range(len(texts))], "text": texts}
+    rows = {"doc_id": [i.to_bytes(16, "big") for i in range(len(texts))], "text": texts}
     artifact.write_table("part-00000.parquet", pa.table(rows))
     return artifact
 
@@ -152,7 +152,7 @@ def test_signatures_that_the_embeddings_hold_are_taken(new_artifact) -> None:
     text = words(range(40))
     signature = document_signature(text, 13)[0].tobytes()
     embeddings = new_artifact("embeddings")
-    rows = {"doc_id": ["00" * 16, "ff" * 16], "signature": [signature, signature]}
+    rows = {"doc_id": [bytes(16), b"\xff" * 16], "signature": [signature, signature]}
     embeddings.write_table("train/part-00000.parquet", pa.table(rows))
     part = sign_shard(embeddings, "train/part-00000.parquet", share=1.0, seed=0, shingle_words=13)
     # ids of corpus documents are hashes of their texts: these are two texts that read alike
@@ -260,20 +260,20 @@ def test_copying_counts_runs_of_thirteen_wherever_in_the_corpus_they_stand() -> 
 # Nearest documents
 
 
-def embedded(artifact: Artifact, name: str, rows: dict[str, list[float]]) -> Artifact:
+def embedded(artifact: Artifact, name: str, rows: dict[bytes, list[float]]) -> Artifact:
     table = {"doc_id": list(rows), "vector": vector_array(np.array(list(rows.values()), np.float32))}
     artifact.write_table(name, pa.table(table))
     return artifact
 
 
 def test_the_nearest_document_is_found_across_shards_and_is_never_the_document_itself(new_artifact) -> None:
-    embeddings = embedded(new_artifact("embeddings"), "train/part-00000.parquet", {"x": [1, 0], "y": [0.6, 0.8]})
-    embedded(embeddings, "train/part-00001.parquet", {"z": [0, 1]})
+    embeddings = embedded(new_artifact("embeddings"), "train/part-00000.parquet", {b"x": [1, 0], b"y": [0.6, 0.8]})
+    embedded(embeddings, "train/part-00001.parquet", {b"z": [0, 1]})
     vector_ND = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
     found = Nearest.none(3)
     for name in embeddings.files("train"):
-        found = found.or_nearer(nearest_in_shard(embeddings, name, vector_ND, ["x", "", ""]))
-    assert found.id_N.tolist() == ["y", "z", "x"]  # the first is x itself
+        found = found.or_nearer(nearest_in_shard(embeddings, name, vector_ND, [b"x", b"", b""]))
+    assert found.id_N.tolist() == [b"y", b"z", b"x"]  # the first is x itself
     assert found.cosine_N == pytest.approx([0.6, 1, 1], abs=1e-3)
 
 

@@ -44,10 +44,12 @@ def settings(run_dir: Path, **evaluation: object) -> Config:
     )
 
 
-def guide(doc_ids: list[str]) -> dict[str, object]:
+def guide(doc_ids: list[bytes]) -> dict[str, object]:
     """What pairing leaves beside the pairs."""
     numbers = {"cosine": 0.7, "jaccard": 0.1, "containment": 0.2, "near_duplicate": None, "order": 0}
-    samples = [{"band": "0.70", "d1_id": a, "d2_id": b, **numbers} for a, b in itertools.pairwise(doc_ids[:3])]
+    samples = [
+        {"band": "0.70", "d1_id": a.hex(), "d2_id": b.hex(), **numbers} for a, b in itertools.pairwise(doc_ids[:3])
+    ]
     degree = {"mean": 1.0, "p50": 1, "p90": 2, "p99": 2, "max": 2, "histogram": {"1": 30, "2": 2}}
     return {
         "documents": 32,
@@ -77,7 +79,7 @@ def make_run(run_dir: Path) -> dict[str, Artifact]:
         for a, b in itertools.pairwise(train)
     ]
     artifacts["pairs"].write_table(shard_name("train", 0), pa.Table.from_pylist(pairs, PAIR))
-    artifacts["pairs"].write_json("guide.json", {"train": guide([str(row["doc_id"]) for row in train])})
+    artifacts["pairs"].write_json("guide.json", {"train": guide([row["doc_id"] for row in train])})
     write_synthetic(artifacts["synthetic"], [(row, str(row["text"]) + "<script>") for row in train[:12]], tokenizer)
 
     special = special_ids(tokenizer)

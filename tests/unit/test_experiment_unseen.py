@@ -24,7 +24,7 @@ def _documents(texts: list[str], groups: list[str]) -> pa.Table:
     rows = zip(texts, groups, strict=True)
     return pa.Table.from_pylist(
         [
-            {"doc_id": f"{n:032x}", "group": group, "text": text, "input_ids": [5]}
+            {"doc_id": n.to_bytes(16, "big"), "group": group, "text": text, "input_ids": [5]}
             for n, (text, group) in enumerate(rows)
         ],
         schema=DOCUMENT,

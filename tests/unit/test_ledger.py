@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sbp_ray import schema
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import SynthesizeConfig
 from sbp_ray.generation.ledger import Ledger, ledger_name, num_done, part_name, read_ledger, segments_folder
@@ -17,7 +18,15 @@ from sbp_ray.shards import shard_name
 from sbp_ray.text.minhash import document_signature
 
 TEXTS = [" ".join(f"{word}{number}" for word in range(40)) for number in range(6)]
-SOURCES = Sources(pa.table({"doc_id": [f"{n:08d}" for n in range(3)], "input_ids": [[100 + n] * 20 for n in range(3)]}))
+SOURCES = Sources(
+    pa.table(
+        {
+            "doc_id": pa.array([f"{n:016d}".encode() for n in range(3)], schema.DOC_ID),
+            "input_ids": [[100 + n] * 20 for n in range(3)],
+        }
+    )
+)
+SIGNED = pa.schema([("doc_id", schema.DOC_ID), ("signature", pa.binary(256))])
 
 
 def row(number: int, text: str | None = None, reason: str | None = None, **more: Any) -> dict[str, Any]:
@@ -29,7 +38,7 @@ def row(number: int, text: str | None = None, reason: str | None = None, **more:
     text = TEXTS[number] if text is None else text
     return common | {
         "signature": document_signature(text, 13)[0].tobytes(),
-        "doc_id": blake2b(str(number).encode(), digest_size=16).hexdigest(),
+        "doc_id": blake2b(str(number).encode(), digest_size=16).digest(),
         "text": text,
         "input_ids": list(range(40)),
         "finish_reason": "stop",
@@ -43,12 +52,12 @@ def row(number: int, text: str | None = None, reason: str | None = None, **more:
 
 
 def embeddings_of(artifact: Artifact, texts: list[str]) -> Artifact:
-    ids = [source.doc_id for source in SOURCES] + [f"{number:08d}" for number in range(3, len(texts))]
+    ids = [source.doc_id for source in SOURCES] + [f"{number:016d}".encode() for number in range(3, len(texts))]
     rows = [
         {"doc_id": doc_id, "signature": document_signature(text, 13)[0].tobytes()}
         for doc_id, text in zip(ids, texts, strict=True)
     ]
-    artifact.write_table(shard_name("train", 0), pa.Table.from_pylist(rows))
+    artifact.write_table(shard_name("train", 0), pa.Table.from_pylist(rows, SIGNED))
     return artifact
 
 
@@ -128,7 +137,12 @@ def test_drops_are_counted_and_bad_samples_lie_in_quarantine(new_artifact: Any) 
     stats = merge_shard(CFG, 0, SOURCES, names=[shard_name("train", 0)], embeddings=embeddings, out=out)
     assert stats["drops"] == {"looping": 1, "contaminated": 1, "refused_by_engine": 1}
     [line] = out.read_bytes("quarantine/part-00000.jsonl").decode().splitlines()
-    assert json.loads(line) == {"d1_id": "00000002", "sample": 0, "reason": "refused_by_engine", "detail": "no"}
+    assert json.loads(line) == {
+        "d1_id": b"0000000000000002".hex(),
+        "sample": 0,
+        "reason": "refused_by_engine",
+        "detail": "no",
+    }
 
 
 def test_copies_of_the_corpus_and_of_earlier_results_are_dropped_and_real_text_is_judged_too(new_artifact: Any) -> None:

@@ -8,10 +8,14 @@ from sbp_ray.config import PairConfig
 from sbp_ray.evaluation.mining import guide_ids, mining_facts, read_guide
 
 
+def doc_id(name: str) -> bytes:
+    return name.encode() * 16
+
+
 def sample(d1: str, d2: str, cosine: float, near_duplicate: str | None = None) -> dict[str, Any]:
     band = f"{int(cosine * 20 + 1e-9) / 20:.2f}"
     numbers = {"band": band, "cosine": cosine, "jaccard": 0.1, "containment": 0.2, "order": 0}
-    return {"d1_id": d1, "d2_id": d2, "near_duplicate": near_duplicate, **numbers}
+    return {"d1_id": doc_id(d1).hex(), "d2_id": doc_id(d2).hex(), "near_duplicate": near_duplicate, **numbers}
 
 
 def guide(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -26,9 +30,9 @@ def test_each_sample_says_what_became_of_it(new_artifact) -> None:
         sample("b", "c", 0.72, "near_duplicate_containment"),
         sample("c", "d", 0.97),
     ]
-    documents = {name: {"text": name * 310} for name in "abcd"}
+    documents = {doc_id(name): {"text": name * 310} for name in "abcd"}
     cfg = PairConfig(min_cosine=0.7, max_cosine=0.95)
-    assert guide_ids(guide(samples)) == {"a", "b", "c", "d"}
+    assert guide_ids(guide(samples)) == {*map(doc_id, "abcd")}
     found = mining_facts(guide(samples), cfg, new_artifact("neighbors"), documents)
     assert found is not None
     assert [(band["band"], [pair["verdict"] for pair in band["pairs"]]) for band in found["samples"]] == [
@@ -42,7 +46,8 @@ def test_each_sample_says_what_became_of_it(new_artifact) -> None:
 
 
 def test_a_sample_whose_documents_are_gone_is_left_out(new_artifact) -> None:
-    found = mining_facts(guide([sample("a", "b", 0.8)]), PairConfig(), new_artifact("neighbors"), {"a": {"text": "x"}})
+    documents = {doc_id("a"): {"text": "x"}}
+    found = mining_facts(guide([sample("a", "b", 0.8)]), PairConfig(), new_artifact("neighbors"), documents)
     assert found is not None and found["samples"] == []
 
 
@@ -54,6 +59,6 @@ def test_pairs_without_a_guide_have_none(new_artifact) -> None:
 
 @pytest.mark.parametrize("text", ["short", "x" * 300])
 def test_short_texts_are_shown_whole(new_artifact, text: str) -> None:
-    documents = {name: {"text": text} for name in "ab"}
+    documents = {doc_id(name): {"text": text} for name in "ab"}
     found = mining_facts(guide([sample("a", "b", 0.8)]), PairConfig(), new_artifact("neighbors"), documents)
     assert found is not None and found["samples"][0]["pairs"][0]["d2"] == text

@@ -14,7 +14,7 @@ from sbp_ray.config import NeighborsConfig, Resources
 from sbp_ray.errors import SbpError
 from sbp_ray.neighbors import plan, steps
 from sbp_ray.neighbors.histogram import cosine_histogram, sorted_histogram, threshold_for
-from sbp_ray.schema import NEIGHBORS, SIGNATURE_BYTES, embedding_schema, shard_of
+from sbp_ray.schema import DOC_ID, NEIGHBORS, SIGNATURE_BYTES, embedding_schema, shard_of
 from sbp_ray.shards import shard_name
 from sbp_ray.stages import neighbors
 from sbp_ray.stages.neighbors import find_neighbors
@@ -40,12 +40,16 @@ def clustered_vectors(num: int, dim: int = 16, seed: int = 0) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def doc_id(number: int, shard: int, num_shards: int) -> str:
+Vectors = dict[tuple[str, bytes], np.ndarray]
+Lists = dict[bytes, list[tuple[bytes, float]]]
+
+
+def doc_id(number: int, shard: int, num_shards: int) -> bytes:
     """An id that belongs into the shard."""
-    return f"{number * num_shards + shard:08x}{number * 7919 % 2**32:024x}"
+    return bytes.fromhex(f"{number * num_shards + shard:08x}{number * 7919 % 2**32:024x}")
 
 
-def write_embeddings(artifact: Artifact, shards: dict[str, list[np.ndarray]], **columns: Any) -> dict[str, np.ndarray]:
+def write_embeddings(artifact: Artifact, shards: dict[str, list[np.ndarray]], **columns: Any) -> Vectors:
     """Write vectors, split by split and shard by shard; returns them by id, as stored."""
     vectors = {}
     for split, parts in shards.items():
@@ -56,26 +60,26 @@ def write_embeddings(artifact: Artifact, shards: dict[str, list[np.ndarray]], **
             signatures = columns.get("signature", lambda name: bytes(SIGNATURE_BYTES))
             groups = columns.get("group_hash", lambda name: 0)
             table = {
-                "doc_id": pa.array(ids, pa.string()),
+                "doc_id": pa.array(ids, DOC_ID),
                 "vector": pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), part.shape[1]),
                 "signature": pa.array([signatures(name) for name in ids], pa.binary(SIGNATURE_BYTES)),
                 "num_shingles": pa.array([100] * len(ids), pa.int32()),
                 "group_hash": pa.array([groups(name) for name in ids], pa.int64()),
             }
             artifact.write_table(shard_name(split, shard), pa.table(table, schema=embedding_schema(part.shape[1])))
-            vectors |= {f"{split}/{name}": row for name, row in zip(ids, stored.astype(np.float32), strict=True)}
+            vectors |= {(split, name): row for name, row in zip(ids, stored.astype(np.float32), strict=True)}
     return vectors
 
 
-def read_lists(out: Artifact, split: str) -> dict[str, list[tuple[str, float]]]:
+def read_lists(out: Artifact, split: str) -> Lists:
     rows = [row for name in out.files(split) for row in out.read_table(name).to_pylist()]
     return {row["doc_id"]: list(zip(row["neighbor_ids"], row["cosines"], strict=True)) for row in rows}
 
 
-def exact_lists(vectors: dict[str, np.ndarray], split: str, k: int) -> dict[str, list[tuple[str, float]]]:
+def exact_lists(vectors: Vectors, split: str, k: int) -> Lists:
     """By brute force, in float64."""
-    names = [name.removeprefix(f"{split}/") for name in vectors if name.startswith(split)]
-    unit = np.stack([vectors[f"{split}/{name}"] for name in names]).astype(np.float64)
+    names = [name for where, name in vectors if where == split]
+    unit = np.stack([vectors[split, name] for name in names]).astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     cosine = unit @ unit.T
     np.fill_diagonal(cosine, -2)
@@ -147,7 +151,7 @@ def test_lists_tell_what_signatures_and_groups_say_of_the_neighbour(new_artifact
         embeddings,
         shards,
         signature=lambda name: half if name == alike else bytes(256),
-        group_hash=lambda name: 7 if name.startswith("0000000") and name[7] in "02" else 8,
+        group_hash=lambda name: 7 if int.from_bytes(name[:4], "big") in (0, 2) else 8,
     )
     find_neighbors(NeighborsConfig(num_neighbors=2), embeddings=embeddings, out=out)
     [row] = [row for row in out.read_table("train/part-00000.parquet").to_pylist() if row["doc_id"] == alike]
@@ -294,7 +298,7 @@ def test_a_vector_without_direction_is_refused(new_artifact, value: float) -> No
     bad = unit_vectors(3)
     bad[1] = value
     write_embeddings(embeddings, {"train": [bad], "validation": [unit_vectors(1)]})
-    with pytest.raises(SbpError, match=rf"document {doc_id(1, 0, 1)} is zero or not finite: .*--redo embed"):
+    with pytest.raises(SbpError, match=rf"document {doc_id(1, 0, 1).hex()} is zero or not finite: .*--redo embed"):
         find_neighbors(NeighborsConfig(), embeddings=embeddings, out=out)
 
 

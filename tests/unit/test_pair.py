@@ -28,9 +28,9 @@ Alike = Mapping[tuple[int, int], tuple[float, float]]
 NOTHING: Alike = MappingProxyType({})
 
 
-def doc(number: int) -> str:
+def doc(number: int) -> bytes:
     """An id whose shard is `number` modulo 3."""
-    return f"{number:08x}" + "0" * 24
+    return number.to_bytes(4, "big") + bytes(12)
 
 
 def write_split(
@@ -74,9 +74,14 @@ def read_guide(out: Artifact) -> dict[str, Any]:
     return json.loads(out.read_bytes("guide.json"))["train"]
 
 
+def number_of(doc_id: bytes) -> int:
+    """The inverse of `doc`."""
+    return int.from_bytes(doc_id[:4], "big")
+
+
 def read_pairs(out: Artifact) -> dict[tuple[int, int], float]:
     rows = [row for name in out.files("train") for row in out.read_table(name).to_pylist()]
-    return {(int(r["d1_id"][:8], 16), int(r["d2_id"][:8], 16)): round(r["cosine"] or 0.0, 4) for r in rows}
+    return {(number_of(r["d1_id"]), number_of(r["d2_id"])): round(r["cosine"] or 0.0, 4) for r in rows}
 
 
 def test_random_pairs_keep_each_d1_as_often_and_get_any_other_d2(run_pair, new_artifact) -> None:

@@ -39,7 +39,7 @@ class Run:
         self.tokens: dict[str, list[int]] = {}
         self.chosen: dict[tuple[str, int], list[tuple[str, str]]] = {}
         for split in SPLITS:
-            ids = [f"{draw.getrandbits(128):032x}" for _ in range(30)]
+            ids = [draw.randbytes(16) for _ in range(30)]
             tokens = {doc_id: [draw.randint(3, 99) for _ in range(draw.randint(0, 25))] for doc_id in ids}
             self.tokens |= tokens
             pairs = [(a, b) for a in ids for b in draw.sample(ids, draw.randint(0, 8)) if a != b]
@@ -143,11 +143,11 @@ def test_a_document_that_the_corpus_lacks_is_one_line(new_artifact: Any, side: s
     run = Run(new_artifact, 2)
     name = shard_name("train", 1)
     table = run.pairs.read_table(name)
-    unknown = f"{1:08x}{'0' * 24}"
+    unknown = bytes([0, 0, 0, 1, *[0] * 12])
     ids = [unknown, *table[side].to_pylist()[1:]]
     index = table.schema.get_field_index(side)
-    run.pairs.write_table(name, table.set_column(index, PAIR.field(side), pa.array(ids)))
-    with pytest.raises(SbpError, match=rf"corpus lacks 1 documents of the pairs, such as {unknown}: redo pair"):
+    run.pairs.write_table(name, table.set_column(index, PAIR.field(side), pa.array(ids, PAIR.field(side).type)))
+    with pytest.raises(SbpError, match=rf"corpus lacks 1 documents of the pairs, such as {unknown.hex()}: redo pair"):
         run.pack(new_artifact("synthesizer"))
 
 

@@ -49,6 +49,9 @@ class LocalTally:
         return self.actor.committed(*arguments)
 
 
+SIGNED = pa.schema([("doc_id", schema.DOC_ID), ("signature", pa.binary(256))])
+
+
 class Stage:
     """The inputs of a worker, and calls of it."""
 
@@ -58,11 +61,11 @@ class Stage:
         )
         self._synthesizer, self._monkeypatch = synthesizer, monkeypatch
         for shard in range(NUM_SHARDS):
-            ids = [f"{shard}{number:031x}" for number in range(DOCUMENTS)]
-            rows = [{"doc_id": i, "group": "", "text": "", "input_ids": [9, 8, 7 + int(i[-1], 16)]} for i in ids]
+            ids = [bytes.fromhex(f"{shard}{number:031x}") for number in range(DOCUMENTS)]
+            rows = [{"doc_id": i, "group": "", "text": "", "input_ids": [9, 8, 7 + i[-1]]} for i in ids]
             self.corpus.write_table(shard_name("train", shard), pa.Table.from_pylist(rows, schema.DOCUMENT))
-            signed = [{"doc_id": i, "signature": document_signature(i, 13)[0].tobytes()} for i in ids]
-            self.embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed))
+            signed = [{"doc_id": i, "signature": document_signature(i.hex(), 13)[0].tobytes()} for i in ids]
+            self.embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed, SIGNED))
         self.corpus.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": NUM_SHARDS}}})
         self.tally = LocalTally()
 

@@ -58,14 +58,14 @@ def test_a_copy_of_d1_is_dropped_at_the_share_of_shingles() -> None:
 # Which to draw
 
 
-def shard(doc_ids: list[str]) -> pa.Table:
+def shard(doc_ids: list[bytes]) -> pa.Table:
     return pa.table({"doc_id": doc_ids, "input_ids": [[int(doc_id)] for doc_id in doc_ids]})
 
 
 def test_a_shard_gives_the_documents_with_the_smallest_hashes_in_its_own_order() -> None:
-    doc_ids = [str(number) for number in range(10, 50)]
+    doc_ids = [f"{number:016d}".encode() for number in range(10, 50)]
     chosen = choose_sources(shard(doc_ids), 5, seed=1)
-    smallest = set(sorted(doc_ids, key=lambda doc_id: sample_seed(1, doc_id))[:5])
+    smallest = set(sorted(doc_ids, key=lambda doc_id: sample_seed(1, doc_id.hex()))[:5])
     assert [source.doc_id for source in chosen] == [doc_id for doc_id in doc_ids if doc_id in smallest]
     assert all(source.input_ids == [int(source.doc_id)] for source in chosen)
     assert list(choose_sources(shard(doc_ids), 5, seed=2)) != list(chosen)
@@ -74,7 +74,7 @@ def test_a_shard_gives_the_documents_with_the_smallest_hashes_in_its_own_order()
 
 
 def test_a_larger_draw_holds_the_smaller_one() -> None:
-    doc_ids = [str(number) for number in range(10, 50)]
+    doc_ids = [f"{number:016d}".encode() for number in range(10, 50)]
     assert set(map(str, choose_sources(shard(doc_ids), 5, 0))) < set(map(str, choose_sources(shard(doc_ids), 9, 0)))
 
 

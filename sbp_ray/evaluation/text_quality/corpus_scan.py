@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.text_quality.novelty import DocumentCounter, NgramTable, add_counts
+from sbp_ray.schema import DOC_ID
 
 _BATCH_ROWS = 1024
 
@@ -22,7 +23,7 @@ _BATCH_ROWS = 1024
 class Scan:
     """What was found in some shards."""
 
-    documents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    documents: dict[bytes, dict[str, Any]] = field(default_factory=dict)
     """doc_id -> its row, for the documents that were wanted."""
     groups: set[str] = field(default_factory=set)
     """Those of the asked groups that are there."""
@@ -42,7 +43,7 @@ class Scan:
 
 
 def scan_shards(
-    corpus: Artifact, wanted: Mapping[str, Collection[str]], *, groups: Collection[str], table: NgramTable | None
+    corpus: Artifact, wanted: Mapping[str, Collection[bytes]], *, groups: Collection[str], table: NgramTable | None
 ) -> Scan:
     """Read shards in batches of rows.
 
@@ -54,7 +55,7 @@ def scan_shards(
     found = Scan()
     counter = DocumentCounter(table) if table else None
     for name, ids in wanted.items():
-        _scan_shard(corpus, name, pa.array(list(ids), pa.string()), set(groups), counter, found)
+        _scan_shard(corpus, name, pa.array(list(ids), DOC_ID), set(groups), counter, found)
     found.ngram_counts = counter.counts_C if counter else None
     return found
 
@@ -77,7 +78,7 @@ def _scan_shard(
             found.num_tokens += len(ids_T)
 
 
-def read_documents(corpus: Artifact, name: str, wanted: Collection[str]) -> dict[str, dict[str, Any]]:
+def read_documents(corpus: Artifact, name: str, wanted: Collection[bytes]) -> dict[bytes, dict[str, Any]]:
     """The wanted documents of one shard: doc_id, group, text."""
     is_wanted = pc.field("doc_id").isin(list(wanted))
     with corpus.fs.open_input_file(corpus.path(name)) as file:
@@ -85,9 +86,9 @@ def read_documents(corpus: Artifact, name: str, wanted: Collection[str]) -> dict
     return {row["doc_id"]: row for row in table.to_pylist()}
 
 
-def read_vectors(embeddings: Artifact, name: str, wanted: Collection[str]) -> dict[str, np.ndarray]:
+def read_vectors(embeddings: Artifact, name: str, wanted: Collection[bytes]) -> dict[bytes, np.ndarray]:
     """The unit vectors of the wanted documents of one shard, float32."""
     table = embeddings.read_table(name, columns=["doc_id", "vector"])
-    table = table.filter(pc.is_in(table.column("doc_id"), value_set=pa.array(list(wanted), pa.string())))
+    table = table.filter(pc.is_in(table.column("doc_id"), value_set=pa.array(list(wanted), DOC_ID)))
     vectors = table.column("vector").to_pylist()
     return dict(zip(table.column("doc_id").to_pylist(), (np.asarray(v, np.float32) for v in vectors), strict=True))

@@ -46,7 +46,7 @@ def sign_shard(artifact: Artifact, name: str, *, share: float, seed: int, shingl
     limit = min(_RANKS - 1, int(share * _RANKS))
     has_text = not name.startswith("train/")
     table = artifact.read_table(name, columns=["doc_id", "text" if has_text else "signature"])
-    ranks = [rank(doc_id, seed) for doc_id in table["doc_id"].to_pylist()]
+    ranks = [rank(doc_id.hex(), seed) for doc_id in table["doc_id"].to_pylist()]
     chosen = [row for row, number in enumerate(ranks) if number <= limit]
     table = table.take(chosen)
     if has_text:
@@ -55,7 +55,7 @@ def sign_shard(artifact: Artifact, name: str, *, share: float, seed: int, shingl
         equal = [int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") for text in texts]
     else:
         signatures = table["signature"].to_pylist()
-        equal = [int(doc_id[:16], 16) for doc_id in table["doc_id"].to_pylist()]  # it is the text's hash
+        equal = [int.from_bytes(doc_id[:8], "big") for doc_id in table["doc_id"].to_pylist()]  # it is the text's hash
     return Signed(
         np.array([ranks[row] for row in chosen], np.uint64),
         np.array(equal, np.uint64),

@@ -28,7 +28,7 @@ class Nearest(NamedTuple):
     @classmethod
     def none(cls, num_documents: int) -> Nearest:
         """Before anything was compared."""
-        return cls(np.full(num_documents, -1, np.float32), np.full(num_documents, "", object))
+        return cls(np.full(num_documents, -1, np.float32), np.full(num_documents, b"", object))
 
     def or_nearer(self, other: Nearest) -> Nearest:
         """The nearer of both, document by document."""
@@ -39,7 +39,7 @@ class Nearest(NamedTuple):
 
 
 def nearest_in_shard(
-    embeddings: Artifact, name: str, vector_ND: NDArray[np.float32], own_ids: Sequence[str]
+    embeddings: Artifact, name: str, vector_ND: NDArray[np.float32], own_ids: Sequence[bytes]
 ) -> Nearest:
     """Compare with every document of one shard.
 

@@ -40,7 +40,7 @@ _SHOWN_CHARS = 2000  # of a text in a report
 
 
 def scan_corpus(
-    corpus: Artifact, split: Split, *, wanted: Iterable[str], groups: Collection[str], table: NgramTable | None
+    corpus: Artifact, split: Split, *, wanted: Iterable[bytes], groups: Collection[str], table: NgramTable | None
 ) -> Scan:
     """Stream a split once: documents to bring back, groups to look for, runs of tokens to count."""
     import ray
@@ -95,7 +95,7 @@ def measure_samples(
     import ray
 
     vectors = _sample_vectors(cfg, embed, embeddings, samples)
-    d1_ids = set[str]().union(*(sample.d1_ids for sample in samples.values()))
+    d1_ids = set[bytes]().union(*(sample.d1_ids for sample in samples.values()))
     d1_vectors = _stored_vectors(embeddings, d1_ids, "train")
     nearest = _nearest(embeddings, samples, vectors)
     duplicates = _duplicates(cfg, embed, embeddings, samples)
@@ -122,7 +122,7 @@ def measure_samples(
             column["d1"] = _beside_d1(cfg, embed, sample.rows, cosine_N, scan.documents, panel.threshold)
             column["nearest"]["is_d1_share"] = _share_of_d1(nearest[name], sample.rows)
             column["shown"] = _shown(cfg, embed, sample.rows, cosine_N, nearest[name], scan.documents)
-            shown_ids |= {row["nearest_id"] for row in column["shown"]}
+            shown_ids |= {bytes.fromhex(row["nearest_id"]) for row in column["shown"]}
     _add_nearest_texts(corpus, panel, shown_ids)
     return panel
 
@@ -158,9 +158,9 @@ def _stacked(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
 
 
-def _stored_vectors(embeddings: Artifact, doc_ids: set[str], split: Split) -> dict[str, NDArray[np.float32]]:
+def _stored_vectors(embeddings: Artifact, doc_ids: set[bytes], split: Split) -> dict[bytes, NDArray[np.float32]]:
     """Unit vectors that the run made of documents of a split, by id."""
-    vectors: dict[str, NDArray[np.float32]] = {}
+    vectors: dict[bytes, NDArray[np.float32]] = {}
     for _, found in results(shard_calls(read_vectors, embeddings, by_shard(doc_ids, embeddings, split))):
         vectors |= found
     return vectors
@@ -189,7 +189,7 @@ def _nearest(
     filled = {name: vectors[name] for name in samples if len(vectors[name])}
     total = Nearest.none(sum(len(vector_ND) for vector_ND in filled.values()))
     if filled:
-        own_ids = [row["doc_id"] if s.kind == "train" else "" for s in samples.values() for row in s.rows]
+        own_ids = [row["doc_id"] if s.kind == "train" else b"" for s in samples.values() for row in s.rows]
         every = ray.put(np.concatenate(list(filled.values())))
         by_name = dict.fromkeys(embeddings.files("train", ".parquet"), every)
         for _, found in results(shard_calls(nearest_in_shard, embeddings, by_name, own_ids=own_ids)):
@@ -240,7 +240,7 @@ def _beside_d1(
     embed: EmbedConfig,
     rows: Sequence[Row],
     cosine_N: NDArray[np.float32],
-    documents: Mapping[str, Row],
+    documents: Mapping[bytes, Row],
     threshold: float | None,
 ) -> dict[str, Any]:
     pairs = [(documents[row["d1_id"]]["input_ids"], row["input_ids"]) for row in rows]
@@ -260,7 +260,7 @@ def _shown(
     rows: Sequence[Row],
     cosine_N: NDArray[np.float32],
     nearest: Nearest,
-    documents: Mapping[str, Row],
+    documents: Mapping[bytes, Row],
 ) -> list[dict[str, Any]]:
     """The first of the random draw, not chosen by looks, beside their d1."""
     found = []
@@ -268,30 +268,30 @@ def _shown(
         d1 = documents[row["d1_id"]]
         found.append(
             {
-                "doc_id": row["doc_id"],
+                "doc_id": row["doc_id"].hex(),
                 "group": d1["group"],
-                "d1_id": d1["doc_id"],
+                "d1_id": d1["doc_id"].hex(),
                 "d1": cut(d1["text"]),
                 "d2": cut(row["text"]),
                 "cosine": float(cosine_N[i]),
                 "copied_share": held_by(d1["input_ids"], row["input_ids"], embed.shingle_tokens),
-                "nearest_id": nearest.id_N[i],
+                "nearest_id": nearest.id_N[i].hex(),
                 "nearest_cosine": float(nearest.cosine_N[i]),
             }
         )
     return found
 
 
-def _add_nearest_texts(corpus: Artifact, panel: Panel, doc_ids: set[str]) -> None:
+def _add_nearest_texts(corpus: Artifact, panel: Panel, doc_ids: set[bytes]) -> None:
     documents = fetch_documents(corpus, doc_ids)
     for column in panel.columns.values():
         for row in (column or {}).get("shown", ()):
-            row["nearest"] = cut(documents[row["nearest_id"]]["text"])
+            row["nearest"] = cut(documents[bytes.fromhex(row["nearest_id"])]["text"])
 
 
-def fetch_documents(corpus: Artifact, doc_ids: Iterable[str]) -> dict[str, Row]:
+def fetch_documents(corpus: Artifact, doc_ids: Iterable[bytes]) -> dict[bytes, Row]:
     """A few train documents by id: doc_id, group, text."""
-    found: dict[str, Row] = {}
+    found: dict[bytes, Row] = {}
     for _, rows in results(shard_calls(read_documents, corpus, by_shard(doc_ids, corpus, "train"))):
         found |= rows
     return found

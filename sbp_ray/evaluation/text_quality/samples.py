@@ -32,7 +32,7 @@ class Sample:
         return [row["input_ids"] for row in self.rows]
 
     @property
-    def d1_ids(self) -> set[str]:
+    def d1_ids(self) -> set[bytes]:
         return {row["d1_id"] for row in self.rows} if self.kind == "synthetic" else set()
 
 

@@ -43,7 +43,7 @@ def sample_rows(
 
 
 def _strings(table: pa.Table, name: str) -> list[str]:
-    return [str(value) for value in table.column(name).to_pylist()]
+    return [value.hex() if isinstance(value, bytes) else str(value) for value in table.column(name).to_pylist()]
 
 
 def _enough_files(artifact: Artifact, folder: str, limit: int, seed: int) -> list[str]:
