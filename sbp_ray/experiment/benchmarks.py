@@ -11,9 +11,9 @@ from sbp_ray.evaluation.benchmarks.ask_models import ask_models
 from sbp_ray.evaluation.benchmarks.measures import BySeed, benchmark_row
 from sbp_ray.evaluation.benchmarks.overlap import find_seen
 from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
+from sbp_ray.evaluation.intervals import mean_interval
 from sbp_ray.experiment.arms import BASELINE
 from sbp_ray.experiment.grid import Grid, Training
-from sbp_ray.experiment.statistics import mean_interval
 
 
 def benchmark_results(

@@ -13,13 +13,12 @@ import numpy as np
 from sbp_ray.evaluation.arms import Scores
 from sbp_ray.evaluation.comparison import HELD_OUT
 from sbp_ray.evaluation.flow import loss_curve
-from sbp_ray.evaluation.intervals import Interval, bootstrap_ratio
+from sbp_ray.evaluation.intervals import Interval, bootstrap_ratio, mean_interval, share_of_gain
 from sbp_ray.experiment.arms import BASELINE, ORACLE
 from sbp_ray.experiment.costs import Cost, cost_of_model, planned_tokens
 from sbp_ray.experiment.grid import Grid, Training
 from sbp_ray.experiment.measure import ANSWERS, Texts
 from sbp_ray.experiment.settings import ExperimentConfig
-from sbp_ray.experiment.statistics import mean_interval, share_of_gain
 
 MEASURES = (
     ("held_out_nats_per_token", HELD_OUT, "token"),

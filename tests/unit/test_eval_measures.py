@@ -10,7 +10,6 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.arms import Scores, document_windows
 from sbp_ray.evaluation.comparison import compare_arms, held_out_table
 from sbp_ray.evaluation.flow import loss_curve, stage_rows
-from sbp_ray.evaluation.intervals import bootstrap_ratio
 from sbp_ray.evaluation.text_quality.duplicates import duplicate_shares, sign_shard
 from sbp_ray.evaluation.text_quality.nearest import Nearest, nearest_in_shard
 from sbp_ray.evaluation.text_quality.novelty import (
@@ -37,35 +36,6 @@ from sbp_ray.text.pair_format import Example
 from sbp_ray.text.tokenizer import SpecialIds
 
 SPECIAL = SpecialIds(bos=0, eos=1, related=2)
-
-
-# Intervals
-
-
-def test_equal_units_leave_no_doubt() -> None:
-    assert bootstrap_ratio([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
-
-
-def test_the_interval_of_a_mean_is_two_standard_errors_wide() -> None:
-    found = bootstrap_ratio([0.0, 1.0] * 200)  # standard error 0.5 / sqrt(400) = 0.025
-    assert found.value == 0.5
-    assert found.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.005)
-    assert found.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.005)
-
-
-def test_a_ratio_weighs_units_by_their_size() -> None:
-    assert bootstrap_ratio([3.0, 1.0], [1, 3]).value == 1.0  # not the mean of 3 and 1/3
-
-
-def test_the_interval_is_the_same_again_and_for_many_units() -> None:
-    values = np.random.default_rng(0).normal(size=5000)
-    assert bootstrap_ratio(values, seed=3) == bootstrap_ratio(values, seed=3)
-
-
-@pytest.mark.parametrize(("numerator", "denominator"), [([], []), ([1.0], [1.0, 2.0])])
-def test_nothing_to_draw_from_is_an_error(numerator: list[float], denominator: list[float]) -> None:
-    with pytest.raises(ValueError, match="numerators"):
-        bootstrap_ratio(numerator, denominator)
 
 
 # Arms
