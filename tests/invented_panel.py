@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sbp_ray.evaluation.text_quality.panel_table import table_row
 from sbp_ray.evaluation.text_quality.samples import KINDS
+from sbp_ray.report.panel_page import table_row
 
 
 def interval(value: float, spread: float = 0.01) -> dict[str, float]:

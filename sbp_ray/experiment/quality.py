@@ -12,11 +12,11 @@ from sbp_ray.evaluation.mining import guide_ids, mining_facts, read_guide
 from sbp_ray.evaluation.text_quality.duplicates import NEAR_JACCARD
 from sbp_ray.evaluation.text_quality.novelty import COPY_CONTAINMENT, NgramTable
 from sbp_ray.evaluation.text_quality.panel import Panel, fetch_documents, measure_samples, relevance_facts, scan_corpus
-from sbp_ray.evaluation.text_quality.panel_table import table_row
 from sbp_ray.evaluation.text_quality.samples import KINDS, REAL_TRAIN, Sample, sample_real, sample_synthetic, token_ids
 from sbp_ray.evaluation.text_quality.text_measures import add_distances
 from sbp_ray.experiment.grid import Grid, Node, Training
 from sbp_ray.experiment.settings import ExperimentConfig
+from sbp_ray.report.panel_page import table_row
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def quality_facts(
         store: keeps what was measured, by the artifact: a rerun measures what is new.
 
     Returns:
-        table: see `panel_table.table_row`; real: the columns behind it, of real text; syntheses: of each synthetic
+        table: see `panel_page.table_row`; real: the columns behind it, of real text; syntheses: of each synthetic
         artifact, with `synthetic` (its key), `name` and `for` (names of the trainings); relevance; the settings, the
         embedder and the limits. None without any synthetic text.
     """

@@ -10,11 +10,12 @@ from markupsafe import Markup
 from sbp_ray.report import paper, plots, words
 
 Cell = Mapping[str, float]
+"""`value`; `low` and `high` of its 95 % interval, or `seeds_low` and `seeds_high`, where they are known."""
+Column = Mapping[str, Any]
 
 
 def _share(cell: Cell) -> str:
-    found = words.percent(cell["value"])
-    return found + _range(cell, lambda value: f"{100 * value:.1f}")
+    return words.percent(cell["value"]) + _range(cell, lambda value: f"{100 * value:.1f}")
 
 
 def _ratio(cell: Cell) -> str:
@@ -25,10 +26,6 @@ def _number(cell: Cell) -> str:
     return words.fixed(cell["value"], 0) + _range(cell, lambda value: f"{value:,.0f}")
 
 
-def _count(cell: Cell) -> str:
-    return words.fixed(cell["value"], 0)
-
-
 def _range(cell: Cell, shown: Callable[[float], str]) -> str:
     for low, high, brackets in (("low", "high", "[]"), ("seeds_low", "seeds_high", "()")):
         if low in cell:
@@ -36,54 +33,81 @@ def _range(cell: Cell, shown: Callable[[float], str]) -> str:
     return ""
 
 
-_ROWS: tuple[tuple[str, tuple[tuple[str, str, Callable[[Cell], str]], ...]], ...] = (
-    (
-        "The texts themselves",
-        (
-            ("documents", "Documents measured", _count),
-            ("repetition", "Repetition inside a document", _share),
-            ("type_token", "Type–token ratio, 50 words", _ratio),
-            ("type_token_distance", "… distance from real text", _ratio),
-            ("tokens", "Tokens, mean", _number),
-            ("tokens_p10", "… 10th percentile", _number),
-            ("tokens_p90", "… 90th percentile", _number),
-            ("length_distance", "… distance from real text", _ratio),
-        ),
+_MEASURES: dict[str, tuple[tuple[str, str, str, Callable[[Cell], str]], ...]] = {
+    "The texts themselves": (
+        ("documents", "Documents measured", "documents", _number),
+        ("repetition", "Repetition inside a document", "repetition", _share),
+        ("type_token", "Type–token ratio, 50 words", "type_token.mean", _ratio),
+        ("type_token_distance", "… distance from real text", "type_token.distance_from_real", _ratio),
+        ("tokens", "Tokens, mean", "tokens.mean", _number),
+        ("tokens_p10", "… 10th percentile", "tokens.p10", _number),
+        ("tokens_p90", "… 90th percentile", "tokens.p90", _number),
+        ("length_distance", "… distance from real text", "tokens.distance_from_real", _ratio),
     ),
-    (
-        "Duplicates within a sample",
-        (
-            ("duplicate_sample", "Documents in the sample", _count),
-            ("exact_duplicates", "Exact", _share),
-            ("near_duplicates", "Near", _share),
-        ),
+    "Duplicates within a sample": (
+        ("duplicate_sample", "Documents in the sample", "duplicates.documents", _number),
+        ("exact_duplicates", "Exact", "duplicates.exact", _share),
+        ("near_duplicates", "Near", "duplicates.near", _share),
     ),
-    (
-        "Beside d1",
-        (
-            ("irrelevant", "Irrelevant", _share),
-            ("d1_cosine", "Cosine to d1", _ratio),
-            ("d1_copies", "Copies of d1", _share),
-            ("d1_copied_share", "Taken from d1, mean", _share),
-            ("d1_any_copied", "Any run of 13 from d1", _share),
-        ),
+    "Beside d1": (
+        ("irrelevant", "Irrelevant", "d1.relevance.irrelevant", _share),
+        ("d1_cosine", "Cosine to d1", "d1.relevance.mean_cosine", _ratio),
+        ("d1_copies", "Copies of d1", "d1.copying.copies", _share),
+        ("d1_copied_share", "Taken from d1, mean", "d1.copying.copied_share", _share),
+        ("d1_any_copied", "Any run of 13 from d1", "d1.copying.any_copied", _share),
     ),
-    (
-        "Beside the whole training text",
-        (
-            ("corpus_copies", "Copies of any document", _share),
-            ("corpus_copied_share", "Runs of 13 found there, mean", _share),
-            ("corpus_any_copied", "Any run of 13 found there", _share),
-            ("corpus_longest_p90", "Longest stretch, 90th percentile", _number),
-            ("corpus_longest", "Longest stretch, most", _number),
-            ("nearest_cosine", "Cosine to the nearest document", _ratio),
-            ("nearest_is_d1", "… which is d1", _share),
-            ("novel_4", "Novel runs of 4", _share),
-            ("novel_8", "Novel runs of 8", _share),
-            ("novel_13", "Novel runs of 13", _share),
-        ),
+    "Beside the whole training text": (
+        ("corpus_copies", "Copies of any document", "corpus_copying.copies", _share),
+        ("corpus_copied_share", "Runs of 13 found there, mean", "corpus_copying.copied_share", _share),
+        ("corpus_any_copied", "Any run of 13 found there", "corpus_copying.any_copied", _share),
+        ("corpus_longest_p90", "Longest stretch, 90th percentile", "corpus_copying.longest.p90", _number),
+        ("corpus_longest", "Longest stretch, most", "corpus_copying.longest.max", _number),
+        ("nearest_cosine", "Cosine to the nearest document", "nearest.mean_cosine", _ratio),
+        ("nearest_is_d1", "… which is d1", "nearest.is_d1_share", _share),
+        ("novel_4", "Novel runs of 4", "novel.4", _share),
+        ("novel_8", "Novel runs of 8", "novel.8", _share),
+        ("novel_13", "Novel runs of 13", "novel.13", _share),
     ),
-)
+}
+"""Of each part of the table: a measure's name, its label, where a sample's column has it, and how it is shown."""
+
+
+def table_row(name: str, kind: str, columns: Sequence[Column | None]) -> dict[str, Any]:
+    """One kind of text, measured once or, with several seeds, once for each: then the mean and the seeds' range.
+
+    Args:
+        name: what the table calls it.
+        kind: `synthetic`, `mined`, `train` or `validation`.
+        columns: see `text_measures.sample_column`; None for an empty sample.
+
+    Returns:
+        name, kind, `samples` (how many were measured), `measures` (a cell by name, without what was not measured).
+    """
+    there = [column for column in columns if column]
+    cells = {
+        measure: [cell for column in there if (cell := _cell(column, path)) is not None]
+        for measures in _MEASURES.values()
+        for measure, _, path, _ in measures
+    }
+    found = {measure: _join_seeds(of_seeds) for measure, of_seeds in cells.items() if of_seeds}
+    return {"name": name, "kind": kind, "samples": len(there), "measures": found}
+
+
+def _cell(column: Column, path: str) -> Cell | None:
+    """None where the measure was not made for this kind of text."""
+    found: Any = column
+    for key in path.split("."):
+        found = found.get(key) if found else None
+    return found if found is None or isinstance(found, dict) else {"value": float(found)}
+
+
+def _join_seeds(cells: Sequence[Cell]) -> Cell:
+    if len(cells) == 1:
+        return cells[0]
+    values = [cell["value"] for cell in cells]
+    return {"value": sum(values) / len(values), "seeds_low": min(values), "seeds_high": max(values)}
+
+
 _REAL_NAMES = {"train": "Real, training", "validation": "Real, held-out", "mined": "Mined pairs"}
 REAL_TEXTS = (
     ("real_train", "Real, training", plots.REPETITION),
@@ -97,13 +121,13 @@ def panel_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The table turned round: measures down, kinds of text across, the paper's figures last.
 
     Args:
-        rows: as `evaluation.text_quality.panel_table.table_row` makes them.
+        rows: see `table_row`.
     """
     shown = [row for row in rows if row["measures"]]
     groups = []
-    for title, measures in _ROWS:
+    for title, measures in _MEASURES.items():
         lines = []
-        for name, label, show in measures:
+        for name, label, _, show in measures:
             cells = [row["measures"].get(name) for row in shown]
             if any(cells):
                 theirs = paper.BESIDE.get(name, "")

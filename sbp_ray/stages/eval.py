@@ -23,7 +23,6 @@ from sbp_ray.evaluation.text_quality.corpus_scan import Scan
 from sbp_ray.evaluation.text_quality.duplicates import NEAR_JACCARD
 from sbp_ray.evaluation.text_quality.novelty import COPY_CONTAINMENT, NgramTable
 from sbp_ray.evaluation.text_quality.panel import Panel, measure_samples, relevance_facts, scan_corpus
-from sbp_ray.evaluation.text_quality.panel_table import table_row
 from sbp_ray.evaluation.text_quality.samples import (
     KINDS,
     REAL_HELD_OUT,
@@ -38,6 +37,7 @@ from sbp_ray.evaluation.text_quality.samples import (
 from sbp_ray.evaluation.text_quality.text_measures import add_distances, copying, irrelevance
 from sbp_ray.provenance import provenance
 from sbp_ray.report.page import render_page
+from sbp_ray.report.panel_page import table_row
 from sbp_ray.report.summary import render_summary
 from sbp_ray.schema import SPLITS, Split
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids

@@ -15,7 +15,6 @@ from small_experiment import small_experiment
 
 from sbp_ray.artifacts import MANIFEST, STARTED
 from sbp_ray.evaluation.arms import Scores
-from sbp_ray.evaluation.text_quality.panel_table import table_row
 from sbp_ray.evaluation.text_quality.samples import KINDS
 from sbp_ray.experiment.attempts import append_attempt, lost_hours
 from sbp_ray.experiment.costs import Cost, costs_of
@@ -24,6 +23,7 @@ from sbp_ray.experiment.measure import Texts
 from sbp_ray.experiment.results import arm_table, equal_cost_rows
 from sbp_ray.experiment.settings import ExperimentConfig
 from sbp_ray.report.experiment import answer, remarks, render_experiment, render_table
+from sbp_ray.report.panel_page import table_row
 
 # Two held-out documents of 10 and 30 tokens, and one question of 5 bytes about each split.
 LOSSES = {  # nats a token of both documents, for the seeds 0, 1 and 2
