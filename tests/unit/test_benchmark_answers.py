@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sbp_ray.config import Config, ModelConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.benchmarks.harness import Answers, CheckpointLM, ask_questions
+from sbp_ray.evaluation.benchmarks.harness import CheckpointLM, ask_questions
 from sbp_ray.evaluation.benchmarks.measures import measures_of
 from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
 from sbp_ray.model import build_model
@@ -133,7 +133,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def answers(checkpoint: Path, file: Path, like: str, *rows: dict, max_length: int = MAX_LENGTH, **task: Any) -> Answers:
+def answers(
+    checkpoint: Path, file: Path, like: str, *rows: dict, max_length: int = MAX_LENGTH, **task: Any
+) -> dict[str, Any]:
     file.write_text("\n".join(map(json.dumps, rows)))
     tree = yaml.safe_load((Path(__file__).parent / "small.yaml").read_text())
     benchmarks = {"tasks": {"mine": {"like": like, "file": str(file), **task}}, "context_tokens": max_length}
@@ -157,22 +159,22 @@ def test_a_benchmark_takes_both_forms_and_keeps_the_right_likelihood(
 ) -> None:
     case, file = CASES[like], tmp_path / "asked.jsonl"
     found = answers(checkpoint, file, like, {**case.plain, "id": "q"}, **NEVER_SHOWN)
-    assert found.records == answers(checkpoint, file, like, {**case.columns, "id": "q"}, **NEVER_SHOWN).records
-    assert measures_of(like, found.records) == case.measures
-    assert found.records["q"]["nll"] == pytest.approx(nll(checkpoint, case.prompt, case.right), rel=1e-4)
-    assert found.records["q"]["bytes"] == len(case.right.encode())
+    assert found["records"] == answers(checkpoint, file, like, {**case.columns, "id": "q"}, **NEVER_SHOWN)["records"]
+    assert measures_of(like, found["records"]) == case.measures
+    assert found["records"]["q"]["nll"] == pytest.approx(nll(checkpoint, case.prompt, case.right), rel=1e-4)
+    assert found["records"]["q"]["bytes"] == len(case.right.encode())
 
 
 def test_a_text_is_scored_whole(checkpoint: Path, tmp_path: Path) -> None:
     """In windows that together predict every token once; one that fits is predicted after `<bos>`."""
     text = "The castle stands by the old river."
     found = answers(checkpoint, tmp_path / "t.jsonl", "text", {"id": "t", "text": text})
-    assert found.records["t"]["nll"] == pytest.approx(nll(checkpoint, "", text), rel=1e-4)
-    assert (found.records["t"]["bytes"], found.records["t"]["words"]) == (35, 7)
-    assert measures_of("text", found.records) == ("nats_per_byte", "word_perplexity")
+    assert found["records"]["t"]["nll"] == pytest.approx(nll(checkpoint, "", text), rel=1e-4)
+    assert (found["records"]["t"]["bytes"], found["records"]["t"]["words"]) == (35, 7)
+    assert measures_of("text", found["records"]) == ("nats_per_byte", "word_perplexity")
     longer = answers(checkpoint, tmp_path / "t.jsonl", "text", {"id": "t", "text": text * 40})
-    assert math.isfinite(longer.records["t"]["nll"])
-    assert longer.num_truncated == 0
+    assert math.isfinite(longer["records"]["t"]["nll"])
+    assert longer["num_truncated"] == 0
 
 
 @pytest.mark.parametrize(("like", "shots"), [("webqs", 1), ("triviaqa", 1), ("mmlu", 2), ("hellaswag", 1)])
@@ -186,13 +188,13 @@ def test_shown_questions_change_the_prompt(checkpoint: Path, tmp_path: Path, lik
     description, _, question = case.prompt.rpartition("\n\n")
     description += "\n\n" if description else ""
     prompt = description + f"{question}{right}\n\n" * shots + question
-    [record] = found.records.values()
+    [record] = found["records"].values()
     assert record["nll"] == pytest.approx(nll(checkpoint, prompt, case.right), rel=1e-4)
 
 
 def test_prompts_that_lose_their_beginning_are_counted(checkpoint: Path, tmp_path: Path) -> None:
     rows = [{"id": number, "context": "by the old castle " * number, "target": "river"} for number in (1, 200)]
-    assert answers(checkpoint, tmp_path / "asked.jsonl", "lambada", *rows).num_truncated == 1
+    assert answers(checkpoint, tmp_path / "asked.jsonl", "lambada", *rows)["num_truncated"] == 1
 
 
 def test_an_answer_that_does_not_fit_the_context_is_refused(checkpoint: Path, tmp_path: Path) -> None:

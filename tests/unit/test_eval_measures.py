@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.engine.messages import sample_seed
 from sbp_ray.evaluation.arms import Scores, document_windows
 from sbp_ray.evaluation.comparison import compare_arms, held_out_table
 from sbp_ray.evaluation.flow import loss_curve, stage_rows
@@ -247,22 +248,29 @@ def test_the_nearest_document_is_found_across_shards_and_is_never_the_document_i
     assert found.cosine_N == pytest.approx([0.6, 1, 1], abs=1e-3)
 
 
-# Draws, flow
+# Samples, flow
 
 
-def test_a_draw_is_random_repeatable_and_without_replacement(tmp_path) -> None:
+def test_a_sample_is_random_repeatable_and_without_replacement(tmp_path) -> None:
     artifact = Artifact("corpus", str(tmp_path))
     for shard in range(3):
         ids = [f"{shard}-{i}" for i in range(10)]
         artifact.write_table(f"train/part-{shard}.parquet", pa.table({"doc_id": ids, "n": list(range(10))}))
 
-    def draw(limit: int, seed: int) -> list[str]:
+    def sample(limit: int, seed: int) -> list[str]:
         rows = sample_rows(artifact, "train", key=["doc_id"], columns=["doc_id"], limit=limit, seed=seed)
         return [row["doc_id"] for row in rows]
 
-    assert draw(5, 0) == draw(5, 0) != draw(5, 1)
-    assert len(set(draw(100, 0))) == 30
-    assert draw(100, 0) == sorted(draw(100, 0), key=lambda doc_id: rank(doc_id, 0))
+    assert sample(5, 0) == sample(5, 0) != sample(5, 1)
+    assert len(set(sample(100, 0))) == 30
+    assert sample(100, 0) == sorted(sample(100, 0), key=lambda doc_id: rank(doc_id, 0))
+
+
+def test_a_sample_does_not_begin_with_the_documents_that_synthesis_chooses() -> None:
+    """Both order ids by a hash with the seed: were it one hash, the sample of real text would be the d1."""
+    ids = [f"{number:032x}" for number in range(1000)]
+    by_rank, by_seed = (sorted(ids, key=key)[:100] for key in (lambda i: rank(i, 0), lambda i: sample_seed(0, i)))
+    assert len({*by_rank} & {*by_seed}) < 30  # 10 by chance
 
 
 def test_drops_are_those_the_stage_added_up_or_else_its_splits(new_artifact) -> None:

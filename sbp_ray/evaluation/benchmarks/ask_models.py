@@ -74,5 +74,4 @@ def ask_model(trained: Artifact, questions: QuestionSet, batch_tokens: int, reso
     device = "cuda" if resources.num_gpus else "cpu"
     folder = str(trained.local_copy("model"))
     lm = CheckpointLM(folder, max_length=questions.max_length, device=device, batch_tokens=batch_tokens)
-    answers = ask_questions(lm, questions)
-    return {"records": answers.records, "num_truncated": answers.num_truncated}
+    return ask_questions(lm, questions)

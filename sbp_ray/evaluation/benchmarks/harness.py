@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -65,18 +64,9 @@ class CheckpointLM(HFLM):  # type: ignore[misc]
         return found
 
 
-@dataclass
-class Answers:
-    """What one checkpoint made of one benchmark."""
-
-    records: dict[str, Record] = field(default_factory=dict)
-    """By the question's key."""
-    num_truncated: int = 0
-    """Requests that lost the beginning of their prompt."""
-
-
-def ask_questions(lm: CheckpointLM, questions: QuestionSet) -> Answers:
-    """Every question of a benchmark."""
+def ask_questions(lm: CheckpointLM, questions: QuestionSet) -> dict[str, Any]:
+    """Every question of a benchmark: `records` by the question's key, and `num_truncated`, requests whose prompt lost
+    its beginning."""
     if questions.rows is None:
         tasks = load_own_task(questions.like)
     else:
@@ -86,15 +76,15 @@ def ask_questions(lm: CheckpointLM, questions: QuestionSet) -> Answers:
     lm.num_truncated = 0
     chosen = _choose_documents(tasks, questions)
     found = evaluate(lm=lm, task_dict={"tasks": tasks}, samples=chosen, bootstrap_iters=0, log_samples=True)
-    answers = Answers(num_truncated=lm.num_truncated)
+    records: dict[str, Record] = {}
     for name, samples in found["samples"].items():
         for sample in samples:
             key = sample["doc"].get("key") or f"{name}/{sample['doc_id']}"
             record = _likelihood(tasks[name], sample)
             if not name.endswith(LIKELIHOOD):
                 record |= _metrics(sample)
-            answers.records.setdefault(key, {}).update(record)
-    return answers
+            records.setdefault(key, {}).update(record)
+    return {"records": records, "num_truncated": lm.num_truncated}
 
 
 def _set_shots(task: Any, num_fewshot: int | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ class Scan:
     documents: dict[bytes, dict[str, Any]] = field(default_factory=dict)
     """doc_id -> its row, for the documents that were wanted."""
     groups: set[str] = field(default_factory=set)
-    """Those of the asked groups that are there."""
+    """Those of the groups looked for that are there."""
     ngram_counts: NDArray[np.uint8] | None = None
     """For each place of the samples' table, how many documents hold its run; see `novelty.NgramTable`."""
     num_documents: int = 0
@@ -78,17 +78,8 @@ def _scan_shard(
             found.num_tokens += len(ids_T)
 
 
-def read_documents(corpus: Artifact, name: str, wanted: Collection[bytes]) -> dict[bytes, dict[str, Any]]:
-    """The wanted documents of one shard: doc_id, group, text."""
-    is_wanted = pc.field("doc_id").isin(list(wanted))
-    with corpus.fs.open_input_file(corpus.path(name)) as file:
-        table = pq.read_table(file, columns=["doc_id", "group", "text"], filters=is_wanted)
+def read_rows(artifact: Artifact, name: str, wanted: Collection[bytes], *, columns: Sequence[str]) -> dict[bytes, Any]:
+    """The wanted documents' rows of one shard, by id."""
+    with artifact.fs.open_input_file(artifact.path(name)) as file:
+        table = pq.read_table(file, columns=list(columns), filters=pc.field("doc_id").isin(list(wanted)))
     return {row["doc_id"]: row for row in table.to_pylist()}
-
-
-def read_vectors(embeddings: Artifact, name: str, wanted: Collection[bytes]) -> dict[bytes, np.ndarray]:
-    """The unit vectors of the wanted documents of one shard, float32."""
-    table = embeddings.read_table(name, columns=["doc_id", "vector"])
-    table = table.filter(pc.is_in(table.column("doc_id"), value_set=pa.array(list(wanted), DOC_ID)))
-    vectors = table.column("vector").to_pylist()
-    return dict(zip(table.column("doc_id").to_pylist(), (np.asarray(v, np.float32) for v in vectors), strict=True))

@@ -1,4 +1,4 @@
-"""Duplicates within a sample: documents that could go without losing a text, told by their MinHash signatures.
+"""Duplicates within a sample: documents that could go without losing a text, by their MinHash signatures.
 
 256 bytes a document, and no comparison of all with all: a sample of a million takes 0.3 GiB.
 """
@@ -29,18 +29,18 @@ class Signed(NamedTuple):
     """What is kept of each document."""
 
     rank_N: NDArray[np.uint64]
-    """Random order of the draw."""
+    """Random order of the documents."""
     text_N: NDArray[np.uint64]
     """Equal for equal texts."""
     signature_NH: NDArray[np.uint8]
 
 
 def sign_shard(artifact: Artifact, name: str, *, share: float, seed: int, shingle_words: int) -> Signed:
-    """Draw this share of a shard's documents, and sign them.
+    """Sample this share of a shard's documents, and sign them.
 
     Args:
         name: a shard of documents with `text`, which are signed here; or of embeddings, whose `signature` is taken.
-        share: of all documents; the draw is by a hash of their ids.
+        share: of all documents; chosen by a hash of their ids.
         shingle_words: words in a shingle.
     """
     limit = min(_RANKS - 1, int(share * _RANKS))
@@ -68,7 +68,7 @@ def duplicate_shares(parts: Sequence[Signed], *, limit: int) -> dict[str, Any]:
 
     Args:
         parts: of all shards.
-        limit: documents of the sample at most; those that were drawn first.
+        limit: documents of the sample at most; those of the lowest ranks.
 
     Returns:
         documents: size of the sample, with which the shares grow.

@@ -21,7 +21,7 @@ NGRAM_LENGTHS = (1, 2, 4, 8, 13)
 COPIED_RUN = 13
 """Tokens of a run that nobody writes twice by chance."""
 MANY = 2
-"""Documents beyond this number are not told apart."""
+"""Counts of documents end here."""
 COPY_CONTAINMENT = 0.5
 """A document is a copy when at least this share of its runs of 13 tokens stands elsewhere."""
 
@@ -202,6 +202,15 @@ def known_runs(
     return KnownRuns(found_LT > own, hashes_LT != _NO_RUN, lengths_D)
 
 
+def copied_shares(share_N: NDArray[np.float64], *, seed: int) -> dict[str, Any]:
+    """What shares of texts that stand elsewhere come to: their mean, and how many are copies, or have any of it."""
+    return {
+        "copied_share": bootstrap_ratio(share_N, seed=seed).as_dict(),
+        "copies": bootstrap_ratio(share_N >= COPY_CONTAINMENT, seed=seed).as_dict(),
+        "any_copied": bootstrap_ratio(share_N > 0, seed=seed).as_dict(),
+    }
+
+
 def copying_of_corpus(runs: KnownRuns, *, seed: int) -> dict[str, Any] | None:
     """How much a sample's documents share with any document of the corpus; None where all are too short.
 
@@ -218,9 +227,7 @@ def copying_of_corpus(runs: KnownRuns, *, seed: int) -> dict[str, Any] | None:
     p50, p90 = np.quantile(longest_N, [0.5, 0.9])
     return {
         "documents": len(share_N),
-        "copied_share": bootstrap_ratio(share_N, seed=seed).as_dict(),
-        "copies": bootstrap_ratio(share_N >= COPY_CONTAINMENT, seed=seed).as_dict(),
-        "any_copied": bootstrap_ratio(share_N > 0, seed=seed).as_dict(),
+        **copied_shares(share_N, seed=seed),
         "longest": {"median": float(p50), "p90": float(p90), "max": int(longest_N.max())},
     }
 

@@ -1,7 +1,7 @@
 """The quality panel on the cluster: samples of text measured beside the corpus that the synthesizer read.
 
-One pass over the corpus (`scan_corpus`), one over its vectors, and one over the files that duplicates are drawn from;
-each shard in a task of its own. What a worker holds is bounded by the samples, not by the corpus.
+One pass over the corpus (`scan_corpus`), one over its vectors, and one over the files that may hold duplicates; each
+shard in a task of its own. What a worker holds is bounded by the samples, not by the corpus.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from sbp_ray import metrics
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EmbedConfig, EvalConfig, Resources
-from sbp_ray.evaluation.tasks import AT_ONCE, by_shard, in_parts, results, shard_calls
-from sbp_ray.evaluation.text_quality.corpus_scan import Scan, read_documents, read_vectors, scan_shards
+from sbp_ray.evaluation.tasks import by_shard, in_parts, results, shard_calls
+from sbp_ray.evaluation.text_quality.corpus_scan import Scan, read_rows, scan_shards
 from sbp_ray.evaluation.text_quality.duplicates import Signed, duplicate_shares, sign_shard
 from sbp_ray.evaluation.text_quality.nearest import Nearest, nearest_in_shard
 from sbp_ray.evaluation.text_quality.novelty import NgramTable
@@ -92,39 +92,42 @@ def measure_samples(
         table: of the runs of these samples.
         scan: of the train split, with this table; its documents include every d1.
     """
-    import ray
-
     vectors = _sample_vectors(cfg, embed, embeddings, samples)
+    nearest = _nearest(embeddings, samples, vectors)
+    panel = Panel(columns=_sample_columns(cfg, samples, table, scan, nearest))
+    if len(vectors[REAL_TRAIN]) > 1:
+        chance_N = random_cosines(vectors[REAL_TRAIN], seed=cfg.seed)
+        panel.threshold = irrelevance_threshold(chance_N)
+        panel.random = irrelevance(chance_N, panel.threshold, seed=cfg.seed)
     d1_ids = set[bytes]().union(*(sample.d1_ids for sample in samples.values()))
     d1_vectors = _stored_vectors(embeddings, d1_ids, "train")
-    nearest = _nearest(embeddings, samples, vectors)
-    duplicates = _duplicates(cfg, embed, embeddings, samples)
+    for name, found in _duplicates(cfg, embed, embeddings, samples).items():
+        if (column := panel.columns[name]) is None:
+            continue
+        column["duplicates"] = found
+        if samples[name].kind == "synthetic":
+            rows, near = samples[name].rows, nearest[name]
+            cosine_N = np.array([vectors[name][i] @ d1_vectors[row["d1_id"]] for i, row in enumerate(rows)])
+            column["d1"] = _beside_d1(cfg, embed, rows, cosine_N, scan.documents, panel.threshold)
+            column["nearest"]["is_d1_share"] = float(np.mean([near.id_N[i] == r["d1_id"] for i, r in enumerate(rows)]))
+            column["shown"] = _shown(cfg, embed, rows, cosine_N, near, scan.documents)
+    _add_nearest_texts(corpus, [row for column in panel.columns.values() for row in (column or {}).get("shown", ())])
+    return panel
+
+
+def _sample_columns(
+    cfg: EvalConfig, samples: Mapping[str, Sample], table: NgramTable, scan: Scan, nearest: Mapping[str, Nearest]
+) -> dict[str, dict[str, Any] | None]:
+    """What `text_measures.sample_column` says of each sample, in the samples' order."""
+    import ray
+
     shared, counts = ray.put(table), ray.put(scan.ngram_counts)
     measure = ray.remote(num_cpus=1)(sample_column)
     calls = [
         (name, partial(measure.remote, sample, shared, counts, nearest[name], seed=cfg.seed))
         for name, sample in samples.items()
     ]
-    panel = Panel(columns=dict.fromkeys(samples))
-    panel.columns |= dict(results(calls, at_once=AT_ONCE))
-    if len(vectors[REAL_TRAIN]) > 1:
-        chance_N = random_cosines(vectors[REAL_TRAIN], seed=cfg.seed)
-        panel.threshold = irrelevance_threshold(chance_N)
-        panel.random = irrelevance(chance_N, panel.threshold, seed=cfg.seed)
-    shown_ids = set()
-    for name, sample in samples.items():
-        column = panel.columns[name]
-        if column is None:
-            continue
-        column["duplicates"] = duplicates[name]
-        if sample.kind == "synthetic":
-            cosine_N = np.array([vectors[name][i] @ d1_vectors[row["d1_id"]] for i, row in enumerate(sample.rows)])
-            column["d1"] = _beside_d1(cfg, embed, sample.rows, cosine_N, scan.documents, panel.threshold)
-            column["nearest"]["is_d1_share"] = _share_of_d1(nearest[name], sample.rows)
-            column["shown"] = _shown(cfg, embed, sample.rows, cosine_N, nearest[name], scan.documents)
-            shown_ids |= {bytes.fromhex(row["nearest_id"]) for row in column["shown"]}
-    _add_nearest_texts(corpus, panel, shown_ids)
-    return panel
+    return dict.fromkeys(samples) | dict(results(calls))
 
 
 def relevance_facts(panel: Panel) -> dict[str, Any]:
@@ -160,10 +163,8 @@ def _stacked(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 def _stored_vectors(embeddings: Artifact, doc_ids: set[bytes], split: Split) -> dict[bytes, NDArray[np.float32]]:
     """Unit vectors that the run made of documents of a split, by id."""
-    vectors: dict[bytes, NDArray[np.float32]] = {}
-    for _, found in results(shard_calls(read_vectors, embeddings, by_shard(doc_ids, embeddings, split))):
-        vectors |= found
-    return vectors
+    rows = _fetch_rows(embeddings, split, doc_ids, ("doc_id", "vector"))
+    return {doc_id: np.asarray(row["vector"], np.float32) for doc_id, row in rows.items()}
 
 
 def _embed(embed: EmbedConfig, resources: Resources, name: str, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -212,20 +213,19 @@ def _duplicates(
     there is none."""
     import ray
 
-    judge = ray.remote(num_cpus=1)(_duplicates_of)
+    judge, sign = ray.remote(num_cpus=1)(_duplicates_of), ray.remote(num_cpus=1)(sign_shard)
     calls = []
     for name, sample in samples.items():
         if sample.kind == "validation":
             continue
-        files, folder = (sample.source, "") if sample.kind == "synthetic" else (embeddings, "train")
-        names = files.files(folder, ".parquet")
-        total = sum(files.num_rows(file) for file in names)
+        source, folder = (sample.source, "") if sample.kind == "synthetic" else (embeddings, "train")
+        files = source.files(folder, ".parquet")
+        total = sum(source.num_rows(file) for file in files)
         share = min(1.0, cfg.duplicate_sample / total) if total else 1.0
         options = {"share": share, "seed": cfg.seed, "shingle_words": embed.shingle_tokens}
-        signed = [ray.remote(num_cpus=1)(sign_shard).remote(files, file, **options) for file in names]
+        signed = [sign.remote(source, file, **options) for file in files]
         calls.append((name, partial(judge.remote, cfg.duplicate_sample, *signed)))
-    found = dict(results(calls))
-    return {name: found.get(name) for name in samples}
+    return dict.fromkeys(samples) | dict(results(calls))
 
 
 def _duplicates_of(limit: int, *parts: Signed) -> dict[str, Any] | None:
@@ -250,10 +250,6 @@ def _beside_d1(
     }
 
 
-def _share_of_d1(nearest: Nearest, rows: Sequence[Row]) -> float:
-    return float(np.mean([nearest.id_N[i] == row["d1_id"] for i, row in enumerate(rows)]))
-
-
 def _shown(
     cfg: EvalConfig,
     embed: EmbedConfig,
@@ -262,7 +258,7 @@ def _shown(
     nearest: Nearest,
     documents: Mapping[bytes, Row],
 ) -> list[dict[str, Any]]:
-    """The first of the random draw, not chosen by looks, beside their d1."""
+    """The first of the random sample, not chosen by looks, beside their d1."""
     found = []
     for i, row in enumerate(rows[: cfg.num_samples]):
         d1 = documents[row["d1_id"]]
@@ -282,17 +278,21 @@ def _shown(
     return found
 
 
-def _add_nearest_texts(corpus: Artifact, panel: Panel, doc_ids: set[bytes]) -> None:
-    documents = fetch_documents(corpus, doc_ids)
-    for column in panel.columns.values():
-        for row in (column or {}).get("shown", ()):
-            row["nearest"] = cut(documents[bytes.fromhex(row["nearest_id"])]["text"])
+def _add_nearest_texts(corpus: Artifact, shown: Sequence[Row]) -> None:
+    documents = fetch_documents(corpus, {bytes.fromhex(row["nearest_id"]) for row in shown})
+    for row in shown:
+        row["nearest"] = cut(documents[bytes.fromhex(row["nearest_id"])]["text"])
 
 
 def fetch_documents(corpus: Artifact, doc_ids: Iterable[bytes]) -> dict[bytes, Row]:
     """A few train documents by id: doc_id, group, text."""
+    return _fetch_rows(corpus, "train", doc_ids, ("doc_id", "group", "text"))
+
+
+def _fetch_rows(artifact: Artifact, split: Split, doc_ids: Iterable[bytes], columns: Sequence[str]) -> dict[bytes, Row]:
     found: dict[bytes, Row] = {}
-    for _, rows in results(shard_calls(read_documents, corpus, by_shard(doc_ids, corpus, "train"))):
+    calls = shard_calls(read_rows, artifact, by_shard(doc_ids, artifact, split), columns=columns)
+    for _, rows in results(calls):
         found |= rows
     return found
 

@@ -19,7 +19,7 @@ _DOCUMENT = ("doc_id", "text", "input_ids")
 
 @dataclass(frozen=True)
 class Sample:
-    """Documents of one kind, drawn at random."""
+    """Documents of one kind, sampled at random."""
 
     kind: Literal["synthetic", "train", "validation"]
     rows: list[Row]
@@ -38,7 +38,7 @@ class Sample:
 
 def sample_synthetic(cfg: EvalConfig, synthetic: Artifact) -> Sample:
     """At most `quality_sample` documents. A document's id follows from its d1 and number: of artifacts that were
-    written for the same d1, the same are drawn where both kept them."""
+    written for the same d1, the same are sampled where both kept them."""
     columns = [*_DOCUMENT, "d1_id"]
     rows = sample_rows(synthetic, "", key=["doc_id"], columns=columns, limit=cfg.quality_sample, seed=cfg.seed)
     return Sample("synthetic", rows, synthetic)
@@ -47,13 +47,13 @@ def sample_synthetic(cfg: EvalConfig, synthetic: Artifact) -> Sample:
 def sample_real(cfg: EvalConfig, corpus: Artifact) -> dict[str, Sample]:
     """What synthetic text is compared with: as many documents that were read, and the held-out ones that are scored."""
 
-    def draw(split: Literal["train", "validation"], limit: int) -> Sample:
+    def sample(split: Literal["train", "validation"], limit: int) -> Sample:
         rows = sample_rows(corpus, split, key=["doc_id"], columns=_DOCUMENT, limit=limit, seed=cfg.seed)
         return Sample(split, rows, corpus)
 
     return {
-        REAL_TRAIN: draw("train", cfg.quality_sample),
-        REAL_HELD_OUT: draw("validation", cfg.max_validation_documents),
+        REAL_TRAIN: sample("train", cfg.quality_sample),
+        REAL_HELD_OUT: sample("validation", cfg.max_validation_documents),
     }
 
 

@@ -15,17 +15,20 @@ from sbp_ray.artifacts import Artifact
 
 
 def rank(key: str, seed: int) -> int:
-    """A 64-bit number that orders keys at random; the same for the same seed."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest(), "big")
+    """A 64-bit number that orders keys at random; the same for the same seed.
+
+    No other hash of ids here gives the same order: a sample of real text is not the documents that synthesis chose.
+    """
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8, person=b"sampling").digest(), "big")
 
 
 def sample_rows(
     artifact: Artifact, folder: str, *, key: Sequence[str], columns: Sequence[str], limit: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Up to `limit` rows of the Parquet files right under `folder`, drawn at random without replacement.
+    """Up to `limit` rows of the Parquet files right under `folder`, sampled at random without replacement.
 
-    Holds one shard in memory. Rows come in the order of their rank, so a shorter draw is the beginning of a longer one
-    from the same shards.
+    Holds one shard in memory. Rows come in the order of their rank: a smaller sample begins a larger one of the same
+    shards.
 
     Args:
         key: columns that together name a row.
@@ -34,7 +37,8 @@ def sample_rows(
     ranked: list[tuple[int, dict[str, Any]]] = []
     for name in _enough_files(artifact, folder, limit, seed):
         table = artifact.read_table(name, columns=list(dict.fromkeys([*key, *columns])))
-        ranks = [rank("/".join(parts), seed) for parts in zip(*(_strings(table, name) for name in key), strict=True)]
+        keys = zip(*(map(_text, table[column].to_pylist()) for column in key), strict=True)
+        ranks = [rank("/".join(parts), seed) for parts in keys]
         best = sorted(range(len(ranks)), key=ranks.__getitem__)[:limit]
         rows = table.select(list(columns)).take(pa.array(best, pa.int64())).to_pylist()
         ranked = sorted([*ranked, *zip((ranks[i] for i in best), rows, strict=True)], key=lambda entry: entry[0])
@@ -42,12 +46,12 @@ def sample_rows(
     return [row for _, row in ranked]
 
 
-def _strings(table: pa.Table, name: str) -> list[str]:
-    return [value.hex() if isinstance(value, bytes) else str(value) for value in table.column(name).to_pylist()]
+def _text(value: str | bytes) -> str:
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def _enough_files(artifact: Artifact, folder: str, limit: int, seed: int) -> list[str]:
-    """Files in a random order, until they hold four times what is drawn, or all of them."""
+    """Files in a random order, until they hold four times the sample, or all of them."""
     chosen: list[str] = []
     num_rows = 0
     for name in sorted(artifact.files(folder, ".parquet"), key=lambda name: rank(name, seed)):

@@ -14,7 +14,7 @@ from scipy import stats
 
 from sbp_ray.evaluation.intervals import bootstrap_ratio
 from sbp_ray.evaluation.text_quality.nearest import Nearest
-from sbp_ray.evaluation.text_quality.novelty import COPY_CONTAINMENT, NgramTable, copying_of_corpus, known_runs
+from sbp_ray.evaluation.text_quality.novelty import NgramTable, copied_shares, copying_of_corpus, known_runs
 from sbp_ray.evaluation.text_quality.samples import Sample
 from sbp_ray.text.quality import repetition_share, type_token_ratio
 from sbp_ray.text.shingles import containment, shingle_hashes, word_ids
@@ -64,12 +64,7 @@ def copying(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, shingle_tok
         any_copied: share of the pairs in which d2 has at least one run of d1.
     """
     held = np.array([held_by(d1, d2, shingle_tokens) for d1, d2 in pairs])
-    return {
-        "pairs": len(pairs),
-        "copied_share": bootstrap_ratio(held, seed=seed).as_dict(),
-        "copies": bootstrap_ratio(held >= COPY_CONTAINMENT, seed=seed).as_dict(),
-        "any_copied": bootstrap_ratio(held > 0, seed=seed).as_dict(),
-    }
+    return {"pairs": len(pairs), **copied_shares(held, seed=seed)}
 
 
 def held_by(d1: Sequence[int], d2: Sequence[int], shingle_tokens: int) -> float:
