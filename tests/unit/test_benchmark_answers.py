@@ -177,6 +177,23 @@ def test_a_text_is_scored_whole(checkpoint: Path, tmp_path: Path) -> None:
     assert longer["num_truncated"] == 0
 
 
+def test_a_text_that_repeats_itself_is_scored_as_any_other(checkpoint: Path, tmp_path: Path) -> None:
+    """Its last window reads the same tokens as the one before, and scores fewer of them."""
+    text, tokenizer = "r\ni\nv\ne\nr\n" * 21, AutoTokenizer.from_pretrained(checkpoint)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert (len(ids), ids[:-10]) == (210, ids[10:])  # ten tokens that come again and again
+    model, total = AutoModelForCausalLM.from_pretrained(checkpoint), 0.0
+    read = [tokenizer.bos_token_id, *ids]
+    for start in range(0, len(ids), 40):  # windows of 40 tokens; the last one begins earlier, to be as long
+        first = max(0, min(start, len(ids) - 40))
+        logits_TV = model(torch.tensor([read[first : first + 40]])).logits[0]
+        num_scored = min(40, len(ids) - start)
+        target_T = torch.tensor(ids[start : start + 40])
+        total += float(cross_entropy(logits_TV[-num_scored:], target_T, reduction="sum"))
+    found = answers(checkpoint, tmp_path / "t.jsonl", "text", {"id": "t", "text": text}, max_length=40)
+    assert found["records"]["t"]["nll"] == pytest.approx(total, rel=1e-4)
+
+
 @pytest.mark.parametrize(("like", "shots"), [("webqs", 1), ("triviaqa", 1), ("mmlu", 2), ("hellaswag", 1)])
 def test_shown_questions_change_the_prompt(checkpoint: Path, tmp_path: Path, like: str, shots: int) -> None:
     case, shown = CASES[like], tmp_path / "shown.jsonl"

@@ -42,16 +42,23 @@ class CheckpointLM(HFLM):  # type: ignore[misc]
         )
         self.num_truncated = 0
 
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        """Without a bar in the log."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        """The windows bring the first <bos> themselves: with the tokenizer's, it would be predicted from another."""
-        self.add_bos_token = False
+        """The windows bring the first <bos> themselves: with the tokenizer's, it would be predicted from another.
+
+        Nor do windows share a row: where two read the same tokens, lm-eval scores as many of them for both.
+        """
+        self.add_bos_token = self.logits_cache = False
         try:
             return super().loglikelihood_rolling(requests, disable_tqdm=True)
         finally:
-            self.add_bos_token = True
+            self.add_bos_token = self.logits_cache = True
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], *args: Any, **options: Any
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, override_bs: Any = None
     ) -> list[tuple[float, bool]]:
         for _, context, continuation in requests:
             if len(continuation) > self.max_length:
@@ -60,7 +67,7 @@ class CheckpointLM(HFLM):  # type: ignore[misc]
                     f"{self.max_length}: raise benchmarks.context_tokens, or leave the benchmark out"
                 )
             self.num_truncated += len(context) + len(continuation) > self.max_length + 1
-        found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *args, **options)
+        found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, True, override_bs)
         return found
 
 
