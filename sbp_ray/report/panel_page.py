@@ -1,4 +1,8 @@
-"""The quality panel on a page: its table beside the paper's figures, and its plots."""
+"""The quality panel on a page: its table beside the paper's figures, and its plots.
+
+`_MEASURES` says where a sample's column has each measure and how it is shown. `table_row` takes the numbers of one kind
+of text out of the columns, and goes into `report.json`; `panel_table` turns such rows into the table of the page.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.lm_eval_tasks import LIKELIHOOD, build_tasks, load_own_task
 from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet
 
-_FEWSHOT_SEED = 1234  # lm-eval's own default
+# The seed is lm-eval's own default.
+_FEWSHOT_SEED = 1234
 
 Record = dict[str, float]
 """One question's numbers: `acc`, `acc_norm`, `exact_match`, `nll` in nats of the right answer, `bytes`, `words`."""

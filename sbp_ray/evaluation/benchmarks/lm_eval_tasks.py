@@ -23,7 +23,8 @@ from sbp_ray.evaluation.benchmarks.question_files import wanted_form
 
 LIKELIHOOD = "|likelihood"
 """Ends the name of the second task of a benchmark that generates: it scores the answer that is expected."""
-_MAX_GENERATED = 64  # tokens; an answer ends with its line
+# An answer ends with its line; one of more tokens than this is cut off.
+_MAX_GENERATED = 64
 _NAME = re.compile(rb"^\"?(?:task|group)\"?: *[\"']?([\w.\-+/]+)[\"']? *$", re.MULTILINE)
 
 

@@ -16,7 +16,8 @@ from sbp_ray.evaluation.text_quality.sampling import rank
 from sbp_ray.sources import open_bytes, open_file_system
 
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-_HEADING = re.compile(r"^ = [^=].*[^=] = $")  # of a WikiText article; those of its parts have more signs
+# A WikiText article begins with such a heading; those of its parts have more signs.
+_HEADING = re.compile(r"^ = [^=].*[^=] = $")
 
 
 def read_rows(path: str, like: str, where: str) -> list[Row]:

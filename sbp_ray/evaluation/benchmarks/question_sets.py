@@ -105,7 +105,8 @@ def _question_set(name: str, benchmark: BenchmarkConfig, settings: Config) -> Qu
     return QuestionSet(num_fewshot=shots, rows=tuple(chosen), fewshot_rows=fewshot_rows, num_rows=len(rows), **common)
 
 
-_FEWSHOT_POOL = 1000  # questions from which answered ones are taken: as good as all, and cheap to send to every task
+# Answered questions are taken from the first so many: as good as all, and cheap to send to every task.
+_FEWSHOT_POOL = 1000
 
 
 def _fewshot_rows(like: str, chosen: Sequence[Row], left: Sequence[Row], shots: int, where: str) -> tuple[Row, ...]:

@@ -17,8 +17,10 @@ from sbp_ray.errors import SbpError, one_line
 from sbp_ray.evaluation.judging.cases import Case, labelled_cases, read_verdict
 from sbp_ray.logs import Progress
 
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0  # between two tries
-_NEEDS_A_HAND = (401, 403, 404)  # asking again does not help
+# The wait between two tries doubles from the first to the longest.
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0
+# Asking again does not help after such a status.
+_NEEDS_A_HAND = (401, 403, 404)
 
 
 class Judge:

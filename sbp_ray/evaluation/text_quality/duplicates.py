@@ -21,7 +21,8 @@ from sbp_ray.text.minhash import NUM_HASHES, document_signature
 
 NEAR_JACCARD = 0.6
 """Documents of one sample whose shingles overlap this much are near-duplicates of one another."""
-_BAND_BYTES = 4  # of pairs at NEAR_JACCARD one in ten thousand is missed
+# With bands of four bytes one pair in ten thousand at NEAR_JACCARD is missed.
+_BAND_BYTES = 4
 _RANKS = 2**64
 
 

@@ -14,7 +14,8 @@ from sbp_ray.artifacts import Artifact
 # N = documents of the samples, B = documents of a batch of the corpus, D = vector length
 
 _BATCH_ROWS = 4096
-_ROWS_AT_ONCE = 4096  # with a batch 64 MiB of cosines
+# The cosines of so many documents with those of a batch take 64 MiB.
+_ROWS_AT_ONCE = 4096
 
 
 class Nearest(NamedTuple):

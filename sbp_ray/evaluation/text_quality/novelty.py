@@ -28,8 +28,10 @@ COPY_CONTAINMENT = 0.5
 # T = tokens of all documents, one after another, D = documents, L = lengths of runs, C = places of the table
 
 _LENGTHS = np.array(NGRAM_LENGTHS, np.int64)
-_NO_RUN = np.uint64(0)  # an empty place of the table, and a run that would cross the end of its document
-_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)  # odd, its bits well mixed
+# Zero stands for an empty place of the table, and for a run that would cross the end of its document.
+_NO_RUN = np.uint64(0)
+# The multiplier is odd, and its bits are well mixed.
+_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 _SHIFT = np.uint64(32)
 _ONE = np.uint64(1)
 _NO_DOCUMENT = -1

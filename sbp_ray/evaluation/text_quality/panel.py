@@ -35,8 +35,10 @@ from sbp_ray.evaluation.text_quality.text_measures import (
 from sbp_ray.logs import Progress
 from sbp_ray.schema import Split
 
-_EMBED_ROWS = 256  # between two lines of progress; batches are formed within them
-_SHOWN_CHARS = 2000  # of a text in a report
+# So many texts are embedded between two lines of progress; batches are formed within them.
+_EMBED_ROWS = 256
+# A report shows so much of a text.
+_SHOWN_CHARS = 2000
 
 
 def scan_corpus(
