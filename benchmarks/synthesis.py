@@ -290,7 +290,7 @@ def bare_engine(work: Work, **changed: Any) -> Any:
 
 def sampling(work: Work, number: int) -> dict[str, Any]:
     """What the job asks for document `number`."""
-    seed = sample_seed(CFG.seed, work.doc_ids[number].hex(), 0)
+    seed = sample_seed(CFG.seed, work.doc_ids[number], 0)
     return {"temperature": 1.0, "seed": seed, "max_tokens": work.max_tokens(work.prompts[number])}
 
 

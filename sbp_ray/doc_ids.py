@@ -16,6 +16,7 @@ def ids_to_numpy(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bytes_]:
     """S16[N] of a column of ids without nulls."""
     if isinstance(ids, pa.ChunkedArray):
         return np.concatenate([np.empty(0, ID), *map(ids_to_numpy, ids.chunks)])
+    assert ids.type == DOC_ID, ids.type
     if len(ids) == 0:
         return np.empty(0, ID)
     return np.frombuffer(ids.buffers()[1], ID)[ids.offset : ids.offset + len(ids)]

@@ -77,7 +77,7 @@ def embedding_schema(dim: int) -> pa.Schema:
             ("vector", pa.list_(pa.float16(), dim)),
             ("signature", pa.binary(SIGNATURE_BYTES)),  # b-bit MinHash of the shingles
             ("num_shingles", pa.int32()),  # distinct ones
-            ("group_hash", pa.int64()),  # equal for documents of one group
+            ("group_hash", pa.uint64()),  # equal for documents of one group
         ]
     )
 

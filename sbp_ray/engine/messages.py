@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from sbp_ray.text.hashing import hash64
 
 MODEL_ID = "synthesizer"
 DEPLOYMENT = "SynthesizerServer"
@@ -244,7 +245,6 @@ class Refused:
     reason: str
 
 
-def sample_seed(*parts: int | str) -> int:
+def sample_seed(*parts: int | bytes) -> int:
     """The seed that follows from a run's seed, a document and a sample number: 63 bits, the same everywhere."""
-    digest = blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return hash64("seed", *parts) >> 1

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 from sbp_ray.config import EvalConfig
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.evaluation.text_quality.sampling import rank
 from sbp_ray.schema import Split
 from sbp_ray.sources import list_input_files, open_bytes
+from sbp_ray.text.hashing import hash64
 from sbp_ray.text.pair_format import Example
 from sbp_ray.text.tokenizer import SpecialIds, encode_texts
 
@@ -106,7 +106,7 @@ def draw_questions(
         if split is None:
             unknown += 1
             continue
-        entry = (-rank(f"{question.group}\n{question.question}", seed), -number, question)
+        entry = (-hash64("questions", seed, question.group, question.question), -number, question)
         if len(heaps[split]) < limit:
             heapq.heappush(heaps[split], entry)
         elif entry > heaps[split][0]:

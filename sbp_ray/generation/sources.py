@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from sbp_ray.artifacts import MANIFEST, Artifact
 from sbp_ray.config import SynthesizeConfig
-from sbp_ray.engine.messages import sample_seed
+from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.errors import SbpError
 from sbp_ray.shards import shard_name
+from sbp_ray.text.hashing import id_ranks
 
 
 class Source(NamedTuple):
@@ -102,10 +104,14 @@ class Sources(Sequence[Source]):
 
 
 def choose_sources(table: pa.Table, quota: int, seed: int) -> Sources:
-    """The `quota` documents of a corpus shard whose hash with the seed is smallest, in the shard's order."""
-    doc_ids = table["doc_id"].to_pylist()
-    by_hash = sorted(range(len(doc_ids)), key=lambda row: sample_seed(seed, doc_ids[row].hex()))
-    return Sources(table.select(["doc_id", "input_ids"]).take(sorted(by_hash[:quota])))
+    """The `quota` documents of a corpus shard that the seed ranks first, in the shard's order."""
+    chosen = choose_rows(table["doc_id"], quota, seed)
+    return Sources(table.select(["doc_id", "input_ids"]).take(chosen))
+
+
+def choose_rows(doc_ids: pa.ChunkedArray, quota: int, seed: int) -> NDArray[np.int64]:
+    """Which rows of a shard those documents are, in order."""
+    return np.sort(np.argsort(id_ranks("d1", seed, id_numbers(ids_to_numpy(doc_ids))), kind="stable")[:quota])
 
 
 def start_order(lengths: Sequence[int], tail: int) -> list[int]:

@@ -13,7 +13,6 @@ import math
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from ray import serve
@@ -33,6 +32,7 @@ from sbp_ray.logs import set_up_logging
 from sbp_ray.rounds import round_of_text
 from sbp_ray.shards import shard_name
 from sbp_ray.text.contamination import read_evaluation_sets
+from sbp_ray.text.hashing import hash_bytes
 from sbp_ray.text.minhash import document_signature
 from sbp_ray.text.pair_format import control_prompt_ids
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
@@ -178,7 +178,7 @@ class ShardWorker:
                 yield len(prompt), None, sample
             return
         sampling = Sampling(room, self._cfg.temperature, self._cfg.top_p)
-        seeds = {sample: sample_seed(self._cfg.seed, source.doc_id.hex(), sample) for sample in samples}
+        seeds = {sample: sample_seed(self._cfg.seed, source.doc_id, sample) for sample in samples}
         async for drawn in self._engines.draw(source.doc_id.hex(), prompt, seeds, sampling):
             yield len(prompt), drawn, drawn.sample
 
@@ -206,13 +206,13 @@ class ShardWorker:
         text = self._tokenizer.decode(ids)
         return row | {
             "signature": document_signature(text, self._in.shingle_tokens)[0].tobytes(),
-            "doc_id": blake2b(f"{one.source.doc_id.hex()}/{one.sample}".encode(), digest_size=16).digest(),
+            "doc_id": hash_bytes("synthetic", one.source.doc_id, one.sample, num_bytes=16),
             "text": text,
             "input_ids": ids,
             "finish_reason": one.result.finish_reason,
             "synthesizer": self._version,
             "round": self._round,
-            "seed": sample_seed(self._cfg.seed, one.source.doc_id.hex(), one.sample),
+            "seed": sample_seed(self._cfg.seed, one.source.doc_id, one.sample),
             "temperature": self._cfg.temperature,
             "top_p": self._cfg.top_p,
             "max_tokens": min(self._cfg.max_tokens, self._in.engine.max_model_len - one.num_prompt),

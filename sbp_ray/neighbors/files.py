@@ -67,7 +67,7 @@ def routed_schema(dim: int) -> pa.Schema:
             ("vector", pa.binary(2 * dim)),  # int16 each
             ("signature", pa.binary(SIGNATURE_BYTES)),
             ("num_shingles", pa.int32()),
-            ("group_hash", pa.int64()),
+            ("group_hash", pa.uint64()),
         ]
     )
 

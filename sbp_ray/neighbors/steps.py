@@ -277,7 +277,7 @@ class _Documents(NamedTuple):
 
     signature_NH: NDArray[np.uint8]
     num_shingles_N: NDArray[np.int32]
-    group_hash_N: NDArray[np.int64]
+    group_hash_N: NDArray[np.uint64]
     row_N: NDArray[np.int64]
     id_N: NDArray[np.bytes_]
     home_N: NDArray[np.int32]

@@ -14,14 +14,14 @@ from sbp_ray.config import PairConfig
 from sbp_ray.doc_ids import ids_to_arrow, numbers_to_ids
 from sbp_ray.neighbors.histogram import bin_edge, bin_numbers, sorted_histogram, threshold_for
 from sbp_ray.pairing.candidates import REASONS
+from sbp_ray.text.hashing import id_ranks, mixed
 
 Sample = dict[str, Any]
 
 SAMPLES_PER_BAND = 2  # pairs that are near-duplicates, and as many that are not
 _WHAT_IF_DOCUMENTS = 20_000  # a share of documents is known within 0.7 percentage points (95 %)
 _PAIRS_PER_DOCUMENT = 0.1  # the least for which a threshold is worth suggesting
-_SLOTS = 1 << 16  # ids are hashes: the last four digits draw documents evenly
-_MIX = np.uint64(0x9E3779B97F4A7C15)
+_SLOTS = 1 << 16  # into which documents fall at random
 
 
 def what_if_slots(num_documents: int) -> int:
@@ -30,8 +30,8 @@ def what_if_slots(num_documents: int) -> int:
 
 
 def in_slots(ids_N2: NDArray[np.uint64], num_slots: int) -> NDArray[np.bool_]:
-    """Whether each document is among those of `what_if_slots`. Only the last column of the ids is looked at."""
-    return ids_N2[:, -1] % np.uint64(_SLOTS) < num_slots
+    """Whether each document is among those of `what_if_slots`."""
+    return id_ranks("guide", 0, ids_N2) // np.uint64(2**64 // _SLOTS) < num_slots
 
 
 def degree_counts(degrees: NDArray[np.integer]) -> dict[str, int]:
@@ -158,8 +158,7 @@ def draw_samples(
         columns: cosine, jaccard and containment of each.
         duplicate_N: `near_duplicates` of each.
     """
-    order_N = (own_N2[:, 1] + other_N2[:, 1]) * _MIX
-    order_N = (order_N ^ order_N >> np.uint64(32)) * _MIX
+    order_N = mixed(mixed(own_N2[:, 1] + other_N2[:, 1]))
     group_N = 2 * bin_numbers(columns["cosine"]) + (duplicate_N > 0)
     found: list[Sample] = []
     for group in np.unique(group_N):

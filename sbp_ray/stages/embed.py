@@ -18,7 +18,8 @@ from sbp_ray.embedder import Running, Tokenized, joined, load_embedder
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import SIGNATURE_BYTES, SPLITS, Split, embedding_schema
 from sbp_ray.shards import Stats, add_stats, map_shards, shard_name
-from sbp_ray.text.minhash import document_signature, group_hash
+from sbp_ray.text.hashing import hash64
+from sbp_ray.text.minhash import document_signature
 
 # N = documents, D = vector length
 
@@ -169,7 +170,9 @@ class ShardEmbedder:
                     "doc_id": rows.column("doc_id"),
                     "signature": pa.array([made.tobytes() for made, _ in signed], pa.binary(SIGNATURE_BYTES)),
                     "num_shingles": pa.array([number for _, number in signed], pa.int32()),
-                    "group_hash": pa.array([group_hash(group) for group in rows.column("group").to_pylist()]),
+                    "group_hash": pa.array(
+                        [hash64("group", group) for group in rows.column("group").to_pylist()], pa.uint64()
+                    ),
                 }
                 yield Chunk(self._embedder.tokenize(texts), pa.table(columns))
 

@@ -24,11 +24,12 @@ import pyarrow as pa
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import BucketWriter, bucket_writer, read_bucket
 from sbp_ray.config import DecontaminateConfig, IngestConfig
-from sbp_ray.doc_ids import ids_to_numpy, shards_of
+from sbp_ray.doc_ids import id_numbers, ids_to_numpy, shards_of
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, Split
 from sbp_ray.shards import Stats, add_stats, map_shards, shard_name
 from sbp_ray.text.contamination import EvaluationNgrams, read_evaluation_sets, told
+from sbp_ray.text.hashing import hash64, id_ranks
 from sbp_ray.text.lines import first_byte
 from sbp_ray.text.records import BadRow, Record, RecordReader, Unit, input_units
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, train_tokenizer
@@ -54,7 +55,6 @@ _TOKENIZER_CHARS = 100_000_000  # the vocabulary has settled long before
 _ENCODE_ROWS = 1000
 _HASHES_KEPT = 1024  # for counting groups
 _NUM_SLOTS = 65_536  # of ids, to choose the documents to keep without one process that holds all ids
-_SLOT_COLUMN = 2  # of the eight 16-bit numbers of an id; the two before it choose the shard
 
 
 def ingest_documents(cfg: IngestConfig, *, decontaminate: DecontaminateConfig, out: Artifact) -> Stats:
@@ -133,7 +133,7 @@ class FileParser:
         doc_id = hashlib.blake2b(row.text.encode(), digest_size=16).digest()
         group = doc_id.hex() if row.group is None else row.group
         low, high = self._hash_range
-        number = group_hash(self._cfg.seed, group)
+        number = hash64("split", self._cfg.seed, group)
         self._hash_range = (min(low, number), max(high, number))
         for name, value in zip(PARSED.names, (doc_id, group, number, row.text), strict=True):
             self._rows[name].append(value)
@@ -162,12 +162,6 @@ class _Quarantine(ExitStack):
             self._stream = self.enter_context(self._out.writing(self._name))
         entry = {"file": path, "line": row.line, "reason": row.reason} | ({"from_byte": from_byte} if from_byte else {})
         self._stream.write(json.dumps(entry).encode() + b"\n")
-
-
-def group_hash(seed: int, group: str) -> int:
-    """A uniform number below 2^64 that decides the group's split."""
-    digest = hashlib.blake2b(group.encode(), digest_size=8, salt=seed.to_bytes(16, "little", signed=True))
-    return int.from_bytes(digest.digest(), "little")
 
 
 def _refuse_bad_input(cfg: IngestConfig, out: Artifact) -> None:
@@ -276,7 +270,8 @@ def _slots_name(shard: int) -> str:
 
 def slots_of(documents: pa.Table) -> np.ndarray:
     """The slot of each document's id, int64 [N]: uniform, and independent of its shard and its group."""
-    return ids_to_numpy(documents["doc_id"]).view(">u2")[_SLOT_COLUMN::8].astype(np.int64)
+    ranks_N = id_ranks("max_documents", 0, id_numbers(ids_to_numpy(documents["doc_id"])))
+    return (ranks_N // np.uint64(2**64 // _NUM_SLOTS)).astype(np.int64)
 
 
 def keep_slots(documents: pa.Table, num_slots: int) -> pa.Table:

@@ -1,20 +1,17 @@
 """Contamination: documents that share a long run of words with an evaluation set.
 
-Words are runs of letters, marks and digits of the text in NFKC and lower case; a character of a script that is written
-without spaces is a word of its own. All strings of an evaluation set's rows count, whatever their columns and however
-deep, except those under `id` and `…_id`. A string gives its n-grams of `ngram_words` words; a shorter one gives none,
-and cannot be checked.
+Words are those of `sbp_ray.text.words`. All strings of an evaluation set's rows count, whatever their columns and
+however deep, except those under `id` and `…_id`. A string gives its n-grams of `ngram_words` words; a shorter one gives
+none, and cannot be checked.
 
-Legend: C characters of words, W words, G n-grams.
+Legend: W words, G n-grams.
 """
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import posixpath
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -24,24 +21,14 @@ from numpy.typing import NDArray
 from sbp_ray.config import DecontaminateConfig
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.sources import list_input_files, open_bytes
+from sbp_ray.text.hashing import run_hashes
+from sbp_ray.text.words import word_hashes
 
 SETTING = "decontaminate.evaluation_sets"
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _MAX_NGRAMS = 50_000_000  # 0.6 GB in each worker
 _FILTER = 16  # bits for each n-gram
 _CHUNK_CHARS = 1 << 20  # some 50 bytes each while they are hashed
-_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)  # odd, well mixed bits
-_SHIFT = np.uint64(32)
-_WORD, _ALONE = 1, 2
-_WITHOUT_SPACES = (  # Thai to Tibetan's neighbours, kana, Han with its extensions
-    (0x0E00, 0x0EFF),
-    (0x1000, 0x109F),
-    (0x1780, 0x17FF),
-    (0x3040, 0x30FF),
-    (0x3400, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0x20000, 0x3FFFF),
-)
 
 
 class EvaluationSet(NamedTuple):
@@ -261,45 +248,8 @@ def ngram_hashes(texts: Sequence[str], ngram_words: int) -> tuple[NDArray[np.uin
     Returns:
         uint64[G], the hashes in the texts' order, and int64[G], the number of the text that each is from.
     """
-    word_W, text_W = _word_hashes(texts)
-    num_ngrams = len(word_W) - ngram_words + 1
-    if num_ngrams < 1:
-        return np.empty(0, np.uint64), np.empty(0, np.int64)
-    hashes_G = np.full(num_ngrams, ngram_words, np.uint64)
-    for offset in range(ngram_words):
-        hashes_G = _mixed(hashes_G ^ word_W[offset : offset + num_ngrams])
+    word_W, text_W = word_hashes(texts)
+    hashes_G = run_hashes(word_W, ngram_words)
+    num_ngrams = len(hashes_G)
     is_within_G = text_W[:num_ngrams] == text_W[ngram_words - 1 :]
     return hashes_G[is_within_G], text_W[:num_ngrams][is_within_G]
-
-
-def _word_hashes(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """A hash of each word, and the number of its text. A word's hash adds up those of its characters and places."""
-    normalised = [unicodedata.normalize("NFKC", text).lower() for text in texts]
-    codes = np.frombuffer("\n".join(normalised).encode("utf-32-le", "surrogatepass"), np.uint32)
-    place_C = np.flatnonzero(_kinds()[codes])
-    if len(place_C) == 0:
-        return np.empty(0, np.uint64), np.empty(0, np.int64)
-    code_C = codes[place_C]
-    is_alone_C = _kinds()[code_C] == _ALONE
-    is_first_C = np.ones(len(place_C), bool)
-    is_first_C[1:] = (np.diff(place_C) > 1) | is_alone_C[1:] | is_alone_C[:-1]
-    start_W = np.flatnonzero(is_first_C)
-    within_C = np.arange(len(place_C)) - np.repeat(start_W, np.diff(start_W, append=len(place_C)))
-    hash_C = _mixed(_mixed(code_C.astype(np.uint64) | (within_C.astype(np.uint64) << _SHIFT)))
-    ends = np.cumsum([len(text) + 1 for text in normalised])
-    return _mixed(np.add.reduceat(hash_C, start_W)), np.searchsorted(ends, place_C[start_W], "right")
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection in which each bit of the result depends on many; unsigned arithmetic on arrays wraps around."""
-    values = values * _MULTIPLIER
-    return values ^ (values >> _SHIFT)
-
-
-@functools.cache
-def _kinds() -> NDArray[np.uint8]:
-    """What each code point is: no part of a word, a part of one, or a word of its own."""
-    kinds = np.array([unicodedata.category(chr(code))[0] in "LMN" for code in range(0x110000)], np.uint8)
-    for first, last in _WITHOUT_SPACES:
-        kinds[first : last + 1] *= _ALONE
-    return kinds

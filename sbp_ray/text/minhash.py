@@ -7,12 +7,13 @@ the Jaccard index of their shingles.
 
 from __future__ import annotations
 
-from hashlib import blake2b, shake_256
+from hashlib import shake_256
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sbp_ray.text.shingles import shingle_hashes, word_ids
+from sbp_ray.text.shingles import shingle_hashes
+from sbp_ray.text.words import word_ids
 
 # S = distinct shingles, H = hashes, M = pairs of documents
 
@@ -31,7 +32,7 @@ _OFFSET_H = _RANDOM[NUM_HASHES:]
 def document_signature(text: str, num_words: int) -> tuple[NDArray[np.uint8], int]:
     """The signature of a document and the number of its distinct shingles, each of `num_words` words.
 
-    Words are those of `word_ids`; a shorter document has one shingle, all of it.
+    Words are those of `text.words`; a shorter document has one shingle, all of it.
     """
     shingles = shingle_hashes(word_ids(text), num_words)
     return signature(shingles), shingles.size
@@ -54,10 +55,10 @@ def signature(shingles: NDArray[np.uint64]) -> NDArray[np.uint8]:
         ranks_SH = values_S1[start : start + _BLOCK_SHINGLES] * _FACTOR_H
         ranks_SH += _OFFSET_H
         np.minimum(first_H, ranks_SH.min(axis=0), out=first_H)
-    return _mixed(first_H).astype(np.uint8)
+    return _avalanched(first_H).astype(np.uint8)
 
 
-def _mixed(values_H: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _avalanched(values_H: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """MurmurHash3's finalizer. Without it, two shingles that agree in their last byte would agree in all hashes."""
     for factor, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13), (1, 16)):
         values_H = (values_H ^ (values_H >> np.uint32(shift))) * np.uint32(factor)
@@ -117,8 +118,3 @@ def estimate_containment(
     smaller_M = np.minimum(num_a, num_b)
     share_M = np.divide(common_M, smaller_M, out=np.zeros_like(common_M), where=smaller_M > 0)
     return np.clip(share_M, 0, 1).astype(np.float32)
-
-
-def group_hash(group: str) -> int:
-    """An int64 that stands for a group; two groups share one with a chance of 2^-64."""
-    return int.from_bytes(blake2b(group.encode(), digest_size=8).digest(), "little", signed=True)

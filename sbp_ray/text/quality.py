@@ -35,7 +35,7 @@ def type_token_ratio(words: NDArray, window: int = TYPE_TOKEN_WORDS) -> float | 
     length, as the plain ratio of types to tokens does.
 
     Args:
-        words: a number for each word, such as `shingles.word_ids` gives.
+        words: a number for each word, such as `words.word_ids` gives.
         window: words.
 
     Returns:

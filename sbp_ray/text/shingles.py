@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sbp_ray.text.hashing import run_hashes
+
 # T = tokens of the document, S = distinct shingles
-
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: odd, well mixed bits
-_SHIFT = np.uint64(32)
-
-# Scripts written without spaces, whose characters stand for words: Thai, Lao, Burmese, Khmer, kana, Han
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
-
-
-def word_ids(text: str) -> NDArray[np.uint32]:
-    """A number for each word of the normalised text: case, white space, punctuation and Unicode forms leave no trace.
-
-    Tokens of a byte-level BPE would not do to compare documents by: an upper-cased or re-wrapped copy shares none.
-
-    Returns:
-        uint32[T]; of a text without letters and digits, a number for each of its characters.
-    """
-    normal = unicodedata.normalize("NFKC", text).casefold()
-    words = _WORD.findall(normal) or list("".join(normal.split()))
-    return np.fromiter((zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words), np.uint32, len(words))
 
 
 def shingle_hashes(input_ids: Sequence[int] | NDArray, num_tokens: int = 13) -> NDArray[np.uint64]:
@@ -48,12 +27,7 @@ def shingle_hashes(input_ids: Sequence[int] | NDArray, num_tokens: int = 13) -> 
     ids_T = np.asarray(input_ids).astype(np.uint64)
     if ids_T.size == 0:
         return np.empty(0, np.uint64)
-    width = min(num_tokens, ids_T.size)
-    hashes = np.full(ids_T.size - width + 1, width, np.uint64)
-    for offset in range(width):  # unsigned arithmetic on arrays wraps around, as a hash wants
-        hashes = (hashes ^ ids_T[offset : offset + hashes.size]) * _MULTIPLIER
-        hashes ^= hashes >> _SHIFT
-    return np.unique(hashes)
+    return np.unique(run_hashes(ids_T, min(num_tokens, ids_T.size)))
 
 
 def jaccard(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:

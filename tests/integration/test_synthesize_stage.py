@@ -66,7 +66,7 @@ def test_every_sample_is_a_row_or_a_counted_drop_and_a_rerun_does_nothing(
     assert len({(row["d1_id"], row["sample"]) for row in rows}) == len(rows)
     for row in rows:
         assert row["finish_reason"] == "stop"
-        assert row["seed"] == sample_seed(5, row["d1_id"].hex(), row["sample"])
+        assert row["seed"] == sample_seed(5, row["d1_id"], row["sample"])
         assert row["synthesizer"] == "00c0ffee00c0ffee"
 
     before = [out.fs.get_file_info(out.path(file)).mtime for file in files]

@@ -17,7 +17,8 @@ from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOCUMENT, embedding_schema
 from sbp_ray.stages import embed
 from sbp_ray.stages.embed import ShardEmbedder, embed_corpus, one_ahead
-from sbp_ray.text.minhash import document_signature, group_hash
+from sbp_ray.text.hashing import hash64
+from sbp_ray.text.minhash import document_signature
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -108,7 +109,7 @@ def test_what_pairing_needs_to_know_travels_beside_the_vector(new_artifact) -> N
     assert [row["num_shingles"] for row in rows] == [3, 3, 1]
     assert rows[0]["signature"] == document_signature(texts[0], 3)[0].tobytes() == rows[1]["signature"]
     assert rows[2]["signature"] != rows[0]["signature"]
-    assert [row["group_hash"] for row in rows] == [group_hash(group) for group in ("g0", "g1", "g2")]
+    assert [row["group_hash"] for row in rows] == [hash64("group", group) for group in ("g0", "g1", "g2")]
 
 
 @pytest.mark.usefixtures("small")

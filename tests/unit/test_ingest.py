@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, IngestConfig
+from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.errors import SbpError
-from sbp_ray.schema import DOCUMENT, SPLITS, shard_of
+from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, shard_of
 from sbp_ray.stages import ingest
-from sbp_ray.stages.ingest import group_hash, validation_limit
+from sbp_ray.stages.ingest import validation_limit
 from sbp_ray.text import records
+from sbp_ray.text.hashing import hash64, id_ranks
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -80,7 +83,7 @@ def test_an_article_stays_on_one_side(tmp_path: Path, new_artifact) -> None:
     stats = ingest_documents(config(tmp_path / "in.jsonl", validation_share=0.3), out=(out := new_artifact("corpus")))
     groups = {split: {row["group"] for row in rows_of(out, split)} for split in SPLITS}
     assert groups["train"].isdisjoint(groups["validation"])
-    held_out = {f"Subject {a}" for a in range(40) if group_hash(0, f"Subject {a}") < 0.3 * 2**64}
+    held_out = {f"Subject {a}" for a in range(40) if hash64("split", 0, f"Subject {a}") < 0.3 * 2**64}
     assert groups["validation"] == held_out
     assert stats["validation"]["groups"] == len(held_out)
     assert stats["train"]["groups"] == 40 - len(held_out)
@@ -95,7 +98,7 @@ def test_without_a_group_column_each_document_is_its_own_group(tmp_path: Path, n
 
 def test_a_capped_train_split_is_a_part_of_a_larger_one_and_validation_stays(tmp_path: Path, new_artifact) -> None:
     write_rows(tmp_path / "in.jsonl", articles(60))
-    found: dict[int | None, set[str]] = {}
+    found: dict[int | None, set[bytes]] = {}
     for cap in (20, 50, None):
         out = new_artifact(f"corpus-{cap}")
         stats = ingest_documents(config(tmp_path / "in.jsonl", max_train_documents=cap), out=out)
@@ -106,9 +109,10 @@ def test_a_capped_train_split_is_a_part_of_a_larger_one_and_validation_stays(tmp
         assert held_out == {row["doc_id"] for row in rows_of(new_artifact("corpus-20"), "validation")}
         assert not out.exists("scratch")
     everything = found[None]
-    # Kept are those whose third pair of bytes is smallest; here no two share it.
-    ranked = sorted(everything, key=lambda doc_id: doc_id[4:6])
-    assert len({doc_id[4:6] for doc_id in everything}) == len(everything)
+    ids = pa.array([*everything], DOC_ID)
+    slots = [rank >> 48 for rank in id_ranks("max_documents", 0, id_numbers(ids_to_numpy(ids))).tolist()]
+    assert len({*slots}) == len(everything)  # else documents of one slot would go together
+    ranked = [doc_id for _, doc_id in sorted(zip(slots, ids.to_pylist(), strict=True))]
     assert found[20] == set(ranked[:20])
     assert found[50] == set(ranked[:50])
 
@@ -280,9 +284,9 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
 def test_train_documents_that_an_evaluation_set_shares_are_dropped_and_held_out_ones_stay(
     tmp_path: Path, new_artifact
 ) -> None:
-    """Subjects 3 and 5 of ten are asked about, and one more set has nothing to do with them."""
+    """Subjects 0 and 5 of ten are asked about, and one more set has nothing to do with them."""
     write_rows(tmp_path / "in.jsonl", articles(10))
-    asked = [{"id": n, "question": f"Is it that PARAGRAPH 0: about subject {n}, or not?"} for n in (3, 5)]
+    asked = [{"id": n, "question": f"Is it that PARAGRAPH 0: about subject {n}, or not?"} for n in (0, 5)]
     write_rows(tmp_path / "asked.jsonl", [*asked, {"id": 0, "question": "Why?"}])
     write_rows(tmp_path / "other.jsonl", [{"question": "Nothing of this is anywhere in the documents."}])
     sets = {"evaluation_sets": (str(tmp_path / "asked.jsonl"), str(tmp_path / "other.jsonl")), "ngram_words": 5}
@@ -290,7 +294,7 @@ def test_train_documents_that_an_evaluation_set_shares_are_dropped_and_held_out_
     before, after = new_artifact("before"), new_artifact("after")
     all_stats = ingest_documents(cfg, out=before)
     stats = ingest_documents(cfg, out=after, **sets)
-    in_train = [n for n in (3, 5) if group_hash(0, f"Subject {n}") >= 2**63]
+    in_train = [n for n in (0, 5) if hash64("split", 0, f"Subject {n}") >= 2**63]
     assert len(in_train) == 1  # so that both splits are put to the test
     lost = f"Paragraph 0 about subject {in_train[0]}."
     assert [row["text"] for row in rows_of(after, "train")] == [

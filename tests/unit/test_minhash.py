@@ -12,7 +12,6 @@ from sbp_ray.text.minhash import (
     document_signature,
     estimate_containment,
     estimate_jaccard,
-    group_hash,
     signature,
 )
 
@@ -135,11 +134,3 @@ def test_case_white_space_and_punctuation_do_not_change_a_signature() -> None:
     other, other_number = document_signature("THE  NORMANS – Norman «Nourmands»\nwere\tthe people, who…", 3)
     np.testing.assert_array_equal(made, other)
     assert number == other_number == 6
-
-
-def test_a_group_is_a_number_of_64_bits() -> None:
-    assert group_hash("Normans") == group_hash("Normans") != group_hash("normans")
-    numbers = [group_hash(f"group {i}") for i in range(1000)]
-    assert len(set(numbers)) == 1000
-    assert min(numbers) < 0 < max(numbers)
-    assert all(-(2**63) <= number < 2**63 for number in numbers)

@@ -64,7 +64,7 @@ def write_embeddings(artifact: Artifact, shards: dict[str, list[np.ndarray]], **
                 "vector": pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), part.shape[1]),
                 "signature": pa.array([signatures(name) for name in ids], pa.binary(SIGNATURE_BYTES)),
                 "num_shingles": pa.array([100] * len(ids), pa.int32()),
-                "group_hash": pa.array([groups(name) for name in ids], pa.int64()),
+                "group_hash": pa.array([groups(name) for name in ids], pa.uint64()),
             }
             artifact.write_table(shard_name(split, shard), pa.table(table, schema=embedding_schema(part.shape[1])))
             vectors |= {(split, name): row for name, row in zip(ids, stored.astype(np.float32), strict=True)}

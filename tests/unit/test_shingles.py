@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sbp_ray.text.shingles import containment, jaccard, shingle_hashes, word_ids
+from sbp_ray.text.shingles import containment, jaccard, shingle_hashes
 
 
 def test_a_document_of_t_tokens_has_t_minus_12_shingles() -> None:
@@ -54,28 +54,3 @@ def test_hashes_do_not_collide_by_the_thousand() -> None:
 def test_no_tokens_make_no_shingle() -> None:
     with pytest.raises(ValueError, match="num_tokens"):
         shingle_hashes([1], 0)
-
-
-def test_words_are_numbered_by_what_they_say() -> None:
-    assert word_ids("The cat, the CAT.").tolist() == word_ids("the\u00a0cat the cat").tolist()
-    the, cat, *rest = word_ids("The cat, the CAT.").tolist()
-    assert the != cat
-    assert rest == [the, cat]
-    assert word_ids("x").dtype == np.uint32
-
-
-def test_unicode_forms_of_a_word_are_one() -> None:
-    assert word_ids("Stra\u00dfe caf\u00e9 \ufb01n \uff21").tolist() == word_ids("STRASSE cafe\u0301 fin a").tolist()
-
-
-def test_scripts_without_spaces_have_a_word_for_each_character() -> None:
-    assert word_ids("\u8bfa\u66fc\u4eba\u662f").size == 4
-    assert word_ids("\u8bfa\u66fc 911 Normans\u4eba").size == 5
-    assert word_ids("\u0e20\u0e32\u0e29\u0e32").size == 4
-    assert word_ids("\ud55c\uad6d\uc5b4 \ubb38\uc11c").size == 2  # Korean has spaces
-
-
-def test_a_text_of_symbols_alone_still_has_something_to_compare() -> None:
-    assert word_ids("\u2192 \u2190").size == 2
-    assert word_ids("\u2192 \u2190").tolist() != word_ids("\u2190 \u2192").tolist()
-    assert word_ids("").size == word_ids(" \n").size == 0

@@ -10,7 +10,8 @@ from sbp_ray.config import SynthesizeConfig
 from sbp_ray.engine.messages import Drawn, sample_seed
 from sbp_ray.errors import SbpError
 from sbp_ray.generation.filters import drop_reason
-from sbp_ray.generation.sources import choose_sources, shard_quotas
+from sbp_ray.generation.sources import choose_rows, choose_sources, shard_quotas
+from sbp_ray.schema import DOC_ID
 from sbp_ray.stages.synthesize import take_finished
 
 TEXT_IDS = range(3, 1000)
@@ -59,13 +60,14 @@ def test_a_copy_of_d1_is_dropped_at_the_share_of_shingles() -> None:
 
 
 def shard(doc_ids: list[bytes]) -> pa.Table:
-    return pa.table({"doc_id": doc_ids, "input_ids": [[int(doc_id)] for doc_id in doc_ids]})
+    return pa.table({"doc_id": pa.array(doc_ids, DOC_ID), "input_ids": [[int(doc_id)] for doc_id in doc_ids]})
 
 
 def test_a_shard_gives_the_documents_with_the_smallest_hashes_in_its_own_order() -> None:
     doc_ids = [f"{number:016d}".encode() for number in range(10, 50)]
     chosen = choose_sources(shard(doc_ids), 5, seed=1)
-    smallest = set(sorted(doc_ids, key=lambda doc_id: sample_seed(1, doc_id.hex()))[:5])
+    smallest = {doc_ids[row] for row in choose_rows(shard(doc_ids)["doc_id"], 5, seed=1)}
+    assert len(smallest) == 5
     assert [source.doc_id for source in chosen] == [doc_id for doc_id in doc_ids if doc_id in smallest]
     assert all(source.input_ids == [int(source.doc_id)] for source in chosen)
     assert list(choose_sources(shard(doc_ids), 5, seed=2)) != list(chosen)
@@ -96,7 +98,7 @@ def test_more_documents_than_there_are_is_an_error_with_both_numbers() -> None:
 
 
 def test_seeds_differ_by_run_document_and_sample_and_fit_63_bits() -> None:
-    seeds = {sample_seed(run, doc_id, sample) for run in range(3) for doc_id in "ab" for sample in range(3)}
+    seeds = {sample_seed(run, doc_id, sample) for run in range(3) for doc_id in (b"a", b"b") for sample in range(3)}
     assert len(seeds) == 18
     assert all(0 <= seed < 2**63 for seed in seeds)
 

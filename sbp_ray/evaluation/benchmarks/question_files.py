@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.evaluation.benchmarks.catalog import KNOWN, TEXT, Row
-from sbp_ray.evaluation.text_quality.sampling import rank
 from sbp_ray.sources import open_bytes, open_file_system
+from sbp_ray.text.hashing import hash64
 
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 # A WikiText article begins with such a heading; those of its parts have more signs.
@@ -53,7 +53,7 @@ def choose_rows(rows: Sequence[Row], limit: int | None, seed: int) -> tuple[list
     """Up to `limit` rows chosen by their keys, and those that are left; both in the file's order."""
     if limit is None or len(rows) <= limit:
         return list(rows), []
-    chosen = {row["key"] for row in sorted(rows, key=lambda row: rank(row["key"], seed))[:limit]}
+    chosen = {row["key"] for row in sorted(rows, key=lambda row: hash64("questions", seed, row["key"]))[:limit]}
     return [row for row in rows if row["key"] in chosen], [row for row in rows if row["key"] not in chosen]
 
 

@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.evaluation.text_quality.sampling import rank
+from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.text.copies import copies_of_earlier
+from sbp_ray.text.hashing import hash64, id_ranks
 from sbp_ray.text.minhash import NUM_HASHES, document_signature
 
 # N = documents, H = 256 hashes
@@ -47,19 +47,20 @@ def sign_shard(artifact: Artifact, name: str, *, share: float, seed: int, shingl
     limit = min(_RANKS - 1, int(share * _RANKS))
     has_text = not name.startswith("train/")
     table = artifact.read_table(name, columns=["doc_id", "text" if has_text else "signature"])
-    ranks = [rank(doc_id.hex(), seed) for doc_id in table["doc_id"].to_pylist()]
-    chosen = [row for row, number in enumerate(ranks) if number <= limit]
+    ids_N2 = id_numbers(ids_to_numpy(table["doc_id"]))
+    ranks = id_ranks("duplicates", seed, ids_N2)
+    chosen = np.flatnonzero(ranks <= limit)
     table = table.take(chosen)
     if has_text:
         texts = table["text"].to_pylist()
         signatures = [document_signature(text, shingle_words)[0].tobytes() for text in texts]
-        equal = [int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") for text in texts]
+        equal = np.array([hash64("text", text) for text in texts], np.uint64)
     else:
         signatures = table["signature"].to_pylist()
-        equal = [int.from_bytes(doc_id[:8], "big") for doc_id in table["doc_id"].to_pylist()]  # it is the text's hash
+        equal = ids_N2[chosen, 0]  # an id is the hash of its text
     return Signed(
-        np.array([ranks[row] for row in chosen], np.uint64),
-        np.array(equal, np.uint64),
+        ranks[chosen],
+        equal,
         np.frombuffer(b"".join(signatures), np.uint8).reshape(-1, NUM_HASHES),
     )
 

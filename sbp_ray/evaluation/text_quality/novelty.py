@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbp_ray.evaluation.intervals import bootstrap_ratio
+from sbp_ray.text.hashing import mixed
 
 NGRAM_LENGTHS = (1, 2, 4, 8, 13)
 COPIED_RUN = 13
@@ -30,17 +31,12 @@ COPY_CONTAINMENT = 0.5
 _LENGTHS = np.array(NGRAM_LENGTHS, np.int64)
 # Zero stands for an empty place of the table, and for a run that would cross the end of its document.
 _NO_RUN = np.uint64(0)
-# The multiplier is odd, and its bits are well mixed.
-_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 _SHIFT = np.uint64(32)
 _ONE = np.uint64(1)
 _NO_DOCUMENT = -1
 
 
-@numba.njit(cache=True, nogil=True)
-def _mixed(hashed, token):  # type: ignore[no-untyped-def]  # compiled
-    hashed = (hashed ^ (np.uint64(token) + _ONE)) * _MULTIPLIER
-    return hashed ^ (hashed >> _SHIFT)
+_mixed = numba.njit(cache=True, nogil=True)(mixed)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -55,7 +51,7 @@ def _hash_runs(ids_T, lengths_D, lengths_L, hashes_LT):  # type: ignore[no-untyp
                 if t + lengths_L[row] > end:
                     break
                 while length < lengths_L[row]:
-                    hashed = _mixed(hashed, ids_T[t + length])
+                    hashed = _mixed(hashed ^ (np.uint64(ids_T[t + length]) + _ONE))
                     length += 1
                 hashes_LT[row, t] = max(hashed, _ONE)
         start = end

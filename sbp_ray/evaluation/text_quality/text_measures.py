@@ -17,7 +17,8 @@ from sbp_ray.evaluation.text_quality.nearest import Nearest
 from sbp_ray.evaluation.text_quality.novelty import NgramTable, copied_shares, copying_of_corpus, known_runs
 from sbp_ray.evaluation.text_quality.samples import Sample
 from sbp_ray.text.quality import repetition_share, type_token_ratio
-from sbp_ray.text.shingles import containment, shingle_hashes, word_ids
+from sbp_ray.text.shingles import containment, shingle_hashes
+from sbp_ray.text.words import word_ids
 
 RANDOM_PAIR_QUANTILE = 0.95
 """A pair is irrelevant when its cosine is below that of all but the upper 5 % of random pairs."""

@@ -1,0 +1,81 @@
+"""What a word is, for all that compares texts by their words.
+
+Words are runs of letters, marks and digits of the text in NFKC and without case; a character of a script that is
+written without spaces is a word of its own.
+
+Legend: C characters of words, W words.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbp_ray.text.hashing import mixed
+
+_PLACE_SHIFT = np.uint64(32)
+_ALONE = 2
+# Thai to Tibetan's neighbours, kana, Han with its extensions.
+_WITHOUT_SPACES = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3040, 0x30FF),
+    (0x3400, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
+
+
+def word_hashes(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """A hash of each word, uint64[W], and the number of its text, int64[W].
+
+    A word's hash adds up those of its characters and places.
+    """
+    normalised = [_normalised(text) for text in texts]
+    codes = _codes("\n".join(normalised))
+    place_C = np.flatnonzero(_kinds()[codes])
+    if len(place_C) == 0:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    code_C = codes[place_C]
+    is_alone_C = _kinds()[code_C] == _ALONE
+    is_first_C = np.ones(len(place_C), bool)
+    is_first_C[1:] = (np.diff(place_C) > 1) | is_alone_C[1:] | is_alone_C[:-1]
+    start_W = np.flatnonzero(is_first_C)
+    within_C = np.arange(len(place_C)) - np.repeat(start_W, np.diff(start_W, append=len(place_C)))
+    hash_C = mixed(mixed(code_C.astype(np.uint64) | (within_C.astype(np.uint64) << _PLACE_SHIFT)))
+    ends = np.cumsum([len(text) + 1 for text in normalised])
+    return mixed(np.add.reduceat(hash_C, start_W)), np.searchsorted(ends, place_C[start_W], "right")
+
+
+def word_ids(text: str) -> NDArray[np.uint64]:
+    """A number for each word: case, white space, punctuation and Unicode forms leave no trace.
+
+    Tokens of a byte-level BPE would not do to compare documents by: an upper-cased or re-wrapped copy shares none.
+
+    Returns:
+        uint64[W]; of a text without letters and digits, a number for each of its characters.
+    """
+    words_W, _ = word_hashes([text])
+    return words_W if len(words_W) else mixed(_codes("".join(_normalised(text).split())).astype(np.uint64))
+
+
+def _normalised(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _codes(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+@functools.cache
+def _kinds() -> NDArray[np.uint8]:
+    """What each code point is: no part of a word, a part of one, or a word of its own."""
+    kinds = np.array([unicodedata.category(chr(code))[0] in "LMN" for code in range(0x110000)], np.uint8)
+    for first, last in _WITHOUT_SPACES:
+        kinds[first : last + 1] *= _ALONE
+    return kinds
