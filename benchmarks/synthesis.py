@@ -59,8 +59,8 @@ from sbp_ray.config import (
 from sbp_ray.engine import deploy
 from sbp_ray.engine.deploy import build_app, llm_config, quiet_environment
 from sbp_ray.engine.messages import sample_seed
+from sbp_ray.generation.shard_worker import Inputs, ShardWorker
 from sbp_ray.generation.tally import tally_class
-from sbp_ray.generation.worker import Inputs, ShardWorker
 from sbp_ray.schema import DOC_ID, DOCUMENT, SIGNATURE_BYTES
 from sbp_ray.shards import shard_name
 from sbp_ray.text.minhash import document_signature
@@ -324,7 +324,7 @@ def job_rate(work: Work) -> float:
     with tempfile.TemporaryDirectory() as folder:
         out = Artifact("synthetic", folder)
         tally = ray.remote(num_cpus=0)(tally_class()).remote({}, 1, 1)
-        made_from = (work.corpus, work.embeddings, work.synthesizer, out, "bench", 10**9, tally)
+        made_from = (work.corpus, work.synthesizer, out, "bench", 10**9, tally)
         rows = ray.data.from_items([{"shard": 0, "quota": len(work.prompts)}]).map(
             TimedWorker,
             fn_constructor_args=(Inputs(CFG, ENGINE, DecontaminateConfig(), 13, *made_from),),

@@ -116,7 +116,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any
             worker(*arguments)(item)
             ran.append((stage, item))
 
-    for name in ("stages.ingest", "stages.embed", "stages.neighbors", "stages.pair", "training.pair_rows"):
+    stages = ("stages.ingest", "stages.embed", "stages.neighbors", "stages.pair")
+    for name in (*stages, "training.pair_rows", "generation.deduplication"):
         if module := sys.modules.get(f"sbp_ray.{name}"):  # the test has imported what it runs
             runs = "run_tasks" if hasattr(module, "run_tasks") else "map_shards"
             monkeypatch.setattr(module, runs, run_here)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from sbp_ray.engine.messages import Drawn, Refused
 from sbp_ray.errors import SbpError, one_line
+from sbp_ray.generation.d1 import Source
 from sbp_ray.generation.ledger import Ledger
-from sbp_ray.generation.sources import Source
 
 _SEGMENT_SAMPLES = 2048  # what is finished and not yet committed is bounded by twice this
 

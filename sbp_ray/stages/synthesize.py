@@ -2,7 +2,7 @@
 
 One output shard for each train shard of the corpus. Rows never pass through Ray's object store: a worker gets them from
 the engines' handle and writes them to storage, and what travels to the driver is counts. Once all shards are there,
-they are compared with one another.
+copies among them and of the corpus are dropped.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import ray
 
@@ -21,16 +20,16 @@ from sbp_ray.cluster import WRITER_CPUS
 from sbp_ray.config import DecontaminateConfig, EngineConfig, Resources, SynthesizeConfig
 from sbp_ray.engine.running import running_synthesizer
 from sbp_ray.errors import SbpError
-from sbp_ray.generation.across import ShardComparer
+from sbp_ray.generation.d1 import corpus_shards, shard_quotas
+from sbp_ray.generation.deduplication import drop_copies
 from sbp_ray.generation.filters import BAD
 from sbp_ray.generation.ledger import num_done, part_name
-from sbp_ray.generation.merging import compared_name, remove_traces
-from sbp_ray.generation.sources import corpus_shards, shard_quotas
+from sbp_ray.generation.merging import finished_shards, merged_name, remove_traces, signatures_name
+from sbp_ray.generation.shard_worker import OPEN_SHARDS, Inputs, ShardWorker, too_many_bad
 from sbp_ray.generation.tally import reported
-from sbp_ray.generation.worker import OPEN_SHARDS, Inputs, ShardWorker, too_many_bad
 from sbp_ray.rounds import round_of_text
-from sbp_ray.shards import Stats, add_stats, run_tasks
-from sbp_ray.text.contamination import read_evaluation_sets, told
+from sbp_ray.shards import Stats, add_stats
+from sbp_ray.text.contamination import EvaluationNgrams, read_evaluation_sets, told
 
 logger = logging.getLogger(__name__)
 
@@ -64,51 +63,74 @@ def synthesize_documents(
     """
     ngrams = read_evaluation_sets(decontaminate)  # before any work
     number = round_of_text(synthesizer)
-    if cfg.finished_of is not None:
-        taken = take_finished(Artifact("synthetic", cfg.finished_of), synthesizer, out)
-        return _totals(out, taken, ngrams, number)
     shards = corpus_shards(corpus)
-    quotas = shard_quotas(cfg, [corpus.num_rows(shard) for shard in shards])
-    todo = [{"shard": shard, "quota": quota} for shard, quota in enumerate(quotas) if not out.exists(part_name(shard))]
-    for shard in {*range(len(shards))} - {item["shard"] for item in todo}:
-        remove_traces(out, shard)  # of a run that died just before it did
-    if len(todo) < len(shards):
-        logger.info(f"{_STAGE} | {len(shards) - len(todo)} of {len(shards)} shards are there already")
     spent = {}
-    if todo:
-        total = sum(quotas) * cfg.samples_per_document
-        missing = sum(item["quota"] for item in todo) * cfg.samples_per_document
-        done = total - missing + num_done(out, [item["shard"] for item in todo])
-        max_bad = int(cfg.max_bad_share * total)
-        bad = _bad_of_finished(out, len(shards))
-        if sum(bad.values()) > max_bad:
-            raise too_many_bad(sum(bad.values()), max_bad, cfg, out)
-        num_workers = min(engine.resources.max_replicas, len(todo))
-        price = cfg.resources.dollars_per_node_hour
-        with running_synthesizer(engine, synthesizer, owner=out.url) as app_name:
-            start = time.monotonic()
-            with reported(
-                total, done=done, bad=bad, num_todo=len(todo), num_workers=num_workers, dollars_per_node_hour=price
-            ) as (reporter, tally):
-                arguments = (cfg, engine, decontaminate, shingle_tokens, corpus, embeddings, synthesizer, out, app_name)
-                _run(todo, Inputs(*arguments, max_bad, tally), num_workers)
-            spent = {"last_run": _spent(reporter.tokens, reporter.dollars, time.monotonic() - start)}
-    _compare_shards(cfg, len(shards), out)
-    return _totals(out, [part_name(shard) for shard in range(len(shards))], ngrams, number) | spent
+    if cfg.finished_of is not None:
+        take_finished(Artifact("synthetic", cfg.finished_of), synthesizer, out)
+    else:
+        inputs = (cfg, engine, decontaminate, shingle_tokens, corpus, synthesizer, out)
+        spent = _write_shards(shards, *inputs)
+    drop_copies(cfg, len(shards), embeddings=embeddings, out=out, resources=_all_cpus())
+    return _totals(out, ngrams, number) | spent
 
 
-def take_finished(growing: Artifact, synthesizer: Artifact, out: Artifact) -> list[str]:
-    """Copy the shards of another run's artifact that are finished by now; returns their names.
+def _write_shards(
+    shards: Sequence[str],
+    cfg: SynthesizeConfig,
+    engine: EngineConfig,
+    decontaminate: DecontaminateConfig,
+    shingle_tokens: int,
+    corpus: Artifact,
+    synthesizer: Artifact,
+    out: Artifact,
+) -> Stats:
+    """Write and merge the shards that are not merged yet; returns what that took."""
+    quotas = shard_quotas(cfg, [corpus.num_rows(shard) for shard in shards])
+    finished = finished_shards(out)
+    todo = [{"shard": shard, "quota": quota} for shard, quota in enumerate(quotas) if shard not in finished]
+    for shard in finished:
+        remove_traces(out, shard)  # of a run that died just before it did
+    if finished:
+        logger.info(f"{_STAGE} | {len(finished)} of {len(shards)} shards are there already")
+    if not todo:
+        return {}
+    total = sum(quotas) * cfg.samples_per_document
+    missing = sum(item["quota"] for item in todo) * cfg.samples_per_document
+    max_bad = int(cfg.max_bad_share * total)
+    drops = {shard: out.read_stats(name)["drops"] for shard, name in finished.items()}
+    bad = {shard: sum(by_reason.get(reason, 0) for reason in BAD) for shard, by_reason in drops.items()}
+    if sum(bad.values()) > max_bad:
+        raise too_many_bad(sum(bad.values()), max_bad, cfg, out)
+    num_workers = min(engine.resources.max_replicas, len(todo))
+    following = reported(
+        total,
+        done=total - missing + num_done(out, [item["shard"] for item in todo]),
+        bad=bad,
+        num_todo=len(todo),
+        num_workers=num_workers,
+        dollars_per_node_hour=cfg.resources.dollars_per_node_hour,
+    )
+    with running_synthesizer(engine, synthesizer, owner=out.url) as app_name:
+        start = time.monotonic()
+        with following as (reporter, tally):
+            arguments = (cfg, engine, decontaminate, shingle_tokens, corpus, synthesizer, out, app_name)
+            _run(todo, Inputs(*arguments, max_bad, tally), num_workers)
+        return {"last_run": _spent(reporter.tokens, reporter.dollars, time.monotonic() - start)}
 
-    A run that goes on takes no more than it took first: training must find the same rows again.
+
+def take_finished(growing: Artifact, synthesizer: Artifact, out: Artifact) -> None:
+    """Copy the shards of another run's artifact that are finished by now.
+
+    A run that goes on takes no more than it took first: training must find the same rows again. Those that were not yet
+    freed of copies there are freed of them here, among what was taken.
 
     Raises:
         SbpError: there is none yet, or another synthesizer wrote them.
     """
     if not out.exists(TAKEN):
-        out.write_json(TAKEN, growing.files(suffix=".parquet"))
-    names = out.read_json(TAKEN)
-    if not names:
+        out.write_json(TAKEN, sorted(finished_shards(growing)))
+    shards = out.read_json(TAKEN)
+    if not shards:
         out.fs.delete_file(out.path(TAKEN))
         raise SbpError(f"synthesize.finished_of={growing.url}: no shard is finished there: wait for the first")
     version = growing.read_json(STARTED)["recipe"]["inputs"]["synthesizer"]
@@ -117,11 +139,18 @@ def take_finished(growing: Artifact, synthesizer: Artifact, out: Artifact) -> li
             f"synthesize.finished_of={growing.url} was written by synthesizer {version}, which is "
             f"{synthesizer.fingerprint()} here: link the other run's artifacts into this run_dir"
         )
-    for name in names:
-        if not out.exists(name):
-            out.write_table(name, growing.read_table(name), stats=growing.read_stats(name))
-    logger.info(f"{_STAGE} | took {len(names)} finished shards of {growing.url}")
-    return names
+    for shard in {*shards} - finished_shards(out).keys():
+        _copy_shard(growing, shard, out)
+    logger.info(f"{_STAGE} | took {len(shards)} finished shards of {growing.url}")
+
+
+def _copy_shard(growing: Artifact, shard: int, out: Artifact) -> None:
+    """Rows and counts come from one opening of the file: the other run may put its part in a merged shard's place."""
+    out.write_table(signatures_name(shard), growing.read_table(signatures_name(shard)))
+    try:
+        out.write_table(merged_name(shard), growing.read_table(merged_name(shard)))
+    except FileNotFoundError:
+        out.write_table(part_name(shard), growing.read_table(part_name(shard)))
 
 
 def _spent(tokens: int, dollars: float, seconds: float) -> Stats:
@@ -135,8 +164,14 @@ def _spent(tokens: int, dollars: float, seconds: float) -> Stats:
     }
 
 
-def _totals(out: Artifact, parts: Sequence[str], ngrams: Any, number: int) -> Stats:
-    stats = add_stats(map(out.read_stats, parts))
+def _all_cpus() -> Resources:
+    """The whole cluster: the engines have gone."""
+    num_cpus = ray.cluster_resources().get("CPU", 1) if metrics.ray_is_running() else 1
+    return Resources(num_workers=max(1, int(num_cpus)))
+
+
+def _totals(out: Artifact, ngrams: EvaluationNgrams, number: int) -> Stats:
+    stats = add_stats(map(out.read_stats, out.files(suffix=".parquet")))
     stats["contaminated"] = ngrams.counted(stats["drops"].get("contaminated", 0), stats["contaminated"])
     stats["round"] = number
     if stats["contaminated"]:
@@ -144,20 +179,6 @@ def _totals(out: Artifact, parts: Sequence[str], ngrams: Any, number: int) -> St
     prompts = stats["prompt_tokens"]
     stats["prefix_cache_hit_rate"] = round(stats["prompt_tokens_cached"] / prompts, 4) if prompts else None
     return stats
-
-
-def _bad_of_finished(out: Artifact, num_shards: int) -> dict[int, int]:
-    """By shard, samples that were never drawn."""
-    made = {shard: part_name(shard) for shard in range(num_shards) if out.exists(part_name(shard))}
-    return {shard: sum(out.read_stats(name)["drops"].get(reason, 0) for reason in BAD) for shard, name in made.items()}
-
-
-def _compare_shards(cfg: SynthesizeConfig, num_shards: int, out: Artifact) -> None:
-    """Drop copies of documents of other shards, on all CPUs of the cluster: the engines have gone."""
-    todo = [{"shard": shard} for shard in range(num_shards) if not out.exists(compared_name(shard))]
-    everywhere = Resources(num_workers=max(1, int(ray.cluster_resources().get("CPU", 1))))
-    num_done = num_shards - len(todo)
-    run_tasks("synthesize-copies", ShardComparer, (out, cfg.max_jaccard), todo, num_done=num_done, resources=everywhere)
 
 
 def _run(todo: list[dict[str, int]], inputs: Inputs, num_workers: int) -> None:

@@ -27,7 +27,7 @@ from ray_head import Head, free_ports, ray_head
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.generation.ledger import num_done, part_name
 from sbp_ray.job import FOLDERS
-from sbp_ray.schema import DOCUMENT, shard_of
+from sbp_ray.schema import DOC_ID, DOCUMENT, shard_of
 from sbp_ray.shards import shard_name
 from sbp_ray.text.minhash import document_signature
 
@@ -73,6 +73,8 @@ sys.meta_path.insert(0, _Finder())
 """
 NAMES = {"worker": "ShardWorker", "replica": "SynthesizerServer"}
 
+SIGNED = pa.schema([("doc_id", DOC_ID), ("signature", pa.binary(256))])
+
 
 def write_inputs(folder: Path, synthesizer: Artifact, num_documents: int) -> None:
     from sbp_ray.text.tokenizer import encode_texts, load_tokenizer
@@ -91,7 +93,7 @@ def write_inputs(folder: Path, synthesizer: Artifact, num_documents: int) -> Non
         own = [row for row in rows if shard_of(row["doc_id"], NUM_SHARDS) == shard]
         corpus.write_table(shard_name("train", shard), pa.Table.from_pylist(own, DOCUMENT))
         signed = [{"doc_id": r["doc_id"], "signature": document_signature(r["text"], 13)[0].tobytes()} for r in own]
-        embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed))
+        embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed, SIGNED))
     copy.commit_folder(Path(synthesizer.path("model")), "model")
     for artifact in (corpus, embeddings, copy):
         artifact.write_json(STARTED, {"fingerprint": "00c0ffee00c0ffee"})

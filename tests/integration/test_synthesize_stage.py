@@ -16,7 +16,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, SynthesizeConfig, SynthesizeResources
 from sbp_ray.engine.messages import sample_seed
 from sbp_ray.errors import SbpError
-from sbp_ray.schema import shard_of
+from sbp_ray.schema import DOC_ID, shard_of
 from sbp_ray.shards import shard_name
 from sbp_ray.text.minhash import document_signature
 
@@ -40,8 +40,11 @@ def corpus(tiny_synthesizer: Artifact, tmp_path_factory: pytest.TempPathFactory)
         own = sorted((row for row in rows if shard_of(row["doc_id"], 2) == shard), key=lambda row: row["doc_id"])
         artifact.write_table(shard_name("train", shard), pa.Table.from_pylist(own, schema=schema.DOCUMENT))
         signed = [{"doc_id": r["doc_id"], "signature": document_signature(r["text"], 13)[0].tobytes()} for r in own]
-        embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed))
+        embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed, SIGNED))
     return {"corpus": artifact, "embeddings": embeddings, "shingle_tokens": 13}
+
+
+SIGNED = pa.schema([("doc_id", DOC_ID), ("signature", pa.binary(256))])
 
 
 def test_every_sample_is_a_row_or_a_counted_drop_and_a_rerun_does_nothing(
@@ -186,7 +189,7 @@ def test_a_store_ten_times_too_slow_holds_up_the_engines_and_not_the_object_stor
 
     import ray
 
-    from sbp_ray.generation import committing, worker
+    from sbp_ray.generation import committing, shard_worker
     from sbp_ray.generation.ledger import Ledger
     from sbp_ray.generation.tally import tally_class
 
@@ -206,11 +209,13 @@ def test_a_store_ten_times_too_slow_holds_up_the_engines_and_not_the_object_stor
     cfg = SynthesizeConfig(
         samples_per_document=4, max_tokens=4, min_tokens=2, keep_unfinished=True, resources=resources
     )
-    made_from = (cfg, ENGINE, DecontaminateConfig(), 13, corpus["corpus"], corpus["embeddings"], service.synthesizer)
+    made_from = (cfg, ENGINE, DecontaminateConfig(), 13, corpus["corpus"], service.synthesizer)
     free = ray.available_resources()["object_store_memory"]
 
     async def make() -> None:
-        made = worker.ShardWorker(worker.Inputs(*made_from, new_artifact("synthetic"), "synthesizer", 100, tally))
+        made = shard_worker.ShardWorker(
+            shard_worker.Inputs(*made_from, new_artifact("synthetic"), "synthesizer", 100, tally)
+        )
         answer = await made({"shard": 0, "quota": corpus["corpus"].num_rows(shard_name("train", 0))})
         assert answer["error"] == ""
 

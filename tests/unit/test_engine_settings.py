@@ -3,7 +3,7 @@
 from sbp_ray.config import EngineConfig, EngineResources, ServiceConfig, SynthesizeConfig
 from sbp_ray.engine.deploy import _cpu_environment, _cpu_kwargs, _deployment_options
 from sbp_ray.engine.running import _cause
-from sbp_ray.generation.worker import max_in_flight
+from sbp_ray.generation.shard_worker import max_in_flight
 
 SERVICE = ServiceConfig()
 

@@ -11,10 +11,9 @@ import pytest
 from sbp_ray import schema
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import SynthesizeConfig
-from sbp_ray.generation.ledger import Ledger, ledger_name, num_done, part_name, read_ledger, segments_folder
-from sbp_ray.generation.merging import merge_shard
-from sbp_ray.generation.sources import Sources, start_order
-from sbp_ray.shards import shard_name
+from sbp_ray.generation.d1 import Sources, start_order
+from sbp_ray.generation.ledger import Ledger, ledger_name, num_done, read_ledger, segments_folder
+from sbp_ray.generation.merging import merge_shard, merged_name
 from sbp_ray.text.minhash import document_signature
 
 TEXTS = [" ".join(f"{word}{number}" for word in range(40)) for number in range(6)]
@@ -51,17 +50,6 @@ def row(number: int, text: str | None = None, reason: str | None = None, **more:
     }
 
 
-def embeddings_of(artifact: Artifact, texts: list[str]) -> Artifact:
-    ids = [source.doc_id for source in SOURCES] + [f"{number:016d}".encode() for number in range(3, len(texts))]
-    rows = [
-        {"doc_id": doc_id, "signature": document_signature(text, 13)[0].tobytes()}
-        for doc_id, text in zip(ids, texts, strict=True)
-    ]
-    artifact.write_table(shard_name("train", 0), pa.Table.from_pylist(rows, SIGNED))
-    return artifact
-
-
-REAL = ["north wind " * 20, "south sea " * 20, "east hill " * 20]
 CFG = SynthesizeConfig(samples_per_document=2, min_tokens=2)
 
 
@@ -110,31 +98,29 @@ def test_bad_samples_are_counted_once_however_often_they_were_written(new_artifa
 
 def test_a_merged_shard_holds_each_sample_once_in_order_whatever_the_segments(new_artifact: Any) -> None:
     """Two workers held the shard: 2 and 3 were drawn twice, and the first segment's are taken."""
-    embeddings = embeddings_of(new_artifact("embeddings"), REAL)
     out, other = new_artifact("out"), new_artifact("other")
     ledger = Ledger(out, 0, 6)
     for segment in ([row(0), row(3)], [row(2), row(1), row(3, "drawn again by the other one")], [row(5), row(4)]):
         ledger.commit(segment)
-    stats = merge_shard(CFG, 0, SOURCES, names=[shard_name("train", 0)], embeddings=embeddings, out=out)
-    rows = out.read_table(part_name(0)).to_pylist()
+    stats = merge_shard(CFG, 0, SOURCES, out)
+    rows = out.read_table(merged_name(0)).to_pylist()
     assert [r["text"] for r in rows] == TEXTS
     assert (stats["samples"], stats["documents"], stats["drops"]) == (6, 6, {})
     assert stats["tokens_generated"] == 240
-    assert out.read_stats(part_name(0)) == stats
+    assert out.read_stats(merged_name(0)) == stats
     assert out.files(segments_folder(0)) == []
     assert not out.exists(ledger_name(0))
 
     Ledger(other, 0, 6).commit([row(number) for number in range(6)])
-    merge_shard(CFG, 0, SOURCES, names=[shard_name("train", 0)], embeddings=embeddings, out=other)
-    assert other.read_table(part_name(0)).equals(out.read_table(part_name(0)))
+    merge_shard(CFG, 0, SOURCES, other)
+    assert other.read_table(merged_name(0)).equals(out.read_table(merged_name(0)))
 
 
 def test_drops_are_counted_and_bad_samples_lie_in_quarantine(new_artifact: Any) -> None:
-    embeddings = embeddings_of(new_artifact("embeddings"), REAL)
     out = new_artifact("out")
     bad = row(4, reason="refused_by_engine", detail="no")
     Ledger(out, 0, 6).commit([row(0), row(1), row(2, reason="looping"), row(3, reason="contaminated"), bad, row(5)])
-    stats = merge_shard(CFG, 0, SOURCES, names=[shard_name("train", 0)], embeddings=embeddings, out=out)
+    stats = merge_shard(CFG, 0, SOURCES, out)
     assert stats["drops"] == {"looping": 1, "contaminated": 1, "refused_by_engine": 1}
     [line] = out.read_bytes("quarantine/part-00000.jsonl").decode().splitlines()
     assert json.loads(line) == {
@@ -145,18 +131,23 @@ def test_drops_are_counted_and_bad_samples_lie_in_quarantine(new_artifact: Any) 
     }
 
 
-def test_copies_of_the_corpus_and_of_earlier_results_are_dropped_and_real_text_is_judged_too(new_artifact: Any) -> None:
-    """1 copies a corpus document that is no d1 here, 3 copies 2 but for one word; real document 1 copies document 3."""
-    corpus_text = " ".join(f"corpus{number}" for number in range(60))
-    nearly = " ".join([*TEXTS[2].split()[:-1], "otherwise"])
-    embeddings = embeddings_of(new_artifact("embeddings"), [REAL[0], corpus_text, REAL[2], corpus_text])
+def test_whoever_merges_second_finds_it_done(new_artifact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers hold the shard. The second lists the segments, and the first ends before it has read them."""
     out = new_artifact("out")
-    Ledger(out, 0, 6).commit([row(0), row(1, corpus_text.upper()), row(2), row(3, nearly), row(4), row(5)])
-    stats = merge_shard(CFG, 0, SOURCES, names=[shard_name("train", 0)], embeddings=embeddings, out=out)
-    assert stats["drops"] == {"copy_of_corpus": 1, "copy_of_synthetic": 1}
-    assert [r["seed"] for r in out.read_table(part_name(0)).to_pylist()] == [0, 2, 4, 5]
-    # Of the three d1 (20 equal tokens: 16 of 17 4-grams repeat) all loop, and one copies another document.
-    assert stats["real_text"] == {"documents": 3, "drops": {"looping": 3, "copy_of_corpus": 1}}
+    Ledger(out, 0, 6).commit([row(number) for number in range(6)])
+    read_table, first = Artifact.read_table, []
+
+    def interrupted(self: Artifact, name: str, columns: list[str] | None = None) -> pa.Table:
+        if not first:
+            first.append(name)
+            first.append(merge_shard(CFG, 0, SOURCES, out))
+        return read_table(self, name, columns)
+
+    monkeypatch.setattr(Artifact, "read_table", interrupted)
+    assert merge_shard(CFG, 0, SOURCES, out) == first[1]
+    before = out.read_bytes(merged_name(0))
+    assert merge_shard(CFG, 0, SOURCES, out) == first[1]
+    assert out.read_bytes(merged_name(0)) == before
 
 
 def test_only_the_last_d1_are_started_longest_first() -> None:

@@ -5,12 +5,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sbp_ray.artifacts import STARTED
+from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.config import SynthesizeConfig
 from sbp_ray.engine.messages import Drawn, sample_seed
 from sbp_ray.errors import SbpError
+from sbp_ray.generation.d1 import choose_rows, choose_sources, shard_quotas
 from sbp_ray.generation.filters import drop_reason
-from sbp_ray.generation.sources import choose_rows, choose_sources, shard_quotas
+from sbp_ray.generation.ledger import part_name
+from sbp_ray.generation.merging import finished_shards, merged_name, signatures_name
 from sbp_ray.schema import DOC_ID
 from sbp_ray.stages.synthesize import take_finished
 
@@ -106,26 +108,64 @@ def test_seeds_differ_by_run_document_and_sample_and_fit_63_bits() -> None:
 # Taking what is finished
 
 
-def test_a_run_takes_the_shards_that_are_finished_and_no_more_when_it_goes_on(new_artifact: Any) -> None:
-    growing, early, synthesizer = new_artifact("growing"), new_artifact("early"), new_artifact("synthesizer")
+def write_finished(growing: Artifact, name: str, ids: list[bytes]) -> None:
+    table = pa.table({"doc_id": pa.array(ids, DOC_ID)})
+    growing.write_table(name, table, stats={"documents": len(ids)})
+
+
+def growing_run(new_artifact: Any, version: str) -> tuple[Artifact, Artifact]:
+    growing, synthesizer = new_artifact("growing"), new_artifact("synthesizer")
     synthesizer.write_json(STARTED, {"fingerprint": "abc"})
-    growing.write_json(STARTED, {"recipe": {"inputs": {"synthesizer": "abc"}}})
+    growing.write_json(STARTED, {"recipe": {"inputs": {"synthesizer": version}}})
+    return growing, synthesizer
+
+
+def test_a_run_takes_the_shards_that_are_finished_and_no_more_when_it_goes_on(new_artifact: Any) -> None:
+    growing, synthesizer = growing_run(new_artifact, "abc")
+    early = new_artifact("early")
     with pytest.raises(SbpError, match="no shard is finished there"):
         take_finished(growing, synthesizer, early)
-    growing.write_table("part-00002.parquet", pa.table({"doc_id": ["a", "b"]}), stats={"documents": 2})
+    for name in (merged_name(2), signatures_name(2)):
+        write_finished(growing, name, [bytes(16), b"b" * 16])
     growing.write_bytes("segments/part-00000/00000000-a.parquet", b"unfinished")
-    assert take_finished(growing, synthesizer, early) == ["part-00002.parquet"]
-    growing.write_table("part-00000.parquet", pa.table({"doc_id": ["c"]}), stats={"documents": 1})
-    assert take_finished(growing, synthesizer, early) == ["part-00002.parquet"]
-    assert early.files(suffix=".parquet") == ["part-00002.parquet"]
-    assert early.read_table("part-00002.parquet")["doc_id"].to_pylist() == ["a", "b"]
-    assert early.read_stats("part-00002.parquet") == {"documents": 2}
+    take_finished(growing, synthesizer, early)
+    for name in (merged_name(0), signatures_name(0)):
+        write_finished(growing, name, [b"c" * 16])
+    take_finished(growing, synthesizer, early)
+    assert finished_shards(early) == {2: merged_name(2)}
+    assert early.read_table(merged_name(2))["doc_id"].to_pylist() == [bytes(16), b"b" * 16]
+    assert early.read_stats(merged_name(2)) == {"documents": 2}
+
+
+def test_a_shard_that_is_taken_while_it_becomes_a_part_has_the_counts_of_its_rows(
+    new_artifact: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run drops a copy right after the file was read, or right before."""
+    growing, synthesizer = growing_run(new_artifact, "abc")
+    for name in (merged_name(0), signatures_name(0), merged_name(1), signatures_name(1)):
+        write_finished(growing, name, [bytes(16), b"b" * 16])
+    read_table = Artifact.read_table
+
+    def overtaken(self: Artifact, name: str, columns: list[str] | None = None) -> pa.Table:
+        if name == merged_name(1):
+            write_finished(growing, part_name(1), [bytes(16)])
+            growing.fs.delete_file(growing.path(name))
+        table = read_table(self, name, columns)
+        if name == merged_name(0):
+            write_finished(growing, part_name(0), [bytes(16)])
+            growing.fs.delete_file(growing.path(name))
+        return table
+
+    monkeypatch.setattr(Artifact, "read_table", overtaken)
+    early = new_artifact("early")
+    take_finished(growing, synthesizer, early)
+    assert finished_shards(early) == {0: merged_name(0), 1: part_name(1)}
+    for name in finished_shards(early).values():
+        assert early.read_stats(name)["documents"] == early.num_rows(name)
 
 
 def test_shards_of_another_synthesizer_are_refused(new_artifact: Any) -> None:
-    growing, synthesizer = new_artifact("growing"), new_artifact("synthesizer")
-    synthesizer.write_json(STARTED, {"fingerprint": "abc"})
-    growing.write_json(STARTED, {"recipe": {"inputs": {"synthesizer": "another"}}})
-    growing.write_table("part-00000.parquet", pa.table({"doc_id": ["a"]}), stats={"documents": 1})
+    growing, synthesizer = growing_run(new_artifact, "another")
+    write_finished(growing, merged_name(0), [bytes(16)])
     with pytest.raises(SbpError, match="synthesizer another, which is abc here"):
         take_finished(growing, synthesizer, new_artifact("early"))

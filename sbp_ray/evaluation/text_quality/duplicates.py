@@ -21,8 +21,6 @@ from sbp_ray.text.minhash import NUM_HASHES, document_signature
 
 NEAR_JACCARD = 0.6
 """Documents of one sample whose shingles overlap this much are near-duplicates of one another."""
-# With bands of four bytes one pair in ten thousand at NEAR_JACCARD is missed.
-_BAND_BYTES = 4
 _RANKS = 2**64
 
 
@@ -85,7 +83,7 @@ def duplicate_shares(parts: Sequence[Signed], *, limit: int) -> dict[str, Any]:
     is_exact_N = np.ones(num_documents, bool)
     is_exact_N[np.unique(text_N, return_index=True)[1]] = False
     distinct = signature_NH[~is_exact_N]
-    near = int(copies_of_earlier(distinct, NEAR_JACCARD, band_bytes=_BAND_BYTES).sum())
+    near = int(copies_of_earlier(distinct, NEAR_JACCARD).sum())
     return {
         "documents": num_documents,
         "exact": float(is_exact_N.mean()),

@@ -58,6 +58,18 @@ def read_shard(made: Artifact, name: str, columns: list[str]) -> pa.Table:
         raise vanished(made, name) from None
 
 
+def require_shard(made: Artifact, shard: int) -> str:
+    """The name of a train shard.
+
+    Raises:
+        SbpError: it has gone.
+    """
+    name = shard_name("train", shard)
+    if not made.exists(name):
+        raise vanished(made, name)
+    return name
+
+
 def shard_quotas(cfg: SynthesizeConfig, sizes: Sequence[int]) -> list[int]:
     """How many d1 each shard gives: what a uniform draw without replacement from all of them would take.
 

@@ -22,12 +22,12 @@ from sbp_ray.config import DecontaminateConfig, EngineConfig, SynthesizeConfig
 from sbp_ray.engine.messages import DEPLOYMENT, Drawn, Refused, Sampling, sample_seed
 from sbp_ray.errors import SbpError
 from sbp_ray.generation.committing import Committer, Finished, cannot_be_written
+from sbp_ray.generation.d1 import Source, Sources, choose_sources, read_shard, start_order
 from sbp_ray.generation.drawing import Engines
 from sbp_ray.generation.filters import REFUSED, TOO_LONG, drop_reason
 from sbp_ray.generation.ledger import Ledger
 from sbp_ray.generation.merging import merge_shard, quarantine_so_far
 from sbp_ray.generation.slots import Slots
-from sbp_ray.generation.sources import Source, Sources, choose_sources, corpus_shards, read_shard, start_order
 from sbp_ray.logs import set_up_logging
 from sbp_ray.rounds import round_of_text
 from sbp_ray.shards import shard_name
@@ -50,7 +50,6 @@ class Inputs(NamedTuple):
     decontaminate: DecontaminateConfig
     shingle_tokens: int
     corpus: Artifact
-    embeddings: Artifact
     synthesizer: Artifact
     out: Artifact
     app_name: str
@@ -91,7 +90,6 @@ class ShardWorker:
 
     async def _make(self, shard: int, quota: int) -> dict[str, Any]:
         cfg, out = self._cfg, self._in.out
-        names = corpus_shards(self._in.corpus)
         sources = await asyncio.to_thread(self._read_sources, shard, quota)
         ledger = await asyncio.to_thread(Ledger, out, shard, len(sources) * cfg.samples_per_document)
         try:
@@ -99,11 +97,8 @@ class ShardWorker:
         except ExceptionGroup as group:
             raise _first(group) from None
         self._in.tally.closed.remote(self._name, shard)
-        embeddings = self._in.embeddings
         try:
-            return await asyncio.to_thread(
-                merge_shard, cfg, shard, sources, names=names, embeddings=embeddings, out=out
-            )
+            return await asyncio.to_thread(merge_shard, cfg, shard, sources, out)
         except OSError as error:
             raise cannot_be_written(out.url, error) from None
 
@@ -157,7 +152,11 @@ class ShardWorker:
             raise too_many_bad(bad, self._in.max_bad, self._cfg, self._in.out)
 
     async def _draw(self, source: Source, numbers: dict[int, int], committer: Committer) -> None:
-        """Draw samples of one d1, given by sample and number; frees their slots as they are done and taken in."""
+        """Have the samples of one d1 written, and give each one's slot back once it is taken in.
+
+        Args:
+            numbers: by sample, the number of each in the shard.
+        """
         held = len(numbers)
         try:
             async for num_prompt, result, sample in self._results(source, list(numbers)):

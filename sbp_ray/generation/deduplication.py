@@ -1,0 +1,240 @@
+"""Copies: the last step, once all shards are merged.
+
+    bands       worker of a shard of the corpus, or of a merged shard: each document's signature into the buckets of its
+                bands
+    copies      worker of a bucket: its documents that agree in a band are compared; what copies another document goes
+                into the bucket of its shard
+    part        worker of a shard: the merged shard without its copies
+
+A synthetic document is dropped where a corpus document is alike, or an earlier synthetic one: of an earlier shard, or
+of a lower number, whatever became of that one. This follows from the documents alone, neither from which shard was
+finished first nor from when a job died. Each drawn d1 is judged against the other corpus documents, for comparison.
+
+Every document is read once and written once for each of its bands, whatever the number of shards.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.buckets import bucket_writer, read_bucket
+from sbp_ray.config import Resources, SynthesizeConfig
+from sbp_ray.generation.d1 import choose_rows, read_shard, require_shard
+from sbp_ray.generation.ledger import part_name
+from sbp_ray.generation.merging import SCRATCH, finished_shards, merged_name, signatures_name
+from sbp_ray.neighbors.files import column, values
+from sbp_ray.schema import SIGNATURE_BYTES, SYNTHETIC
+from sbp_ray.shards import Stats, run_tasks, shard_name
+from sbp_ray.text.copies import band_keys, band_width, candidate_pairs
+from sbp_ray.text.hashing import mixed
+from sbp_ray.text.minhash import estimate_jaccard
+
+# M = rows of a bucket, H = 256 hashes, R = documents, B = bands, P = pairs
+
+BAND = pa.schema(
+    [
+        ("band", pa.uint8()),
+        ("kind", pa.uint8()),
+        ("place", pa.int64()),  # shard << 32 | row in the shard
+        ("signature", pa.binary(SIGNATURE_BYTES)),
+    ]
+)
+COPY = pa.schema([("reason", pa.string()), ("row", pa.int64())])
+_PLAN = f"{SCRATCH}/plan.json"
+_CORPUS, _D1, _SYNTHETIC = 0, 1, 2  # kinds: corpus documents come before all synthetic ones
+COPY_OF_CORPUS, COPY_OF_SYNTHETIC, _REAL_COPY = "copy_of_corpus", "copy_of_synthetic", "d1"
+_ROW_BYTES = SIGNATURE_BYTES + 10
+_BUCKET_BYTES = 256 << 20  # of which a worker holds about three times as much
+_BLOCK_DOCUMENTS = 8192  # whose bands are written at a time: 70 MB with 32 bands
+
+
+def drop_copies(
+    cfg: SynthesizeConfig, corpus_shards: int, *, embeddings: Artifact, out: Artifact, resources: Resources
+) -> None:
+    """Make the parts of all merged shards.
+
+    Raises:
+        SbpError: a shard of the embeddings has gone.
+    """
+    merged = [shard for shard, name in finished_shards(out).items() if name == merged_name(shard)]
+    if merged:
+        if not out.exists(_PLAN):
+            out.write_json(_PLAN, _plan(cfg, corpus_shards, embeddings, out))
+        plan = out.read_json(_PLAN)
+        bands, num_buckets = plan["bands"], plan["buckets"]
+        files = [band_file(**item) for item in bands]
+        copies = [copy_file(bucket) for bucket in range(num_buckets)]
+        buckets = [{"bucket": bucket, "files": files} for bucket in range(num_buckets)]
+        parts = [{"shard": shard, "files": copies} for shard in merged]
+        _run("bands", BandWriter, (cfg, embeddings, out, num_buckets), bands, files, out, resources)
+        _run("compare", BucketComparer, (cfg.max_jaccard, out), buckets, copies, out, resources)
+        _run("copies", PartWriter, (out,), parts, [part_name(shard) for shard in merged], out, resources)
+    if out.exists(SCRATCH):
+        out.fs.delete_dir(out.path(SCRATCH))
+
+
+def _plan(cfg: SynthesizeConfig, corpus_shards: int, embeddings: Artifact, out: Artifact) -> dict[str, Any]:
+    """The items of the first step, and how many buckets there are: the same however often the job dies."""
+    quotas = {shard: out.read_stats(name)["d1"] for shard, name in finished_shards(out).items()}
+    corpus = [{"shard": shard, "quota": quotas.get(shard, 0)} for shard in range(corpus_shards)]
+    documents = sum(embeddings.num_rows(require_shard(embeddings, item["shard"])) for item in corpus)
+    documents += sum(out.num_rows(signatures_name(shard)) for shard in quotas)
+    num_bands = SIGNATURE_BYTES // band_width(cfg.max_jaccard)
+    return {
+        "bands": [*corpus, *({"shard": shard, "quota": None} for shard in sorted(quotas))],
+        "buckets": 1 + documents * num_bands * _ROW_BYTES // _BUCKET_BYTES,
+    }
+
+
+def _run(
+    step: str,
+    worker: type,
+    arguments: tuple[Any, ...],
+    items: list[dict[str, Any]],
+    files: list[str],
+    out: Artifact,
+    resources: Resources,
+) -> None:
+    """Do those items whose file is not there."""
+    there = {file for folder in {file.rpartition("/")[0] for file in files} for file in out.files(folder)}
+    todo = [item for item, file in zip(items, files, strict=True) if file not in there]
+    num_done = len(items) - len(todo)
+    run_tasks(f"synthesize-{step}", worker, arguments, todo, num_done=num_done, resources=resources)
+
+
+def band_file(shard: int, quota: int | None) -> str:
+    """Where the bands of a shard's documents lie, in buckets of keys; a merged shard has no quota of d1."""
+    return f"{SCRATCH}/bands-{'corpus' if quota is not None else 'synthetic'}/part-{shard:05d}.arrow"
+
+
+def copy_file(bucket: int) -> str:
+    """Where the copies lie that a bucket holds, in a bucket for each shard."""
+    return f"{SCRATCH}/copies/part-{bucket:05d}.arrow"
+
+
+class BandWriter:
+    """Puts the documents of one shard into the buckets of their bands."""
+
+    def __init__(self, cfg: SynthesizeConfig, embeddings: Artifact, out: Artifact, num_buckets: int) -> None:
+        self._seed, self._width = cfg.seed, band_width(cfg.max_jaccard)
+        self._embeddings, self._out, self._num_buckets = embeddings, out, num_buckets
+
+    def __call__(self, item: dict[str, Any]) -> Stats:
+        shard, quota = item["shard"], item["quota"]
+        if quota is not None:
+            table = read_shard(self._embeddings, shard_name("train", shard), ["doc_id", "signature"])
+            kind_R = np.full(len(table), _CORPUS, np.uint8)
+            kind_R[choose_rows(table["doc_id"], quota, self._seed)] = _D1
+        else:
+            table = read_shard(self._out, signatures_name(shard), ["signature"])
+            kind_R = np.full(len(table), _SYNTHETIC, np.uint8)
+        signature_RH = values(table, "signature", np.uint8, SIGNATURE_BYTES)
+        with bucket_writer(self._out, band_file(**item), BAND, compression=None) as writer:
+            for start in range(0, len(table), _BLOCK_DOCUMENTS):
+                rows = slice(start, start + _BLOCK_DOCUMENTS)
+                place_R = (shard << 32) + np.arange(start, start + len(kind_R[rows]))
+                writer.write(*self._bands(kind_R[rows], place_R, signature_RH[rows]))
+            writer.finish({})
+        return {}
+
+    def _bands(
+        self, kind_R: NDArray[np.uint8], place_R: NDArray[np.int64], signature_RH: NDArray[np.uint8]
+    ) -> tuple[pa.Table, NDArray[np.int64]]:
+        """Rows of `BAND`, and the bucket of each: that of the band's number and bytes."""
+        key_RB = band_keys(signature_RH, self._width).astype(np.uint64)
+        num_bands = key_RB.shape[1]
+        band_RB = np.broadcast_to(np.arange(num_bands, dtype=np.uint8), key_RB.shape)
+        bucket_RB = mixed(mixed(key_RB + band_RB)) % np.uint64(self._num_buckets)
+        columns = [pa.array(band_RB.ravel()), *(pa.array(np.repeat(part, num_bands)) for part in (kind_R, place_R))]
+        table = pa.table([*columns, column(np.repeat(signature_RH, num_bands, axis=0))], schema=BAND)
+        return table, bucket_RB.ravel().astype(np.int64)
+
+
+class BucketComparer:
+    """Finds the copies among the documents of one bucket."""
+
+    def __init__(self, max_jaccard: float, out: Artifact) -> None:
+        self._max_jaccard, self._out = max_jaccard, out
+
+    def __call__(self, item: dict[str, Any]) -> Stats:
+        table = read_bucket(self._out, item["files"], item["bucket"], BAND)
+        with bucket_writer(self._out, copy_file(item["bucket"]), COPY) as writer:
+            for reason, place_M in self._copies(table).items():
+                place_M = np.unique(place_M)
+                rows = [pa.array([reason] * len(place_M), pa.string()), pa.array(place_M & 0xFFFFFFFF)]
+                writer.write(pa.table(rows, schema=COPY), place_M >> 32)
+            writer.finish({})
+        return {}
+
+    def _copies(self, table: pa.Table) -> dict[str, NDArray[np.int64]]:
+        """By reason, the places of the documents that copy another one."""
+        band_M, kind_M, place_M = (table[name].to_numpy() for name in ("band", "kind", "place"))
+        signature_MH = values(table, "signature", np.uint8, SIGNATURE_BYTES)
+        key_M = band_keys(signature_MH, band_width(self._max_jaccard))[np.arange(len(band_M)), band_M]
+        order_M = np.lexsort((place_M, kind_M == _SYNTHETIC, key_M, band_M))
+        kind_M, place_M = kind_M[order_M], place_M[order_M]
+        is_synthetic_M = kind_M == _SYNTHETIC
+        copies = {reason: np.zeros(len(kind_M), bool) for reason in (COPY_OF_CORPUS, COPY_OF_SYNTHETIC)}
+        for later_P, earlier_P in candidate_pairs(band_M[order_M], key_M[order_M]):
+            is_judged_P = is_synthetic_M[later_P] | (kind_M[later_P] == _D1) | (kind_M[earlier_P] == _D1)
+            of_synthetic_P = is_synthetic_M[earlier_P]
+            is_known_P = np.where(of_synthetic_P, copies[COPY_OF_SYNTHETIC][later_P], copies[COPY_OF_CORPUS][later_P])
+            is_open_P = is_judged_P & ~(is_known_P & is_synthetic_M[later_P])
+            a_P, b_P = later_P[is_open_P], earlier_P[is_open_P]
+            is_alike_P = estimate_jaccard(signature_MH[order_M[a_P]], signature_MH[order_M[b_P]]) > self._max_jaccard
+            a_P, b_P = a_P[is_alike_P], b_P[is_alike_P]
+            copies[COPY_OF_SYNTHETIC][a_P[is_synthetic_M[b_P]]] = True
+            copies[COPY_OF_CORPUS][a_P[~is_synthetic_M[b_P]]] = True
+            copies[COPY_OF_CORPUS][b_P[~is_synthetic_M[a_P]]] = True  # two corpus documents copy each other
+        is_real_copy_M = copies[COPY_OF_CORPUS] & (kind_M == _D1)
+        copies[COPY_OF_CORPUS] &= is_synthetic_M
+        return {reason: place_M[is_copy_M] for reason, is_copy_M in {**copies, _REAL_COPY: is_real_copy_M}.items()}
+
+
+class PartWriter:
+    """Writes a merged shard without its copies, and removes the merged one."""
+
+    def __init__(self, out: Artifact) -> None:
+        self._out = out
+
+    def __call__(self, item: dict[str, Any]) -> Stats:
+        shard, out = item["shard"], self._out
+        found = read_bucket(out, item["files"], shard, COPY)
+        reasons, rows = found["reason"].to_numpy(zero_copy_only=False), found["row"].to_numpy()
+        of_corpus, of_synthetic, real = (
+            np.unique(rows[reasons == reason]) for reason in (COPY_OF_CORPUS, COPY_OF_SYNTHETIC, _REAL_COPY)
+        )
+        of_synthetic = np.setdiff1d(of_synthetic, of_corpus)
+        drops = {COPY_OF_CORPUS: len(of_corpus), COPY_OF_SYNTHETIC: len(of_synthetic)}
+        drops = {reason: number for reason, number in drops.items() if number}
+        with out.fs.open_input_file(out.path(merged_name(shard))) as source:
+            merged = pq.ParquetFile(source)
+            is_kept = np.ones(merged.metadata.num_rows, bool)
+            is_kept[of_corpus] = is_kept[of_synthetic] = False
+            stats = json.loads(merged.metadata.metadata[b"stats"])
+            stats["drops"] |= drops
+            stats["real_text"]["drops"][COPY_OF_CORPUS] = len(real)
+            _write_part(merged, is_kept, stats, shard, out)
+        out.fs.delete_file(out.path(merged_name(shard)))
+        return {"drops": drops}
+
+
+def _write_part(merged: pq.ParquetFile, is_kept: NDArray[np.bool_], stats: Stats, shard: int, out: Artifact) -> None:
+    """The kept rows, a group of rows at a time, with the counts that are left."""
+    start, tokens = 0, 0
+    with out.writing(part_name(shard)) as stream, pq.ParquetWriter(stream, SYNTHETIC, compression="zstd") as writer:
+        for group in range(merged.num_row_groups):
+            rows = merged.read_row_group(group, SYNTHETIC.names)
+            kept = rows.filter(pa.array(is_kept[start : start + len(rows)]))
+            start += len(rows)
+            tokens += sum(len(ids) for ids in kept["input_ids"])
+            writer.write_table(kept.cast(SYNTHETIC))
+        stats |= {"documents": int(is_kept.sum()), "tokens": tokens}
+        writer.add_key_value_metadata({"stats": json.dumps(stats)})
