@@ -38,16 +38,16 @@ class Committer:
         ledger: Ledger,
         *,
         judge: Callable[[list[Finished]], list[dict[str, Any]]],
-        told: Callable[[list[Finished]], Awaitable[None]],
+        report: Callable[[list[Finished]], Awaitable[None]],
         every_s: float,
     ) -> None:
         """
         Args:
             judge: makes rows of a segment; called in a thread.
-            told: called with what has just been committed.
+            report: called with what has just been committed.
             every_s: seconds between two commits.
         """
-        self._ledger, self._judge, self._told, self._every_s = ledger, judge, told, every_s
+        self._ledger, self._judge, self._report, self._every_s = ledger, judge, report, every_s
         self._finished: list[Finished] = []
         self._room = asyncio.Condition()
         self._is_due = asyncio.Event()
@@ -89,7 +89,7 @@ class Committer:
         async with self._room:
             self._finished = self._finished[len(finished) :]
             self._room.notify_all()
-        await self._told(finished)
+        await self._report(finished)
 
 
 def cannot_be_written(url: str, error: OSError) -> SbpError:

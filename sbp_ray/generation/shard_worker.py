@@ -110,11 +110,11 @@ class ShardWorker:
         """Draw and commit what is missing of a shard. What fails first cancels all else; what is finished by then is
         committed, if that can be done."""
 
-        async def told(finished: list[Finished]) -> None:
-            await self._tell(shard, ledger, finished)
+        async def report(finished: list[Finished]) -> None:
+            await self._report(shard, ledger, finished)
 
-        await told([])
-        committer = Committer(ledger, judge=self.rows, told=told, every_s=self._cfg.resources.commit_every_s)
+        await report([])
+        committer = Committer(ledger, judge=self.rows, report=report, every_s=self._cfg.resources.commit_every_s)
         async with asyncio.TaskGroup() as tasks:
             committing = tasks.create_task(committer.run())
             try:
@@ -138,7 +138,7 @@ class ShardWorker:
                 await self._slots.take(len(numbers))
                 draws.create_task(self._draw(sources[place], {n - first: n for n in numbers}, committer))
 
-    async def _tell(self, shard: int, ledger: Ledger, finished: list[Finished]) -> None:
+    async def _report(self, shard: int, ledger: Ledger, finished: list[Finished]) -> None:
         """Count what has been committed; learn how many samples may be kept open from now on.
 
         Raises:

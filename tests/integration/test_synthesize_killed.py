@@ -26,6 +26,7 @@ from ray_head import Head, free_ports, ray_head
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.generation.ledger import num_done, part_name
+from sbp_ray.generation.merging import finished_shards
 from sbp_ray.job import FOLDERS
 from sbp_ray.schema import DOC_ID, DOCUMENT, shard_of
 from sbp_ray.shards import shard_name
@@ -148,11 +149,11 @@ class Run:
 
     def done(self) -> int:
         """Samples that are finished for good."""
-        shards = range(NUM_SHARDS)
-        finished = [self.out.read_stats(part_name(s))["samples"] for s in shards if self.out.exists(part_name(s))]
-        with suppress(FileNotFoundError):  # a ledger that was there when it was listed: its shard has just been merged
-            return sum(finished) + num_done(self.out, list(shards))
-        return sum(finished)
+        finished = 0
+        with suppress(FileNotFoundError):  # what was there when it was listed: its shard has just been merged
+            finished = sum(self.out.read_stats(name)["samples"] for name in finished_shards(self.out).values())
+            return finished + num_done(self.out, range(NUM_SHARDS))
+        return finished
 
     def find(self, victim: str) -> list[psutil.Process]:
         if victim == "engine":
