@@ -71,11 +71,11 @@ def drop_copies(
         bands, num_buckets = plan["bands"], plan["buckets"]
         files = [band_file(**item) for item in bands]
         copies = [copy_file(bucket) for bucket in range(num_buckets)]
-        buckets = [{"bucket": bucket, "files": files} for bucket in range(num_buckets)]
-        parts = [{"shard": shard, "files": copies} for shard in merged]
+        buckets = [{"bucket": bucket} for bucket in range(num_buckets)]
+        parts = [{"shard": shard} for shard in merged]
         _run("bands", BandWriter, (cfg, embeddings, out, num_buckets), bands, files, out, resources)
-        _run("compare", BucketComparer, (cfg.max_jaccard, out), buckets, copies, out, resources)
-        _run("copies", PartWriter, (out,), parts, [part_name(shard) for shard in merged], out, resources)
+        _run("compare", BucketComparer, (cfg.max_jaccard, files, out), buckets, copies, out, resources)
+        _run("copies", PartWriter, (copies, out), parts, [part_name(shard) for shard in merged], out, resources)
     if out.exists(SCRATCH):
         out.fs.delete_dir(out.path(SCRATCH))
 
@@ -160,11 +160,11 @@ class BandWriter:
 class BucketComparer:
     """Finds the copies among the documents of one bucket."""
 
-    def __init__(self, max_jaccard: float, out: Artifact) -> None:
-        self._max_jaccard, self._out = max_jaccard, out
+    def __init__(self, max_jaccard: float, files: list[str], out: Artifact) -> None:
+        self._max_jaccard, self._files, self._out = max_jaccard, files, out
 
     def __call__(self, item: dict[str, Any]) -> Stats:
-        table = read_bucket(self._out, item["files"], item["bucket"], BAND)
+        table = read_bucket(self._out, self._files, item["bucket"], BAND)
         with bucket_writer(self._out, copy_file(item["bucket"]), COPY) as writer:
             for reason, place_M in self._copies(table).items():
                 place_M = np.unique(place_M)
@@ -201,12 +201,12 @@ class BucketComparer:
 class PartWriter:
     """Writes a merged shard without its copies, and removes the merged one."""
 
-    def __init__(self, out: Artifact) -> None:
-        self._out = out
+    def __init__(self, files: list[str], out: Artifact) -> None:
+        self._files, self._out = files, out
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         shard, out = item["shard"], self._out
-        found = read_bucket(out, item["files"], shard, COPY)
+        found = read_bucket(out, self._files, shard, COPY)
         reasons, rows = found["reason"].to_numpy(zero_copy_only=False), found["row"].to_numpy()
         of_corpus, of_synthetic, real = (
             np.unique(rows[reasons == reason]) for reason in (COPY_OF_CORPUS, COPY_OF_SYNTHETIC, _REAL_COPY)

@@ -52,10 +52,10 @@ class Inputs(NamedTuple):
     corpus: Artifact
     synthesizer: Artifact
     out: Artifact
-    app_name: str
-    max_bad: int
+    app_name: str = ""
+    max_bad: int = 0
     """Samples of the whole artifact that may fail for good."""
-    tally: Any
+    tally: Any = None
     """The driver's actor: see `generation.tally`."""
 
 

@@ -68,24 +68,16 @@ def synthesize_documents(
     if cfg.finished_of is not None:
         take_finished(Artifact("synthetic", cfg.finished_of), synthesizer, out)
     else:
-        inputs = (cfg, engine, decontaminate, shingle_tokens, corpus, synthesizer, out)
-        spent = _write_shards(shards, *inputs)
+        inputs = Inputs(cfg, engine, decontaminate, shingle_tokens, corpus, synthesizer, out)
+        spent = _write_shards(shards, inputs)
     drop_copies(cfg, len(shards), embeddings=embeddings, out=out, resources=_all_cpus())
     return _totals(out, ngrams, number) | spent
 
 
-def _write_shards(
-    shards: Sequence[str],
-    cfg: SynthesizeConfig,
-    engine: EngineConfig,
-    decontaminate: DecontaminateConfig,
-    shingle_tokens: int,
-    corpus: Artifact,
-    synthesizer: Artifact,
-    out: Artifact,
-) -> Stats:
+def _write_shards(shards: Sequence[str], inputs: Inputs) -> Stats:
     """Write and merge the shards that are not merged yet; returns what that took."""
-    quotas = shard_quotas(cfg, [corpus.num_rows(shard) for shard in shards])
+    cfg, engine, out = inputs.cfg, inputs.engine, inputs.out
+    quotas = shard_quotas(cfg, [inputs.corpus.num_rows(shard) for shard in shards])
     finished = finished_shards(out)
     todo = [{"shard": shard, "quota": quota} for shard, quota in enumerate(quotas) if shard not in finished]
     for shard in finished:
@@ -110,11 +102,10 @@ def _write_shards(
         num_workers=num_workers,
         dollars_per_node_hour=cfg.resources.dollars_per_node_hour,
     )
-    with running_synthesizer(engine, synthesizer, owner=out.url) as app_name:
+    with running_synthesizer(engine, inputs.synthesizer, owner=out.url) as app_name:
         start = time.monotonic()
         with following as (reporter, tally):
-            arguments = (cfg, engine, decontaminate, shingle_tokens, corpus, synthesizer, out, app_name)
-            _run(todo, Inputs(*arguments, max_bad, tally), num_workers)
+            _run(todo, inputs._replace(app_name=app_name, max_bad=max_bad, tally=tally), num_workers)
         return {"last_run": _spent(reporter.tokens, reporter.dollars, time.monotonic() - start)}
 
 
