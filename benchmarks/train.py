@@ -43,14 +43,13 @@ from sbp_ray.config import ModelConfig, PretrainConfig, TrainingResources
 from sbp_ray.mixing import Mixture, Source
 from sbp_ray.model import build_model, num_parameters, training_flops
 from sbp_ray.shards import shard_name
-from sbp_ray.text.packing import pack_examples
 from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
 from sbp_ray.training.build import sharded_model
 from sbp_ray.training.optim import build_optimizer
-from sbp_ray.training.packed import packed_source
+from sbp_ray.training.packed import Row, read_packed, write_shard
 from sbp_ray.training.plan import TrainingPlan, rows_folder
-from sbp_ray.training.rows import Batch, RowReader, dealt, make_batch
+from sbp_ray.training.rows import Batch, RowReader, make_batch, rank_rows
 from sbp_ray.training.sharding import process_group
 from sbp_ray.training.step import update
 from sbp_ray.training.throughput import peak_flops
@@ -108,12 +107,20 @@ class Corpus:
         tokenizer = train_tokenizer(texts, VOCAB_SIZE)
         special = special_ids(tokenizer)
         examples = [document_example(ids, special) for ids in encode_texts(tokenizer, texts)]
-        self.documents = [example.input_ids for example in examples]
+        self.documents = [example.input_ids.tolist() for example in examples]
         out = Artifact("base_lm", str(folder))
         tokenizer.save_pretrained(out.path("tokenizer"))
-        rows, stats = pack_examples(examples, seq_len)
-        for source, number in {"real": len(rows), "validation": 4}.items():
-            out.write_table(shard_name(rows_folder(source), 0), rows.slice(0, number), stats)
+        for source, number in {"real": len(examples), "validation": 4 * seq_len // 150}.items():
+            length_D = np.array([len(example.input_ids) for example in examples[:number]], np.int64)
+            write_shard(
+                out,
+                shard_name(rows_folder(source), 0),
+                length_D=length_D,
+                first_supervised_D=np.ones_like(length_D),
+                tokens_of=lambda document: examples[document].input_ids,
+                seq_len=seq_len,
+                vocab_size=VOCAB_SIZE,
+            )
         out.write_json(STARTED, {"fingerprint": "0" * 16})
         num_steps, batch_rows = 48, text_positions // seq_len
         config = PretrainConfig(
@@ -128,10 +135,10 @@ class Corpus:
         self.plan = TrainingPlan(
             stage="benchmark",
             config=config,
-            mixture=Mixture(packed_source(out, "real"), None, num_steps * batch_rows, 0, 0),
+            mixture=Mixture(read_packed(out, "real").source, None, num_steps * batch_rows, 0, 0),
             num_steps=num_steps,
             out=out,
-            validation=packed_source(out, "validation"),
+            validation=read_packed(out, "validation").source,
             tokenizer=out,
             vocab_size=VOCAB_SIZE,
             special=special,
@@ -212,9 +219,9 @@ def packed(plan: TrainingPlan, steps: int) -> float:
 
 
 def _batches(plan: TrainingPlan, steps: int) -> dict[int, Batch]:
-    reader = RowReader(plan.out, plan.config.seq_len)
+    reader = RowReader(plan.out, plan.config)
     rows = plan.config.batch_rows
-    return {step: reader.batch(dealt(plan.mixture, step, rows, 0, 1)) for step in range(1, steps + 2)}
+    return {step: reader.batch(rank_rows(plan.mixture, step, rows, 0, 1)) for step in range(1, steps + 2)}
 
 
 def padded(documents: list[list[int]], plan: TrainingPlan, steps: int) -> float:
@@ -367,11 +374,9 @@ def _random_batch(rng: np.random.Generator, rows: int, seq_len: int, vocab_size:
     for row in range(rows):
         ends = np.cumsum(np.clip(rng.lognormal(np.log(828) - 0.5, 1.0, seq_len), 8, seq_len)).astype(int)
         document_ids_BT[row] = np.searchsorted(ends, np.arange(seq_len), side="right")
-    ids = torch.from_numpy(document_ids_BT)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[:, 0] = False
-    mask[:, 1:] &= ids[:, 1:] == ids[:, :-1]
-    return make_batch([None] * rows, torch.randint(vocab_size, ids.shape), mask, ids)
+    mask_BT = np.diff(document_ids_BT, axis=1, prepend=-1) == 0  # not the first token of a document
+    input_ids_BT = rng.integers(vocab_size, size=document_ids_BT.shape)
+    return make_batch([None] * rows, list(map(Row, input_ids_BT, mask_BT, document_ids_BT)))
 
 
 if __name__ == "__main__":

@@ -279,6 +279,9 @@ class TrainingConfig(Section):
     """Who must give held-out tokens the log-probabilities of the trained model, before its export counts."""
     seed: Seed = 0
     """Of the initial weights and of the order of the rows."""
+    repack: bool = True
+    """Text that is read again shares its rows with other documents each time, instead of the same ones. Each document
+    is then read by itself: on an object store, where it would be a request, say false."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints: the most work that a crash can cost."""
     resources: TrainingResources = TrainingResources()
@@ -366,7 +369,7 @@ class TuneConfig(TrainingConfig):
     """Longest pair, with its three marks; longer ones are dropped. Without one, `seq_len`. No pair is split, so rows
     twice as long are fuller: 98.6 % of the demo's tuning rows is text, where it would be 97.0 %."""
     num_epochs: PositiveFloat = 1.0
-    """Passes over the train pairs."""
+    """Passes over the train pairs; below 1 a share of the pairs, chosen by their ids, and no others are packed."""
     max_validation_pairs: PositiveInt = 1000
     """Held-out pairs on which NLL(d2 | d1), NLL(d2 | random d) and NLL(d2) are measured."""
 

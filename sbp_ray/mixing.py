@@ -88,15 +88,16 @@ def _nth(source: Source, number: int, seed: int) -> Address:
 @lru_cache(maxsize=4)
 def _shard_order(source: Source, epoch: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The epoch's permutation of the shards, and the number of rows up to the end of each."""
-    shards = _generator(seed, source.name, epoch, -1).permutation(len(source.shard_rows))
+    shards = generator(seed, source.name, epoch, -1).permutation(len(source.shard_rows))
     return shards, np.cumsum(np.asarray(source.shard_rows)[shards])
 
 
 @lru_cache(maxsize=4)
 def _row_order(name: str, num_rows: int, shard: int, epoch: int, seed: int) -> np.ndarray:
-    """The epoch's permutation of a shard's rows: only one shard is ever in memory, and shards are random samples."""
-    return _generator(seed, name, epoch, shard).permutation(num_rows)
+    """The epoch's permutation of a shard's rows: only one shard's index is in memory, and shards are random samples."""
+    return generator(seed, name, epoch, shard).permutation(num_rows)
 
 
-def _generator(seed: int, name: str, epoch: int, shard: int) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(name.encode()), epoch, shard + 1])
+def generator(seed: int, name: str, epoch: int, shard: int, *more: int) -> np.random.Generator:
+    """Random numbers of one shard in one epoch, the same wherever they are drawn; `more` tells several uses apart."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode()), epoch, shard + 1, *more])

@@ -41,11 +41,11 @@ PAIR = pa.schema(
         ("jaccard", pa.float32()),
     ]
 )
-PACKED_ROW = pa.schema(
+PACKED_DOCUMENT = pa.schema(  # the index of a flat file of tokens, whose documents lie one behind the other
     [
-        ("input_ids", pa.list_(pa.int32())),  # [seq_len]
-        ("loss_mask", pa.list_(pa.bool_())),  # [seq_len] True: this token is graded as a target
-        ("document_ids", pa.list_(pa.int32())),  # [seq_len] 0, 1, … within the row; -1 on padding
+        ("length", pa.int32()),  # tokens
+        ("first_supervised", pa.int32()),  # position in the document of the first token that is a target
+        ("row", pa.int32()),  # that it was packed into
     ]
 )
 SYNTHETIC = pa.schema(

@@ -10,7 +10,7 @@ import numpy as np
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Resources
 from sbp_ray.logs import Progress
-from sbp_ray.text.pair_format import Example, document_example
+from sbp_ray.text.pair_format import Example, document_example, join_tokens
 from sbp_ray.text.tokenizer import SpecialIds
 
 # N = units of a set, E = examples of all sets
@@ -35,7 +35,7 @@ def document_windows(input_ids: Sequence[int], special: SpecialIds, max_tokens: 
     """
     body = max_tokens - 2  # <bos> and <eos>
     parts = [input_ids[start : start + body] for start in range(0, max(1, len(input_ids)), body)]
-    windows = [Example([special.bos, *part], [False] + [True] * len(part)) for part in parts[:-1]]
+    windows = [Example(join_tokens([special.bos], part), 1) for part in parts[:-1]]
     return [*windows, document_example(parts[-1], special)]
 
 

@@ -83,7 +83,7 @@ def answer_table(
 
 def graded_tokens(text_sets: TextSets, name: str) -> np.ndarray:
     """Graded tokens of each unit. int64 [N]."""
-    return np.array([sum(sum(example.loss_mask) for example in unit) for unit in text_sets[name]], np.int64)
+    return np.array([sum(example.num_supervised for example in unit) for unit in text_sets[name]], np.int64)
 
 
 def num_bytes(texts: Sequence[str]) -> np.ndarray:

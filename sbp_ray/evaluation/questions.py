@@ -14,7 +14,7 @@ from sbp_ray.errors import SbpError, one_line
 from sbp_ray.schema import Split
 from sbp_ray.sources import list_input_files, open_bytes
 from sbp_ray.text.hashing import hash64
-from sbp_ray.text.pair_format import Example
+from sbp_ray.text.pair_format import Example, join_tokens
 from sbp_ray.text.tokenizer import SpecialIds, encode_texts
 
 
@@ -120,4 +120,4 @@ def question_example(question: Question, tokenizer: Any, special: SpecialIds) ->
     Prompt and answer are encoded apart, so that the first graded token is the answer's for every tokenizer.
     """
     prompt, answer = encode_texts(tokenizer, [question.prompt, question.continuation])
-    return Example([special.bos, *prompt, *answer], [False] * (1 + len(prompt)) + [True] * len(answer))
+    return Example(join_tokens([special.bos], prompt, answer), 1 + len(prompt))

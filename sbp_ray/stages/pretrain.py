@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
+
+import numpy as np
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig
@@ -13,17 +14,12 @@ from sbp_ray.mixing import Mixture
 from sbp_ray.model import num_parameters, padded_vocab_size, read_base_shape
 from sbp_ray.rounds import round_of
 from sbp_ray.shards import Stats, run_tasks, shard_name
-from sbp_ray.text.packing import pack_examples
-from sbp_ray.text.pair_format import document_example
+from sbp_ray.text.pair_format import DOCUMENT_MARKS, document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
-from sbp_ray.training.gate import check_export
-from sbp_ray.training.journal import last_row, survived
-from sbp_ray.training.launch import fit
-from sbp_ray.training.packed import packed_source, packing_stats, realised
+from sbp_ray.training.launch import run_plan
+from sbp_ray.training.packed import Packed, TokenLists, packing_resources, read_packed, write_shard
 from sbp_ray.training.plan import TrainingPlan, rows_folder
 from sbp_ray.training.refusals import refuse_missing_float8, refuse_other_tokenizer, refuse_short_context
-
-logger = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -54,37 +50,25 @@ def pretrain(
     inputs = {"real": (corpus, "train"), "validation": (corpus, "validation")}
     if synthetic is not None:
         inputs["synthetic"] = (synthetic, "")
-    packed = _pack(stage, cfg, inputs, special, out)
+    packed = _pack(stage, cfg, inputs, special, vocab_size, out)
     plan = TrainingPlan(
         stage=stage,
         config=cfg,
-        mixture=_mixture(cfg, mixture, packed, out),
+        mixture=_mixture(cfg, mixture, packed),
         num_steps=cfg.num_steps(),
         out=out,
-        validation=packed_source(out, "validation"),
+        validation=packed["validation"].source,
         tokenizer=corpus,
         vocab_size=vocab_size,
         special=special,
         model=model,
         base=cfg.base,
     )
-    mixed = realised(plan.mixture, packed, cfg.seq_len)
-    sources = ", ".join(
-        f"{name}: {counts['rows']:,} rows, {counts['passes']:.2f} passes" for name, counts in mixed.items()
-    )
-    logger.info(f"{stage} | {sources}")
-    fit(plan)
     return {
         "round": 0 if synthetic is None else round_of(synthetic),
         "parameters": num_parameters(model, vocab_size),
         "vocab_size": vocab_size,
-        "steps": plan.num_steps,
-        "positions": plan.num_steps * cfg.batch_rows * cfg.seq_len,
-        "mixture": mixed,
-        "packing": packed,
-        "final": last_row(out),
-        **survived(out),
-        "export": check_export(stage, cfg, out),
+        **run_plan(plan, packed),
         "drops": {},
     }
 
@@ -93,43 +77,68 @@ class _PackDocuments:
     """Packs one shard of documents."""
 
     def __init__(
-        self, seq_len: int, special: SpecialIds, inputs: dict[str, tuple[Artifact, str]], out: Artifact
+        self,
+        cfg: PretrainConfig,
+        special: SpecialIds,
+        vocab_size: int,
+        inputs: dict[str, tuple[Artifact, str]],
+        out: Artifact,
     ) -> None:
-        self._seq_len, self._special, self._inputs, self._out = seq_len, special, inputs, out
+        self._cfg, self._special, self._vocab_size = cfg, special, vocab_size
+        self._inputs, self._out = inputs, out
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         artifact, _ = self._inputs[item["source"]]
-        table = artifact.read_table(item["file"], columns=["input_ids"])
-        examples = (document_example(ids, self._special) for ids in table["input_ids"].to_pylist())
-        rows, stats = pack_examples(examples, self._seq_len)
-        self._out.write_table(shard_name(rows_folder(item["source"]), item["shard"]), rows, stats)
-        return {"documents": stats["examples"]}
+        documents = TokenLists(artifact.read_table(item["file"], columns=["input_ids"])["input_ids"])
+        length_D = documents.length_D + DOCUMENT_MARKS
+        write_shard(
+            self._out,
+            shard_name(rows_folder(item["source"]), item["shard"]),
+            length_D=length_D,
+            first_supervised_D=np.ones_like(length_D),
+            tokens_of=lambda number: document_example(documents.of(number), self._special).input_ids,
+            seq_len=self._cfg.seq_len,
+            vocab_size=self._vocab_size,
+            is_repeated=self._cfg.repack and item["source"] == "real",
+        )
+        return {"documents": len(length_D)}
 
 
 def _pack(
-    stage: str, cfg: PretrainConfig, inputs: dict[str, tuple[Artifact, str]], special: SpecialIds, out: Artifact
-) -> dict[str, Stats]:
-    """Rows of every source under `rows/`; returns the packing counts of each."""
+    stage: str,
+    cfg: PretrainConfig,
+    inputs: dict[str, tuple[Artifact, str]],
+    special: SpecialIds,
+    vocab_size: int,
+    out: Artifact,
+) -> dict[str, Packed]:
+    """Rows of every source under `rows/`."""
     items: list[dict[str, Any]] = [
         {"source": source, "file": file, "shard": shard}
         for source, (artifact, folder) in inputs.items()
         for shard, file in enumerate(artifact.files(folder, ".parquet"))
     ]
-    todo = [item for item in items if not out.exists(shard_name(rows_folder(item["source"]), item["shard"]))]
-    arguments = (cfg.seq_len, special, inputs, out)
+    there = {name for source in inputs for name in out.files(rows_folder(source), ".parquet")}
+    todo = [item for item in items if shard_name(rows_folder(item["source"]), item["shard"]) not in there]
     run_tasks(
-        f"{stage} packing", _PackDocuments, arguments, todo, num_done=len(items) - len(todo), resources=cfg.resources
+        f"{stage} packing",
+        _PackDocuments,
+        (cfg, special, vocab_size, inputs, out),
+        todo,
+        num_done=len(items) - len(todo),
+        resources=packing_resources(cfg.resources),
     )
-    return {source: packing_stats(out, source) for source in inputs}
+    return {source: read_packed(out, source) for source in inputs}
 
 
-def _mixture(cfg: PretrainConfig, mixture: MixtureConfig, packed: dict[str, Stats], out: Artifact) -> Mixture:
-    if not packed["real"].get("rows"):
+def _mixture(cfg: PretrainConfig, mixture: MixtureConfig, packed: dict[str, Packed]) -> Mixture:
+    real = packed["real"].source
+    if not real.num_rows:
         raise SbpError("the corpus has no train documents: check ingest.input and ingest.validation_share")
     total_rows = cfg.num_steps() * cfg.batch_rows
     if "synthetic" not in packed:
-        return Mixture(packed_source(out, "real"), None, total_rows, 0, cfg.seed)
-    synthetic = packed_source(out, "synthetic")
+        return Mixture(real, None, total_rows, 0, cfg.seed)
+    synthetic = packed["synthetic"].source
     wanted = round(mixture.share() * total_rows)
     if wanted > synthetic.num_rows:
         less = _less_synthetic(mixture, synthetic.num_rows / total_rows)
@@ -138,7 +147,7 @@ def _mixture(cfg: PretrainConfig, mixture: MixtureConfig, packed: dict[str, Stat
             f"{synthetic.num_rows:,}, which are read once: {less}, or raise synthesize.num_documents or "
             "synthesize.samples_per_document"
         )
-    return Mixture(packed_source(out, "real"), synthetic, total_rows, wanted, cfg.seed)
+    return Mixture(real, synthetic, total_rows, wanted, cfg.seed)
 
 
 def _less_synthetic(mixture: MixtureConfig, most: float) -> str:

@@ -23,13 +23,11 @@ from sbp_ray.rounds import round_of
 from sbp_ray.schema import shard_of
 from sbp_ray.scoring import sum_nll
 from sbp_ray.shards import Stats, shard_name
-from sbp_ray.text.pair_format import Example, pair_example, unconditional_example
+from sbp_ray.text.pair_format import PAIR_MARKS, Example, pair_example, unconditional_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
-from sbp_ray.training.gate import check_export
-from sbp_ray.training.journal import last_row, survived
-from sbp_ray.training.launch import fit
-from sbp_ray.training.packed import packed_source, packing_stats, realised
-from sbp_ray.training.pair_rows import SOURCES, pack_pairs
+from sbp_ray.training.launch import run_plan
+from sbp_ray.training.packed import Packed, read_packed
+from sbp_ray.training.pair_rows import SOURCES, UNREAD, pack_pairs
 from sbp_ray.training.plan import MODEL_FOLDER, TrainingPlan, rows_folder
 from sbp_ray.training.refusals import refuse_missing_float8, refuse_other_tokenizer, refuse_short_context
 
@@ -37,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 STAGE = "tune"
 GAINS = "held_out_gains.parquet"
-"""A row for each held-out pair: graded tokens of d2, and its NLL under each of `VIEWS`."""
+"""A row for each held-out pair: supervised tokens of d2, and its NLL under each of `VIEWS`."""
 VIEWS = {"nll_given_d1": "given_d1", "nll_given_random": "given_random", "nll_alone": "alone"}
 
 
@@ -54,56 +52,50 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
     refuse_short_context("tune", cfg, shape.max_positions)
     refuse_other_tokenizer(tokenizer, base_lm.local_copy(MODEL_FOLDER), vocab_size)
     special = special_ids(tokenizer)
-    pack_pairs(cfg, corpus=corpus, pairs=pairs, special=special, out=out)
-    packed = {source: packing_stats(out, source) for source in SOURCES.values()}
-    for stats in packed.values():
-        stats.pop("shortest_pair", None)  # of one shard; it does not add up
-    _refuse_no_pairs(cfg, packed["pairs"], out)
-    source = packed_source(out, "pairs")
-    num_steps = max(1, math.ceil(cfg.num_epochs * source.num_rows / cfg.batch_rows))
+    pack_pairs(cfg, corpus=corpus, pairs=pairs, special=special, vocab_size=vocab_size, out=out)
+    packed = {name: read_packed(out, name) for name in SOURCES.values()}
+    for source in packed.values():
+        source.stats.pop("shortest_pair", None)  # of one shard; it does not add up
+    train = packed[SOURCES["train"]]
+    _refuse_no_pairs(cfg, train, out)
+    # Fewer pairs than all were packed where `num_epochs` is below 1: one pass over them is what it asks for.
+    num_steps = math.ceil(max(1, cfg.num_epochs) * train.source.num_rows / cfg.batch_rows)
     plan = TrainingPlan(
         stage=STAGE,
         config=cfg,
-        mixture=Mixture(source, None, num_steps * cfg.batch_rows, 0, cfg.seed),
+        mixture=Mixture(train.source, None, num_steps * cfg.batch_rows, 0, cfg.seed),
         num_steps=num_steps,
         out=out,
-        validation=packed_source(out, "validation"),
+        validation=packed[SOURCES["validation"]].source,
         tokenizer=corpus,
         vocab_size=vocab_size,
         special=special,
         model=shape,
         base=base_lm,
     )
-    logger.info(
-        f"{STAGE} | {packed['pairs']['examples']:,} pairs in {source.num_rows:,} rows | "
-        f"{num_steps} steps x {cfg.batch_rows} rows x {cfg.seq_len} tokens"
-    )
-    fit(plan)
     return {
         "round": round_of(base_lm) + 1,
-        "steps": num_steps,
-        "positions": num_steps * cfg.batch_rows * cfg.seq_len,
-        "mixture": realised(plan.mixture, packed, cfg.seq_len),
-        "packing": packed,
-        "drops": packed["pairs"].get("drops", {}),
-        "final": last_row(out),
-        **survived(out),
-        "export": check_export(STAGE, cfg, out),
+        **run_plan(plan, packed),
+        "drops": train.stats["drops"],
         "validation": _measure_gain(cfg, corpus, pairs, special, out),
     }
 
 
-def _refuse_no_pairs(cfg: TuneConfig, packed: Stats, out: Artifact) -> None:
-    if packed.get("rows"):
+def _refuse_no_pairs(cfg: TuneConfig, train: Packed, out: Artifact) -> None:
+    if train.source.num_rows:
         return
-    if not packed.get("pairs"):
+    num_pairs = train.stats.get("pairs", 0)
+    if not num_pairs:
         raise SbpError("there are no train pairs: lower pair.min_cosine, or add related documents")
-    files = out.files(rows_folder(SOURCES["train"]), ".parquet")
-    shortest = min(stats["shortest_pair"] for file in files if (stats := out.read_stats(file))["pairs"])
+    if train.stats["drops"][UNREAD] == num_pairs:
+        raise SbpError(f"tune.num_epochs={cfg.num_epochs} reads none of the {num_pairs:,} train pairs: raise it")
+    shortest = min(
+        out.read_stats(file)["shortest_pair"] for file in out.files(rows_folder(train.source.name), ".parquet")
+    )
     setting, longest = cfg.longest_document()
     raise SbpError(
-        f"none of the {packed['pairs']:,} train pairs fits tune.{setting}={longest}, the shortest has {shortest} "
-        f"tokens: raise tune.{setting}"
+        f"none of the {num_pairs - train.stats['drops'][UNREAD]:,} train pairs fits tune.{setting}={longest}, "
+        f"the shortest has {shortest} tokens: raise tune.{setting}"
     )
 
 
@@ -157,12 +149,11 @@ def held_out_pairs(
     made = []
     for d1_id, d2_id in ids:
         others = (strangers[i] for i in rng.permutation(len(strangers)))
-        unrelated = (
-            pair_example(texts[o], texts[d2_id], special, context) for o in others if groups[o] != groups[d2_id]
-        )
-        given_d1 = pair_example(texts[d1_id], texts[d2_id], special, context)
-        given_random = next((example for example in unrelated if example is not None), None)
-        if given_d1 is not None and given_random is not None:
+        room = context - len(texts[d2_id]) - PAIR_MARKS  # for d1
+        unrelated = (o for o in others if groups[o] != groups[d2_id] and len(texts[o]) <= room)
+        stranger = next(unrelated, None)
+        if stranger is not None and len(texts[d1_id]) <= room and len(texts[d2_id]):
+            given_d1, given_random = (pair_example(texts[o], texts[d2_id], special) for o in (d1_id, stranger))
             made.append(HeldOutPair(given_d1, given_random, unconditional_example(texts[d2_id], special)))
     return made
 
@@ -210,9 +201,9 @@ def _score_pairs(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: Sp
         name: sum_nll(model, [getattr(pair, view) for pair in examples], batch_tokens=batch_tokens)
         for name, view in VIEWS.items()
     }
-    num_graded_N = np.array([sum(pair.alone.loss_mask) for pair in examples], np.int64)
-    out.write_table(GAINS, pa.table({"tokens": num_graded_N, **nll}))
-    return {"pairs": len(examples)} | gain_summary(num_graded_N, nll)
+    tokens_N = np.array([pair.alone.num_supervised for pair in examples], np.int64)
+    out.write_table(GAINS, pa.table({"tokens": tokens_N, **nll}))
+    return {"pairs": len(examples)} | gain_summary(tokens_N, nll)
 
 
 def gain_summary(tokens_N: np.ndarray, nll: Mapping[str, np.ndarray]) -> Stats:

@@ -2,8 +2,44 @@
 
 from __future__ import annotations
 
+import logging
+
+from sbp_ray.shards import Stats
 from sbp_ray.training.export import is_exported
+from sbp_ray.training.gate import check_export
+from sbp_ray.training.journal import last_row, survived
+from sbp_ray.training.packed import Packed, count_mixture
 from sbp_ray.training.plan import TrainingPlan
+
+logger = logging.getLogger(__name__)
+
+
+def run_plan(plan: TrainingPlan, packed: dict[str, Packed]) -> Stats:
+    """Train, and check the export; returns what every training stage reports.
+
+    Args:
+        packed: the rows of each source, as they lie in `plan.out`.
+
+    Raises:
+        SbpError: see `fit`; or the export was refused.
+    """
+    cfg = plan.config
+    mixed = count_mixture(plan.mixture, packed, cfg.seq_len)
+    sources = ", ".join(
+        f"{name}: {counts['rows']:,} rows, {counts['passes']:.2f} passes" for name, counts in mixed.items()
+    )
+    steps = f"{plan.num_steps} steps x {cfg.batch_rows} rows x {cfg.seq_len} tokens"
+    logger.info(f"{plan.stage} | {steps} | {sources}")
+    fit(plan)
+    return {
+        "steps": plan.num_steps,
+        "positions": plan.num_steps * cfg.batch_rows * cfg.seq_len,
+        "mixture": mixed,
+        "packing": {name: source.stats for name, source in packed.items()},
+        "final": last_row(plan.out),
+        **survived(plan.out),
+        "export": check_export(plan.stage, cfg, plan.out),
+    }
 
 
 def fit(plan: TrainingPlan) -> None:

@@ -16,7 +16,7 @@ from sbp_ray.training.loss import GradedLanguageModel
 from sbp_ray.training.meter import Meter
 from sbp_ray.training.optim import build_optimizer
 from sbp_ray.training.plan import TrainingPlan
-from sbp_ray.training.rows import Batch, RowReader, dealt, read_ahead
+from sbp_ray.training.rows import Batch, RowReader, rank_rows, read_ahead
 from sbp_ray.training.sharding import process_group, sum_over_ranks, training_device
 from sbp_ray.training.step import update
 
@@ -53,7 +53,7 @@ def train(
         with closing(Checkpoints(plan.out, model, optimizer)) as checkpoints:
             first_step = checkpoints.load_newest()
             meter = Meter(plan, model.lm.config.vocab_size, first_step, device)
-            reader = RowReader(plan.out, plan.config.seq_len)
+            reader = RowReader(plan.out, plan.config)
             for step, batches in meter.timed(_batches(plan, first_step)):
                 result = update(plan, model, optimizer, batches, step, device, ask=meter.is_time_to_ask())
                 held_out = _evaluate(plan, model, reader, device) if is_evaluation(plan, step) else {}
@@ -82,11 +82,11 @@ def is_evaluation(plan: TrainingPlan, step: int) -> bool:
 
 def _batches(plan: TrainingPlan, first_step: int) -> Iterator[tuple[int, list[Batch]]]:
     """This rank's micro-batches of each step that is left, read ahead."""
-    reader = RowReader(plan.out, plan.config.seq_len)  # of the thread that reads
+    reader = RowReader(plan.out, plan.config)  # of the thread that reads
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
 
     def make(step: int) -> tuple[int, list[Batch]]:
-        addresses = dealt(plan.mixture, step, plan.config.batch_rows, rank, num_ranks)
+        addresses = rank_rows(plan.mixture, step, plan.config.batch_rows, rank, num_ranks)
         return step, reader.batches(addresses, plan.config.micro_batch_rows)
 
     return read_ahead(make, range(first_step + 1, plan.num_steps + 1))
@@ -105,7 +105,7 @@ def _evaluate(
     for batch in reader.batches(addresses[dist.get_rank() :: dist.get_world_size()], plan.config.micro_batch_rows):
         placed = batch.to(device)
         totals[0] += model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents).sum().item()
-        totals[1] += batch.num_graded
+        totals[1] += batch.num_supervised
     nll, num_graded = sum_over_ranks(totals)
     model.train()
     return {"validation_nats": nll / max(1.0, num_graded)}

@@ -18,26 +18,24 @@ Legend: N pairs, D documents, T tokens.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import bucket_writer, read_bucket
 from sbp_ray.config import TuneConfig
-from sbp_ray.doc_ids import ids_to_numpy, shards_of
+from sbp_ray.doc_ids import id_numbers, ids_to_numpy, shards_of
 from sbp_ray.errors import SbpError
-from sbp_ray.schema import DOC_ID, DOCUMENT, PACKED_ROW, SPLITS, Split
+from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, Split
 from sbp_ray.shards import Stats, map_shards, shard_name
-from sbp_ray.text.packing import best_fit, filled_rows
-from sbp_ray.text.pair_format import PAIR_MARKS, ExampleArrays, pair_arrays
+from sbp_ray.text.pair_format import PAIR_MARKS, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
+from sbp_ray.training.packed import TokenLists, packing_resources, write_shard
 from sbp_ray.training.plan import rows_folder
 
 SOURCES: dict[Split, str] = {"train": "pairs", "validation": "validation"}
@@ -45,12 +43,20 @@ SOURCES: dict[Split, str] = {"train": "pairs", "validation": "validation"}
 SCRATCH = "scratch"
 WANTED = pa.schema([("doc_id", DOC_ID)])
 FETCHED = pa.schema([("doc_id", DOC_ID), DOCUMENT.field("input_ids")])
-_FETCH_TOKENS = 8 << 20  # held twice while they are written
-_WRITE_TOKENS = 4 << 20  # of rows, padding included; 9 bytes each
+UNREAD = "beyond_num_epochs"
+"""Why pairs are not packed that no step would read."""
+_NO_PAIR = 2**62
+"""`shortest_pair` of a shard without pairs."""
+_FETCH_TOKENS = 8 << 20
+"""Tokens that are sent on at a time; they are held twice while they are written."""
 
 
-def pack_pairs(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, special: SpecialIds, out: Artifact) -> None:
+def pack_pairs(
+    cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, special: SpecialIds, vocab_size: int, out: Artifact
+) -> None:
     """Commit the rows of both splits' pairs, a shard for each shard of pairs, under `rows/`.
+
+    Where `cfg.num_epochs` is less than 1, no more train pairs than it reads.
 
     Raises:
         SbpError: the corpus lacks a document of the pairs.
@@ -59,10 +65,9 @@ def pack_pairs(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, special: S
     if _missing("rows", every, out):
         for step, worker in (("wanted", WantLister), ("fetched", TokenFetcher), ("rows", PairPacker)):
             todo = _missing(step, every, out)
-            arguments = (cfg, special, corpus, pairs, out)
-            map_shards(
-                f"tune-{step}", worker, arguments, todo, num_done=len(every) - len(todo), resources=cfg.resources
-            )
+            arguments = (cfg, special, vocab_size, corpus, pairs, out)
+            resources = packing_resources(cfg.resources)
+            map_shards(f"tune-{step}", worker, arguments, todo, num_done=len(every) - len(todo), resources=resources)
     if out.exists(SCRATCH):
         out.fs.delete_dir(out.path(SCRATCH))
 
@@ -72,7 +77,7 @@ def _folder(step: str, split: Split) -> str:
 
 
 def _missing(step: str, every: list[tuple[Split, int]], out: Artifact) -> list[dict[str, Any]]:
-    there = {name for split in SPLITS for name in out.files(_folder(step, split))}
+    there = {name for split in SPLITS for name in out.files(_folder(step, split), ".parquet")}
     return [
         {"split": split, "shard": shard}
         for split, shard in every
@@ -83,11 +88,27 @@ def _missing(step: str, every: list[tuple[Split, int]], out: Artifact) -> list[d
 class _Worker:
     """What the three steps have in common."""
 
-    def __init__(self, cfg: TuneConfig, special: SpecialIds, corpus: Artifact, pairs: Artifact, out: Artifact) -> None:
-        self._cfg, self._special, self._corpus, self._pairs, self._out = cfg, special, corpus, pairs, out
+    def __init__(
+        self,
+        cfg: TuneConfig,
+        special: SpecialIds,
+        vocab_size: int,
+        corpus: Artifact,
+        pairs: Artifact,
+        out: Artifact,
+    ) -> None:
+        self._cfg, self._special, self._vocab_size = cfg, special, vocab_size
+        self._corpus, self._pairs, self._out = corpus, pairs, out
 
     def _bucket(self, step: str, split: Split, shard: int, schema: pa.Schema) -> pa.Table:
         return read_bucket(self._out, self._out.files(_folder(step, split)), shard, schema)
+
+    def _read_pairs(self, split: Split, shard: int, columns: list[str]) -> tuple[pa.Table, int]:
+        """The pairs that are read, and how many there are. Held-out pairs are read all."""
+        table = self._pairs.read_table(shard_name(split, shard), columns=["d1_id", "d2_id"])
+        if split == "train" and self._cfg.num_epochs < 1:
+            return table.filter(pa.array(choose_pairs(table, self._cfg.num_epochs))).select(columns), len(table)
+        return table.select(columns), len(table)
 
     def _documents(self, split: Split, shard: int) -> pa.Table:
         return self._corpus.read_table(shard_name(split, shard), columns=["doc_id", "input_ids"])
@@ -109,7 +130,7 @@ class WantLister(_Worker):
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         split, shard = item["split"], item["shard"]
-        ids = pc.unique(self._pairs.read_table(shard_name(split, shard), columns=["d2_id"])["d2_id"])
+        ids = pc.unique(self._read_pairs(split, shard, ["d2_id"])[0]["d2_id"])
         num_shards = len(self._corpus.files(split, ".parquet"))
         bucket_D = shards_of(ids_to_numpy(ids), num_shards)
         with bucket_writer(self._out, shard_name(_folder("wanted", split), shard), WANTED) as writer:
@@ -147,58 +168,31 @@ class PairPacker(_Worker):
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         split, shard = item["split"], item["shard"]
-        table = self._pairs.read_table(shard_name(split, shard), columns=["d1_id", "d2_id"])
-        d1 = self._tokens(table["d1_id"], self._documents(split, shard))
-        d2 = self._tokens(table["d2_id"], self._bucket("fetched", split, shard, FETCHED))
-        length_N = d1.length_N + d2.length_N + PAIR_MARKS
-        seq_len, (_, longest) = self._cfg.seq_len, self._cfg.longest_document()
-        kept = np.flatnonzero((length_N <= longest) & (d2.length_N > 0))
-        rows = best_fit(length_N[kept].tolist(), seq_len)
-        num_tokens = int(length_N[kept].sum())
-        drops = {"too_long": len(table) - len(kept)}
-        stats = {
-            "rows": len(rows),
-            "examples": len(kept),
-            "splits": 0,
-            "tokens": num_tokens,
-            "graded_tokens": int((d2.length_N[kept] + 1).sum()),
-            "padding": len(rows) * seq_len - num_tokens,
-            "pairs": len(table),
-            "shortest_pair": int(length_N.min()) if len(table) else 0,
-            "drops": drops,
-        }
-
-        def example(number: int) -> ExampleArrays:
-            return pair_arrays(d1.of(kept[number]), d2.of(kept[number]), self._special)
-
-        num_rows = max(1, _WRITE_TOKENS // seq_len)
-        with (
-            self._out.writing(shard_name(_folder("rows", split), shard)) as stream,
-            pq.ParquetWriter(stream, PACKED_ROW, compression="zstd") as writer,
-        ):
-            for start in range(0, len(rows), num_rows):
-                writer.write_table(filled_rows(rows[start : start + num_rows], example, seq_len))
-            writer.add_key_value_metadata({"stats": json.dumps(stats)})
-        return {"documents": len(table), "drops": drops}
-
-    def _tokens(self, doc_ids: pa.ChunkedArray, documents: pa.Table) -> _Tokens:
-        return _Tokens(documents["input_ids"], self._rows_of(doc_ids, documents))
+        table, num_pairs = self._read_pairs(split, shard, ["d1_id", "d2_id"])
+        documents, fetched = self._documents(split, shard), self._bucket("fetched", split, shard, FETCHED)
+        d1 = TokenLists(documents["input_ids"], self._rows_of(table["d1_id"], documents))
+        d2 = TokenLists(fetched["input_ids"], self._rows_of(table["d2_id"], fetched))
+        length_N = d1.length_D + d2.length_D + PAIR_MARKS
+        _, longest = self._cfg.longest_document()
+        kept = np.flatnonzero((length_N <= longest) & (d2.length_D > 0))
+        drops = {"too_long": len(table) - len(kept), UNREAD: num_pairs - len(table)}
+        write_shard(
+            self._out,
+            shard_name(_folder("rows", split), shard),
+            length_D=length_N[kept],
+            first_supervised_D=d1.length_D[kept] + 2,
+            tokens_of=lambda number: pair_example(d1.of(kept[number]), d2.of(kept[number]), self._special).input_ids,
+            seq_len=self._cfg.seq_len,
+            vocab_size=self._vocab_size,
+            counts={"pairs": num_pairs, "shortest_pair": int(length_N.min(initial=_NO_PAIR)), "drops": drops},
+        )
+        return {"documents": num_pairs, "drops": drops}
 
 
-class _Tokens:
-    """The tokens of one side of each pair, where Arrow holds them: 4 bytes a token, each document once."""
-
-    def __init__(self, lists: pa.ChunkedArray, row_N: NDArray[np.int64]) -> None:
-        chunks = lists.chunks
-        nothing = np.empty(0, np.int64)
-        offsets = [chunk.offsets.to_numpy() for chunk in chunks]
-        numbers = [np.full(len(chunk), number) for number, chunk in enumerate(chunks)]
-        self._values = [chunk.values.to_numpy() for chunk in chunks]
-        self._chunk_N = np.concatenate([nothing, *numbers])[row_N]
-        self._start_N = np.concatenate([nothing, *(part[:-1] for part in offsets)])[row_N]
-        self._end_N = np.concatenate([nothing, *(part[1:] for part in offsets)])[row_N]
-        self.length_N = self._end_N - self._start_N
-
-    def of(self, pair: int) -> NDArray[np.int32]:
-        """int32[T]"""
-        return self._values[self._chunk_N[pair]][self._start_N[pair] : self._end_N[pair]]
+def choose_pairs(table: pa.Table, share: float) -> NDArray[np.bool_]:
+    """About this share of the pairs, by a hash of their two ids: the same ones whenever asked, and more for more."""
+    d1_N, d2_N = (id_numbers(ids_to_numpy(table[column]))[:, 1] for column in ("d1_id", "d2_id"))
+    mixed_N = (d1_N ^ np.uint64(0x6A09E667F3BCC908)) * np.uint64(0x9E3779B97F4A7C15) + d2_N
+    mixed_N = (mixed_N ^ (mixed_N >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)  # an odd multiplier: a bijection
+    mixed_N ^= mixed_N >> np.uint64(32)
+    return (mixed_N >> np.uint64(11)) * 2.0**-53 < share

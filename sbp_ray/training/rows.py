@@ -16,15 +16,19 @@ import numpy as np
 import torch
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.mixing import Address, Mixture
-from sbp_ray.schema import PACKED_ROW
+from sbp_ray.config import TrainingConfig
+from sbp_ray.mixing import Address, Mixture, generator
 from sbp_ray.shards import shard_name
-from sbp_ray.text.packing import PADDING
+from sbp_ray.text.packing import PackedRows
 from sbp_ray.training.attention import Documents, find_documents
+from sbp_ray.training.packed import PADDING, PackedShard, Row, blank_row
 from sbp_ray.training.plan import rows_folder
 
 T = TypeVar("T")
-READ_AHEAD = 2  # steps; a shard that must be fetched takes longer than a step, and then its successors are there
+READ_AHEAD = 2
+"""Steps. The index of a shard that must be fetched takes longer than a step; then the steps after it are there."""
+_REPACKING = 1
+"""Tells the random numbers of new packings from those of the order of the rows."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Batch:
     input_ids_BT: torch.Tensor
     loss_mask_BT: torch.Tensor
     documents: Documents
-    num_graded: int
+    num_supervised: int
     num_tokens: int
     """Padding not counted."""
     attended: int
@@ -51,13 +55,11 @@ class Batch:
         )
 
 
-def make_batch(
-    addresses: Sequence[Address | None],
-    input_ids_BT: torch.Tensor,
-    loss_mask_BT: torch.Tensor,
-    document_ids_BT: torch.Tensor,
-) -> Batch:
+def make_batch(addresses: Sequence[Address | None], rows: Sequence[Row]) -> Batch:
     """Find the documents and count; pinned where a GPU will fetch it."""
+    input_ids_BT, loss_mask_BT, document_ids_BT = (
+        torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)
+    )
     documents = find_documents(document_ids_BT)
     starts_N = documents.bounds_N1[:-1].long()
     lengths_N = documents.bounds_N1.diff().long() * (document_ids_BT.flatten()[starts_N] != PADDING)
@@ -68,13 +70,13 @@ def make_batch(
         input_ids_BT,
         loss_mask_BT,
         documents,
-        num_graded=int(loss_mask_BT.sum()),
+        num_supervised=int(loss_mask_BT.sum()),
         num_tokens=int(lengths_N.sum()),
         attended=int(lengths_N.square().sum()),
     )
 
 
-def dealt(mixture: Mixture, step: int, batch_rows: int, rank: int, num_ranks: int) -> list[Address | None]:
+def rank_rows(mixture: Mixture, step: int, batch_rows: int, rank: int, num_ranks: int) -> list[Address | None]:
     """The rank's rows of step 1, 2, …: every `num_ranks`-th, and padding where they do not come out even."""
     first = (step - 1) * batch_rows
     mine: list[Address | None] = [mixture.address(row) for row in range(first + rank, first + batch_rows, num_ranks)]
@@ -95,43 +97,37 @@ def read_ahead(make: Callable[[int], T], steps: Iterable[int], ahead: int = READ
         pool.shutdown(cancel_futures=True)
 
 
-class _Shard(NamedTuple):
-    key: tuple[str, int]
-    columns: list[np.ndarray]
+class _OpenShard(NamedTuple):
+    address: tuple[int, int]
+    """Epoch and shard."""
+    shard: PackedShard
+    rows: PackedRows
 
 
 class RowReader:
-    """Fetches rows by address. Addresses run shard after shard, so each shard is read once an epoch."""
+    """Fetches rows by address, and of a shard nothing else than its index. Addresses run shard after shard."""
 
-    def __init__(self, out: Artifact, seq_len: int) -> None:
-        self._out, self._seq_len = out, seq_len
-        self._shards: dict[str, _Shard] = {}
+    def __init__(self, out: Artifact, cfg: TrainingConfig) -> None:
+        self._out, self._cfg = out, cfg
+        self._open: dict[str, _OpenShard] = {}
 
     def batches(self, addresses: Sequence[Address | None], size: int) -> list[Batch]:
         """The rows in micro-batches of `size`; the last may be smaller."""
         return [self.batch(addresses[start : start + size]) for start in range(0, len(addresses), size)]
 
     def batch(self, addresses: Sequence[Address | None]) -> Batch:
-        """The rows at the addresses; None gives a row of padding, of which nothing is graded."""
-        blank = (np.zeros(self._seq_len, np.int32), np.zeros(self._seq_len, bool), np.full(self._seq_len, PADDING))
-        rows = [blank if address is None else self._row(address) for address in addresses]
-        input_ids, loss_mask, document_ids = (np.stack(column) for column in zip(*rows, strict=True))
-        return make_batch(
-            addresses,
-            torch.from_numpy(input_ids).long(),
-            torch.from_numpy(loss_mask),
-            torch.from_numpy(document_ids).long(),
-        )
+        """The rows at the addresses; None gives a row of padding, of which nothing is supervised."""
+        blank = blank_row(self._cfg.seq_len)
+        return make_batch(addresses, [blank if address is None else self.row(address) for address in addresses])
 
-    def _row(self, address: Address) -> tuple[np.ndarray, ...]:
-        key = (address.source, address.shard)
-        shard = self._shards.get(address.source)
-        if shard is None or shard.key != key:
-            self._shards.pop(address.source, None)  # the old one goes before the new one comes
-            shard = self._shards[address.source] = _Shard(key, self._read(*key))
-        return tuple(column[address.position] for column in shard.columns)
-
-    def _read(self, source: str, shard: int) -> list[np.ndarray]:
-        table = self._out.read_table(shard_name(rows_folder(source), shard)).combine_chunks()
-        columns = [table[name].combine_chunks().flatten() for name in PACKED_ROW.names]
-        return [column.to_numpy(zero_copy_only=False).reshape(-1, self._seq_len) for column in columns]
+    def row(self, address: Address) -> Row:
+        """The row at the address. In a source's first epoch rows are read as they were packed, whatever `cfg.repack`:
+        they have never been seen."""
+        source, epoch, shard, position = address
+        found = self._open.get(source)
+        if found is None or found.address != (epoch, shard):
+            packed = PackedShard(self._out, shard_name(rows_folder(source), shard), self._cfg.seq_len)
+            is_anew = self._cfg.repack and epoch > 0
+            rng = generator(self._cfg.seed, source, epoch, shard, _REPACKING) if is_anew else None
+            found = self._open[source] = _OpenShard((epoch, shard), packed, packed.plan(rng))
+        return found.shard.read(found.rows, position)

@@ -52,7 +52,7 @@ def update(
     Raises:
         SbpError: the loss or its gradient is not finite, on any rank; no weight has been touched.
     """
-    own = [sum(batch.num_graded for batch in batches), sum(batch.num_tokens for batch in batches)]
+    own = [sum(batch.num_supervised for batch in batches), sum(batch.num_tokens for batch in batches)]
     own += [sum(batch.attended for batch in batches), int(ask)]
     num_graded, num_tokens, attended, num_asking = (int(total) for total in sum_over_ranks([float(n) for n in own]))
     # FSDP averages gradients over the ranks: times their number, the sum over ranks divided by the global count is left

@@ -142,7 +142,7 @@ def test_the_export_has_the_held_out_loss_that_was_recorded(run: dict[str, Artif
     special = special_ids(train_tokenizer(["x"], 320))  # the marks are always the first three
     tables = [run["corpus"].read_table(file, ["input_ids"]) for file in run["corpus"].files("validation")]
     examples = [document_example(ids, special) for table in tables for ids in table["input_ids"].to_pylist()]
-    nll = sum_nll(model, examples, batch_tokens=1024).sum() / sum(sum(example.loss_mask) for example in examples)
+    nll = sum_nll(model, examples, batch_tokens=1024).sum() / sum(example.num_supervised for example in examples)
     assert base_lm["packing"]["validation"]["rows"] <= 2 * PRETRAIN.batch_rows
     assert base_lm["final"]["validation_nats"] == pytest.approx(nll, rel=1e-5)
 

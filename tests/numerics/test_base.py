@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packed_rows import read_rows
 from ranks import run_ranks
 from tiny import tiny_plan
 from transformers import (
@@ -25,7 +26,7 @@ from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, train_tokenizer
 from sbp_ray.training import loop
 from sbp_ray.training.outlook import ASSUMED_MFU, outlook
-from sbp_ray.training.plan import TrainingPlan, rows_folder
+from sbp_ray.training.plan import TrainingPlan
 from sbp_ray.training.refusals import refuse_other_tokenizer, refuse_short_context
 
 SHAPE = {
@@ -65,8 +66,8 @@ def test_training_goes_on_from_a_hugging_face_model(tmp_path: Path, kind: str) -
     assert type(after) is type(before)
     assert after.config.vocab_size == 320
     special = SpecialIds(*plan.special)
-    ids = plan.out.read_table(f"{rows_folder('validation')}/part-00000.parquet")["input_ids"].to_pylist()
-    examples = [document_example(row[1:20], special) for row in ids]
+    rows = read_rows(plan.out, "validation", plan.config.seq_len)
+    examples = [document_example(row.input_ids_T[1:20], special) for row in rows]
     assert sum_nll(after, examples, batch_tokens=256).sum() < sum_nll(before, examples, batch_tokens=256).sum()
     assert rows[0]["loss_nats"] > rows[-1]["loss_nats"]
 

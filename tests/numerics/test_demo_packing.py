@@ -4,12 +4,16 @@ import gzip
 import json
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from packed_rows import read_rows, write_examples
 
+from sbp_ray.artifacts import Artifact
 from sbp_ray.config_file import load_config
-from sbp_ray.text.packing import best_fit, pack_examples
+from sbp_ray.text.packing import best_fit
 from sbp_ray.text.pair_format import PAIR_MARKS, Example, document_example
 from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
 
@@ -50,16 +54,19 @@ def pair_lengths(examples: list[Example]) -> list[list[int]]:
 
 @pytest.mark.parametrize("seq_len", [512, 1024, 2048])
 def test_at_least_98_percent_of_the_positions_carry_text_and_what_was_split_is_counted(
-    shards: list[list[Example]], seq_len: int
+    new_artifact: Callable[[str], Artifact], shards: list[list[Example]], seq_len: int
 ) -> None:
-    packed = [pack_examples(shard, seq_len) for shard in shards]
-    positions = sum(stats["rows"] for _, stats in packed) * seq_len
+    out = new_artifact("lm")
+    packed = [
+        write_examples(out, "real", examples, seq_len, shard=n, vocab_size=4096) for n, examples in enumerate(shards)
+    ]
+    positions = sum(stats["rows"] for stats in packed) * seq_len
     lengths = [len(example.input_ids) for shard in shards for example in shard]
-    assert sum(stats["tokens"] for _, stats in packed) == sum(lengths)
+    assert sum(stats["tokens"] for stats in packed) == sum(lengths)
     assert sum(lengths) >= 0.98 * positions
-    assert sum(stats["splits"] for _, stats in packed) == sum(length > seq_len for length in lengths)
-    carried = sum(id_ >= 0 for rows, _ in packed for row in rows["document_ids"].to_pylist() for id_ in row)
-    assert carried == sum(lengths)
+    assert sum(stats["splits"] for stats in packed) == sum(length > seq_len for length in lengths)
+    rows = [row for n in range(4) for row in read_rows(out, "real", seq_len, shard=n)]
+    assert sum((row.document_ids_T >= 0).sum() for row in rows) == sum(lengths)
 
 
 def test_at_least_98_percent_of_the_demos_tuning_rows_is_text(pair_lengths: list[list[int]]) -> None:
@@ -67,6 +74,9 @@ def test_at_least_98_percent_of_the_demos_tuning_rows_is_text(pair_lengths: list
     _, longest = cfg.longest_document()
     kept = [[length for length in shard if length <= longest] for shard in pair_lengths]
     tokens = sum(map(sum, kept))
-    positions = {width: sum(len(best_fit(shard, width)) for shard in kept) * width for width in (longest, cfg.seq_len)}
+    positions = {
+        width: sum(len(best_fit(np.array(shard), width).ends_R) for shard in kept) * width
+        for width in (longest, cfg.seq_len)
+    }
     assert tokens >= 0.98 * positions[cfg.seq_len]
     assert tokens < 0.98 * positions[longest]  # which is why a row is longer than any pair

@@ -1,17 +1,20 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from packed_rows import read_rows, write_examples
 from tiny import MODEL, SEQ_LEN, documents
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sbp_ray.artifacts import Artifact
 from sbp_ray.model import build_model
 from sbp_ray.scoring import sum_nll
-from sbp_ray.text.packing import pack_examples
 from sbp_ray.text.pair_format import Example, document_example, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
-from sbp_ray.training.attention import attend_within_documents, find_documents
+from sbp_ray.training.attention import attend_within_documents
 from sbp_ray.training.loss import GradedLanguageModel, nll_of_each, summed_cross_entropy
+from sbp_ray.training.rows import make_batch
 
 SPECIAL = SpecialIds(0, 1, 2)
 VOCAB = 320
@@ -24,30 +27,33 @@ def tiny_lm(*, uniform: bool = False):
     return lm
 
 
-def packed_nll(lm, examples: list[Example]) -> float:
+def packed_nll(folder: Path, lm, examples: list[Example]) -> float:
     """What the training loop computes for the rows that the examples pack into."""
     attend_within_documents(lm)
-    rows, _ = pack_examples(examples, SEQ_LEN)
-    input_ids_BT, loss_mask_BT, document_ids_BT = (torch.tensor(rows[name].to_pylist()) for name in rows.column_names)
+    out = Artifact("lm", str(folder))
+    write_examples(out, "real", examples, SEQ_LEN)
+    rows = read_rows(out, "real", SEQ_LEN)
+    batch = make_batch([None] * len(rows), rows)
     with torch.no_grad():
-        return GradedLanguageModel(lm)(input_ids_BT, loss_mask_BT, find_documents(document_ids_BT)).sum().item()
+        return GradedLanguageModel(lm)(batch.input_ids_BT, batch.loss_mask_BT, batch.documents).sum().item()
 
 
-def test_uniform_logits_cost_ln_v_for_each_graded_token() -> None:
-    nll = packed_nll(tiny_lm(uniform=True), [document_example([5, 6, 7], SPECIAL)])
+def test_uniform_logits_cost_ln_v_for_each_supervised_token(tmp_path: Path) -> None:
+    nll = packed_nll(tmp_path, tiny_lm(uniform=True), [document_example([5, 6, 7], SPECIAL)])
     assert nll == pytest.approx(4 * math.log(VOCAB))  # three tokens and <eos>
 
 
-def test_d1_is_never_graded() -> None:
-    pair = pair_example([5] * 9, [7, 8], SPECIAL, SEQ_LEN)
-    assert pair is not None
-    assert packed_nll(tiny_lm(uniform=True), [pair]) == pytest.approx(3 * math.log(VOCAB))  # two tokens and <eos>
+def test_d1_is_never_supervised(tmp_path: Path) -> None:
+    pair = pair_example([5] * 9, [7, 8], SPECIAL)
+    assert packed_nll(tmp_path, tiny_lm(uniform=True), [pair]) == pytest.approx(
+        3 * math.log(VOCAB)
+    )  # two tokens and <eos>
 
 
-def test_packed_documents_cost_what_they_cost_alone() -> None:
+def test_packed_documents_cost_what_they_cost_alone(tmp_path: Path) -> None:
     examples = [document_example(ids, SPECIAL) for ids in documents(40)]
     alone = sum_nll(tiny_lm(), examples, batch_tokens=1)  # the plain model, one document at a time
-    assert packed_nll(tiny_lm(), examples) == pytest.approx(alone.sum(), rel=1e-6)
+    assert packed_nll(tmp_path, tiny_lm(), examples) == pytest.approx(alone.sum(), rel=1e-6)
 
 
 def test_scores_do_not_depend_on_the_batch() -> None:

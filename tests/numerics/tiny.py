@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from packed_rows import write_examples
+
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ModelConfig, PretrainConfig, TrainingResources
 from sbp_ray.mixing import Mixture
-from sbp_ray.text.packing import pack_examples
-from sbp_ray.text.pair_format import Example, document_example
+from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import SpecialIds, special_ids, train_tokenizer
-from sbp_ray.training.packed import packed_source
+from sbp_ray.training.packed import read_packed
 from sbp_ray.training.plan import TrainingPlan
 
 SEQ_LEN = 32
@@ -25,12 +26,6 @@ def documents(number: int, seed: int = 0, vocab_size: int = 300) -> list[list[in
     return [[draw.randrange(3, vocab_size) for _ in range(draw.randint(3, 28))] for _ in range(number)]
 
 
-def write_rows(out: Artifact, source: str, shards: list[list[Example]]) -> None:
-    for shard, examples in enumerate(shards):
-        rows, stats = pack_examples(examples, SEQ_LEN)
-        out.write_table(f"rows/{source}/part-{shard:05d}.parquet", rows, stats)
-
-
 def tiny_plan(
     folder: Path, *, num_workers: int = 1, num_steps: int = 6, recompute: str = "none", **settings: object
 ) -> TrainingPlan:
@@ -40,8 +35,9 @@ def tiny_plan(
     tokenizer.save_pretrained(out.path("tokenizer"))
     special = SpecialIds(*special_ids(tokenizer))
     for seed, source in enumerate(("real", "validation")):
-        shards = [documents(30, seed=10 * seed + shard, vocab_size=len(tokenizer)) for shard in range(2)]
-        write_rows(out, source, [[document_example(ids, special) for ids in shard] for shard in shards])
+        for shard in range(2):
+            texts = documents(30, seed=10 * seed + shard, vocab_size=len(tokenizer))
+            write_examples(out, source, [document_example(ids, special) for ids in texts], SEQ_LEN, shard=shard)
     config = PretrainConfig(
         seq_len=SEQ_LEN,
         batch_rows=4,
@@ -54,10 +50,10 @@ def tiny_plan(
     return TrainingPlan(
         stage="tiny",
         config=config,
-        mixture=Mixture(packed_source(out, "real"), None, 4 * num_steps, 0, 0),
+        mixture=Mixture(read_packed(out, "real").source, None, 4 * num_steps, 0, 0),
         num_steps=num_steps,
         out=out,
-        validation=packed_source(out, "validation"),
+        validation=read_packed(out, "validation").source,
         tokenizer=out,
         vocab_size=320,
         special=special,

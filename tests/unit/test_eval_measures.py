@@ -57,7 +57,7 @@ def test_arms_are_compared_a_token_and_a_byte() -> None:
 
 
 def test_bytes_are_counted_in_utf_8() -> None:
-    text_sets = {"held_out": [[Example([0, 5, 6], [False, True, True])]]}
+    text_sets = {"held_out": [[Example(np.array([0, 5, 6], np.int32), 1)]]}
     scores = {arm: Scores({"held_out": np.array([math.log(2) * 6])}, 1) for arm in ("repetition", "sbp")}
     table = held_out_table(["é€"], text_sets, scores, seed=0)  # 2 + 3 bytes
     assert table is not None
@@ -71,9 +71,10 @@ def test_without_held_out_documents_there_is_no_perplexity() -> None:
 
 def test_a_long_document_is_graded_once_in_windows() -> None:
     windows = document_windows([3, 4, 5, 6, 7], SPECIAL, max_tokens=4)
-    assert [window.input_ids for window in windows] == [[0, 3, 4], [0, 5, 6], [0, 7, 1]]
-    assert sum(sum(window.loss_mask) for window in windows) == 6  # five tokens and the end
-    assert document_windows([3, 4], SPECIAL, max_tokens=4) == [Example([0, 3, 4, 1], [False, True, True, True])]
+    assert [window.input_ids.tolist() for window in windows] == [[0, 3, 4], [0, 5, 6], [0, 7, 1]]
+    assert sum(window.num_supervised for window in windows) == 6  # five tokens and the end
+    [window] = document_windows([3, 4], SPECIAL, max_tokens=4)
+    assert (window.input_ids.tolist(), window.first_supervised) == ([0, 3, 4, 1], 1)
 
 
 # Quality

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from packed_rows import read_rows, write_examples
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TuneConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.schema import DOCUMENT, PACKED_ROW, PAIR, SPLITS, shard_of
+from sbp_ray.schema import DOCUMENT, PAIR, SPLITS, shard_of
 from sbp_ray.shards import shard_name
-from sbp_ray.text.packing import pack_examples
 from sbp_ray.text.pair_format import pair_example
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training import pair_rows
-from sbp_ray.training.pair_rows import SOURCES, pack_pairs
+from sbp_ray.training.pair_rows import SOURCES, choose_pairs, pack_pairs
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -57,26 +57,36 @@ class Run:
                 self.pairs.write_table(shard_name(split, shard), pa.Table.from_pylist(rows, PAIR))
 
     def pack(self, out: Artifact) -> None:
-        pack_pairs(self.cfg, corpus=self.corpus, pairs=self.pairs, special=SPECIAL, out=out)
+        pack_pairs(self.cfg, corpus=self.corpus, pairs=self.pairs, special=SPECIAL, vocab_size=100, out=out)
 
-    def expect(self, out: Artifact) -> None:
+    def expect(self, out: Artifact, share: float = 1.0) -> None:
         """The rows and counts are those of the plain join."""
-        longest = self.cfg.max_pair_len or self.cfg.seq_len
+        plain = Artifact("plain", f"{out.url}-plain")
+        longest, seq_len = self.cfg.max_pair_len or self.cfg.seq_len, self.cfg.seq_len
         for (split, shard), pairs in self.chosen.items():
-            made = [pair_example(self.tokens[a], self.tokens[b], SPECIAL, longest) for a, b in pairs]
-            rows, stats = pack_examples([example for example in made if example is not None], self.cfg.seq_len)
-            lengths = [len(self.tokens[a]) + len(self.tokens[b]) + 3 for a, b in pairs]
-            name = shard_name(f"rows/{SOURCES[split]}", shard)
-            table = out.read_table(name)
-            assert table.schema.remove_metadata() == PACKED_ROW
-            assert table.to_pylist() == rows.to_pylist()
-            assert out.read_stats(name) == {
-                **stats,
-                "pairs": len(pairs),
-                "shortest_pair": min(lengths, default=0),
-                "drops": {"too_long": made.count(None)},
-            }
+            read = [pair for pair in pairs if split == "validation" or is_chosen(pair, share)]
+            made = [pair_example(self.tokens[a], self.tokens[b], SPECIAL) for a, b in read]
+            kept = [
+                example
+                for example, (_, d2) in zip(made, read, strict=True)
+                if len(example.input_ids) <= longest and self.tokens[d2]
+            ]
+            stats = write_examples(plain, SOURCES[split], kept, seq_len, shard=shard)
+            found, expected = (read_rows(where, SOURCES[split], seq_len, shard=shard) for where in (out, plain))
+            for ours, row in zip(found, expected, strict=True):
+                np.testing.assert_equal(ours, row)
+            drops = {"too_long": len(made) - len(kept), "beyond_num_epochs": len(pairs) - len(read)}
+            counts = out.read_stats(shard_name(f"rows/{SOURCES[split]}", shard))
+            if made:
+                assert counts["shortest_pair"] == min(len(example.input_ids) for example in made)
+            del counts["shortest_pair"]
+            assert counts == {**stats, "pairs": len(pairs), "drops": drops}
         assert out.files("scratch/wanted-train") == []
+
+
+def is_chosen(pair: tuple[str, str], share: float) -> bool:
+    table = pa.table({"d1_id": pa.chunked_array([[pair[0]]]), "d2_id": pa.chunked_array([[pair[1]]])})
+    return bool(choose_pairs(table, share)[0])
 
 
 @pytest.mark.parametrize("cfg", [CONFIG, LONG_ROWS], ids=["rows of a pair's length", "longer rows"])
@@ -91,7 +101,6 @@ def test_the_rows_are_those_of_a_plain_join(new_artifact: Any, seed: int, cfg: T
 def test_small_parts_change_nothing(new_artifact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run, out = Run(new_artifact, 0), new_artifact("synthesizer")
     monkeypatch.setattr(pair_rows, "_FETCH_TOKENS", 30)
-    monkeypatch.setattr(pair_rows, "_WRITE_TOKENS", 80)
     run.pack(out)
     run.expect(out)
 
@@ -136,6 +145,28 @@ def test_an_interrupted_join_goes_on_and_makes_nothing_twice(
     in_process.clear()
     run.pack(out)
     assert in_process == []
+
+
+def test_no_more_pairs_are_packed_than_the_epochs_read(new_artifact: Any) -> None:
+    run, out = Run(new_artifact, 3, CONFIG.model_copy(update={"num_epochs": 0.3})), new_artifact("synthesizer")
+    run.pack(out)
+    run.expect(out, share=0.3)
+
+
+def test_a_share_of_the_pairs_is_chosen_by_their_ids_alone() -> None:
+    draw = random.Random(0)
+    ids = [f"{draw.getrandbits(128):032x}" for _ in range(2000)]
+    pairs = [(a, b) for a in ids[:200] for b in draw.sample(ids, 50)]
+    table = pa.table({"d1_id": [a for a, _ in pairs], "d2_id": [b for _, b in pairs]})
+    chosen = {share: choose_pairs(table, share) for share in (0.1, 0.3)}
+    for share, chosen_N in chosen.items():
+        assert chosen_N.mean() == pytest.approx(share, abs=4 * (share * (1 - share) / len(pairs)) ** 0.5)
+        of_each_d1 = chosen_N.reshape(200, 50).sum(axis=1)  # binomial: no d1 is taken whole, or left out
+        assert of_each_d1.var() == pytest.approx(50 * share * (1 - share), rel=0.4)
+    assert not (chosen[0.1] & ~chosen[0.3]).any()  # a larger share holds the smaller one
+    turned = table.select(["d2_id", "d1_id"]).rename_columns(["d1_id", "d2_id"])
+    both = (choose_pairs(turned, 0.3) & chosen[0.3]).mean()
+    assert both == pytest.approx(0.09, abs=0.02)  # d2 given d1 and d1 given d2 are chosen independently
 
 
 @pytest.mark.parametrize("side", ["d1_id", "d2_id"])

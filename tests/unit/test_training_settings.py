@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from packed_rows import write_examples
 
 from sbp_ray import cluster
 from sbp_ray.artifacts import Artifact
@@ -16,12 +17,10 @@ from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture, Source
 from sbp_ray.model import num_parameters
 from sbp_ray.stages import pretrain
-from sbp_ray.text.packing import pack_examples
 from sbp_ray.text.pair_format import Example
 from sbp_ray.training.build import load_torchao
 from sbp_ray.training.optim import build_optimizer
-from sbp_ray.training.packed import realised
-from sbp_ray.training.plan import rows_folder
+from sbp_ray.training.packed import Packed, count_mixture, read_packed
 from sbp_ray.training.refusals import refuse_missing_float8
 
 REPO = Path(__file__).parents[2]
@@ -80,8 +79,8 @@ def test_token_budgets_are_met_within_a_thousandth_and_each_synthetic_row_comes_
     seq_len, total_rows = 4096, 48_828  # 200 M tokens
     real, synthetic = Source("real", (1221, 1221)), Source("synthetic", (10_000, 10_000))
     order = Mixture(real, synthetic, total_rows, round(mixture.share() * total_rows), 0)
-    packed = {name: {"rows": rows, "tokens": rows * 4080} for name, rows in (("real", 2442), ("synthetic", 20_000))}
-    found = realised(order, packed, seq_len)
+    packed = {source.name: Packed(source, {"tokens": source.num_rows * 4080}) for source in (real, synthetic)}
+    found = count_mixture(order, packed, seq_len)
     assert found["real"]["positions"] == pytest.approx(125_000_000, rel=1e-3)
     assert found["synthetic"]["positions"] == pytest.approx(75_000_000, rel=1e-3)
     assert found["real"]["passes"] == pytest.approx(12.5, rel=1e-3)
@@ -128,21 +127,20 @@ def test_more_synthetic_text_than_there_is_is_refused_with_what_would_fit(
     out = new_artifact("lm")
     packed = {"real": _write_rows(out, "real", 5), "synthetic": _write_rows(out, "synthetic", 3)}
     with pytest.raises(SbpError, match=rf"wants 5 synthetic rows \(0.5000 of the run\) and there are 3.*: {remedy}"):
-        pretrain._mixture(TEN_ROWS, mixture, packed, out)
-    fitting = pretrain._mixture(TEN_ROWS, MixtureConfig(synthetic_share=0.3), packed, out)
+        pretrain._mixture(TEN_ROWS, mixture, packed)
+    fitting = pretrain._mixture(TEN_ROWS, MixtureConfig(synthetic_share=0.3), packed)
     assert fitting.rows() == {"real": 7, "synthetic": 3}
 
 
 def test_a_corpus_without_train_documents_is_refused(new_artifact: Callable[[str], Artifact]) -> None:
     out = new_artifact("base_lm")
     with pytest.raises(SbpError, match=r"the corpus has no train documents: check ingest\.input"):
-        pretrain._mixture(TEN_ROWS, MixtureConfig(), {"real": _write_rows(out, "real", 0)}, out)
+        pretrain._mixture(TEN_ROWS, MixtureConfig(), {"real": _write_rows(out, "real", 0)})
 
 
-def _write_rows(out: Artifact, source: str, number: int) -> dict[str, Any]:
-    rows, stats = pack_examples([Example([0] * 32, [False] + [True] * 31) for _ in range(number)], 32)
-    out.write_table(f"{rows_folder(source)}/part-00000.parquet", rows, stats)
-    return stats
+def _write_rows(out: Artifact, source: str, number: int) -> Packed:
+    write_examples(out, source, [Example(np.zeros(32, np.int32), 1)] * number, 32)
+    return read_packed(out, source)
 
 
 def test_settings_for_gpus_are_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
