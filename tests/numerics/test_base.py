@@ -66,8 +66,8 @@ def test_training_goes_on_from_a_hugging_face_model(tmp_path: Path, kind: str) -
     assert type(after) is type(before)
     assert after.config.vocab_size == 320
     special = SpecialIds(*plan.special)
-    rows = read_rows(plan.out, "validation", plan.config.seq_len)
-    examples = [document_example(row.input_ids_T[1:20], special) for row in rows]
+    held_out = read_rows(plan.out, "validation", plan.config.seq_len)
+    examples = [document_example(row.input_ids_T[1:20], special) for row in held_out]
     assert sum_nll(after, examples, batch_tokens=256).sum() < sum_nll(before, examples, batch_tokens=256).sum()
     assert rows[0]["loss_nats"] > rows[-1]["loss_nats"]
 
