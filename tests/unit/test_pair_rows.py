@@ -14,7 +14,7 @@ from packed_rows import read_rows, write_examples
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TuneConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.schema import DOCUMENT, PAIR, SPLITS, shard_of
+from sbp_ray.schema import DOC_ID, DOCUMENT, PAIR, SPLITS, shard_of
 from sbp_ray.shards import shard_name
 from sbp_ray.text.pair_format import pair_example
 from sbp_ray.text.tokenizer import SpecialIds
@@ -36,8 +36,8 @@ class Run:
         self.cfg = cfg
         self.corpus, self.pairs = new_artifact("corpus"), new_artifact("pairs")
         draw = random.Random(seed)
-        self.tokens: dict[str, list[int]] = {}
-        self.chosen: dict[tuple[str, int], list[tuple[str, str]]] = {}
+        self.tokens: dict[bytes, list[int]] = {}
+        self.chosen: dict[tuple[str, int], list[tuple[bytes, bytes]]] = {}
         for split in SPLITS:
             ids = [draw.randbytes(16) for _ in range(30)]
             tokens = {doc_id: [draw.randint(3, 99) for _ in range(draw.randint(0, 25))] for doc_id in ids}
@@ -84,9 +84,13 @@ class Run:
         assert out.files("scratch/wanted-train") == []
 
 
-def is_chosen(pair: tuple[str, str], share: float) -> bool:
-    table = pa.table({"d1_id": pa.chunked_array([[pair[0]]]), "d2_id": pa.chunked_array([[pair[1]]])})
-    return bool(choose_pairs(table, share)[0])
+def is_chosen(pair: tuple[bytes, bytes], share: float) -> bool:
+    return bool(choose_pairs(pairs_table([pair]), share)[0])
+
+
+def pairs_table(pairs: list[tuple[bytes, bytes]]) -> pa.Table:
+    d1_ids, d2_ids = zip(*pairs, strict=True)
+    return pa.table({"d1_id": pa.array(d1_ids, DOC_ID), "d2_id": pa.array(d2_ids, DOC_ID)})
 
 
 @pytest.mark.parametrize("cfg", [CONFIG, LONG_ROWS], ids=["rows of a pair's length", "longer rows"])
@@ -155,16 +159,16 @@ def test_no_more_pairs_are_packed_than_the_epochs_read(new_artifact: Any) -> Non
 
 def test_a_share_of_the_pairs_is_chosen_by_their_ids_alone() -> None:
     draw = random.Random(0)
-    ids = [f"{draw.getrandbits(128):032x}" for _ in range(2000)]
+    ids = [draw.randbytes(16) for _ in range(2000)]
     pairs = [(a, b) for a in ids[:200] for b in draw.sample(ids, 50)]
-    table = pa.table({"d1_id": [a for a, _ in pairs], "d2_id": [b for _, b in pairs]})
+    table = pairs_table(pairs)
     chosen = {share: choose_pairs(table, share) for share in (0.1, 0.3)}
     for share, chosen_N in chosen.items():
         assert chosen_N.mean() == pytest.approx(share, abs=4 * (share * (1 - share) / len(pairs)) ** 0.5)
         of_each_d1 = chosen_N.reshape(200, 50).sum(axis=1)  # binomial: no d1 is taken whole, or left out
         assert of_each_d1.var() == pytest.approx(50 * share * (1 - share), rel=0.4)
     assert not (chosen[0.1] & ~chosen[0.3]).any()  # a larger share holds the smaller one
-    turned = table.select(["d2_id", "d1_id"]).rename_columns(["d1_id", "d2_id"])
+    turned = pairs_table([(b, a) for a, b in pairs])
     both = (choose_pairs(turned, 0.3) & chosen[0.3]).mean()
     assert both == pytest.approx(0.09, abs=0.02)  # d2 given d1 and d1 given d2 are chosen independently
 
