@@ -138,7 +138,7 @@ def test_another_packing_has_as_many_rows_and_few_documents_meet_again(name: str
         tokens_R = np.diff(np.cumsum(length_P[plan.order_P])[plan.ends_R - 1], prepend=0)
         assert len(tokens_R) == len(written.ends_R)
         assert tokens_R.max() <= seq_len
-        assert (tokens_R == 0).sum() <= 0.001 * len(tokens_R)
+        assert (tokens_R == 0).sum() <= 0.002 * len(tokens_R)
     met = [neighbors(plan) for plan in plans]
     assert max(len(a & b) / len(a) for a, b in combinations(met, 2)) < 0.1
 

@@ -11,7 +11,14 @@ from packed_rows import write_examples
 
 from sbp_ray import cluster
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig, TrainingConfig, shape_of_depth
+from sbp_ray.config import (
+    MixtureConfig,
+    ModelConfig,
+    PretrainConfig,
+    TrainingConfig,
+    TrainingResources,
+    shape_of_depth,
+)
 from sbp_ray.config_file import load_config
 from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture, Source
@@ -20,7 +27,7 @@ from sbp_ray.stages import pretrain
 from sbp_ray.text.pair_format import Example
 from sbp_ray.training.build import load_torchao
 from sbp_ray.training.optim import build_optimizer
-from sbp_ray.training.packed import Packed, count_mixture, read_packed
+from sbp_ray.training.packed import Packed, count_mixture, packing_resources, read_packed
 from sbp_ray.training.refusals import refuse_missing_float8
 
 REPO = Path(__file__).parents[2]
@@ -141,6 +148,11 @@ def test_a_corpus_without_train_documents_is_refused(new_artifact: Callable[[str
 def _write_rows(out: Artifact, source: str, number: int) -> Packed:
     write_examples(out, source, [Example(np.zeros(32, np.int32), 1)] * number, 32)
     return read_packed(out, source)
+
+
+def test_packing_takes_the_cpus_of_a_training_and_none_of_its_gpus() -> None:
+    taken = packing_resources(TrainingResources(num_workers=64, num_cpus=8, num_gpus=1))
+    assert (taken.num_workers, taken.num_cpus, taken.num_gpus) == (512, 1, 0)
 
 
 def test_settings_for_gpus_are_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
