@@ -33,6 +33,7 @@ from sbp_ray.doc_ids import id_numbers, ids_to_numpy, shards_of
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, Split
 from sbp_ray.shards import Stats, map_shards, shard_name
+from sbp_ray.text.hashing import id_ranks
 from sbp_ray.text.pair_format import PAIR_MARKS, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.packed import TokenLists, packing_resources, write_shard
@@ -191,8 +192,5 @@ class PairPacker(_Worker):
 
 def choose_pairs(table: pa.Table, share: float) -> NDArray[np.bool_]:
     """About this share of the pairs, by a hash of their two ids: the same ones whenever asked, and more for more."""
-    d1_N, d2_N = (id_numbers(ids_to_numpy(table[column]))[:, 1] for column in ("d1_id", "d2_id"))
-    mixed_N = (d1_N ^ np.uint64(0x6A09E667F3BCC908)) * np.uint64(0x9E3779B97F4A7C15) + d2_N
-    mixed_N = (mixed_N ^ (mixed_N >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)  # an odd multiplier: a bijection
-    mixed_N ^= mixed_N >> np.uint64(32)
-    return (mixed_N >> np.uint64(11)) * 2.0**-53 < share
+    ids = (id_numbers(ids_to_numpy(table[column])) for column in ("d1_id", "d2_id"))
+    return (id_ranks("tuning pairs", 0, *ids) >> np.uint64(11)) * 2.0**-53 < share
