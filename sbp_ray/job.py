@@ -186,7 +186,7 @@ def _run_all(runs: dict[str, RunStage]) -> None:
 def _check_what_is_evaluated(config: Config) -> None:
     """Refuse now what the last stage would refuse after hours."""
     if config.eval.questions is not None:
-        from sbp_ray.evaluation.questions import check_questions
+        from sbp_ray.evaluation.likelihood.closed_book import check_questions
 
         check_questions(config.eval)
     if config.benchmarks.tasks:

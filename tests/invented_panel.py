@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sbp_ray.evaluation.text_quality.samples import KINDS
-from sbp_ray.report.panel_page import table_row
-
 
 def interval(value: float, spread: float = 0.01) -> dict[str, float]:
     return {"value": value, "low": value - spread, "high": value + spread}
@@ -60,9 +57,3 @@ def limits() -> dict[str, Any]:
         "shingle_tokens": 13, "near_jaccard": 0.6, "copy_containment": 0.5,
         "relevance": {"threshold": 0.2, "random_quantile": 0.95, "random": cosines},
     }  # fmt: skip
-
-
-def panel(**columns: Any) -> dict[str, Any]:
-    """That of a single run: columns by name, with their table."""
-    table = [table_row(name, KINDS[name], [column]) for name, column in columns.items()]
-    return {**limits(), "table": table, "texts": columns}

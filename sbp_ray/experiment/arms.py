@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sbp_ray.config import Config
+from sbp_ray.evaluation import study
 
-BASELINE = "repetition"
-ORACLE = "oracle"
+BASELINE, ORACLE = study.BASELINE, study.ORACLE
 
 
 @dataclass(frozen=True)

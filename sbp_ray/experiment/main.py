@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from sbp_ray.artifacts import Artifact
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
-from sbp_ray.evaluation.questions import check_questions
+from sbp_ray.evaluation.likelihood.closed_book import check_questions
 from sbp_ray.experiment.arms import BASELINE
 from sbp_ray.experiment.checks import refuse_missing_models
 from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
@@ -120,10 +121,10 @@ def _measured(
 
 def _scored(experiment: ExperimentConfig, grid: Grid, done: list[Training]) -> str:
     """Score what is there, for a later run that makes the report; a line for each training."""
-    from sbp_ray.evaluation.comparison import HELD_OUT
-    from sbp_ray.experiment.measure import score_trainings
+    from sbp_ray.evaluation.likelihood.scored_texts import HELD_OUT, score_study
+    from sbp_ray.experiment.publish import study_of
 
-    texts, scores = score_trainings(experiment, grid, done)
+    texts, scores = score_study(study_of(experiment, grid, done), Artifact("scores", f"{experiment.run_dir}/scores"))
     tokens = texts.num_tokens[HELD_OUT].sum()
     losses = ((t, scores[t.model].nll[HELD_OUT].sum() / tokens) for t in done)
     lines = [f"{t.name} seed {t.seed}: held-out {loss:.4f} nats a token" for t, loss in losses]

@@ -1,32 +1,17 @@
-"""From finished trainings to `experiment.json` and `experiment.html`."""
+"""From finished trainings to `experiment.json` and `experiment.html`: the grid as a study, measured as a run is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.study import Made, Study, Trained
 from sbp_ray.experiment.attempts import lost_hours
-from sbp_ray.experiment.benchmarks import benchmark_results
-from sbp_ray.experiment.costs import costs_of
-from sbp_ray.experiment.execute import is_done
-from sbp_ray.experiment.grid import Grid, Training
-from sbp_ray.experiment.judged import judged_texts
-from sbp_ray.experiment.measure import score_trainings
-from sbp_ray.experiment.quality import mining_rows, quality_facts
-from sbp_ray.experiment.results import (
-    arm_table,
-    artifact_rows,
-    curves,
-    equal_cost_rows,
-    synthesizers,
-    synthetic_rows,
-)
+from sbp_ray.experiment.costs import Cost, cost_of_model, costs_of, planned_tokens
+from sbp_ray.experiment.grid import Grid, Node, Training
 from sbp_ray.experiment.settings import ExperimentConfig
-from sbp_ray.experiment.unseen import decontamination
-from sbp_ray.provenance import provenance
-from sbp_ray.report.experiment import render_experiment, render_table
 
 
 def publish(
@@ -44,49 +29,72 @@ def publish(
         dead: the others, each with its cause.
         room: CPUs and GPUs of the cluster, of which costs are shares.
     """
+    from sbp_ray.evaluation.measure import measure_study  # SciPy and Jinja, which --in-process does without
+    from sbp_ray.report.headline import render_summary
+    from sbp_ray.report.page import render_page
+
     out = Artifact("experiment", experiment.run_dir)
-    settings = experiment.base_config()
-    texts, scores = score_trainings(experiment, grid, done)
-    store = Artifact("scores", f"{experiment.run_dir}/scores")
-    finished = [key for key, node in grid.nodes.items() if is_done(node)]
-    run_dir = Path(experiment.run_dir)
-    costs = costs_of(
-        grid,
-        finished,
-        room=room,
-        dollars_per_hour=experiment.dollars_per_hour,
-        lost_hours=lost_hours(run_dir),
-    )
-    arms = arm_table(experiment, grid, done, scores, texts, costs)
-    results: dict[str, Any] = {
-        "run_dir": experiment.run_dir,
-        "seeds": list(experiment.seeds),
-        "synthesizer_per_seed": experiment.synthesizer_per_seed,
-        "texts": {
-            name: {"units": len(units), "tokens": int(texts.num_tokens[name].sum())}
-            | {"bytes": int(texts.num_bytes[name].sum())}
-            for name, units in texts.sets.items()
-        },
-        "unknown_questions": texts.unknown_questions,
-        "arms": arms,
-        "equal_cost": equal_cost_rows(arms),
-        "curves": curves(grid, done),
-        "benchmarks": benchmark_results(settings, grid, done, store),
-        "judge": judged_texts(settings, grid, done, store),
-        "synthesizers": synthesizers(grid, done),
-        "synthetic": synthetic_rows(grid, done),
-        "quality": quality_facts(experiment, grid, done, Artifact("quality", f"{experiment.run_dir}/quality")),
-        "mining": mining_rows(grid, done),
-        "decontamination": decontamination(grid, texts.held_out, settings.decontaminate.ngram_words),
-        "artifacts": artifact_rows(grid, costs, costs.__contains__),
-        "dead": list(dead),
-        "made_by": provenance() | {"cluster": _shown(room)},
-        "settings": experiment.model_dump(mode="json"),
-    }
+    finished = [key for key, node in grid.nodes.items() if node.artifact.manifest() is not None]
+    lost, price = lost_hours(Path(experiment.run_dir)), experiment.dollars_per_hour
+    costs = costs_of(grid, finished, room=room, dollars_per_hour=price, lost_hours=lost)
+    results = measure_study(study_of(experiment, grid, done, costs), out)
+    users = grid.users()
+    for row in results["artifacts"]:
+        cost = costs.get(row["artifact"])
+        row |= {"for": users[row["artifact"]], "cost": cost and cost.as_dict()}
+    cluster = ", ".join(f"{room[name]:g} {name}s" for name in ("CPU", "GPU") if room.get(name))
+    results["made_by"] |= {"cluster": cluster}
+    results |= {"run_dir": experiment.run_dir, "settings": experiment.model_dump(mode="json"), "dead": list(dead)}
+    results |= {"seeds": list(experiment.seeds), "synthesizer_per_seed": experiment.synthesizer_per_seed}
     out.write_json("experiment.json", results)
-    out.write_bytes("experiment.html", render_experiment(results).encode())
-    return f"{render_table(results)}\nreport: {out.path('experiment.html')}"
+    out.write_bytes("experiment.html", render_page(results).encode())
+    return f"{render_summary(results)}\nreport: {out.path('experiment.html')}"
 
 
-def _shown(room: Mapping[str, float]) -> str:
-    return ", ".join(f"{room[name]:g} {name}s" for name in ("CPU", "GPU") if room.get(name))
+def study_of(
+    experiment: ExperimentConfig, grid: Grid, done: Sequence[Training], costs: Mapping[str, Cost] | None = None
+) -> Study:
+    """The finished trainings as models to compare.
+
+    Args:
+        done: repetition's among them.
+        costs: each finished artifact's own, by key.
+
+    Raises:
+        SbpError: the corpus holds no documents out.
+    """
+    made: dict[str, Made] = {}
+    for key, node in grid.nodes.items():
+        inputs = {noun: made[grid.input_of(node, noun).key] for noun in node.stage.reads}
+        made[key] = Made(key, node.stage.name, node.artifact, node.config, inputs)
+    study = Study(
+        experiment.base_config(), [_trained(experiment, grid, one, made, costs) for one in done], list(made.values())
+    )
+    if not any(study.corpus.num_rows(name) for name in study.corpus.files("validation", ".parquet")):
+        raise SbpError("the corpus holds no documents out, on which the arms could be compared: raise validation_share")
+    return study
+
+
+def _trained(
+    experiment: ExperimentConfig,
+    grid: Grid,
+    training: Training,
+    made: Mapping[str, Made],
+    costs: Mapping[str, Cost] | None,
+) -> Trained:
+    node: Node = grid.nodes[training.model]
+    tokens = planned_tokens(node)
+    assert tokens is not None, training.model
+    return Trained(
+        name=training.name,
+        arm=training.arm,
+        like=experiment.arms[training.arm].like or training.arm,
+        says=experiment.built_in(training.arm).says,
+        seed=training.seed,
+        share=training.share,
+        round=training.round,
+        tokens=tokens,
+        model=made[training.model],
+        cost=cost_of_model(grid, training.model, costs).as_dict() if costs else None,
+        own_cost=costs[training.model].as_dict() if costs else None,
+    )

@@ -71,46 +71,6 @@ def _inline(svg: str, name: str, alt: str) -> Markup:
     return Markup(svg)  # noqa: S704 (made here; the one text from outside is escaped)
 
 
-def curves(name: str, series: Sequence[tuple[str, str, Sequence[Mapping[str, float]]]]) -> Markup | None:
-    """Training (line) and validation (dots) loss over tokens. `series`: label, colour, points."""
-    series = [entry for entry in series if entry[2]]
-    if not series:
-        return None
-
-    def draw(axis: Any) -> None:
-        for label, colour, points in series:
-            axis.plot(*_xy(points, "loss_nats"), color=colour, alpha=0.5, linewidth=1.2, label=f"{label}, training")
-            x, y = _xy(points, "validation_nats")
-            if x:
-                axis.plot(x, y, color=colour, marker="o", markersize=3.5, label=f"{label}, held-out")
-        axis.set_xlabel("training tokens (millions)")
-        axis.set_ylabel("loss (nats a token)")
-        axis.legend()
-
-    return _plot(name, "Loss over training tokens", draw)
-
-
-def _xy(points: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
-    found = [(point["tokens"] / 1e6, point[key]) for point in points if key in point]
-    return [x for x, _ in found], [y for _, y in found]
-
-
-def differences(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Markup:
-    """Differences of the arms with their intervals."""
-
-    def draw(axis: Any) -> None:
-        for place, (_, found) in enumerate(reversed(rows)):
-            axis.plot([found["low"], found["high"]], [place, place], color=SBP, linewidth=3, solid_capstyle="round")
-            axis.plot([found["value"]], [place], marker="o", color=SBP, markersize=8)
-        axis.axvline(0, color=INK, linewidth=1)
-        axis.set_yticks(range(len(rows)), [label for label, _ in reversed(rows)])
-        axis.set_ylim(-0.6, len(rows) - 0.4)
-        axis.grid(axis="y", visible=False)
-        axis.set_xlabel("SBP − repetition (nats a token)")
-
-    return _plot("differences", "Differences between the arms with 95 % intervals", draw, 0.9 + 0.45 * len(rows))
-
-
 _MOST_OUTLINES = 4  # more cannot be told apart
 
 
@@ -228,47 +188,56 @@ def degrees(series: Sequence[tuple[str, str, Mapping[str, int]]], suffix: str = 
     return _plot(f"degrees{suffix}", "How often a document appears", draw)
 
 
-# Experiments
+# Arms
 
 
-ArmCurve = tuple[str, str, str, Sequence[Mapping[float, float]]]
-"""Label, colour, line style, and for each seed the held-out loss by training tokens."""
+Curve = tuple[str, str, str, Sequence[Sequence[Mapping[str, float]]]]
+"""Label, colour, line style, and the points of each seed, in the same order for all: `tokens`, `loss_nats`, and
+sometimes `validation_nats`."""
 _SETTLED = 0.1  # of the training: what is before it would squeeze the rest into a line
 
 
-def arm_curves(series: Sequence[ArmCurve]) -> Markup | None:
-    """Held-out loss along training: the mean over the seeds, and each seed as a thin line."""
+def loss_curves(name: str, series: Sequence[Curve]) -> Markup | None:
+    """Held-out loss by tokens: the mean, and each seed as a thin line; of a single seed the training loss too."""
     series = [entry for entry in series if any(entry[3])]
     if not series:
         return None
 
     def draw(axis: Any) -> None:
-        highest = [_draw_seeds(axis, *entry) for entry in series]
-        axis.set_ylim(top=max(highest) + 0.02 * (max(highest) - axis.get_ylim()[0]))
-        axis.set_ylabel("held-out loss (nats a token)")
+        highest: list[float] = []
+        for label, colour, style, seeds in series:
+            if len(seeds) == 1:
+                training = [point for point in seeds[0] if "loss_nats" in point]
+                x, y = [point["tokens"] / 1e6 for point in training], [point["loss_nats"] for point in training]
+                axis.plot(x, y, color=colour, alpha=0.5, linewidth=1.0, label=f"{label}, training")
+            highest += _draw_seeds(axis, label, colour, style, [_held_out(points) for points in seeds])
+        if highest and all(len(entry[3]) > 1 for entry in series):
+            axis.set_ylim(top=max(highest) + 0.02 * (max(highest) - axis.get_ylim()[0]))
+        axis.set_ylabel("loss (nats a token)")
         _finish_curves(axis)
 
-    return _plot("arm-curves", "Held-out loss along training of every arm", draw, 4.4)
+    return _plot(f"curves-{name}", "Loss along training", draw, 4.4)
 
 
-def gain_curves(series: Sequence[ArmCurve], baseline: Sequence[Mapping[float, float]]) -> Markup | None:
-    """What each arm has gained over the baseline's same seed, after as many tokens.
+def _held_out(points: Sequence[Mapping[str, float]]) -> dict[float, float]:
+    """Held-out loss by training tokens."""
+    return {point["tokens"]: point["validation_nats"] for point in points if "validation_nats" in point}
 
-    Args:
-        series: arms; seeds in the order of the baseline's.
-        baseline: of each seed.
-    """
-    gains: list[ArmCurve] = []
+
+def gain_curves(series: Sequence[Curve], baseline: str) -> Markup | None:
+    """What each arm has gained over the baseline's same seed, after as many tokens."""
+    base = [_held_out(points) for label, _, _, seeds in series if label == baseline for points in seeds]
+    gains = []
     for label, colour, style, seeds in series:
-        pairs = zip(baseline, seeds, strict=False)
-        found = [{t: base[t] - own[t] for t in sorted(own.keys() & base.keys())} for base, own in pairs]
-        if any(found):
+        pairs = zip(base, map(_held_out, seeds), strict=False)
+        found = [{t: before[t] - own[t] for t in sorted(own.keys() & before.keys())} for before, own in pairs]
+        if label != baseline and any(found):
             gains.append((label, colour, style, found))
     if not gains:
         return None
 
     def draw(axis: Any) -> None:
-        axis.axhline(0, color=REPETITION, linewidth=1.8, label="repetition")
+        axis.axhline(0, color=REPETITION, linewidth=1.8, label=baseline)
         for entry in gains:
             _draw_seeds(axis, *entry)
         axis.set_ylabel("gain over repetition (nats a token)")
@@ -277,16 +246,19 @@ def gain_curves(series: Sequence[ArmCurve], baseline: Sequence[Mapping[float, fl
     return _plot("gain-curves", "Gain over repetition along training of every arm", draw, 4.4)
 
 
-def _draw_seeds(axis: Any, label: str, colour: str, style: str, seeds: Sequence[Mapping[float, float]]) -> float:
-    """Mean and seeds; returns the highest loss after the beginning."""
-    common = sorted(set.intersection(*(set(losses) for losses in seeds if losses)))
-    mean = [float(np.mean([losses[t] for losses in seeds if losses])) for t in common]
+def _draw_seeds(axis: Any, label: str, colour: str, style: str, seeds: Sequence[Mapping[float, float]]) -> list[float]:
+    """Mean and seeds; returns the means after the beginning."""
+    seeds = [losses for losses in seeds if losses]
+    if not seeds:
+        return []
+    common = sorted(set.intersection(*(set(losses) for losses in seeds)))
+    mean = [float(np.mean([losses[t] for losses in seeds])) for t in common]
     for losses in seeds if len(seeds) > 1 else ():
         known = sorted(losses)
         axis.plot(np.array(known) / 1e6, [losses[t] for t in known], color=colour, alpha=0.3, linewidth=0.7)
     axis.plot(np.array(common) / 1e6, mean, color=colour, linestyle=style, marker="o", markersize=2.5, label=label)
     settled = [loss for tokens, loss in zip(common, mean, strict=True) if tokens > _SETTLED * common[-1]]
-    return max(settled or mean)
+    return settled or mean
 
 
 def _finish_curves(axis: Any) -> None:
@@ -294,8 +266,8 @@ def _finish_curves(axis: Any) -> None:
     _legend_below(axis)
 
 
-def arm_gains(rows: Sequence[tuple[str, str, float, Mapping[str, float] | None]]) -> Markup | None:
-    """Gains over repetition with their intervals over seeds. `rows`: label, colour, gain, interval."""
+def arm_gains(name: str, rows: Sequence[tuple[str, str, float, Mapping[str, float] | None]]) -> Markup | None:
+    """Gains over repetition with their intervals, where they have one. `rows`: label, colour, gain, interval."""
     if not rows:
         return None
 
@@ -310,7 +282,7 @@ def arm_gains(rows: Sequence[tuple[str, str, float, Mapping[str, float] | None]]
         axis.grid(axis="y", visible=False)
         axis.set_xlabel("gain over repetition (nats a token; right is better)")
 
-    return _plot("arm-gains", "Gains over repetition with 95 % intervals", draw, 0.9 + 0.4 * len(rows))
+    return _plot(name, "Gains over repetition with 95 % intervals", draw, 0.9 + 0.4 * len(rows))
 
 
 def loss_by_cost(rows: Sequence[tuple[str, str, float, float]]) -> Markup | None:

@@ -1,4 +1,4 @@
-"""Numbers and verdicts in words: what the page and the terminal both say."""
+"""Numbers in words: what the page and the terminal both say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from sbp_ray.report import paper
 
 NOT_MEASURED = "not measured"
-SPLIT_WORDS = {"train": "articles it read", "validation": "held-out articles"}
 
 
 def scaled(number: float | None) -> str:
@@ -50,66 +49,34 @@ def percent_interval(found: Mapping[str, float] | None) -> str:
     return f"{percent(found['value'])} {limits}"
 
 
-def verdict(difference: Mapping[str, float]) -> str:
-    """What a difference in nats, sbp minus repetition, says."""
-    if difference["high"] < 0:
-        return "better"
-    if difference["low"] > 0:
-        return "worse"
-    return "no difference shown"
+def counts(found: Mapping[str, int]) -> str:
+    """`12 looping, 3 too short`."""
+    return ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in found.items()) or "nothing"
 
 
-def verdict_phrase(difference: Mapping[str, float]) -> str:
-    """The verdict as the end of a sentence."""
-    found = verdict(difference)
-    return found if found == "no difference shown" else f"SBP is {found}"
-
-
-def answer(report: Mapping[str, Any]) -> str:
-    """The result in one sentence."""
-    held_out = report["held_out"]
-    if held_out is None:
-        return "No documents were held out, so the two arms were not compared on unread text."
-    difference = held_out["difference"]["nats_per_token"]
-    sbp, repetition = (fixed(held_out["arms"][arm]["perplexity"], 1) for arm in ("sbp", "repetition"))
-    what = {
-        "better": "SBP predicts held-out text better than repetition",
-        "worse": "SBP predicts held-out text worse than repetition",
-        "no difference shown": "SBP and repetition predict held-out text equally well, as far as this run can tell",
-    }[verdict(difference)]
-    return f"{what}: perplexity {sbp} against {repetition}."
-
-
-def scale_sentence(report: Mapping[str, Any]) -> str:
-    """The size of the run."""
-    scale = report["scale"]
-    trained = scale["trained_tokens"]
-    each = (
-        f"{scaled(trained['sbp'])} training tokens for each arm"
-        if trained["sbp"] == trained["repetition"]
-        else f"{scaled(trained['repetition'])} training tokens for repetition and {scaled(trained['sbp'])} for SBP: "
-        "not equal, so the arms cannot be compared"
-    )
+def scale_sentence(results: Mapping[str, Any]) -> str:
+    """The size of the models and of what they read."""
+    scale, tokens = results["scale"], sorted({arm["tokens"] for arm in results["arms"]})
+    trained = " to ".join(scaled(number) for number in dict.fromkeys((tokens[0], tokens[-1])))
     return (
-        f"{scaled(scale['parameters'])} parameters, {scaled(scale['tokens'])} unique real tokens, {each}, "
-        f"{scaled(scale['synthetic_documents'])} synthetic documents"
+        f"{scaled(results['arms'][0]['parameters'])} parameters, {scaled(scale['tokens'])} unique real tokens, "
+        f"{trained} training tokens for each arm, {scaled(scale['synthetic_documents'])} synthetic documents"
     )
 
 
-def scale_warning(report: Mapping[str, Any]) -> str | None:
-    """What a run far below the paper's can and cannot show; None for a run near its size."""
-    tokens = report["scale"]["trained_tokens"]["sbp"] or 0
-    parameters = report["scale"]["parameters"]
+def scale_warning(results: Mapping[str, Any]) -> str | None:
+    """What models far below the paper's can and cannot show; None near its size."""
+    tokens, parameters = (max(arm[key] for arm in results["arms"]) for key in ("tokens", "parameters"))
     if tokens * parameters * 10 > paper.SMALLEST_TOKENS * paper.SMALLEST_PARAMETERS:
         return None
     larger = _times(paper.SMALLEST_PARAMETERS / parameters)
     longer = _times(paper.SMALLEST_TOKENS / max(tokens, 1))
     return (
         f"The paper's smallest comparison trained {scaled(paper.SMALLEST_PARAMETERS)} parameters on "
-        f"{scaled(paper.SMALLEST_TOKENS)} tokens: {larger} times the parameters and {longer} times the tokens of this "
-        "run. There SBP starts below repetition and passes it once repeating the text stops helping. A run of this "
-        "size shows that every part of the loop works. It cannot show whether SBP helps at scale, and a difference "
-        "here, in either direction, says little about it."
+        f"{scaled(paper.SMALLEST_TOKENS)} tokens: {larger} times the parameters and {longer} times the tokens of "
+        "these models. There SBP starts below repetition and passes it once repeating the text stops helping. A run "
+        "of this size shows that every part of the loop works. It cannot show whether SBP helps at scale, and a "
+        "gain or a loss here says little about it."
     )
 
 

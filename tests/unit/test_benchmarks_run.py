@@ -1,9 +1,10 @@
-"""Checkpoints asked on Ray: each once, kept, and put together for a run and for an experiment."""
+"""Checkpoints asked on Ray: each once, kept, and put together by arm and seed."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from small_experiment import small_experiment
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
-from sbp_ray.evaluation.benchmarks.run import compare_on_benchmarks
-from sbp_ray.experiment.benchmarks import benchmark_results
-from sbp_ray.experiment.grid import Grid, plan_grid
+from sbp_ray.evaluation.benchmarks.comparison import compare_on_benchmarks
+from sbp_ray.evaluation.study import Study
+from sbp_ray.experiment.grid import plan_grid
+from sbp_ray.experiment.publish import study_of
 from sbp_ray.experiment.settings import ExperimentConfig
 
 SEEN = "a man with a very long ladder cleans all the windows of the old house"
@@ -44,7 +45,7 @@ def experiment(tmp_path: Path) -> ExperimentConfig:
 
 
 @pytest.fixture
-def grid(experiment: ExperimentConfig, tiny_synthesizer: Artifact) -> Grid:
+def study(experiment: ExperimentConfig, tiny_synthesizer: Artifact) -> Study:
     """Finished, every model that of `tiny_synthesizer`; one document of the corpus holds a question."""
     grid = plan_grid(experiment)
     for node in grid.nodes.values():
@@ -55,15 +56,14 @@ def grid(experiment: ExperimentConfig, tiny_synthesizer: Artifact) -> Grid:
         if node.stage.job == "ingest":
             texts = pa.table({"text": ["One.", f"Every day {SEEN}, and more."]})
             node.artifact.write_table("train/train-00000.parquet", texts)
-    return grid
+            node.artifact.write_table("validation/train-00000.parquet", texts)
+    return study_of(experiment, grid, grid.trainings)
 
 
 @pytest.mark.slow
-def test_every_model_is_asked_once_and_compared(
-    experiment: ExperimentConfig, grid: Grid, tmp_path: Path, local_ray: None
-) -> None:
-    settings, store = experiment.base_config(), Artifact("scores", str(tmp_path / "scores"))
-    rows = benchmark_results(settings, grid, grid.trainings, store)
+def test_every_model_is_asked_once_and_compared(study: Study, tmp_path: Path, local_ray: None) -> None:
+    store = Artifact("scores", str(tmp_path / "scores"))
+    rows = compare_on_benchmarks(study, store)
     assert rows is not None
     choices, text = rows
     assert (choices["questions"], choices["left_out"], text["questions"]) == (6, 1, 1)
@@ -78,30 +78,18 @@ def test_every_model_is_asked_once_and_compared(
 
     written = {name: Path(store.path(name)).stat().st_mtime_ns for name in store.files()}
     assert len(written) == 2 * 4 + 1  # benchmarks x trainings, and what was seen
-    assert benchmark_results(settings, grid, grid.trainings, store) == rows
+    assert compare_on_benchmarks(study, store) == rows
     assert {name: Path(store.path(name)).stat().st_mtime_ns for name in store.files()} == written
 
-    # A run's two arms, of the same artifacts.
-    [base, _, joint, _] = [grid.nodes[training.model] for training in grid.trainings]
-    artifacts = {
-        "corpus": grid.input_of(joint, "corpus").artifact,
-        "synthetic": grid.input_of(joint, "synthetic").artifact,
-        "base_lm": base.artifact,
-        "lm": joint.artifact,
-    }
-    report = Artifact("report", str(tmp_path / "report"))
-    of_run = compare_on_benchmarks(settings, artifacts, choose_questions(settings), store=report)
-    assert of_run is not None
-    assert of_run[0]["measures"][2]["arms"]["sbp"]["value"] == pytest.approx(found["value"])
-
-    shutil.rmtree(joint.artifact.path("model"))
+    [joint, _] = [one.model.artifact for one in study.trained if one.share]
+    shutil.rmtree(joint.path("model"))
     with pytest.raises(SbpError, match="holds no checkpoint"):
-        compare_on_benchmarks(settings, artifacts, choose_questions(settings), store=report)
+        compare_on_benchmarks(study, store)
 
 
-def test_without_benchmarks_nothing_is_measured(experiment: ExperimentConfig, grid: Grid, tmp_path: Path) -> None:
-    settings = experiment.base_config("benchmarks={}")
-    assert benchmark_results(settings, grid, grid.trainings, Artifact("scores", str(tmp_path))) is None
+def test_without_benchmarks_nothing_is_measured(study: Study, experiment: ExperimentConfig, tmp_path: Path) -> None:
+    without = replace(study, settings=experiment.base_config("benchmarks={}"))
+    assert compare_on_benchmarks(without, Artifact("scores", str(tmp_path))) is None
 
 
 def test_benchmarks_change_no_artifact_that_an_experiment_has(tmp_path: Path, experiment: ExperimentConfig) -> None:

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.evaluation.arms import Scores, document_windows
-from sbp_ray.evaluation.comparison import compare_arms, held_out_table
-from sbp_ray.evaluation.flow import loss_curve, stage_rows
+from sbp_ray.evaluation.likelihood.checkpoints import document_windows
 from sbp_ray.evaluation.text_quality.duplicates import duplicate_shares, sign_shard
 from sbp_ray.evaluation.text_quality.nearest import Nearest, nearest_in_shard
 from sbp_ray.evaluation.text_quality.novelty import (
@@ -30,43 +26,16 @@ from sbp_ray.evaluation.text_quality.text_measures import (
     random_cosines,
     text_measures,
 )
+from sbp_ray.report.run_facts import artifact_row, loss_curve
 from sbp_ray.schema import DOC_ID
 from sbp_ray.stages.embed import vector_array
 from sbp_ray.text.minhash import document_signature
-from sbp_ray.text.pair_format import Example
 from sbp_ray.text.tokenizer import SpecialIds
 
 SPECIAL = SpecialIds(bos=0, eos=1, related=2)
 
 
 # Arms
-
-
-def test_arms_are_compared_a_token_and_a_byte() -> None:
-    scores = {
-        "repetition": Scores({"train": np.array([4.0, 8.0])}, num_parameters=1),
-        "sbp": Scores({"train": np.array([2.0, 4.0])}, num_parameters=1),
-    }
-    table = compare_arms(scores, "train", {"token": np.array([1, 2]), "byte": np.array([4, 8])}, seed=0)
-    assert table["arms"]["repetition"] == {"nats_per_token": 4.0, "nats_per_byte": 1.0, "perplexity": math.exp(4)}
-    assert table["arms"]["sbp"]["nats_per_byte"] == 0.5
-    # both documents differ by 2 nats a token and half a nat a byte, whichever is drawn
-    assert table["difference"]["nats_per_token"] == {"value": -2.0, "low": -2.0, "high": -2.0}
-    assert table["difference"]["nats_per_byte"]["high"] == -0.5
-    assert (table["units"], table["tokens"], table["bytes"]) == (2, 3, 12)
-
-
-def test_bytes_are_counted_in_utf_8() -> None:
-    text_sets = {"held_out": [[Example(np.array([0, 5, 6], np.int32), 1)]]}
-    scores = {arm: Scores({"held_out": np.array([math.log(2) * 6])}, 1) for arm in ("repetition", "sbp")}
-    table = held_out_table(["é€"], text_sets, scores, seed=0)  # 2 + 3 bytes
-    assert table is not None
-    assert table["bytes"] == 5
-    assert table["arms"]["sbp"]["bits_per_byte"] == pytest.approx(6 / 5)
-
-
-def test_without_held_out_documents_there_is_no_perplexity() -> None:
-    assert held_out_table([], {"held_out": []}, {}, seed=0) is None
 
 
 def test_a_long_document_is_graded_once_in_windows() -> None:
@@ -272,9 +241,10 @@ def test_drops_are_those_the_stage_added_up_or_else_its_splits(new_artifact) -> 
     split = {"pairs": 3, "drops": {"near": 1}}
     pairs.write_json("manifest.json", {"stats": {"drops": {"near": 2}, "train": split, "validation": split}})
     corpus.write_json("manifest.json", {"stats": {"drops": {}, "train": split, "validation": split}})
-    rows = {row["artifact"]: row for row in stage_rows({"pairs": pairs, "corpus": corpus})}
-    assert rows["pairs"]["drops"] == {"near": 2} == rows["corpus"]["drops"]
-    assert rows["pairs"]["counts"] == {"pairs": 3}
+    of_pairs, of_corpus = (artifact_row(made.name, made.name, made) for made in (pairs, corpus))
+    assert of_pairs["drops"] == {"near": 2} == of_corpus["drops"]
+    assert of_pairs["counts"] == {"pairs": 3}
+    assert not artifact_row("lm", "pretrain", new_artifact("lm"))["is_done"]
 
 
 def test_a_step_that_was_done_twice_is_one_point_of_the_curve(new_artifact) -> None:

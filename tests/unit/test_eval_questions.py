@@ -8,7 +8,13 @@ import pytest
 
 from sbp_ray.config import EvalConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.questions import Question, check_questions, draw_questions, iter_questions, question_example
+from sbp_ray.evaluation.likelihood.closed_book import (
+    Question,
+    check_questions,
+    draw_questions,
+    iter_questions,
+    question_example,
+)
 from sbp_ray.text.tokenizer import special_ids, train_tokenizer
 
 GOOD = {"question": "Where?", "answers": ["Here", "There"], "title": "Places"}

@@ -13,6 +13,7 @@ from hand_made import NUM_SHARDS, WORDS, write_corpus, write_synthetic
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.likelihood.scored_texts import choose_texts
 from sbp_ray.model import build_model
 from sbp_ray.schema import PAIR
 from sbp_ray.shards import shard_name
@@ -96,7 +97,10 @@ def make_run(run_dir: Path) -> dict[str, Artifact]:
         "neighbors": {"train": {"recall": recall}},
         "synthesizer": {"validation": {"pairs": 4, "nll_given_d1": 5.1, "nll_given_random": 5.3, "nll_alone": 5.2}},
     }
+    for name in ("base_lm", "lm"):
+        stats[name] = {"positions": 1024}
     for name, artifact in artifacts.items():
+        artifact.write_json("started.json", {"fingerprint": f"{name:0>16}"})
         artifact.write_json(
             "manifest.json", {"stage": name, "stats": stats.get(name, {}), "wall_s": 1.5, "peak_mem_gib": 0.5}
         )
@@ -121,40 +125,61 @@ def test_a_run_is_measured_from_its_artifacts(tmp_path: Path, local_ray: None) -
     questions.append({"question": "Who?", "answers": ["nobody"], "title": "an article that is not there"})
     config = settings(tmp_path, questions=write_questions(tmp_path / "questions.jsonl", questions))
     out = Artifact("report", str(tmp_path / "9_report"))
-    stats = evaluate_run(config.eval, artifacts=artifacts, settings=config, out=out)
+    stats = evaluate_run(artifacts, settings=config, out=out)
 
     report = out.read_json("report.json")
     assert stats["drops"] == {"question_about_unknown_group": 1}
-    assert report["held_out"]["units"] == 8
-    assert report["questions"]["splits"]["train"]["units"] == 4
+    assert {name: (text["units"], text["groups"]) for name, text in report["texts"].items()} == {
+        "held_out": (8, 4), "answers_read": (4, 1), "answers_held_out": (4, 1),
+    }  # fmt: skip
     assert report["scale"]["documents"] == 32
     # a random model knows nothing: about ln 320 = 5.77 nats a token
-    assert report["held_out"]["arms"]["sbp"]["nats_per_token"] == pytest.approx(5.77, abs=0.3)
+    repetition, sbp = (arm["measures"]["held_out_nats_per_token"] for arm in report["arms"])
+    assert sbp["mean"] == pytest.approx(5.77, abs=0.3)
+    assert sbp["gain"] == pytest.approx(repetition["mean"] - sbp["mean"])
+    assert sbp["over_seeds"] is None  # one seed
+    assert sbp["over_groups"] == {"value": pytest.approx(sbp["gain"]), "unit": "groups", "units": 4}
+    assert stats["arms"]["sbp"]["held_out_nats_per_token"] == sbp
     # each synthetic text is its d1 with an end of its own
-    column = report["quality"]["texts"]["synthetic"]
+    [column] = report["quality"]["syntheses"]
     assert column["d1"]["copying"]["copies"]["value"] == 1
     assert 0 < column["novel"]["13"] < 0.5
     assert column["corpus_copying"]["copies"]["value"] == 1
-    assert report["quality"]["texts"]["real_held_out"]["corpus_copying"]["copies"]["value"] == 0
+    assert report["quality"]["real"]["real_held_out"]["corpus_copying"]["copies"]["value"] == 0
     assert column["documents"] == 12
     assert column["duplicates"] == {"documents": 12, "exact": 0, "near": 0}
     assert [row["d1"] + "<script>" for row in column["shown"]] == [row["d2"] for row in column["shown"]]
     assert len(column["shown"]) == 3
     assert all(row["nearest"] for row in column["shown"])
-    [band] = report["mining"]["samples"]
+    assert report["quality"]["real"]["mined"]["documents"] == 20
+    [mining] = report["mining"]
+    [band] = mining["samples"]
     assert [pair["verdict"] for pair in band["pairs"]] == ["below min_cosine"] * 2  # 0.7, and the default is 0.75
     assert band["pairs"][0]["d1"].endswith("number 0.") and band["pairs"][0]["d2"].endswith("number 1.")
-    assert report["mining"]["recall"]["recall"] == 0.98
+    assert mining["recall"]["recall"] == 0.98
     page = out.read_bytes("report.html").decode()
     assert "&lt;script&gt;" in page and "<script" not in page
-    assert "SBP" in out.read_bytes("summary.txt").decode()
+    summary = out.read_bytes("summary.txt").decode()
+    for text in (page, summary):
+        assert "Held-out documents: of 4 groups (articles), so no interval over them is given" in text
+        assert "One seed: no interval" in text
+
+    # what a killed run measured is not measured again
+    written = {name: Path(out.path(name)).stat().st_mtime_ns for name in out.files("scores", ".json")}
+    assert len(written) == 4  # two models, and held-out text looked for in two texts
+    evaluate_run(artifacts, settings=config, out=out)
+    assert {name: Path(out.path(name)).stat().st_mtime_ns for name in written} == written
 
 
 def test_questions_about_other_articles_are_refused(tmp_path: Path) -> None:
-    from sbp_ray.evaluation.text_quality.corpus_scan import Scan
-    from sbp_ray.stages.eval import _choose_questions
-
     rows: list[dict[str, object]] = [{"question": "Who?", "answers": ["nobody"], "title": "elsewhere"}]
     config = settings(tmp_path, questions=write_questions(tmp_path / "questions.jsonl", rows))
     with pytest.raises(SbpError, match="'elsewhere', is a group of the corpus"):
-        _choose_questions(config.eval, {"train": Scan(), "validation": Scan()})
+        choose_texts(config, make_run(tmp_path)["corpus"])
+
+
+def test_without_held_out_documents_nothing_is_compared(tmp_path: Path) -> None:
+    corpus = make_run(tmp_path)["corpus"]
+    for name in corpus.files("validation", ".parquet"):
+        Path(corpus.path(name)).unlink()
+    assert choose_texts(settings(tmp_path), corpus).sets == {}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hand_made import write_corpus, write_synthetic
 from small_experiment import small_experiment
 
 from sbp_ray.artifacts import STARTED, Artifact
-from sbp_ray.experiment.grid import Grid, plan_grid
-from sbp_ray.experiment.quality import quality_facts, synthetic_users
+from sbp_ray.evaluation.study import Study, names_of
+from sbp_ray.evaluation.text_quality.beside_real import measure_quality
+from sbp_ray.experiment.grid import plan_grid
+from sbp_ray.experiment.publish import study_of
 from sbp_ray.experiment.settings import ExperimentConfig
 
 ARMS = ("repetition", "sbp", "unconditional", "own_embedder")
@@ -23,7 +25,7 @@ def experiment(tmp_path: Path) -> ExperimentConfig:
 
 
 @pytest.fixture
-def grid(experiment: ExperimentConfig) -> Grid:
+def study(experiment: ExperimentConfig) -> Study:
     """sbp copied its d1, unconditional said the same thing each time, own_embedder wrote something else."""
     grid = plan_grid(experiment)
     [corpus] = [node for node in grid.nodes.values() if node.stage.job == "ingest"]
@@ -37,39 +39,36 @@ def grid(experiment: ExperimentConfig) -> Grid:
         "unconditional": ["the garden of the castle in winter is glass " * 7] * 12,
         "own_embedder": [f"{row['text'].upper()} said {i}" for i, row in enumerate(d1s)],
     }
-    for key, trained in synthetic_users(grid, grid.trainings).items():
-        written = zip(d1s, texts[trained[0].arm], strict=True)
-        write_synthetic(grid.nodes[key].artifact, written, tokenizer)
-    return grid
+    study = study_of(experiment, grid, grid.trainings)
+    for made, trained in study.users("synthetic"):
+        write_synthetic(made.artifact, zip(d1s, texts[trained[0].arm], strict=True), tokenizer)
+    return study
 
 
-def test_shares_of_one_arm_read_one_synthetic_text(grid: Grid) -> None:
-    users = synthetic_users(grid, grid.trainings)
-    names = {trained[0].arm: [training.name for training in trained] for trained in users.values()}
+def test_shares_of_one_arm_read_one_synthetic_text(study: Study, tmp_path: Path) -> None:
+    names = {trained[0].arm: names_of(trained) for _, trained in study.users("synthetic", read_it=True)}
     assert names["sbp"] == ["sbp 2 %", "sbp 3 %"]
     assert set(names) == {"sbp", "unconditional", "own_embedder"}
-    assert quality_facts_of_no_text(grid) is None
+    assert measure_quality(arms_of(study, "repetition"), Artifact("quality", str(tmp_path))) is None
 
 
-def quality_facts_of_no_text(grid: Grid) -> Any:
-    repetition = [training for training in grid.trainings if training.share is None]
-    return quality_facts(None, grid, repetition, Artifact("quality", "unused"))  # type: ignore[arg-type]
+def arms_of(study: Study, *names: str) -> Study:
+    return replace(study, trained=[one for one in study.trained if one.arm in names])
 
 
 @pytest.mark.slow
 def test_each_synthesizer_has_its_numbers_and_a_rerun_measures_what_is_new(
-    experiment: ExperimentConfig, grid: Grid, tmp_path: Path, local_ray: None
+    study: Study, tmp_path: Path, local_ray: None
 ) -> None:
     store = Artifact("quality", str(tmp_path / "quality"))
-    some = [training for training in grid.trainings if training.arm != "own_embedder"]
-    assert quality_facts(experiment, grid, some, store) is not None
+    assert measure_quality(arms_of(study, "repetition", "sbp", "unconditional"), store) is not None
     first = {name: Path(store.path(name)).stat().st_mtime_ns for name in store.files()}
     assert len(first) == 3  # two synthetic texts, and real text
 
-    facts = quality_facts(experiment, grid, grid.trainings, store)
+    facts = measure_quality(study, store)
     assert facts is not None
     table = {row["name"]: {name: cell["value"] for name, cell in row["measures"].items()} for row in facts["table"]}
-    assert list(table) == ["sbp", "unconditional", "own_embedder", "real_train", "real_held_out"]
+    assert list(table) == ["sbp", "unconditional", "own_embedder", "real_train", "real_held_out", "mined"]
     assert (table["sbp"]["d1_copies"], table["sbp"]["corpus_copies"], table["sbp"]["novel_13"]) == (1, 1, 0)
     assert table["unconditional"]["exact_duplicates"] == pytest.approx(11 / 12)
     assert table["unconditional"]["d1_copies"] == table["unconditional"]["corpus_copies"] == 0
@@ -85,5 +84,5 @@ def test_each_synthesizer_has_its_numbers_and_a_rerun_measures_what_is_new(
     assert {name.partition("-")[0] for name in new} == {"synthetic", "real"}
     assert len(new) == 2  # own_embedder's, and real text beside it
 
-    assert quality_facts(experiment, grid, grid.trainings, store) == facts
+    assert measure_quality(study, store) == facts
     assert {name: Path(store.path(name)).stat().st_mtime_ns for name in store.files()} == after

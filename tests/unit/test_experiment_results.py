@@ -9,23 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from invented_panel import interval, limits, synthetic_column, text_column
 from small_experiment import small_experiment
 
 from sbp_ray.artifacts import MANIFEST, STARTED
-from sbp_ray.evaluation.arms import Scores
+from sbp_ray.evaluation.likelihood.checkpoints import Scores
+from sbp_ray.evaluation.likelihood.gains import arm_rows, equal_cost_rows
+from sbp_ray.evaluation.likelihood.scored_texts import Texts
 from sbp_ray.evaluation.text_quality.samples import KINDS
 from sbp_ray.experiment.attempts import append_attempt, lost_hours
 from sbp_ray.experiment.costs import Cost, costs_of
 from sbp_ray.experiment.grid import Grid, plan_grid
-from sbp_ray.experiment.measure import Texts
-from sbp_ray.experiment.results import arm_table, equal_cost_rows
+from sbp_ray.experiment.publish import study_of
 from sbp_ray.experiment.settings import ExperimentConfig
-from sbp_ray.report.experiment import answer, remarks, render_experiment, render_table
+from sbp_ray.report.headline import answer, remarks, render_summary
+from sbp_ray.report.page import render_page
 from sbp_ray.report.panel_page import table_row
 
-# Two held-out documents of 10 and 30 tokens, and one question of 5 bytes about each split.
+# Twenty held-out documents of 10 and 30 tokens, each of its own group, and one question of 5 bytes.
 LOSSES = {  # nats a token of both documents, for the seeds 0, 1 and 2
     "repetition": (3.0, 3.1, 3.2),
     "sbp 2 %": (2.9, 3.0, 3.1),
@@ -61,23 +64,25 @@ def grid(experiment: ExperimentConfig) -> Grid:
         }.get(node.stage.job, {})
         node.artifact.write_json(STARTED, {"fingerprint": node.fingerprint})
         node.artifact.write_json(MANIFEST, {"stats": stats, "wall_s": 3600})
+        if node.stage.job == "ingest":
+            node.artifact.write_table("validation/part-00000.parquet", pa.table({"group": ["a", "b"]}))
     return grid
 
 
 @pytest.fixture
 def rows(experiment: ExperimentConfig, grid: Grid) -> list[dict[str, Any]]:
     one = np.array([5])
+    groups = [str(group) for group in range(20)]
     texts = Texts(
         sets={"held_out": [], "answers_read": []},
-        num_tokens={"held_out": np.array([10, 30]), "answers_read": one},
-        num_bytes={"held_out": np.array([50, 150]), "answers_read": one},
-        unknown_questions=0,
-        fingerprint="",
+        num_tokens={"held_out": np.array([10, 30] * 10), "answers_read": one},
+        num_bytes={"held_out": np.array([50, 150] * 10), "answers_read": one},
+        groups={"held_out": groups, "answers_read": ["0"]},
     )
     scores = {
         training.model: Scores(
             {
-                "held_out": np.array([10.0, 30.0]) * LOSSES[training.name][training.seed],
+                "held_out": np.array([10.0, 30.0] * 10) * LOSSES[training.name][training.seed],
                 "answers_read": one * LOSSES[training.name][training.seed],
             },
             100,
@@ -85,7 +90,7 @@ def rows(experiment: ExperimentConfig, grid: Grid) -> list[dict[str, Any]]:
         for training in grid.trainings
     }
     costs = costs_of(grid, grid.nodes, room={"CPU": 4}, dollars_per_hour=8, lost_hours={})
-    return arm_table(experiment, grid, grid.trainings, scores, texts, costs)
+    return arm_rows(study_of(experiment, grid, grid.trainings, costs), scores, texts)
 
 
 def measure(rows: list[dict[str, Any]], name: str, what: str = "held_out_nats_per_token") -> dict[str, Any]:
@@ -96,10 +101,13 @@ def test_losses_are_means_over_seeds_and_gains_are_paired_by_seed(rows) -> None:
     found = measure(rows, "sbp 2 %")
     assert found["mean"] == pytest.approx(3.0)
     assert found["interval"]["low"] == pytest.approx(3.0 - 0.2484138)  # t(0.975; 2) 0.1 / sqrt(3)
-    assert found["gain_by_seed"] == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1})  # the same with each seed
-    assert found["gain_by_unit"] == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1})
+    same = {"value": pytest.approx(0.1), "low": pytest.approx(0.1), "high": pytest.approx(0.1)}
+    assert found["over_seeds"] == {**same, "unit": "seeds", "units": 3}  # the same with each seed
+    assert found["over_groups"] == {**same, "unit": "groups", "units": 20}
+    of_answers = measure(rows, "sbp 2 %", "answers_read_nats_per_byte")
+    assert of_answers["over_groups"] == {"value": pytest.approx(0.1), "unit": "groups", "units": 1}
     assert measure(rows, "repetition")["gain"] is None
-    assert measure(rows, "sbp 2 %", "held_out_nats_per_byte")["mean"] == pytest.approx(3.0 * 40 / 200)
+    assert measure(rows, "sbp 2 %", "held_out_nats_per_byte")["mean"] == pytest.approx(3.0 * 400 / 2000)
     assert measure(rows, "sbp 2 %", "answers_read_nats_per_byte")["mean"] == pytest.approx(3.0)
 
 
@@ -192,15 +200,26 @@ def results(rows, experiment: ExperimentConfig) -> dict[str, Any]:
         "run_dir": "/data/<run>",
         "seeds": [0, 1, 2],
         "synthesizer_per_seed": True,
+        "scale": {"documents": 90, "tokens": 9000, "synthetic_documents": 8},
+        "texts": {
+            "held_out": {"units": 20, "groups": 20, "tokens": 400, "bytes": 2000},
+            "answers_read": {"units": 1, "groups": 1, "tokens": 5, "bytes": 5},
+        },
+        "min_groups": 10,
+        "benchmarks": None,
+        "judge": None,
         "arms": rows,
         "equal_cost": equal_cost_rows(rows),
         "curves": [{"name": name, "seed": seed, "points": points} for name in LOSSES for seed in (0, 1, 2)],
         "synthesizers": [
-            {"synthesizer": "s-1", "for": ["sbp 2 %"], "pairs": 4, "nll_given_d1": 3.0}
+            {"synthesizer": "s-1", "for": ["sbp 2 %"], "points": points, "pairs": 4, "nll_given_d1": 3.0}
             | {"saved_over_random": gain, "saved_over_nothing": gain},
-            {"synthesizer": "s-2", "for": ["random_pairs"], "pairs": 0},
+            {"synthesizer": "s-2", "for": ["longer"], "points": [], "pairs": 0},
         ],
-        "synthetic": [{"for": ["sbp 2 %"], "samples": 9, "documents": 8, "tokens": 700, "drops": {"looping": 1}}],
+        "synthetic": [
+            {"for": ["sbp 2 %"], "samples": 9, "documents": 8, "tokens": 700, "drops": {"looping": 1}}
+            | {"synthetic": "t-1", "real_text": None}
+        ],
         "decontamination": [
             {"artifact": "corpus-1", "contaminated": 3, "held_out_groups": 5, "held_out_groups_in_train": 0}
             | {"documents": 77, "sharing_held_out_text": 1, "ngram_words": 13},
@@ -211,7 +230,8 @@ def results(rows, experiment: ExperimentConfig) -> dict[str, Any]:
         "mining": [],
         "unknown_questions": 2,
         "artifacts": [
-            {"artifact": "a", "stage": "tune", "for": ["sbp"], "cost": None, "command": "x", "made_by": None}
+            {"artifact": "a", "stage": "tune", "for": ["sbp"], "cost": None, "made_by": None, "is_done": False}
+            | {"wall_s": None, "peak_mem_gib": None, "counts": {}, "drops": {}}
         ],
         "dead": [],
         "made_by": {"command": "python jobs/experiment.py", "commit": None, "version": "0.1", "hardware": "2 cores"},
@@ -225,6 +245,9 @@ def test_the_answer_comes_first_with_its_interval_its_cost_and_the_oracle(result
         "that is 20.0 % [20.0, 20.0] of what the oracle gained."
     )
     assert remarks(results) == [
+        "Answers, held-out articles: not measured.",
+        "Answers, articles it read: of 1 group (articles), so no interval over them is given; texts of one group "
+        "depend on one another, and fewer than 10 groups say too little.",
         "longer trained on 2.5 M tokens and repetition on 1.0 M: its gain is not one at equal tokens.",
         "At equal cost, all of it spent (1.5e+06 FLOPs, longer 2.4e+06), sbp 2 % gains +0.050 [+0.050, +0.050] nats a "
         "token. Of what repeats the text for no more, repetition is best: beside it sbp 2 % gains +0.100 [+0.100, "
@@ -234,61 +257,66 @@ def test_the_answer_comes_first_with_its_interval_its_cost_and_the_oracle(result
 
 def test_an_sbp_arm_of_other_tokens_does_not_answer(results) -> None:
     results["arms"][1]["tokens"] += 8192
-    assert answer(results).startswith("No arm of this experiment trained on synthetic text as SBP does, on as many")
-    assert "sbp 2 % trained on 1.0 M tokens and repetition on 1.0 M" in remarks(results)[0]
+    assert answer(results).startswith("No arm trained on synthetic text as SBP does, on as many")
+    assert "sbp 2 % trained on 1.0 M tokens and repetition on 1.0 M" in " ".join(remarks(results))
 
 
 def test_a_loss_and_a_draw_are_called_so(results) -> None:
     found = results["arms"][1]["measures"]["held_out_nats_per_token"]
-    found |= {"gain": -0.1, "gain_by_seed": {"value": -0.1, "low": -0.2, "high": -0.05}, "share_of_oracle": None}
+    found |= {"gain": -0.1, "over_seeds": {"value": -0.1, "low": -0.2, "high": -0.05}, "share_of_oracle": None}
     assert answer(results).startswith("sbp 2 % lost: −0.100 [−0.200, −0.050] nats a token")
-    found["gain_by_seed"]["high"] = 0.01
+    found["over_seeds"]["high"] = 0.01
     assert answer(results).startswith("sbp 2 % shows no difference: ")
-    found["gain_by_seed"] = None
-    assert answer(results).startswith("sbp 2 %: −0.100 (one seed: no interval) nats a token")
+    found |= {"over_seeds": None, "over_groups": {"value": -0.1, "unit": "groups", "units": 3}}
+    assert answer(results).startswith("sbp 2 %: −0.100 (no interval) nats a token")
 
 
 def test_what_weakens_the_answer_is_said(results) -> None:
-    results["arms"][2]["measures"]["held_out_nats_per_token"]["gain_by_seed"] = {"value": 0.1, "low": -1, "high": 1}
+    results["arms"][2]["measures"]["held_out_nats_per_token"]["over_seeds"] = {"value": 0.1, "low": -1, "high": 1}
     results |= {"synthesizer_per_seed": False, "dead": ["untuned seed 0: no room"]}
     results["equal_cost"][0]["against"] = None
     said = " ".join(remarks(results))
-    assert "not distinguishable from zero with these seeds, so no share of it is given" in said
+    assert "not shown to be above zero with these seeds, so no share of it is given" in said
     assert "sbp 2 % costs 2.5 times as much as repetition, and no arm that repeats the text costs as much" in said
     assert "All seeds share one synthesis" in said
     assert "1 trainings have no result: untuned seed 0: no room." in said
 
 
 def test_the_page_holds_every_number_needs_nothing_else_and_escapes_what_is_not_ours(results) -> None:
-    page = render_experiment(results)
+    page = render_page(results)
     assert "/data/&lt;run&gt;" in page
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert page.count("<svg") == 4 + 5  # of the arms, and of the panel
-    for text in ("+0.100", f"{math.exp(3.0):.1f}", "20.0 %", "1.51e+06", "2 questions were left out", "1 looping"):
+    assert page.count("<svg") == 3 + 2 + 1 + 5  # of trainings, of gains, of costs, and of the panel
+    numbers = ("+0.100", f"{math.exp(3.0):.1f}", "20.0 %", "1.51e+06", "<th>looping</th><td>1</td>")
+    for text in (*numbers, "2 questions were left out"):
         assert text in page, text
     json.dumps(results)  # all of it is plain data
 
 
 def test_each_synthesizer_has_a_column_and_seeds_share_one(results) -> None:
-    page = render_experiment(results)
+    page = render_page(results)
     assert re.search(r'<th class="sbp">sbp</th><th class="">random_pairs</th><th class="rep">Real, training</th>', page)
     # 2 % and 6 % of the two seeds
     assert 'Repetition inside a document</th><td>4.0 %<span class="ci">(2.0, 6.0)</span></td>' in page
 
 
 def test_what_most_synthesizers_wrote_for_one_d1_comes_first(results) -> None:
-    page = render_experiment(results)
+    page = render_page(results)
     assert page.index(">first<") < page.index(">of the control<") < page.index("only the control kept this")
     assert "second" not in page.partition("What was written for the same d1")[2]  # one seed is enough to read
 
 
 def test_an_experiment_without_synthetic_text_says_so(results) -> None:
-    page = render_experiment(results | {"quality": None})
+    page = render_page(results | {"quality": None})
     assert "Quality of synthetic text:</strong> not measured" in page
 
 
-def test_the_table_for_the_terminal_has_a_line_for_each_arm(results) -> None:
-    lines = render_table(results).splitlines()
-    assert lines[0] == answer(results)
-    assert [line.split("  ")[0] for line in lines[2:7]] == ["arm", *LOSSES]
+def test_the_summary_has_a_line_for_each_arm_and_what_to_keep_in_mind(results) -> None:
+    summary = render_summary(results)
+    lines = summary.splitlines()
+    assert lines[1] == answer(results)
+    assert [line.split("   ")[0] for line in lines[4:9]] == ["arm", *LOSSES]
+    gain = r"3\.000; \+0\.100 \[\+0\.100, \+0\.100\]"
+    assert re.search(rf"^sbp 2 % +{gain} +{gain} +20\.0 % \[20\.0, 20\.0\] +1\.5e\+06$", summary, re.MULTILINE)
+    assert all(remark in summary for remark in remarks(results))

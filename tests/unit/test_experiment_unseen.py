@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
-from small_experiment import small_grid
+from small_experiment import small_experiment
 
-from sbp_ray.artifacts import MANIFEST, STARTED
-from sbp_ray.experiment.unseen import decontamination
+from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
+from sbp_ray.evaluation.unseen import find_held_out_text
+from sbp_ray.experiment.grid import plan_grid
+from sbp_ray.experiment.publish import study_of
 from sbp_ray.schema import DOCUMENT
 
 RUN = "one two three four five six seven eight nine ten eleven twelve thirteen"
@@ -32,7 +34,8 @@ def _documents(texts: list[str], groups: list[str]) -> pa.Table:
 
 
 def test_documents_that_share_a_run_of_words_with_a_held_out_one_are_counted(tmp_path: Path) -> None:
-    grid = small_grid(tmp_path, "repetition", "sbp", seeds=[0], shares=[0.02])
+    experiment = small_experiment(tmp_path, "repetition", "sbp", seeds=[0], shares=[0.02])
+    grid = plan_grid(experiment)
     for node in grid.nodes.values():
         if node.stage.job in ("ingest", "synthesize"):
             node.artifact.write_json(STARTED, {"fingerprint": node.fingerprint})
@@ -43,8 +46,14 @@ def test_documents_that_share_a_run_of_words_with_a_held_out_one_are_counted(tmp
         if node.stage.job == "synthesize":
             for shard, texts in enumerate((WRITTEN[:2], WRITTEN[2:])):
                 node.artifact.write_table(f"part-{shard:05d}.parquet", pa.table({"text": texts}))
-    corpus, synthetic = decontamination(grid, HELD_OUT, 13)
+    made, store = study_of(experiment, grid, grid.trainings).made, Artifact("scores", str(tmp_path / "scores"))
+    corpus, synthetic = find_held_out_text(made, HELD_OUT, 13, store)
     assert (corpus["documents"], corpus["sharing_held_out_text"]) == (3, 1)
     assert (corpus["held_out_groups"], corpus["held_out_groups_in_train"]) == (2, 1)  # c is on both sides
     assert (synthetic["documents"], synthetic["sharing_held_out_text"]) == (3, 2)
     assert (corpus["contaminated"], synthetic["contaminated"]) == (4, 4)
+
+    for name in store.files("", ".json"):  # a text is read once
+        store.write_json(name, store.read_json(name) | {"documents": 77})
+    assert [row["documents"] for row in find_held_out_text(made, HELD_OUT, 13, store)] == [77, 77]
+    assert [row["documents"] for row in find_held_out_text(made, HELD_OUT[:1], 13, store)] == [3, 3]

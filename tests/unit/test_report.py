@@ -1,4 +1,4 @@
-"""The page and the table, from a report of invented numbers."""
+"""The page and the summary of a run, from results of invented numbers."""
 
 from __future__ import annotations
 
@@ -8,22 +8,45 @@ from functools import cache
 from typing import Any
 
 import pytest
-from invented_panel import beside_d1, interval, panel, synthetic_column, text_column
+from invented_panel import beside_d1, interval, limits, synthetic_column, text_column
 
+from sbp_ray.evaluation.text_quality.samples import KINDS
+from sbp_ray.report.headline import answer, render_summary
 from sbp_ray.report.page import render_page
-from sbp_ray.report.summary import render_summary
-from sbp_ray.report.words import answer, scale_sentence, scale_warning, scaled, signed
+from sbp_ray.report.panel_page import table_row
+from sbp_ray.report.words import scale_sentence, scale_warning, scaled, signed
+
+NUM_PLOTS = 3 + 3 + 5 + 3
+"""Of trainings, of gains on three sets of texts, of the panel, of the pairs."""
 
 
-def comparison(difference: float) -> dict[str, Any]:
-    arm = {"nats_per_token": 6.0, "nats_per_byte": 1.5, "perplexity": 403.4, "bits_per_byte": 2.16}
-    return {
-        "units": 10,
-        "tokens": 100,
-        "bytes": 400,
-        "arms": {"repetition": arm, "sbp": arm},
-        "difference": {"nats_per_token": interval(difference), "nats_per_byte": interval(difference / 4)},
-    }
+def measure(loss: float, gain: float | None = None, groups: int = 12) -> dict[str, Any]:
+    """Of one seed."""
+    over = None
+    if gain is not None:
+        over = {**interval(gain), "unit": "groups", "units": groups}
+        over = over if groups >= 10 else {name: over[name] for name in ("value", "unit", "units")}
+    found = {"by_seed": {"0": loss}, "mean": loss, "interval": None, "gain": gain, "over_seeds": None}
+    return {**found, "over_groups": over, "share_of_oracle": None}
+
+
+def arms(gain: float = -0.02, groups: int = 12) -> list[dict[str, Any]]:
+    """Repetition and sbp; on answers from articles that it read sbp gains, on the others it does not."""
+    sizes = {"held_out": gain, "answers_read": 0.05, "answers_held_out": 0.0}
+    found = []
+    for name in ("repetition", "sbp"):
+        is_sbp = name == "sbp"
+        row: dict[str, Any] = {"name": name, "arm": name, "like": name, "says": "how", "round": 1, "seeds": [0]}
+        row |= {"tokens": 1_000_000, "parameters": 1_312_128, "cost": None, "own_cost": None}
+        row["share"] = 0.125 if name == "sbp" else None
+        row["mixture"] = {"real": {"passes": 2.25}} | ({"synthetic": {"passes": 1.0}} if name == "sbp" else {})
+        row["measures"] = {
+            f"{text_set}_nats_per_{unit}": measure(loss - size * is_sbp, size if is_sbp else None, groups)
+            for text_set, size in sizes.items()
+            for unit, loss in (("token", 6.0), ("byte", 1.5))
+        }
+        found.append(row)
+    return found
 
 
 def mining() -> dict[str, Any]:
@@ -53,42 +76,52 @@ def mining() -> dict[str, Any]:
     }
 
 
-def report() -> dict[str, Any]:
+def report(gain: float = -0.02, groups: int = 12) -> dict[str, Any]:
+    """What a run's `report.json` holds."""
     curve = [{"step": 1, "tokens": 100, "loss_nats": 8.0}, {"step": 2, "tokens": 200, "loss_nats": 7.0}]
     curve[1]["validation_nats"] = 7.1
+    made_by = {"command": "python jobs/ingest.py", "commit": "4567def", "version": "0.1", "hardware": "1"}
+    real = {"real_train": text_column(), "real_held_out": text_column(duplicates=None)}
+    columns = {**real, "mined": {"documents": 3, "d1": beside_d1()}}
+    synthetic = synthetic_column()
     return {
-        "scale": {
-            "parameters": 1_312_128,
-            "documents": 1882,
-            "tokens": 393_867,
-            "synthetic_documents": 443,
-            "trained_tokens": {"repetition": 1_000_000, "sbp": 1_000_000, "synthesizer": 300_000},
-            "mixture": {
-                "repetition": {"real": {"passes": 2.5}},
-                "sbp": {"real": {"passes": 2.2}, "synthetic": {"passes": 1.0, "share": 0.125}},
-            },
+        "run_dir": "runs/demo",
+        "seeds": [0],
+        "scale": {"documents": 1882, "tokens": 393_867, "synthetic_documents": 443},
+        "texts": {
+            name: {"units": 10, "groups": groups, "tokens": 100, "bytes": 400}
+            for name in ("held_out", "answers_read", "answers_held_out")
         },
-        "held_out": comparison(0.02),
-        "questions": {"not_in_corpus": 0, "splits": {"train": comparison(-0.05), "validation": comparison(0.0)}},
-        "pairs": {
-            "pairs": 5462,
-            "same_group_share": 0.977,
-            "conditional_gain": {"pairs": 9, "nll_given_d1": 5.0, "nll_given_random": 5.2, "nll_alone": 5.1},
+        "min_groups": 10,
+        "unknown_questions": 0,
+        "arms": arms(gain, groups),
+        "equal_cost": [],
+        "curves": [{"name": name, "seed": 0, "points": curve} for name in ("repetition", "sbp")],
+        "benchmarks": None,
+        "judge": None,
+        "synthesizers": [
+            {"synthesizer": "s-1", "for": ["sbp"], "points": curve, "pairs": 9, "nll_given_d1": 5.0,
+             "nll_given_random": 5.2, "nll_alone": 5.1, "saved_over_random": interval(0.2),
+             "saved_over_nothing": {"value": 0.1, "unit": "groups", "units": 3}}
+        ],
+        "synthetic": [
+            {"synthetic": "t-1", "for": ["sbp"], "samples": 500, "documents": 443, "tokens": 90_000,
+             "drops": {"looping": 57}, "real_text": {"documents": 100, "drops": {"looping": 2}}}
+        ],
+        "quality": {
+            **limits(),
+            "table": [
+                table_row("sbp", "synthetic", [synthetic]),
+                *(table_row(name, KINDS[name], [column]) for name, column in columns.items()),
+            ],
+            "real": columns,
+            "syntheses": [{"synthetic": "t-1", "name": "sbp", "for": ["sbp"], **synthetic}],
         },
-        "mining": mining(),
-        "quality": panel(
-            synthetic=synthetic_column(),
-            real_train=text_column(),
-            real_held_out=text_column(duplicates=None),
-            mined={"documents": 3, "d1": beside_d1()},
-        ),
-        "curves": {"repetition": curve, "sbp": curve, "synthesizer": curve},
-        "flow": [
-            {
-                "artifact": "1_corpus", "stage": "ingest", "wall_s": 30.7, "peak_mem_gib": 2.0, "stats": {},
-                "counts": {"documents": 1882}, "drops": {"exact_duplicate": 3},
-                "made_by": {"command": "python jobs/ingest.py", "commit": "4567def", "version": "0.1", "hardware": "1"},
-            }
+        "mining": [{"pairs": "p-1", "for": ["sbp"], "num_pairs": 5462, "same_group_share": 0.977, **mining()}],
+        "decontamination": [],
+        "artifacts": [
+            {"artifact": "corpus-1", "stage": "ingest", "is_done": True, "wall_s": 30.7, "peak_mem_gib": 2.0,
+             "counts": {"documents": 1882}, "drops": {"exact_duplicate": 3}, "made_by": made_by}
         ],
         "made_by": {"command": "python jobs/eval.py", "commit": "0123abc", "version": "0.1", "hardware": "2 cores"},
         "settings": {"run_dir": "runs/demo"},
@@ -98,14 +131,13 @@ def report() -> dict[str, Any]:
 def empty_report() -> dict[str, Any]:
     """A run with no question file, nothing held out, no synthetic documents and no manifests."""
     found = report()
-    found |= {"held_out": None, "questions": None, "mining": None}
-    found["pairs"] = {"pairs": None, "same_group_share": None, "conditional_gain": None}
-    found["quality"] = panel(synthetic=None, real_train=text_column(), real_held_out=None, mined=None)
-    found["quality"]["relevance"] = {"threshold": None, "random_quantile": 0.95, "random": None}
-    found["curves"] = {"repetition": [], "sbp": [], "synthesizer": []}
-    found["scale"]["trained_tokens"] = {"repetition": None, "sbp": None, "synthesizer": None}
-    found["scale"]["mixture"] = {"repetition": None, "sbp": None}
-    found["flow"][0] |= {"wall_s": None, "peak_mem_gib": None, "counts": {}, "drops": {}, "made_by": None}
+    found |= {"texts": {}, "mining": [], "synthesizers": [], "synthetic": [], "quality": None}
+    found["curves"] = [{"name": name, "seed": 0, "points": []} for name in ("repetition", "sbp")]
+    for arm in found["arms"]:
+        arm |= {"measures": {}, "mixture": None}
+    found["scale"] = dict.fromkeys(found["scale"])
+    found["artifacts"][0] |= {"is_done": False, "wall_s": None, "peak_mem_gib": None, "counts": {}, "drops": {}}
+    found["artifacts"][0]["made_by"] = None
     return found
 
 
@@ -153,23 +185,24 @@ def test_the_thresholds_are_shown_with_what_each_gives() -> None:
 
 def test_an_unmeasured_recall_says_so() -> None:
     found = report()
-    found["mining"]["recall"] = None
+    found["mining"][0]["recall"] = None
     assert "Recall of the lists of neighbours: not measured." in render_page(found)
 
 
 def test_a_run_without_neighbours_has_no_plots_of_them() -> None:
     found = report()
-    found["mining"] |= {"bands": [], "thresholds": [], "samples": []}
-    assert render_page(found).count("<svg") == 8
+    found["mining"][0] |= {"bands": [], "thresholds": [], "samples": []}
+    assert render_page(found).count("<svg") == NUM_PLOTS - 3
 
 
 def test_what_was_not_measured_says_so() -> None:
-    page, table = empty_page(), render_summary(empty_report())
-    assert "Closed-book answers:</strong> not measured" in page
-    assert "Held-out perplexity:</strong> not measured" in page
-    assert "Neighbours and thresholds:</strong> not measured" in page
-    assert table.count("not measured") == 3  # held-out text, answers, conditional gain
-    assert "not measured" not in full_page() + render_summary(report())
+    page, summary = empty_page(), render_summary(empty_report())
+    for text in ("Held-out documents: ", "Answers, articles it read: ", "What d1 is worth to a synthesizer: "):
+        text += "not measured."
+        assert text in page and text in summary
+    assert "Mined pairs:</strong> not measured" in page
+    assert "Quality of synthetic text:</strong> not measured" in page
+    assert "not measured" not in render_summary(report())
 
 
 def test_the_panel_stands_beside_the_papers_figures_which_are_marked() -> None:
@@ -187,7 +220,7 @@ def test_a_sample_stands_beside_its_d1_and_the_nearest_real_document() -> None:
     assert "cosine to d1 0.43, taken from d1 12.5 %" in page
     assert "It is d1." not in page
     found = report()
-    found["quality"]["texts"]["synthetic"]["shown"][0]["nearest_id"] = "0"
+    found["quality"]["syntheses"][0]["shown"][0]["nearest_id"] = "0"
     assert "It is d1." in render_page(found)
 
 
@@ -199,15 +232,39 @@ def test_how_it_was_made_is_said() -> None:
 
 def test_the_page_is_plotted_in_the_colours_of_its_theme() -> None:
     page = full_page()
-    assert page.count("<svg") == 11
+    assert page.count("<svg") == NUM_PLOTS
     assert "var(--sbp)" in page and "#00000" not in page
 
 
 @pytest.mark.parametrize(
-    ("difference", "words"), [(0.02, "worse than repetition"), (-0.02, "better than"), (0.0, "as far as this run can")]
+    ("gain", "words"),
+    [
+        (-0.02, "sbp lost: −0.020 [−0.030, −0.010] nats a token"),
+        (0.02, "sbp gained +0.020 [+0.010, +0.030] nats a token"),
+        (0.0, "sbp shows no difference: +0.000"),
+    ],
 )
-def test_the_answer_follows_the_interval(difference: float, words: str) -> None:
-    assert words in answer(report() | {"held_out": comparison(difference)})
+def test_the_answer_of_one_seed_follows_the_interval_over_groups(gain: float, words: str) -> None:
+    assert answer(report(gain)).startswith(words)
+
+
+def test_few_groups_have_no_interval_and_a_sentence_that_says_so() -> None:
+    found = report(0.02, groups=5)
+    assert answer(found) == "sbp: +0.020 (no interval) nats a token over repetition on held-out text."
+    page, summary = render_page(found), render_summary(found)
+    said = "Held-out documents: of 5 groups (articles), so no interval over them is given; texts of one group depend"
+    assert said in page and said in summary
+    assert '<td>+0.020<span class="ci">too few groups</span></td>' in page
+    assert "6.000" in summary and "5.980; +0.020 (no interval)" in summary
+
+
+def test_a_single_seed_says_what_its_intervals_leave_out() -> None:
+    said = "One seed: no interval says how far another training would move a gain."
+    assert said in full_page() and said in render_summary(report())
+
+
+def test_drops_stand_beside_those_of_real_text() -> None:
+    assert "<th>looping</th><td>57</td><td>11.4 %</td><td>2.0 %</td>" in full_page()
 
 
 def test_a_small_run_is_told_what_it_cannot_show() -> None:
@@ -215,14 +272,17 @@ def test_a_small_run_is_told_what_it_cannot_show() -> None:
     assert warning is not None
     assert "2,300 times the parameters and 200,000 times the tokens" in warning
     big = report()
-    big["scale"] |= {"parameters": 3e9, "trained_tokens": {"sbp": 2e11, "repetition": 2e11}}
+    for arm in big["arms"]:
+        arm |= {"parameters": 3e9, "tokens": 2e11}
     assert scale_warning(big) is None
 
 
 def test_unequal_training_is_not_called_a_comparison() -> None:
     unequal = report()
-    unequal["scale"]["trained_tokens"]["sbp"] = 900_000
-    assert "cannot be compared" in scale_sentence(unequal)
+    unequal["arms"][1]["tokens"] = 900_000
+    assert answer(unequal).startswith("No arm trained on synthetic text as SBP does, on as many tokens")
+    assert "sbp trained on 900 k tokens and repetition on 1 M" in render_summary(unequal)
+    assert "900 k to 1 M training tokens for each arm" in scale_sentence(unequal)
     assert "1 M training tokens for each arm" in scale_sentence(report())
 
 

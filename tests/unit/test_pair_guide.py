@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sbp_ray.config import PairConfig
-from sbp_ray.evaluation.mining import guide_ids, mining_facts, read_guide
+from sbp_ray.report.pair_guide import guide_facts, guide_ids, read_guide
 
 
 def doc_id(name: str) -> bytes:
@@ -33,8 +33,7 @@ def test_each_sample_says_what_became_of_it(new_artifact) -> None:
     documents = {doc_id(name): {"text": name * 310} for name in "abcd"}
     cfg = PairConfig(min_cosine=0.7, max_cosine=0.95)
     assert guide_ids(guide(samples)) == {*map(doc_id, "abcd")}
-    found = mining_facts(guide(samples), cfg, new_artifact("neighbors"), documents)
-    assert found is not None
+    found = guide_facts(guide(samples), cfg, new_artifact("neighbors"), documents)
     assert [(band["band"], [pair["verdict"] for pair in band["pairs"]]) for band in found["samples"]] == [
         ("0.95", ["above max_cosine"]),
         ("0.70", ["pair", "near-duplicate: containment"]),
@@ -47,18 +46,16 @@ def test_each_sample_says_what_became_of_it(new_artifact) -> None:
 
 def test_a_sample_whose_documents_are_gone_is_left_out(new_artifact) -> None:
     documents = {doc_id("a"): {"text": "x"}}
-    found = mining_facts(guide([sample("a", "b", 0.8)]), PairConfig(), new_artifact("neighbors"), documents)
-    assert found is not None and found["samples"] == []
+    found = guide_facts(guide([sample("a", "b", 0.8)]), PairConfig(), new_artifact("neighbors"), documents)
+    assert found["samples"] == []
 
 
 def test_pairs_without_a_guide_have_none(new_artifact) -> None:
     assert read_guide(new_artifact("pairs")) is None
-    assert guide_ids(None) == set()
-    assert mining_facts(None, PairConfig(), new_artifact("neighbors"), {}) is None
 
 
 @pytest.mark.parametrize("text", ["short", "x" * 300])
 def test_short_texts_are_shown_whole(new_artifact, text: str) -> None:
     documents = {doc_id(name): {"text": text} for name in "ab"}
-    found = mining_facts(guide([sample("a", "b", 0.8)]), PairConfig(), new_artifact("neighbors"), documents)
-    assert found is not None and found["samples"][0]["pairs"][0]["d2"] == text
+    found = guide_facts(guide([sample("a", "b", 0.8)]), PairConfig(), new_artifact("neighbors"), documents)
+    assert found["samples"][0]["pairs"][0]["d2"] == text

@@ -17,24 +17,22 @@ def read_guide(pairs: Artifact) -> dict[str, Any] | None:
     return pairs.read_json(_GUIDE)["train"] if pairs.exists(_GUIDE) else None
 
 
-def guide_ids(guide: Mapping[str, Any] | None) -> set[bytes]:
+def guide_ids(guide: Mapping[str, Any]) -> set[bytes]:
     """Documents whose texts the sample pairs need."""
-    return {bytes.fromhex(sample[key]) for sample in guide["samples"] for key in ("d1_id", "d2_id")} if guide else set()
+    return {bytes.fromhex(sample[key]) for sample in guide["samples"] for key in ("d1_id", "d2_id")}
 
 
-def mining_facts(
-    guide: Mapping[str, Any] | None,
+def guide_facts(
+    guide: Mapping[str, Any],
     cfg: PairConfig,
     neighbors: Artifact,
     documents: Mapping[bytes, Mapping[str, Any]],
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """The guide with the limits it was made with, the measured recall, and the texts of its sample pairs.
 
     Args:
         documents: rows of the corpus by id; a sample whose documents are not there is left out.
     """
-    if guide is None:
-        return None
     stats = (neighbors.manifest() or {}).get("stats", {}).get("train", {})
     by_band: dict[str, list[dict[str, Any]]] = {}
     for sample in guide["samples"]:

@@ -1,4 +1,4 @@
-"""Score one checkpoint on texts: what the two arms are compared by."""
+"""Score one checkpoint on texts: what the arms are compared by."""
 
 from __future__ import annotations
 

@@ -1,42 +1,38 @@
-"""Public benchmarks of every model of the grid: asked once, kept, and compared by question and by seed."""
+"""Public benchmarks of every model of a study: asked once, kept, and compared by question and by seed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import Config
 from sbp_ray.evaluation.benchmarks.ask_models import ask_models
 from sbp_ray.evaluation.benchmarks.measures import BySeed, benchmark_row
 from sbp_ray.evaluation.benchmarks.overlap import find_seen
 from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
 from sbp_ray.evaluation.intervals import mean_interval
-from sbp_ray.experiment.arms import BASELINE
-from sbp_ray.experiment.grid import Grid, Training
+from sbp_ray.evaluation.study import BASELINE, Study
 
 
-def benchmark_results(
-    settings: Config, grid: Grid, trainings: Sequence[Training], store: Artifact
-) -> list[dict[str, Any]] | None:
+def compare_on_benchmarks(study: Study, store: Artifact) -> list[dict[str, Any]] | None:
     """A row for each benchmark of the settings, or None without any.
 
     Args:
-        trainings: those that have a result, repetition's among them.
         store: where answers are kept from one run of the command to the next.
     """
+    settings = study.settings
     asked = choose_questions(settings)
     if not asked:
         return None
-    models = {training.model: grid.nodes[training.model].artifact for training in trainings}
+    models = {key: made.artifact for key, made in study.models.items()}
     answers = ask_models(settings.eval, models, asked, store)
-    seen = find_seen(asked, _trained_on(grid, trainings), ngram_words=settings.decontaminate.ngram_words, store=store)
+    seen = find_seen(asked, _trained_on(study), ngram_words=settings.decontaminate.ngram_words, store=store)
     rows = []
     for benchmark in asked:
         found = answers[benchmark.name]
-        by_arm: dict[str, BySeed] = {}
-        for training in trainings:
-            by_arm.setdefault(training.name, {})[training.seed] = found[training.model]["records"]  # type: ignore[index]
+        by_arm: dict[str, BySeed] = {
+            name: {seed: found[trained.model.key]["records"] for seed, trained in seeds.items()}
+            for name, seeds in study.by_arm().items()
+        }
         row = benchmark_row(
             benchmark,
             by_arm,
@@ -49,16 +45,10 @@ def benchmark_results(
     return rows
 
 
-def _trained_on(grid: Grid, trainings: Sequence[Training]) -> dict[Artifact, list[str]]:
+def _trained_on(study: Study) -> dict[Artifact, list[str]]:
     """Files of every corpus' train split and every synthetic text that some model read."""
-    found: dict[Artifact, list[str]] = {}
-    for key in dict.fromkeys(key for training in trainings for key in grid.ancestry(training.model)):
-        artifact = grid.nodes[key].artifact
-        if grid.nodes[key].stage.job == "ingest":
-            found[artifact] = artifact.files("train", ".parquet")
-        elif grid.nodes[key].stage.job == "synthesize":
-            found[artifact] = artifact.files("", ".parquet")
-    return found
+    texts = {made.artifact: made.artifact.files("train", ".parquet") for made, _ in study.users("corpus")}
+    return texts | {made.artifact: made.artifact.files("", ".parquet") for made, _ in study.users("synthetic")}
 
 
 def _with_seed_intervals(row: dict[str, Any]) -> dict[str, Any]:

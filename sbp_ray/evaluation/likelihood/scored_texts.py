@@ -1,0 +1,159 @@
+"""Score every model on the same texts: held-out documents, and the corpus's own questions, closed book."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from sbp_ray.artifacts import Artifact, fingerprint_of
+from sbp_ray.config import Config, EvalConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.likelihood.checkpoints import Scores, TextSets, document_windows, score_checkpoint
+from sbp_ray.evaluation.likelihood.closed_book import (
+    Question,
+    check_questions,
+    draw_questions,
+    iter_questions,
+    question_example,
+)
+from sbp_ray.evaluation.study import Made, Study
+from sbp_ray.evaluation.tasks import results
+from sbp_ray.evaluation.text_quality.sampling import sample_rows
+from sbp_ray.metrics import ray_is_running
+from sbp_ray.schema import SPLITS, Split
+from sbp_ray.shards import call_each
+from sbp_ray.text.tokenizer import load_tokenizer, special_ids
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT = "held_out"
+ANSWERS: dict[Split, str] = {"train": "answers_read", "validation": "answers_held_out"}
+"""Sets of questions: on documents' groups that were read, and on held-out ones."""
+_NOT_OF_SCORES = {"resources", "batch_tokens", "duplicate_sample"}
+"""Settings of `eval` that change no score."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What all models are scored on: sets of units, which are documents or questions."""
+
+    sets: TextSets = field(default_factory=dict)
+    num_tokens: dict[str, np.ndarray] = field(default_factory=dict)
+    """Graded tokens of each unit of a set."""
+    num_bytes: dict[str, np.ndarray] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    """The group of each unit."""
+    unknown_questions: int = 0
+    """Left out, since the corpus lacks their group."""
+    fingerprint: str = ""
+    held_out: tuple[str, ...] = ()
+    """The documents themselves, to look for in what was trained on."""
+
+    def sizes(self, name: str, unit: str) -> np.ndarray:
+        """Of each unit of a set, in tokens or in bytes."""
+        return (self.num_tokens if unit == "token" else self.num_bytes)[name]
+
+
+def choose_texts(settings: Config, corpus: Artifact) -> Texts:
+    """Draw held-out documents and questions, the same for every model; a set that would be empty is left out.
+
+    Raises:
+        SbpError: no question is about a group of the corpus.
+    """
+    cfg = settings.eval
+    rows = sample_rows(
+        corpus,
+        "validation",
+        key=["doc_id"],
+        columns=["doc_id", "group", "text", "input_ids"],
+        limit=cfg.max_validation_documents,
+        seed=cfg.seed,
+    )
+    asked, unknown = _choose_questions(cfg, corpus)
+    tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))
+    special = special_ids(tokenizer)
+    sets: TextSets = {HELD_OUT: [document_windows(r["input_ids"], special, settings.pretrain.seq_len) for r in rows]}
+    sets |= {ANSWERS[split]: [[question_example(q, tokenizer, special)] for q in asked[split]] for split in asked}
+    graded = {HELD_OUT: [row["text"] for row in rows]}
+    graded |= {ANSWERS[split]: [question.continuation for question in asked[split]] for split in asked}
+    groups = {HELD_OUT: [row["group"] for row in rows]}
+    groups |= {ANSWERS[split]: [question.group for question in asked[split]] for split in asked}
+    there = [name for name in sets if sets[name]]
+    how = cfg.model_dump(mode="json", exclude=_NOT_OF_SCORES)
+    return Texts(
+        sets={name: sets[name] for name in there},
+        num_tokens={name: _graded_tokens(sets[name]) for name in there},
+        num_bytes={name: np.array([len(text.encode()) for text in graded[name]], np.int64) for name in there},
+        groups={name: groups[name] for name in there},
+        unknown_questions=unknown,
+        fingerprint=fingerprint_of({"eval": how, "corpus": corpus.fingerprint(), "seq_len": settings.pretrain.seq_len}),
+        held_out=tuple(row["text"] for row in rows),
+    )
+
+
+def _graded_tokens(units: Sequence[Sequence[Any]]) -> np.ndarray:
+    return np.array([sum(example.num_supervised for example in unit) for unit in units], np.int64)
+
+
+def _choose_questions(cfg: EvalConfig, corpus: Artifact) -> tuple[dict[Split, list[Question]], int]:
+    """Questions for each split, and how many of the file ask about groups that the corpus lacks."""
+    groups = check_questions(cfg)
+    if groups is None:
+        return {}, 0
+    split_of = {group: split for split in SPLITS for group in find_groups(corpus, split, groups)}
+    if not split_of:
+        raise SbpError(
+            f"eval.questions={cfg.questions}: no {cfg.question_group_column} there, such as {min(groups)!r}, is a "
+            "group of the corpus: make eval.question_group_column and ingest.group_column name columns that match"
+        )
+    return draw_questions(iter_questions(cfg), split_of, limit=cfg.max_questions, seed=cfg.seed)
+
+
+def find_groups(corpus: Artifact, split: Split, groups: set[str]) -> set[str]:
+    """Those of the groups that the split has."""
+    return groups.intersection(set().union(*call_each(groups_of_shard, corpus.files(split, ".parquet"), corpus)))
+
+
+def groups_of_shard(name: str, corpus: Artifact) -> set[str]:
+    """Every group of one shard."""
+    return set(corpus.read_table(name, columns=["group"])["group"].unique().to_pylist())
+
+
+def score_study(study: Study, store: Artifact) -> tuple[Texts, dict[str, Scores]]:
+    """Choose the texts, and score each model on them: NLLs by the model's key.
+
+    Args:
+        store: keeps the scores: what an earlier run of the command scored is read.
+    """
+    texts, models = choose_texts(study.settings, study.corpus), study.models
+    names = {key: f"{key}-{texts.fingerprint[:8]}.json" for key in models}
+    todo = [made for key, made in models.items() if not store.exists(names[key])]
+    for key, found in _score(study.settings.eval, todo, texts.sets):
+        nll = {name: nll_N.tolist() for name, nll_N in found.nll.items()}
+        store.write_json(names[key], {"nll": nll, "parameters": found.num_parameters})
+        logger.info(f"eval | {key} | scored")
+    return texts, {key: _read_scores(store.read_json(name)) for key, name in names.items()}
+
+
+def _score(cfg: EvalConfig, todo: Sequence[Made], sets: TextSets) -> Iterator[tuple[str, Scores]]:
+    """As many at once as `cfg.resources` allow; one after the other, here, where there is no Ray."""
+    options: dict[str, Any] = {"batch_tokens": cfg.batch_tokens, "resources": cfg.resources}
+    if not ray_is_running():
+        yield from ((made.key, score_checkpoint(made.artifact, sets, name=made.key, **options)) for made in todo)
+        return
+    import ray
+
+    resources = cfg.resources
+    score = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(score_checkpoint)
+    shared = ray.put(sets)
+    calls = [(made.key, partial(score.remote, made.artifact, shared, name=made.key, **options)) for made in todo]
+    yield from results(calls, at_once=resources.num_workers)
+
+
+def _read_scores(stored: Mapping[str, Any]) -> Scores:
+    return Scores({name: np.array(nll, np.float64) for name, nll in stored["nll"].items()}, stored["parameters"])

@@ -1,0 +1,104 @@
+"""Measure a study: everything that `report.json` and `experiment.json` hold, and the page is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.evaluation.benchmarks.comparison import compare_on_benchmarks
+from sbp_ray.evaluation.intervals import MIN_GROUPS
+from sbp_ray.evaluation.judging.judged_study import judge_study
+from sbp_ray.evaluation.likelihood.gains import arm_rows, equal_cost_rows
+from sbp_ray.evaluation.likelihood.scored_texts import Texts, score_study
+from sbp_ray.evaluation.study import Made, Study, Trained, names_of
+from sbp_ray.evaluation.text_quality.beside_real import measure_quality
+from sbp_ray.evaluation.text_quality.panel import fetch_documents
+from sbp_ray.evaluation.unseen import find_held_out_text
+from sbp_ray.provenance import provenance
+from sbp_ray.report.pair_guide import guide_facts, guide_ids, read_guide
+from sbp_ray.report.run_facts import artifact_row, loss_curve
+
+_WRITTEN = ("samples", "documents", "tokens", "tokens_generated", "drops", "real_text")
+
+
+def measure_study(study: Study, out: Artifact) -> dict[str, Any]:
+    """Measure all models, and everything that they were made from.
+
+    Args:
+        out: keeps scores, answers and measurements in `scores/` and `quality/`: the same command goes on from there.
+
+    Raises:
+        SbpError: a file of questions is about other groups than the corpus's; the judge refuses the key or the model.
+    """
+    store, settings = Artifact("scores", f"{out.url}/scores"), study.settings
+    texts, scores = score_study(study, store)
+    arms = arm_rows(study, scores, texts)
+    return {
+        "seeds": sorted({one.seed for one in study.trained}),
+        "scale": _scale(study),
+        "texts": _text_facts(texts),
+        "min_groups": MIN_GROUPS,
+        "unknown_questions": texts.unknown_questions,
+        "arms": arms,
+        "equal_cost": equal_cost_rows(arms),
+        "curves": [
+            {"name": one.name, "seed": one.seed, "points": loss_curve(one.model.artifact)} for one in study.trained
+        ],
+        "benchmarks": compare_on_benchmarks(study, store),
+        "judge": judge_study(study, store),
+        "synthesizers": [_synthesizer_row(made, trained) for made, trained in study.users("synthesizer")],
+        "synthetic": [
+            {"synthetic": made.key, "for": names_of(trained), **{key: made.stats.get(key) for key in _WRITTEN}}
+            for made, trained in study.users("synthetic")
+        ],
+        "quality": measure_quality(study, Artifact("quality", f"{out.url}/quality")),
+        "mining": [row for made, trained in study.users("pairs") if (row := _mining_row(made, trained))],
+        "decontamination": find_held_out_text(study.made, texts.held_out, settings.decontaminate.ngram_words, store),
+        "artifacts": [artifact_row(made.key, made.stage, made.artifact) for made in study.made],
+        "made_by": provenance(),
+    }
+
+
+def _scale(study: Study) -> dict[str, Any]:
+    """How large the corpus and the synthetic texts are, as their stages counted them."""
+    train = (study.corpus.manifest() or {}).get("stats", {}).get("train", {})
+    written = [made.stats.get("documents") for made, _ in study.users("synthetic", read_it=True)]
+    return {
+        "documents": train.get("documents"),
+        "tokens": train.get("tokens"),
+        "synthetic_documents": sum(number or 0 for number in written),
+    }
+
+
+def _text_facts(texts: Texts) -> dict[str, dict[str, int]]:
+    return {
+        name: {
+            "units": len(units),
+            "groups": len(set(texts.groups[name])),
+            "tokens": int(texts.num_tokens[name].sum()),
+            "bytes": int(texts.num_bytes[name].sum()),
+        }
+        for name, units in texts.sets.items()
+    }
+
+
+def _synthesizer_row(made: Made, trained: list[Trained]) -> dict[str, Any]:
+    """Its conditional gain on held-out pairs, its curve, and who uses it."""
+    gain = made.stats.get("validation") or {"pairs": 0}
+    return {"synthesizer": made.key, "for": names_of(trained), "points": loss_curve(made.artifact), **gain}
+
+
+def _mining_row(pairs: Made, trained: list[Trained]) -> dict[str, Any] | None:
+    """How pairs were mined: recall, yield by similarity, and sample pairs of each band; None for random pairs."""
+    guide = read_guide(pairs.artifact)
+    if guide is None or pairs.config.pair.source != "neighbors":
+        return None
+    neighbors = pairs.inputs["neighbors"]
+    corpus = neighbors.inputs["embeddings"].inputs["corpus"].artifact
+    mined = pairs.stats.get("train", {})
+    return {
+        "pairs": pairs.key,
+        "for": names_of(trained),
+        **{key: mined.get(name) for key, name in (("num_pairs", "pairs"), ("same_group_share", "same_group_share"))},
+        **guide_facts(guide, pairs.config.pair, neighbors.artifact, fetch_documents(corpus, guide_ids(guide))),
+    }

@@ -1,0 +1,231 @@
+"""The answer of a study in words and in a few numbers: what the page and the terminal say first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sbp_ray.report import paper, words
+from sbp_ray.report.words import fixed, percent, percent_interval, scaled, signed
+
+HEADLINE = "held_out_nats_per_token"
+"""The measure that answers."""
+TEXT_SETS = {
+    "held_out": "Held-out documents",
+    "answers_read": "Answers, articles it read",
+    "answers_held_out": "Answers, held-out articles",
+}
+_NO_SHARE = "Not given: the oracle’s own gain is not shown to be above zero, or there is no oracle."
+Arm = Mapping[str, Any]
+
+
+def interval_of(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The interval of a gain: over seeds where there are several, else over groups where they are enough."""
+    over_groups = found.get("over_groups")
+    return found["over_seeds"] or (over_groups if over_groups and "low" in over_groups else None)
+
+
+def gain_words(found: Mapping[str, Any]) -> str:
+    """A gain with its interval, as far as it has one."""
+    if found["gain"] is None:
+        return "–"
+    interval = interval_of(found)
+    return f"{signed(found['gain'])} (no interval)" if interval is None else words.interval(interval)
+
+
+def best_sbp(results: Mapping[str, Any]) -> Arm | None:
+    """The arm with SBP text that gained most; None where none can be compared."""
+    sbp = [arm for arm in _comparable(results) if HEADLINE in arm["measures"]]
+    return max(sbp, key=lambda arm: arm["measures"][HEADLINE]["gain"]) if sbp else None
+
+
+def _comparable(results: Mapping[str, Any]) -> list[Arm]:
+    """Arms with SBP text that trained on as many tokens as repetition."""
+    base = _arm(results, "repetition")
+    return [arm for arm in results["arms"] if arm["like"] == "sbp" and arm["tokens"] == base["tokens"]]
+
+
+def _arm(results: Mapping[str, Any], like: str) -> Any:
+    """The first arm of this kind, which for repetition is the baseline; None without any."""
+    named = [arm for arm in results["arms"] if arm["name"] == like]
+    return next(iter([*named, *(arm for arm in results["arms"] if arm["like"] == like)]), None)
+
+
+def answer(results: Mapping[str, Any]) -> str:
+    """What SBP gained, plus or minus what, at what cost, against repetition and the oracle."""
+    if "held_out" not in results["texts"]:
+        return "No documents were held out, so the arms were not compared on unread text."
+    best, base = best_sbp(results), _arm(results, "repetition")
+    if best is None:
+        return "No arm trained on synthetic text as SBP does, on as many tokens as repetition."
+    found = best["measures"][HEADLINE]
+    interval, share = interval_of(found), found["share_of_oracle"]
+    gain = f"{gain_words(found)} nats a token over repetition on held-out text"
+    if interval is None:
+        said = f"{best['name']}: {gain}"
+    elif interval["low"] <= 0 <= interval["high"]:
+        said = f"{best['name']} shows no difference: {gain}"
+    else:
+        said = f"{best['name']} gained {gain}" if interval["low"] > 0 else f"{best['name']} lost: {gain}"
+    if best["cost"]:
+        said += f", at {best['cost']['flops'] / base['cost']['flops']:.1f} times its cost"
+    return f"{said}; that is {percent_interval(share)} of what the oracle gained." if share else f"{said}."
+
+
+# What a reader must know to believe the answer, or not
+
+
+def remarks(results: Mapping[str, Any]) -> list[str]:
+    """What the answer depends on, and what its intervals leave out."""
+    sbp, base = _comparable(results), _arm(results, "repetition")
+    found = _not_measured(results) + _about_intervals(results)
+    if len(sbp) > 1:
+        found.append(
+            f"The best of {len(sbp)} arms with SBP text is named, chosen by this same measure, which flatters SBP."
+        )
+    found += [
+        f"{arm['name']} trained on {scaled(arm['tokens'])} tokens and repetition on {scaled(base['tokens'])}: its "
+        "gain is not one at equal tokens."
+        for arm in results["arms"]
+        if arm["tokens"] != base["tokens"]
+    ]
+    oracle = _arm(results, "oracle")
+    if oracle and HEADLINE in oracle["measures"]:
+        over_seeds = oracle["measures"][HEADLINE]["over_seeds"]
+        if over_seeds is None or over_seeds["low"] <= 0:
+            found.append(
+                "The oracle's gain is not shown to be above zero with these seeds, so no share of it is given."
+            )
+    names = {arm["name"] for arm in sbp}
+    found += [_at_equal_cost(row) for row in results["equal_cost"] if row["name"] in names]
+    if not results.get("synthesizer_per_seed", True):
+        found.append("All seeds share one synthesis: the intervals leave out how far another would move the result.")
+    if dead := results.get("dead"):
+        found.append(f"{len(dead)} trainings have no result: {'; '.join(dead)}.")
+    return found
+
+
+def _not_measured(results: Mapping[str, Any]) -> list[str]:
+    missing = [label for name, label in TEXT_SETS.items() if name not in results["texts"]]
+    if not any(row["pairs"] for row in results["synthesizers"]):
+        missing.append("What d1 is worth to a synthesizer")
+    return [f"{label}: {words.NOT_MEASURED}." for label in missing]
+
+
+def _about_intervals(results: Mapping[str, Any]) -> list[str]:
+    """Of what units they are, and where there are too few."""
+    few = [name for name, text_set in results["texts"].items() if text_set["groups"] < results["min_groups"]]
+    found = []
+    if len(results["seeds"]) == 1:
+        found.append("One seed: no interval says how far another training would move a gain.")
+    for name in few:
+        groups = results["texts"][name]["groups"]
+        found.append(
+            f"{TEXT_SETS[name]}: of {groups} group{'s' * (groups > 1)} (articles), so no interval over them is given; "
+            f"texts of one group depend on one another, and fewer than {results['min_groups']} groups say too little."
+        )
+    return found
+
+
+def _at_equal_cost(row: Mapping[str, Any]) -> str:
+    against, within = row["against"], row["within"]
+    best = f"Of what repeats the text for no more, {within['name']} is best: beside it {row['name']} gains "
+    best += f"{gain_words(within)} nats a token."
+    if against is None:
+        times = f"{row['times_repetition']:.1f} times as much as repetition"
+        return f"{row['name']} costs {times}, and no arm that repeats the text costs as much. {best}"
+    costs = f"{row['flops']:.1e} FLOPs, {against['name']} {against['flops']:.1e}"
+    spent = f"At equal cost, all of it spent ({costs}), {row['name']} gains {gain_words(against)} nats a token."
+    return spent if against["name"] == within["name"] else f"{spent} {best}"
+
+
+def tiles(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The answer in numbers: a title, lines of label, number and colour, and a note."""
+    best, base, oracle = best_sbp(results), _arm(results, "repetition"), _arm(results, "oracle")
+    if best is None:
+        return []
+    shown = [(n, arm, c) for n, arm, c in (("Repetition", base, "rep"), (best["name"], best, "sbp"),
+             ("Oracle", oracle, "third")) if arm]  # fmt: skip
+    found: list[dict[str, Any]] = []
+    for name, title in (("held_out", "Held-out loss"), ("answers_read", "Answers on articles it read")):
+        if (measure := f"{name}_nats_per_token") in base["measures"]:
+            losses = [(label, fixed(arm["measures"][measure]["mean"]), css) for label, arm, css in shown]
+            gain = gain_words(best["measures"][measure])
+            found.append({"title": f"{title}, nats a token", "lines": losses, "note": f"Gain {gain}."})
+    if oracle:
+        share = best["measures"][HEADLINE]["share_of_oracle"]
+        theirs = f"The paper’s: {paper.SHARES_OF_ORACLE}, of the gain in QA accuracy of 3 and 6 B parameters."
+        lines = [(best["name"], percent(share and share["value"]), "sbp")]
+        note = f"{percent_interval(share)}. {theirs}" if share else f"{_NO_SHARE} {theirs}"
+        found.append({"title": "Share of the oracle’s gain", "lines": lines, "note": note})
+    if base["cost"]:
+        costs = [(label, f"{arm['cost']['flops'] / base['cost']['flops']:.1f} ×", css) for label, arm, css in shown]
+        note = "FLOPs of all that the arm needs: embedding, tuning and generation too."
+        found.append({"title": "Total cost, beside repetition", "lines": costs, "note": note})
+    return found + [_synthesizer_tile(row) for row in results["synthesizers"][:1] if row["pairs"]]
+
+
+def _synthesizer_tile(row: Mapping[str, Any]) -> dict[str, Any]:
+    views = {"Given d1": "nll_given_d1", "Given a random document": "nll_given_random", "Given nothing": "nll_alone"}
+    return {
+        "title": "Synthesizer on held-out pairs, nats a token of d2",
+        "lines": [(label, fixed(row.get(key), 2), "") for label, key in views.items()],
+        "note": f"{row['pairs']:,} pairs.",
+    }
+
+
+# For the terminal
+
+
+def render_summary(results: Mapping[str, Any]) -> str:
+    """Plain text: the answer, the arms, the synthesizers, the quality of the text, and what to keep in mind."""
+    blocks = [[answer(results), f"Scale: {words.scale_sentence(results)}."], _aligned(_arm_cells(results))]
+    if gains := [row for row in results["synthesizers"] if row["pairs"]]:
+        heads = ("nats a token of d2, held-out pairs", "given d1", "random d1", "alone")
+        keys = ("nll_given_d1", "nll_given_random", "nll_alone")
+        cells = [(f"for {', '.join(row['for'])}", *(fixed(row.get(key)) for key in keys)) for row in gains]
+        blocks.append(_aligned([heads, *cells]))
+    if results["quality"]:
+        blocks.append(_aligned(_quality_cells(results["quality"]["table"])))
+    return "\n".join(["", *("\n".join(block) + "\n" for block in [*blocks, remarks(results)] if block)])
+
+
+def _arm_cells(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A line for each arm; gains are above zero where the arm is better."""
+    sets = {name: label for name, label in TEXT_SETS.items() if name in results["texts"]}
+    has_cost, has_oracle = bool(results["equal_cost"]), _arm(results, "oracle") is not None
+    heads = ["arm", *(f"{label}: loss; gain" for label in sets.values())]
+    rows = [(*heads, *["of the oracle's gain"] * has_oracle, *["FLOPs in all"] * has_cost)]
+    for arm in results["arms"]:
+        measures = [arm["measures"][f"{name}_nats_per_token"] for name in sets]
+        gains = ["" if found["gain"] is None else f"; {gain_words(found)}" for found in measures]
+        cells = [fixed(found["mean"]) + gain for found, gain in zip(measures, gains, strict=True)]
+        if has_oracle:
+            cells.append(percent_interval(measures[0]["share_of_oracle"]) if measures else "–")
+        rows.append((arm["name"], *cells, *[f"{arm['cost']['flops']:.1e}" for _ in range(has_cost)]))
+    return rows
+
+
+_QUALITY = {
+    "repetition": "repetition inside a document",
+    "near_duplicates": "near-duplicates in the sample",
+    "tokens": "tokens, mean",
+    "novel_4": "novel 4-token runs",
+    "corpus_copies": "copies of any training document",
+    "irrelevant": "d2 no closer to d1 than random pairs",
+    "d1_copies": "d2 copies d1",
+}
+
+
+def _quality_cells(table: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    shown = [row for row in table if row["measures"]]
+    rows = [("quality of the text", *(row["name"].replace("_", " ") for row in shown))]
+    for measure, label in _QUALITY.items():
+        cells = [row["measures"].get(measure, {}).get("value") for row in shown]
+        rows.append((label, *(fixed(cell, 0) if measure == "tokens" else percent(cell) for cell in cells)))
+    return rows
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
