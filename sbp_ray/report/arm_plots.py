@@ -58,20 +58,24 @@ def arm_plots(results: Mapping[str, Any]) -> dict[str, Any]:
         "curves": plots.loss_curves("arms", series),
         "gains_along": plots.gain_curves(series, "repetition"),
         "synthesizers": plots.loss_curves("synthesizers", tuned),
-        "gains": {name: _gains(name, alike, looks) for name in TEXT_SETS},
+        "gains": _gains(alike, looks),
         "cost": plots.loss_by_cost(costs),
         **(panel_plots(_texts(quality, arms, looks), quality["relevance"], _mined(quality)) if quality else {}),
     }
 
 
-def _gains(text_set: str, arms: Sequence[Mapping[str, Any]], looks: Looks) -> Any:
-    found = [(arm["name"], arm["measures"].get(f"{text_set}_nats_per_token")) for arm in arms]
-    rows = [
-        (name, looks[name][0], measure["gain"], interval_of(measure))
-        for name, measure in found
-        if measure and measure["gain"] is not None
-    ]
-    return plots.arm_gains(f"gains-{text_set.replace('_', '-')}", rows)
+def _gains(arms: Sequence[Mapping[str, Any]], looks: Looks) -> dict[str, Any]:
+    """A plot for each set of texts; of a single arm beside repetition one plot, `all`, with a line for each set."""
+    rows: dict[str, list[tuple[str, str, float, Any]]] = {}
+    others = [arm for arm in arms if arm["name"] != "repetition"]
+    for name, label in TEXT_SETS.items():
+        for arm in others:
+            measure = arm["measures"].get(f"{name}_nats_per_token")
+            if measure and measure["gain"] is not None:
+                is_alone = len(others) == 1
+                row = (label if is_alone else arm["name"], looks[arm["name"]][0], measure["gain"], interval_of(measure))
+                rows.setdefault("all" if is_alone else name, []).append(row)
+    return {name: plots.arm_gains(f"gains-{name.replace('_', '-')}", found) for name, found in rows.items()}
 
 
 def _texts(

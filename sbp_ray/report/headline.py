@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,16 +114,16 @@ def _not_measured(results: Mapping[str, Any]) -> list[str]:
 
 
 def _about_intervals(results: Mapping[str, Any]) -> list[str]:
-    """Of what units they are, and where there are too few."""
-    few = [name for name, text_set in results["texts"].items() if text_set["groups"] < results["min_groups"]]
-    found = []
+    """Where there are too few seeds or groups for an interval."""
+    found, fewest = [], results["min_groups"]
     if len(results["seeds"]) == 1:
         found.append("One seed: no interval says how far another training would move a gain.")
-    for name in few:
-        groups = results["texts"][name]["groups"]
+    few = {name: facts["groups"] for name, facts in results["texts"].items() if facts["groups"] < fewest}
+    if few:
+        texts = ", ".join(f"{TEXT_SETS[name].lower()} (of {groups})" for name, groups in few.items())
         found.append(
-            f"{TEXT_SETS[name]}: of {groups} group{'s' * (groups > 1)} (articles), so no interval over them is given; "
-            f"texts of one group depend on one another, and fewer than {results['min_groups']} groups say too little."
+            f"Too few groups (articles) for an interval over them: {texts}. Texts of one group depend on one "
+            f"another, and fewer than {fewest} groups say too little."
         )
     return found
 
@@ -194,12 +195,14 @@ def _arm_cells(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A line for each arm; gains are above zero where the arm is better."""
     sets = {name: label for name, label in TEXT_SETS.items() if name in results["texts"]}
     has_cost, has_oracle = bool(results["equal_cost"]), _arm(results, "oracle") is not None
-    heads = ["arm", *(f"{label}: loss; gain" for label in sets.values())]
+    heads = ["arm", *["perplexity"] * ("held_out" in sets), *(f"{label}: loss; gain" for label in sets.values())]
     rows = [(*heads, *["of the oracle's gain"] * has_oracle, *["FLOPs in all"] * has_cost)]
     for arm in results["arms"]:
         measures = [arm["measures"][f"{name}_nats_per_token"] for name in sets]
         gains = ["" if found["gain"] is None else f"; {gain_words(found)}" for found in measures]
         cells = [fixed(found["mean"]) + gain for found, gain in zip(measures, gains, strict=True)]
+        if "held_out" in sets:
+            cells.insert(0, fixed(math.exp(measures[0]["mean"]), 1))
         if has_oracle:
             cells.append(percent_interval(measures[0]["share_of_oracle"]) if measures else "–")
         rows.append((arm["name"], *cells, *[f"{arm['cost']['flops']:.1e}" for _ in range(has_cost)]))

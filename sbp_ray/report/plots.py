@@ -210,6 +210,7 @@ def loss_curves(name: str, series: Sequence[Curve]) -> Markup | None:
                 training = [point for point in seeds[0] if "loss_nats" in point]
                 x, y = [point["tokens"] / 1e6 for point in training], [point["loss_nats"] for point in training]
                 axis.plot(x, y, color=colour, alpha=0.5, linewidth=1.0, label=f"{label}, training")
+                label = f"{label}, held-out"
             highest += _draw_seeds(axis, label, colour, style, [_held_out(points) for points in seeds])
         if highest and all(len(entry[3]) > 1 for entry in series):
             axis.set_ylim(top=max(highest) + 0.02 * (max(highest) - axis.get_ylim()[0]))
@@ -263,7 +264,7 @@ def _draw_seeds(axis: Any, label: str, colour: str, style: str, seeds: Sequence[
 
 def _finish_curves(axis: Any) -> None:
     axis.set_xlabel("training tokens (millions)")
-    _legend_below(axis)
+    _legend_below(axis, columns=2)
 
 
 def arm_gains(name: str, rows: Sequence[tuple[str, str, float, Mapping[str, float] | None]]) -> Markup | None:

@@ -161,7 +161,7 @@ def test_a_run_is_measured_from_its_artifacts(tmp_path: Path, local_ray: None) -
     assert "&lt;script&gt;" in page and "<script" not in page
     summary = out.read_bytes("summary.txt").decode()
     for text in (page, summary):
-        assert "Held-out documents: of 4 groups (articles), so no interval over them is given" in text
+        assert "Too few groups (articles) for an interval over them: held-out documents (of 4)," in text
         assert "One seed: no interval" in text
 
     # what a killed run measured is not measured again

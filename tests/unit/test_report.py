@@ -16,8 +16,8 @@ from sbp_ray.report.page import render_page
 from sbp_ray.report.panel_page import table_row
 from sbp_ray.report.words import scale_sentence, scale_warning, scaled, signed
 
-NUM_PLOTS = 3 + 3 + 5 + 3
-"""Of trainings, of gains on three sets of texts, of the panel, of the pairs."""
+NUM_PLOTS = 3 + 1 + 5 + 3
+"""Of trainings, of gains, of the panel, of the pairs."""
 
 
 def measure(loss: float, gain: float | None = None, groups: int = 12) -> dict[str, Any]:
@@ -252,10 +252,10 @@ def test_few_groups_have_no_interval_and_a_sentence_that_says_so() -> None:
     found = report(0.02, groups=5)
     assert answer(found) == "sbp: +0.020 (no interval) nats a token over repetition on held-out text."
     page, summary = render_page(found), render_summary(found)
-    said = "Held-out documents: of 5 groups (articles), so no interval over them is given; texts of one group depend"
+    said = "Too few groups (articles) for an interval over them: held-out documents (of 5), answers, articles it read"
     assert said in page and said in summary
     assert '<td>+0.020<span class="ci">too few groups</span></td>' in page
-    assert "6.000" in summary and "5.980; +0.020 (no interval)" in summary
+    assert "403.4        6.000" in summary and "5.980; +0.020 (no interval)" in summary
 
 
 def test_a_single_seed_says_what_its_intervals_leave_out() -> None:
