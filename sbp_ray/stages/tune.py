@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TuneConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.intervals import bootstrap_ratio
+from sbp_ray.evaluation.intervals import connected_groups, estimate_over_groups
 from sbp_ray.mixing import Mixture
 from sbp_ray.model import read_base_shape
 from sbp_ray.rounds import round_of
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 STAGE = "tune"
 GAINS = "held_out_gains.parquet"
-"""A row for each held-out pair: supervised tokens of d2, and its NLL under each of `VIEWS`."""
+"""Of each held-out pair: the group it is drawn with, supervised tokens of d2, and its NLL under each of `VIEWS`."""
 VIEWS = {"nll_given_d1": "given_d1", "nll_given_random": "given_random", "nll_alone": "alone"}
 
 
@@ -128,6 +128,8 @@ class HeldOutPair(NamedTuple):
     given_d1: Example
     given_random: Example
     alone: Example
+    groups: tuple[str, str]
+    """Of d1 and of d2."""
 
 
 def held_out_pairs(
@@ -154,7 +156,8 @@ def held_out_pairs(
         stranger = next(unrelated, None)
         if stranger is not None and len(texts[d1_id]) <= room and len(texts[d2_id]):
             given_d1, given_random = (pair_example(texts[o], texts[d2_id], special) for o in (d1_id, stranger))
-            made.append(HeldOutPair(given_d1, given_random, unconditional_example(texts[d2_id], special)))
+            alone = unconditional_example(texts[d2_id], special)
+            made.append(HeldOutPair(given_d1, given_random, alone, (groups[d1_id], groups[d2_id])))
     return made
 
 
@@ -202,14 +205,15 @@ def _score_pairs(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: Sp
         for name, view in VIEWS.items()
     }
     tokens_N = np.array([pair.alone.num_supervised for pair in examples], np.int64)
-    out.write_table(GAINS, pa.table({"tokens": tokens_N, **nll}))
-    return {"pairs": len(examples)} | gain_summary(tokens_N, nll)
+    groups_N = connected_groups(*zip(*(pair.groups for pair in examples), strict=True))
+    out.write_table(GAINS, pa.table({"group": groups_N, "tokens": tokens_N, **nll}))
+    return {"pairs": len(examples)} | gain_summary(tokens_N, nll, groups_N)
 
 
-def gain_summary(tokens_N: np.ndarray, nll: Mapping[str, np.ndarray]) -> Stats:
-    """Nats a token of each view, and what d1 saves over the others, with intervals paired by pair."""
+def gain_summary(tokens_N: np.ndarray, nll: Mapping[str, np.ndarray], groups_N: Sequence[str]) -> Stats:
+    """Nats a token of each view, and what d1 saves over the others, each pair beside itself, over groups of pairs."""
     saved = {
-        f"saved_over_{other}": bootstrap_ratio(nll[f"nll_{view}"] - nll["nll_given_d1"], tokens_N).as_dict()
+        f"saved_over_{other}": estimate_over_groups(nll[f"nll_{view}"] - nll["nll_given_d1"], tokens_N, groups_N)
         for other, view in (("random", "given_random"), ("nothing", "alone"))
     }
     return {name: float(nll_N.sum() / tokens_N.sum()) for name, nll_N in nll.items()} | saved
