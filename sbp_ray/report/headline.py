@@ -114,10 +114,11 @@ def _not_measured(results: Mapping[str, Any]) -> list[str]:
 
 
 def _about_intervals(results: Mapping[str, Any]) -> list[str]:
-    """Where there are too few seeds or groups for an interval."""
-    found, fewest = [], results["min_groups"]
-    if len(results["seeds"]) == 1:
-        found.append("One seed: no interval says how far another training would move a gain.")
+    """Of which units they are, and where there are too few of them."""
+    seeds, fewest = len(results["seeds"]), results["min_groups"]
+    found = [f"Gains have 95 % intervals over {seeds} seeds."]
+    if seeds == 1:
+        found = ["One seed: intervals are over groups; no interval says how far another training would move a gain."]
     few = {name: facts["groups"] for name, facts in results["texts"].items() if facts["groups"] < fewest}
     if few:
         texts = ", ".join(f"{TEXT_SETS[name].lower()} (of {groups})" for name, groups in few.items())
@@ -163,7 +164,8 @@ def tiles(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         costs = [(label, f"{arm['cost']['flops'] / base['cost']['flops']:.1f} ×", css) for label, arm, css in shown]
         note = "FLOPs of all that the arm needs: embedding, tuning and generation too."
         found.append({"title": "Total cost, beside repetition", "lines": costs, "note": note})
-    return found + [_synthesizer_tile(row) for row in results["synthesizers"][:1] if row["pairs"]]
+    gains = [] if oracle else [row for row in results["synthesizers"] if row["pairs"]]
+    return found + [_synthesizer_tile(row) for row in gains[:1]]
 
 
 def _synthesizer_tile(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def test_a_run_is_measured_from_its_artifacts(tmp_path: Path, local_ray: None) -
     summary = out.read_bytes("summary.txt").decode()
     for text in (page, summary):
         assert "Too few groups (articles) for an interval over them: held-out documents (of 4)," in text
-        assert "One seed: no interval" in text
+        assert "One seed: intervals are over groups" in text
 
     # what a killed run measured is not measured again
     written = {name: Path(out.path(name)).stat().st_mtime_ns for name in out.files("scores", ".json")}

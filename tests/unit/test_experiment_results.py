@@ -246,6 +246,7 @@ def test_the_answer_comes_first_with_its_interval_its_cost_and_the_oracle(result
     )
     assert remarks(results) == [
         "Answers, held-out articles: not measured.",
+        "Gains have 95 % intervals over 3 seeds.",
         "Too few groups (articles) for an interval over them: answers, articles it read (of 1). Texts of one group "
         "depend on one another, and fewer than 10 groups say too little.",
         "longer trained on 2.5 M tokens and repetition on 1.0 M: its gain is not one at equal tokens.",

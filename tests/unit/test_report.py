@@ -259,7 +259,7 @@ def test_few_groups_have_no_interval_and_a_sentence_that_says_so() -> None:
 
 
 def test_a_single_seed_says_what_its_intervals_leave_out() -> None:
-    said = "One seed: no interval says how far another training would move a gain."
+    said = "One seed: intervals are over groups; no interval says how far another training would move a gain."
     assert said in full_page() and said in render_summary(report())
 
 
