@@ -34,7 +34,7 @@ import pyarrow as pa
 from harness import alternate, emit
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import EmbedConfig, Resources
+from sbp_ray.config import EmbedConfig, ForwardResources
 from sbp_ray.schema import DOCUMENT
 from sbp_ray.shards import map_shards, shard_name
 
@@ -110,8 +110,8 @@ def run(data: str, corpus: Artifact, rounds: int) -> None:
 
 
 def _config(dtype: str) -> EmbedConfig:
-    resources = Resources(num_workers=1, num_cpus=CORES, num_threads=CORES)
-    return EmbedConfig(dtype=dtype, batch_tokens=1024, resources=resources)  # as configs/demo.yaml has it
+    resources = ForwardResources(batch_tokens=1024, num_workers=1, num_cpus=CORES, num_threads=CORES)
+    return EmbedConfig(dtype=dtype, resources=resources)  # as configs/demo.yaml has it
 
 
 def _documents_per_s(spans: list[tuple[float, float]], num_documents: int) -> float:

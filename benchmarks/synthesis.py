@@ -78,8 +78,7 @@ BUNDLED = Path(__file__).parents[1] / "data/squad48/docs.jsonl.gz"
 ENGINE = EngineConfig(
     dtype="float32",
     max_model_len=WINDOW,
-    enforce_eager=True,
-    resources=EngineResources(num_cpus=CORES, num_threads=1, max_num_seqs=64, kv_cache_gib=0.3),
+    resources=EngineResources(enforce_eager=True, num_cpus=CORES, num_threads=1, max_num_seqs=64, kv_cache_gib=0.3),
 )
 WITHOUT_PREFIXES = {"enable_prefix_caching": False}
 CFG = SynthesizeConfig(

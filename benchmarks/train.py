@@ -6,7 +6,7 @@
 On a CPU: a model of 7 M parameters, the bundled corpus (its real lengths), 2 cores. All train the same architecture
 from the same weights with AdamW and clipping, in turn; a measurement is the median step of a round, its first step left
 out, and a result the median of the rounds. What counts is text: padding is no token. Our loop is measured as it is by
-default, and with `compile: true`, whose first step, of half a minute and more, is the one that is left out.
+default, and with `resources.compile: true`, whose first step, of half a minute and more, is the one that is left out.
 
     padded     transformers.Trainer as one finds it in tutorials: batches of documents, cut to the window and padded
     packed     what one writes by hand over our packed rows: transformers' model with position_ids that start again (it
@@ -39,7 +39,7 @@ import torch
 from harness import alternate, emit, hardware
 
 from sbp_ray.artifacts import STARTED, Artifact
-from sbp_ray.config import ModelConfig, PretrainConfig, TrainingResources
+from sbp_ray.config import Dtype, ModelConfig, PretrainConfig, TrainingResources
 from sbp_ray.mixing import Mixture, Source
 from sbp_ray.model import build_model, num_parameters, training_flops
 from sbp_ray.shards import shard_name
@@ -126,10 +126,9 @@ class Corpus:
         config = PretrainConfig(
             seq_len=seq_len,
             batch_rows=batch_rows,
-            micro_batch_rows=batch_rows,
             total_tokens=num_steps * text_positions,
             peak_lr=1e-3,
-            resources=TrainingResources(num_cpus=CORES, num_threads=CORES),
+            resources=TrainingResources(num_cpus=CORES, num_threads=CORES, micro_batch_rows=batch_rows),
         )
         self.name = f"bundled corpus, window {seq_len}"
         self.plan = TrainingPlan(
@@ -145,14 +144,15 @@ class Corpus:
             model=SEVEN_MILLION,
         )
 
-    def plan_with(self, **settings: Any) -> TrainingPlan:
-        """The plan with other settings of the training."""
-        return replace(self.plan, config=self.plan.config.model_copy(update=settings))
+    def plan_with(self, *, dtype: Dtype, compiled: bool = False) -> TrainingPlan:
+        """The plan with another number type, compiled or not."""
+        resources = self.plan.config.resources.model_copy(update={"compile": compiled})
+        return replace(self.plan, config=self.plan.config.model_copy(update={"dtype": dtype, "resources": resources}))
 
 
-def compare(corpus: Corpus, dtype: str, rounds: int, steps: int) -> None:
+def compare(corpus: Corpus, dtype: Dtype, rounds: int, steps: int) -> None:
     """Ours, compiled and not, beside both peers."""
-    plan, compiled = (corpus.plan_with(dtype=dtype, compile=is_compiled) for is_compiled in (False, True))
+    plan, compiled = (corpus.plan_with(dtype=dtype, compiled=is_compiled) for is_compiled in (False, True))
     measured = alternate(
         {
             "ours": partial(ours, plan, steps),
@@ -332,11 +332,9 @@ def measure_on_cuda(size: str, seq_len: int = 4096, steps: int = 12) -> None:
     config = PretrainConfig(
         seq_len=seq_len,
         batch_rows=rows,
-        micro_batch_rows=rows,
         total_tokens=rows * seq_len * steps,
         peak_lr=1e-4,
-        compile=True,
-        resources=TrainingResources(recompute="selective"),
+        resources=TrainingResources(micro_batch_rows=rows, compile=True, activation_checkpointing="selective"),
     )
     rows_read = Source("random", (rows,))  # named in messages only: batches are drawn here
     order = Mixture(rows_read, None, rows * steps, 0, 0)

@@ -5,6 +5,7 @@ appears when its upload ends. Work may be done twice; its result has one determi
 
     started.json    written first: what the artifact is being made from. A rerun with other settings is refused.
     manifest.json   written last: the only sign that the artifact is complete.
+    removal.json    written before the artifact is deleted, and deleted last: what lies beside it counts for nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from sbp_ray.errors import SbpError, one_line
 
 STARTED = "started.json"
 MANIFEST = "manifest.json"
+REMOVAL = "removal.json"
+RUN_LOCK = "run.lock"
 _TEMPORARY = ".tmp-"
 _ARROW_MAGIC = b"ARROW1"
 
@@ -214,10 +217,28 @@ class Artifact:
             for name in filter(_is_temporary, inner):
                 shutil.rmtree(Path(folder, name), ignore_errors=True)
 
+    def is_being_removed(self) -> bool:
+        """Whether a deletion was begun and has not ended."""
+        return self.exists(REMOVAL)
+
     def remove(self) -> None:
-        """Delete the artifact. Only a folder that carries our own marker is ever deleted."""
-        if self.exists(STARTED) or self.exists(MANIFEST):
-            self.fs.delete_dir(self.path())
+        """Delete the artifact, or what a deletion that was cut off has left of it.
+
+        Only a folder that carries our own marker is ever deleted. The order is ours, since a store deletes by the
+        alphabet: a kill in between leaves files that no attempt takes for an artifact's. The lock of a run directory
+        that is the artifact's folder stays, and with it the folder.
+        """
+        if not any(self.exists(marker) for marker in (REMOVAL, MANIFEST, STARTED)):
+            return
+        self.write_json(REMOVAL, {})
+        inside = {info.base_name: info for info in self.fs.get_file_info(pafs.FileSelector(self.path()))}
+        inside.pop(RUN_LOCK, None)
+        for name in (MANIFEST, *sorted(inside.keys() - {MANIFEST, STARTED, REMOVAL}), STARTED, REMOVAL):
+            if name in inside:
+                is_folder = inside[name].type == pafs.FileType.Directory
+                (self.fs.delete_dir if is_folder else self.fs.delete_file)(self.path(name))
+        if self.is_local and not any(Path(self.path()).iterdir()):
+            Path(self.path()).rmdir()
 
 
 def fingerprint_of(recipe: dict[str, Any]) -> str:

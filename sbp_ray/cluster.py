@@ -202,7 +202,7 @@ def _demand(resources: Resources) -> dict[str, float]:
 
 def _engine_demand(engine: EngineConfig) -> dict[str, float]:
     replicas = max(1, engine.resources.min_replicas)
-    gpus = engine.tensor_parallel_size if engine.resources.num_gpus else 0
+    gpus = engine.resources.tensor_parallel_size if engine.resources.num_gpus else 0
     return {"CPU": replicas * (engine.resources.num_cpus + WRITER_CPUS), "GPU": replicas * gpus}
 
 

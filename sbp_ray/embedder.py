@@ -64,7 +64,7 @@ class Embedder:
 
     def __init__(self, cfg: EmbedConfig) -> None:
         resources = cfg.resources
-        self.max_tokens, self._batch_tokens = cfg.max_tokens, cfg.batch_tokens
+        self.max_tokens, self._batch_tokens = cfg.max_tokens, resources.batch_tokens
         self._device = "cuda" if resources.num_gpus else "cpu"
         _warn_of_slow_bfloat16(cfg, self._device)
         self._model = (_load if cfg.pooling == "sentence" else _load_causal)(cfg, self._device)

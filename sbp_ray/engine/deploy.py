@@ -71,8 +71,8 @@ def _engine_kwargs(engine: EngineConfig) -> dict[str, Any]:
         "dtype": engine.dtype,
         "max_model_len": engine.max_model_len,
         "max_num_seqs": engine.resources.max_num_seqs,
-        "enforce_eager": engine.enforce_eager,
-        "tensor_parallel_size": engine.tensor_parallel_size,
+        "enforce_eager": engine.resources.enforce_eager,
+        "tensor_parallel_size": engine.resources.tensor_parallel_size,
         "enable_prefix_caching": True,
         "generation_config": "vllm",  # sampling follows the request alone, not a file beside the weights
         "use_tqdm_on_load": False,

@@ -47,13 +47,13 @@ def _short_corpus(grid: Grid, node: Node, num_documents: int) -> dict[str, str]:
         f"ingest.max_train_documents={wanted:,} and the input has {num_documents:,} train documents: lower it or "
         "oracle_times, or use a larger input"
     )
-    return {other.key: why for other in grid.nodes.values() if other.config.artifacts.get("corpus") == _folder(node)}
+    return {other.key: why for other in grid.nodes.values() if other.inputs.get("corpus") is node}
 
 
 def _short_text(grid: Grid, node: Node, num_tokens: int) -> dict[str, str]:
     dead = {}
     for other in grid.nodes.values():
-        if other.stage.name == "pretrain-sbp" and other.config.artifacts["synthetic"] == _folder(node):
+        if other.stage.name == "pretrain-sbp" and other.inputs["synthetic"] is node:
             wanted = wanted_tokens(other)
             if wanted > _PADDING * num_tokens:
                 dead[other.key] = (
@@ -61,7 +61,3 @@ def _short_text(grid: Grid, node: Node, num_tokens: int) -> dict[str, str]:
                     "were written, which are read once: raise synthesize.samples_per_document, or lower the share"
                 )
     return dead
-
-
-def _folder(node: Node) -> str:
-    return node.config.run_dir

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import yaml
 
-from sbp_ray.artifacts import MANIFEST, STARTED
 from sbp_ray.cluster import demand, is_in_process
 from sbp_ray.experiment.attempts import append_attempt
 from sbp_ray.experiment.checks import refuse_made
-from sbp_ray.experiment.grid import Grid, Node
+from sbp_ray.experiment.grid import Grid
 from sbp_ray.logs import duration
+from sbp_ray.plan import Node, is_done
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +39,6 @@ class _Process:
     log_start: int
     """Where in the log this attempt begins."""
     start_s: float = field(default_factory=time.monotonic)
-
-
-def is_done(node: Node) -> bool:
-    """Whether the artifact is there, made from what the grid says."""
-    made = node.artifact
-    return made.exists(MANIFEST) and made.read_json(STARTED)["fingerprint"] == node.fingerprint
 
 
 class Execution:

@@ -4,40 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from sbp_ray.artifacts import Artifact, fingerprint_of
 from sbp_ray.config import Config, IngestConfig, MixtureConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.arms import BASELINE, ORACLE, overrides_of
 from sbp_ray.experiment.settings import ExperimentConfig
-from sbp_ray.job import STAGES, Stage, recipe
+from sbp_ray.plan import Node, plan_node
+from sbp_ray.stage_table import STAGES
+
+__all__ = ("Grid", "Node", "Training", "plan_grid")
 
 _OWN_CORPUS = {"max_train_documents", "tokenizer", "resources"}
 """What an arm may change of `ingest`: how much it reads."""
 _STAGE = {stage.name: stage for stage in STAGES}
-
-
-@dataclass(frozen=True)
-class Node:
-    """An artifact to be made by one stage, in a folder that is its run directory."""
-
-    stage: Stage
-    config: Config
-    """Complete: where it lies, and where its inputs lie."""
-    fingerprint: str
-    """Of settings and inputs, as the stage itself records it."""
-    needs: tuple[str, ...]
-    """Keys of the nodes that must be done before."""
-
-    @property
-    def key(self) -> str:
-        """Noun and the first half of the fingerprint."""
-        return _key(self.stage, self.fingerprint)
-
-    @property
-    def artifact(self) -> Artifact:
-        return Artifact(self.stage.writes, self.config.run_dir)
 
 
 @dataclass(frozen=True)
@@ -87,13 +66,7 @@ class Grid:
 
     def input_of(self, node: Node, noun: str) -> Node:
         """The node that a node reads as `noun`."""
-        folder = node.config.artifacts[noun]
-        [found] = [self.nodes[key] for key in node.needs if self.nodes[key].config.run_dir == folder]
-        return found
-
-
-def _key(stage: Stage, fingerprint: str) -> str:
-    return f"{stage.writes}-{fingerprint[:8]}"
+        return node.inputs[noun]
 
 
 def plan_grid(experiment: ExperimentConfig) -> Grid:
@@ -216,20 +189,12 @@ class _Planner:
         return model
 
     def _node(self, stage_name: str, config: Config, read: Mapping[str, Node], after: Iterable[Node] = ()) -> Node:
-        stage = _STAGE[stage_name]
-        fingerprint = fingerprint_of(recipe(stage, config, {noun: node.fingerprint for noun, node in read.items()}))
-        key = _key(stage, fingerprint)
-        if key not in self.grid.nodes:
-            folder = f"{self._experiment.run_dir}/artifacts/{key}"
-            where = {**{noun: node.config.run_dir for noun, node in read.items()}, stage.writes: folder}
-            update: dict[str, Any] = {"run_dir": folder, "artifacts": where}
-            if stage.overrides:
-                arm = stage.overrides[0].partition("=")[2]
-                update["pretrain"] = config.pretrain.model_copy(update={"arm": arm})
-            needs = dict.fromkeys(node.key for node in [*read.values(), *after])
-            self.grid.nodes[key] = Node(stage, config.model_copy(update=update), fingerprint, tuple(needs))
-        assert self.grid.nodes[key].fingerprint == fingerprint, "two artifacts of one name"
-        return self.grid.nodes[key]
+        planned = plan_node(_STAGE[stage_name], config, read, after=after)
+        node = self.grid.nodes.setdefault(
+            planned.key, planned.placed_in(f"{self._experiment.run_dir}/artifacts/{planned.key}")
+        )
+        assert node.fingerprint == planned.fingerprint, "two artifacts of one name"
+        return node
 
 
 def _with_seed(config: Config, seed: int) -> Config:

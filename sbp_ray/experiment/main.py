@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.cli import Parser, exit_with
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
 from sbp_ray.evaluation.likelihood.closed_book import check_questions
@@ -17,9 +18,10 @@ from sbp_ray.experiment.checks import refuse_missing_models
 from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
 from sbp_ray.experiment.grid import Grid, Training, plan_grid
 from sbp_ray.experiment.settings import ExperimentConfig, load_experiment
-from sbp_ray.job import Parser, exit_with, locked
 from sbp_ray.logs import set_up_logging
+from sbp_ray.plan import is_done
 from sbp_ray.report.words import scaled
+from sbp_ray.run_lock import locked
 from sbp_ray.training.tracking import refuse_missing_library
 
 logger = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ def describe(grid: Grid) -> str:
 
 def _execute(experiment: ExperimentConfig, grid: Grid, jobs: Path, *, has_ray: bool) -> None:
     from sbp_ray.cluster import room, room_here, shared_cluster  # Ray: not before the plan is known to be good
-    from sbp_ray.experiment.execute import Execution, is_done
+    from sbp_ray.experiment.execute import Execution
 
     cluster = experiment.base_config().cluster
     joined: AbstractContextManager[dict[str, str]] = shared_cluster(cluster) if has_ray else nullcontext({})

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
+from sbp_ray.cli import with_absolute_folders
 from sbp_ray.config import Config, Section, Seed
 from sbp_ray.config_file import read_yaml, settings_of
 from sbp_ray.errors import SbpError
@@ -75,11 +76,7 @@ class ExperimentConfig(Section):
         """The settings of `base` with changes."""
         tree = self.base if isinstance(self.base, dict) else read_yaml(self.base)
         where = where if isinstance(self.base, dict) else f"{where} ({self.base})"
-        config = settings_of(Config, {**tree, "run_dir": self.run_dir}, overrides, where=where)
-        if (folder := config.tracking.tensorboard) is not None:  # the jobs take no relative one
-            tracking = config.tracking.model_copy(update={"tensorboard": str(Path(folder).resolve())})
-            return config.model_copy(update={"tracking": tracking})
-        return config
+        return with_absolute_folders(settings_of(Config, {**tree, "run_dir": self.run_dir}, overrides, where=where))
 
 
 def load_experiment(path: str, overrides: list[str]) -> ExperimentConfig:

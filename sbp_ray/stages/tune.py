@@ -199,7 +199,7 @@ def _score_pairs(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: Sp
     examples = held_out_pairs(cfg, corpus, pairs, special, model.config.max_position_embeddings)
     if not examples:
         return {"pairs": 0, **dict.fromkeys(VIEWS)}
-    batch_tokens = cfg.micro_batch_rows * cfg.seq_len
+    batch_tokens = cfg.resources.micro_batch_rows * cfg.seq_len
     nll = {
         name: sum_nll(model, [getattr(pair, view) for pair in examples], batch_tokens=batch_tokens)
         for name, view in VIEWS.items()

@@ -36,8 +36,8 @@ def sharded_model(plan: TrainingPlan, device: torch.device) -> GradedLanguageMod
         _use_float8(lm.model.layers, device)
     for layer in lm.model.layers:
         # Recomputation inside, so that the compiler sees it; both inside the module's hooks, where FSDP works.
-        layer.forward = _recomputed(layer.forward, plan.config.resources.recompute)
-        if plan.config.compile:
+        layer.forward = _recomputed(layer.forward, plan.config.resources.activation_checkpointing)
+        if plan.config.resources.compile:
             layer.forward = torch.compile(layer.forward)
     model = GradedLanguageModel(lm, plan.config.z_loss).train()
     shard_model(model, plan.config.dtype, device)

@@ -40,20 +40,20 @@ def check_export(stage: str, cfg: TrainingConfig, out: Artifact) -> dict[str, An
         )
     difference = _difference(cfg, out)
     checked = {
-        "by": cfg.export_check,
+        "by": cfg.resources.export_check,
         "tokens": num_tokens,
         "max_difference_nats": difference,
         "tolerance_nats": TOLERANCE_NATS[cfg.dtype],
     }
     if not difference <= TOLERANCE_NATS[cfg.dtype]:
         raise SbpError(
-            f"{stage}: the export is refused: {cfg.export_check} gives held-out tokens log-probabilities up to "
-            f"{difference:.2g} nats from the trained model's, more than {TOLERANCE_NATS[cfg.dtype]} in {cfg.dtype}: "
+            f"{stage}: the export is refused: {cfg.resources.export_check} gives held-out tokens log-probabilities up "
+            f"to {difference:.2g} nats from the trained model's, more than {TOLERANCE_NATS[cfg.dtype]} in {cfg.dtype}: "
             f"--redo {stage}, and report it if it happens again"
         )
     out.write_json(_CHECKED, checked)
     logger.info(
-        f"{stage} | export checked by {cfg.export_check}: {checked['tokens']:,} held-out tokens, "
+        f"{stage} | export checked by {cfg.resources.export_check}: {checked['tokens']:,} held-out tokens, "
         f"largest difference {difference:.1e} nats"
     )
     return checked
@@ -63,12 +63,12 @@ def _difference(cfg: TrainingConfig, out: Artifact) -> float:
     """In a fresh worker of the cluster, or here where the training was here."""
     resources = cfg.resources
     if resources.in_process:
-        return largest_difference(out, cfg.export_check, cfg.dtype)
+        return largest_difference(out, cfg.resources.export_check, cfg.dtype)
     import ray
 
     task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_calls=1)(_in_own_process)
     quiet = {"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}}
-    return float(ray.get(task.options(runtime_env=quiet).remote(out, cfg.export_check, cfg.dtype)))
+    return float(ray.get(task.options(runtime_env=quiet).remote(out, cfg.resources.export_check, cfg.dtype)))
 
 
 def _in_own_process(out: Artifact, by: ExportCheck, dtype: Dtype) -> float:

@@ -63,7 +63,7 @@ def train(
                 is_urgent = is_preempted is not None and result.num_asking > 0 and is_preempted()
                 if is_urgent:
                     is_preempted = None  # one checkpoint is enough
-                if is_urgent or step % plan.config.checkpoint_every == 0 or step == plan.num_steps:
+                if is_urgent or step % plan.config.resources.checkpoint_every == 0 or step == plan.num_steps:
                     meter.flush()
                     checkpoints.save(step)
                 if step == stop_after:
@@ -87,7 +87,7 @@ def _batches(plan: TrainingPlan, first_step: int) -> Iterator[tuple[int, list[Ba
 
     def make(step: int) -> tuple[int, list[Batch]]:
         addresses = rank_rows(plan.mixture, step, plan.config.batch_rows, rank, num_ranks)
-        return step, reader.batches(addresses, plan.config.micro_batch_rows)
+        return step, reader.batches(addresses, plan.config.resources.micro_batch_rows)
 
     return read_ahead(make, range(first_step + 1, plan.num_steps + 1))
 
@@ -100,9 +100,10 @@ def _evaluate(
     model.eval()
     num_rows = max(EVALUATION_BATCHES * plan.config.batch_rows, EVALUATION_TOKENS // plan.config.seq_len)
     addresses = held_out_addresses(plan, num_rows)
-    addresses += [None] * (-len(addresses) % (plan.config.micro_batch_rows * dist.get_world_size()))
+    micro_batch_rows = plan.config.resources.micro_batch_rows
+    addresses += [None] * (-len(addresses) % (micro_batch_rows * dist.get_world_size()))
     totals = [0.0, 0.0]
-    for batch in reader.batches(addresses[dist.get_rank() :: dist.get_world_size()], plan.config.micro_batch_rows):
+    for batch in reader.batches(addresses[dist.get_rank() :: dist.get_world_size()], micro_batch_rows):
         placed = batch.to(device)
         totals[0] += model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents).sum().item()
         totals[1] += batch.num_supervised

@@ -71,6 +71,6 @@ def _activation_bytes(model: ModelConfig, cfg: TrainingConfig) -> float:
         "none": matrices + others,
         "selective": matrices + queries + model.hidden_size,
         "full": model.hidden_size,
-    }[cfg.resources.recompute]
+    }[cfg.resources.activation_checkpointing]
     size = 4 if cfg.dtype == "float32" else 2
-    return float(cfg.micro_batch_rows * cfg.seq_len * model.num_layers * width * size)
+    return float(cfg.resources.micro_batch_rows * cfg.seq_len * model.num_layers * width * size)

@@ -13,9 +13,9 @@ from job_run import JobRun
 from tiny_embedder import make_bert
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
-from sbp_ray.config import EmbedConfig, Resources
-from sbp_ray.job import FOLDERS
+from sbp_ray.config import EmbedConfig, ForwardResources
 from sbp_ray.schema import DOCUMENT, SPLITS
+from sbp_ray.stage_table import FOLDERS
 from sbp_ray.stages import embed  # noqa: F401  so that `in_process` finds it
 from sbp_ray.stages.embed import embed_corpus
 
@@ -69,7 +69,7 @@ class Run(JobRun):
         write_corpus(self.corpus)
         resources = {"num_workers": 2, "num_cpus": 1, "num_threads": 1}
         settings = {"model": make_bert(folder / "model"), "max_tokens": 64, "resources": resources}
-        super().__init__(folder, "embed", "_OnItem", {"embed": settings})
+        super().__init__(folder, "embed", "_OnItem", {"embed": settings, "artifacts": {"corpus": self.corpus.url}})
 
     def committed(self) -> dict[str, tuple[int, int, bytes]]:
         """Inode, time and content of each committed shard."""
@@ -124,7 +124,7 @@ def test_killed_at_random_moments_every_document_has_one_vector_made_once(tmp_pa
     assert [manifest["stats"][split]["documents"] for split in SPLITS] == [num_documents] * 2
 
     undisturbed = Artifact("embeddings", str(tmp_path / "undisturbed"))
-    resources = Resources(num_threads=1)
+    resources = ForwardResources(num_threads=1)
     cfg = EmbedConfig(model=str(run.folder / "model/model"), max_tokens=64, resources=resources)
     stats = embed_corpus(cfg, corpus=run.corpus, out=undisturbed)
     assert stats["train"]["tokens"] == manifest["stats"]["train"]["tokens"]

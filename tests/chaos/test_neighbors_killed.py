@@ -13,8 +13,8 @@ from job_run import JobRun
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.config import NeighborsConfig, Resources
-from sbp_ray.job import FOLDERS
 from sbp_ray.schema import DOC_ID, SIGNATURE_BYTES, SPLITS, embedding_schema
+from sbp_ray.stage_table import FOLDERS
 from sbp_ray.stages.neighbors import find_neighbors
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,9 @@ def test_killed_at_random_moments_the_graph_is_the_same(tmp_path: Path) -> None:
     embeddings = Artifact("embeddings", str(tmp_path / FOLDERS["embeddings"]))
     out = Artifact("neighbors", str(tmp_path / FOLDERS["neighbors"]))
     write_embeddings(embeddings)
-    run = JobRun(tmp_path, "neighbors", "_run_items", {"neighbors": SETTINGS})
+    run = JobRun(
+        tmp_path, "neighbors", "_run_items", {"neighbors": SETTINGS, "artifacts": {"embeddings": embeddings.url}}
+    )
     rng = random.Random(SEED)
     moments = sorted(rng.sample(range(3, 24), len(VICTIMS)))
     strikes = list(zip(moments, VICTIMS, strict=True))

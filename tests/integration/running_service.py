@@ -21,8 +21,7 @@ SLOTS = 16
 ENGINE = EngineConfig(
     dtype="float32",
     max_model_len=WINDOW,
-    enforce_eager=True,
-    resources=EngineResources(num_cpus=2, max_num_seqs=SLOTS, kv_cache_gib=0.1),
+    resources=EngineResources(enforce_eager=True, num_cpus=2, max_num_seqs=SLOTS, kv_cache_gib=0.1),
 )
 MAX_BODY = 20_000
 KEYS = ("the-first-key-of-these-tests", "the-second-key-of-these-tests")

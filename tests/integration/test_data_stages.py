@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import DecontaminateConfig, EmbedConfig, IngestConfig, NeighborsConfig, PairConfig, Resources
+from sbp_ray.config import (
+    DecontaminateConfig,
+    EmbedConfig,
+    ForwardResources,
+    IngestConfig,
+    NeighborsConfig,
+    PairConfig,
+    Resources,
+)
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import SPLITS
 from sbp_ray.stages.embed import embed_corpus
@@ -39,6 +47,7 @@ def write_sample(path: Path) -> None:
 
 def run_stages(source: Path, root: Path, num_workers: int) -> dict[str, Any]:
     resources = Resources(num_workers=num_workers, num_cpus=0.5, num_threads=1)
+    embed = EmbedConfig(max_tokens=64, resources=ForwardResources(**resources.model_dump()))
     corpus, embeddings, neighbors, pairs = (
         Artifact(name, str(root / name)) for name in ("corpus", "embeddings", "neighbors", "pairs")
     )
@@ -53,7 +62,7 @@ def run_stages(source: Path, root: Path, num_workers: int) -> dict[str, Any]:
     )
     return {
         "ingest": ingest_documents(ingest, decontaminate=DecontaminateConfig(), out=corpus),
-        "embed": embed_corpus(EmbedConfig(max_tokens=64, resources=resources), corpus=corpus, out=embeddings),
+        "embed": embed_corpus(embed, corpus=corpus, out=embeddings),
         "neighbors": find_neighbors(
             NeighborsConfig(num_neighbors=8, resources=resources), embeddings=embeddings, out=neighbors
         ),

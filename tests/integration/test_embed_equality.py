@@ -16,7 +16,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from sbp_ray.config import EmbedConfig, Resources
+from sbp_ray.config import EmbedConfig, ForwardResources
 from sbp_ray.embedder import cpu_multiplies_bfloat16, load_embedder
 from sbp_ray.stages.embed import vector_array
 
@@ -49,7 +49,7 @@ def test_the_vectors_of_the_demo_corpus_are_those_of_encode(texts: list[str], ev
     texts = texts[::every]
     reference = encode_plainly(texts)
     for dtype, least in (("float32", 0.9999), ("bfloat16", 0.999)):
-        cfg = EmbedConfig(dtype=dtype, batch_tokens=1024, resources=Resources(num_threads=2))
+        cfg = EmbedConfig(dtype=dtype, resources=ForwardResources(num_threads=2, batch_tokens=1024))
         emulated = dtype == "bfloat16" and not cpu_multiplies_bfloat16()
         chosen = slice(None, None, max(1, 16 // every) if emulated else 1)
         vectors_ND = load_embedder(cfg)(texts[chosen])

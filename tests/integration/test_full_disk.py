@@ -17,7 +17,8 @@ from sbp_ray.training.checkpoint import complete_checkpoints
 pytestmark = pytest.mark.slow
 
 NUM_STEPS = 400
-SETTINGS = {"total_tokens": 2 * 64 * NUM_STEPS, "checkpoint_every": 20}
+CHECKPOINT_EVERY = 20
+SETTINGS = {"total_tokens": 2 * 64 * NUM_STEPS}
 ROOM = 150_000  # bytes: enough for metrics.jsonl, and half of a checkpoint
 
 
@@ -37,7 +38,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_training_whose_disk_is_full_says_so_and_once_there_is_room_makes_the_same_model(
     cluster: Cluster, small_disk: Path, tmp_path: Path
 ) -> None:
-    job = Job(small_disk, tmp_path / "log.txt", cluster.head, **SETTINGS, resources={"num_threads": 1})
+    resources = {"num_threads": 1, "checkpoint_every": CHECKPOINT_EVERY}
+    job = Job(small_disk, tmp_path / "log.txt", cluster.head, **SETTINGS, resources=resources)
     filler = small_disk / "something else"
     with job.running() as driver:
         wait_for(lambda: complete_checkpoints(job.out), "the first checkpoint", LIMIT_S)
@@ -56,7 +58,7 @@ def test_a_training_whose_disk_is_full_says_so_and_once_there_is_room_makes_the_
         job.expect_success(driver)
     _, second = job.rows("attempts.jsonl")
     assert second["resumed_step"] == saved
-    assert second["wasted_steps"] <= 2 * SETTINGS["checkpoint_every"]  # the error of a save is met at the next one
+    assert second["wasted_steps"] <= 2 * CHECKPOINT_EVERY  # the error of a save is met at the next one
 
     alone = {"num_threads": 1, "in_process": True}  # quicker than on the cluster, and the same to the last bit
     undisturbed = Job(tmp_path / "other", tmp_path / "other.txt", cluster.head, **SETTINGS, resources=alone)

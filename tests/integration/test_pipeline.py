@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from jobs_cluster import Cluster
 
-from sbp_ray.job import FOLDERS, STAGES
+from sbp_ray.stage_table import FOLDERS, STAGES
 
 REPO = Path(__file__).parents[2]
 SMALLER = [
@@ -35,12 +35,12 @@ SMALLER = [
     "model.ffn_size=128",
     "pretrain.seq_len=256",
     "pretrain.batch_rows=4",
-    "pretrain.micro_batch_rows=2",
+    "pretrain.resources.micro_batch_rows=2",
     "pretrain.total_tokens=40960",
-    "pretrain.checkpoint_every=5",
+    "pretrain.resources.checkpoint_every=5",
     "mixture.synthetic_share=0.01",
     "tune.batch_rows=2",
-    "tune.checkpoint_every=5",
+    "tune.resources.checkpoint_every=5",
     "synthesize.num_documents=24",
     "synthesize.max_tokens=64",
     "synthesize.keep_unfinished=true",
@@ -105,7 +105,8 @@ def finished(command: list[str], cluster: Cluster) -> Path:
         stopped += stop_when(command, log, reached, how)
         assert done_before.items() <= files(run, "*/manifest.json").items()
     settings = shlex.join(command[2:])
-    commands = {s.writes: f"python jobs/{s.job}.py {settings} {' '.join(s.overrides)}" for s in STAGES}
+    arms = {s.writes: f"pretrain.arm={s.arm}" if s.arm else "" for s in STAGES}
+    commands = {s.writes: f"python jobs/{s.job}.py {settings} {arms[s.writes]}" for s in STAGES}
     done = [noun for noun in commands if (run / FOLDERS[noun] / "manifest.json").exists()]
     assert done == list(commands)[:6]  # all before the synthetic text
     at_once = " && ".join(commands.pop(noun) for noun in done)  # one job: they only say that they are done

@@ -24,11 +24,12 @@ def engine(min_replicas: int, max_replicas: int) -> EngineConfig:
         min_replicas=min_replicas,
         max_replicas=max_replicas,
         max_num_seqs=4,
+        enforce_eager=True,
         kv_cache_gib=0.05,
         upscale_delay_s=0,
         downscale_delay_s=2,
     )
-    return EngineConfig(dtype="float32", max_model_len=256, enforce_eager=True, resources=resources)
+    return EngineConfig(dtype="float32", max_model_len=256, resources=resources)
 
 
 class App:

@@ -27,9 +27,9 @@ from ray_head import Head, free_ports, ray_head
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.generation.ledger import num_done, part_name
 from sbp_ray.generation.merging import finished_shards
-from sbp_ray.job import FOLDERS
 from sbp_ray.schema import DOC_ID, DOCUMENT, shard_of
 from sbp_ray.shards import shard_name
+from sbp_ray.stage_table import FOLDERS
 from sbp_ray.text.minhash import document_signature
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -110,11 +110,12 @@ class Run:
         settings = yaml.safe_load((REPO / "tests/unit/small.yaml").read_text())
         settings |= {
             "run_dir": str(folder),
+            "artifacts": {name: str(folder / FOLDERS[name]) for name in ("corpus", "embeddings", "synthesizer")},
             "engine": {
                 "dtype": "float32",
                 "max_model_len": 256,
-                "enforce_eager": True,
                 "resources": {
+                    "enforce_eager": True,
                     "num_cpus": 1, "min_replicas": 2, "max_replicas": 2, "max_num_seqs": 4, "kv_cache_gib": 0.05,
                 },
             },

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sbp_ray.artifacts import STARTED, Artifact
-from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig, TrainingResources, TuneConfig
+from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig, TrainingResources, TuneConfig, TuneResources
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOCUMENT, PAIR, SYNTHETIC, shard_of
 from sbp_ray.scoring import sum_nll
@@ -55,14 +55,14 @@ WORDS = [
 MODEL = ModelConfig(
     num_layers=2, hidden_size=32, num_heads=2, num_kv_heads=1, head_dim=32, ffn_size=64, max_positions=256
 )
-RANKS = TrainingResources(num_workers=2, num_cpus=1, num_threads=1)
+CHECKPOINT_EVERY = 4
+RANKS = TrainingResources(num_workers=2, num_cpus=1, num_threads=1, checkpoint_every=CHECKPOINT_EVERY)
 PRETRAIN = PretrainConfig(
     seq_len=128,
     batch_rows=4,
     total_tokens=4 * 128 * 10,
     peak_lr=1e-2,
     dtype="float32",
-    checkpoint_every=4,
     resources=RANKS,
 )
 TUNE = TuneConfig(
@@ -71,9 +71,8 @@ TUNE = TuneConfig(
     batch_rows=2,
     peak_lr=1e-2,
     dtype="float32",
-    checkpoint_every=4,
     max_validation_pairs=6,
-    resources=RANKS,
+    resources=TuneResources(num_workers=2, num_cpus=1, num_threads=1, checkpoint_every=CHECKPOINT_EVERY),
 )
 
 
@@ -229,7 +228,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
     assert [row["step"] for row in rows] == list(range(1, 201))
     assert outcome[0]["mixture"]["synthetic"]["rows"] == 2
     assert outcome[0]["attempts"] == 2
-    assert outcome[0]["wasted_steps"] <= PRETRAIN.checkpoint_every + 1  # one is trained while its checkpoint is written
+    assert outcome[0]["wasted_steps"] <= CHECKPOINT_EVERY + 1  # one is trained while its checkpoint is written
 
 
 @pytest.mark.parametrize("by", ["transformers", "vllm"])
@@ -242,7 +241,7 @@ def test_an_export_that_says_something_else_is_refused(
     weights["model.norm.weight"][0] += 0.5  # one number of one tensor
     save_file(weights, out.path("model/model.safetensors"), metadata={"format": "pt"})
     out.write_json(EXPORT_CHECK, run["base_lm"].read_json(EXPORT_CHECK))
-    cfg = PRETRAIN.model_copy(update={"export_check": by})
+    cfg = PRETRAIN.model_copy(update={"resources": RANKS.model_copy(update={"export_check": by})})
     with pytest.raises(
         SbpError, match=f"pretrain: the export is refused: {by} gives held-out tokens log-probabilities"
     ):

@@ -103,8 +103,8 @@ def nodes(head: Head, tmp_path: Path) -> Iterator[list[Node]]:
 
 
 def two_ranks(folder: Path, head: Head, checkpoint_every: int, **budgets: int) -> Job:
-    resources = {"num_workers": 2, "num_cpus": 1, "num_threads": 1, **budgets}
-    settings = {"total_tokens": TOTAL_TOKENS, "checkpoint_every": checkpoint_every, "resources": resources}
+    ranks = {"num_workers": 2, "num_cpus": 1, "num_threads": 1}
+    settings = {"total_tokens": TOTAL_TOKENS, "resources": ranks | budgets | {"checkpoint_every": checkpoint_every}}
     return Job(folder, folder / "log.txt", head, **settings)
 
 

@@ -17,8 +17,8 @@ import yaml
 from ray_head import Head, wait_for
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
-from sbp_ray.job import FOLDERS
 from sbp_ray.schema import DOCUMENT
+from sbp_ray.stage_table import FOLDERS
 from sbp_ray.text.tokenizer import encode_texts, train_tokenizer
 
 REPO = Path(__file__).parents[2]
@@ -45,9 +45,11 @@ class Job:
 
     def __init__(self, folder: Path, log: Path, head: Head, **settings: Any) -> None:
         self.out, self.log = Artifact("base_lm", str(folder / FOLDERS["base_lm"])), log
-        write_corpus(Artifact("corpus", str(folder / FOLDERS["corpus"])))
+        corpus = Artifact("corpus", str(folder / FOLDERS["corpus"]))
+        write_corpus(corpus)
         config = yaml.safe_load((REPO / "tests/unit/small.yaml").read_text())
         config |= {"run_dir": str(folder), "model": MODEL, "pretrain": PRETRAIN | settings}
+        config["artifacts"] = {"corpus": corpus.url}  # made by hand, so not as the settings have it
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         self._command = [sys.executable, "jobs/pretrain.py", "--config", str(folder / "config.yaml")]
         kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}

@@ -33,8 +33,7 @@ BASE = {
     },
     "pretrain": {
         **{"seq_len": 32, "batch_rows": 2, "total_tokens": 32 * 2 * 20, "peak_lr": 1e-2, "dtype": "float32"},
-        "checkpoint_every": 1,
-        "resources": {"num_threads": 1, "in_process": True},
+        "resources": {"num_threads": 1, "in_process": True, "checkpoint_every": 1},
     },
     "tune": {"seq_len": 64, "batch_rows": 2, "peak_lr": 1e-3},
     "engine": {"max_model_len": 64},
@@ -77,7 +76,7 @@ class Experiment:
         )
 
     def start(self) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": str(self._folder / "absent")}
+        environment = {**os.environ, "PYTHONPATH": f"{self._folder / 'absent'}{os.pathsep}{JOBS.parent}"}
         command = [sys.executable, str(JOBS / "experiment.py"), "--config", str(self._file), "--in-process"]
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=self._folder

@@ -192,13 +192,15 @@ def test_a_checkpoint_of_another_shape_is_refused_with_both_shapes(tmp_path: Pat
     plan = tiny_plan(tmp_path / "run")
     run_ranks(1, tmp_path, lambda: _train(plan, stop_after=3))
     wider = replace(plan, model=plan.model.model_copy(update={"ffn_size": 64}))
+    resources = plan.config.resources.model_copy(update={"checkpoint_every": 3})
+    thirds = replace(plan, config=plan.config.model_copy(update={"resources": resources}))
 
     def resume() -> str:
         with pytest.raises(SbpError) as error:
             _train(wider)
         return str(error.value)
 
-    run_ranks(1, tmp_path, lambda: _train(replace(plan, config=plan.config.model_copy(update={"checkpoint_every": 3}))))
+    run_ranks(1, tmp_path, lambda: _train(thirds))
     [message] = run_ranks(1, tmp_path, resume)
     assert "holds lm.model.layers.0.mlp.gate_proj.weight as (48, 32), the model as (64, 32): use a new" in message
 
@@ -340,20 +342,20 @@ def test_bfloat16_compute_keeps_float32_weights(tmp_path: Path) -> None:
     assert all(tensor.dtype == torch.float32 for tensor in _weights(rounded).values())
 
 
-@pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_activations_computed_again_are_the_same_bits(tmp_path: Path, recompute: str) -> None:
+@pytest.mark.parametrize("kind", ["selective", "full"])
+def test_activations_computed_again_are_the_same_bits(tmp_path: Path, kind: str) -> None:
     kept = tiny_plan(tmp_path / "kept", num_steps=3)
-    again = tiny_plan(tmp_path / "again", num_steps=3, recompute=recompute)
+    again = tiny_plan(tmp_path / "again", num_steps=3, activation_checkpointing=kind)
     for plan in (kept, again):
         run_ranks(1, tmp_path, lambda plan=plan: _train(plan))
     assert _losses(again) == _losses(kept)
     assert all(torch.equal(tensor, _weights(again)[name]) for name, tensor in _weights(kept).items())
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective"])
-def test_compiled_layers_compute_the_same(tmp_path: Path, recompute: str) -> None:
+@pytest.mark.parametrize("kind", ["none", "selective"])
+def test_compiled_layers_compute_the_same(tmp_path: Path, kind: str) -> None:
     eager = tiny_plan(tmp_path / "eager", num_steps=2)
-    compiled = tiny_plan(tmp_path / "compiled", num_steps=2, compile=True, recompute=recompute)
+    compiled = tiny_plan(tmp_path / "compiled", num_steps=2, compile=True, activation_checkpointing=kind)
     for plan in (eager, compiled):
         run_ranks(1, tmp_path, lambda plan=plan: _train(plan))
     assert _losses(compiled) == pytest.approx(_losses(eager), rel=1e-5)

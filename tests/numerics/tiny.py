@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 from packed_rows import write_examples
 
@@ -26,9 +27,7 @@ def documents(number: int, seed: int = 0, vocab_size: int = 300) -> list[list[in
     return [[draw.randrange(3, vocab_size) for _ in range(draw.randint(3, 28))] for _ in range(number)]
 
 
-def tiny_plan(
-    folder: Path, *, num_workers: int = 1, num_steps: int = 6, recompute: str = "none", **settings: object
-) -> TrainingPlan:
+def tiny_plan(folder: Path, *, num_workers: int = 1, num_steps: int = 6, **settings: Any) -> TrainingPlan:
     """A plan over two shards of random documents, 4 rows a step; the tokenizer lies in the artifact itself."""
     out = Artifact("base_lm", str(folder))
     tokenizer = train_tokenizer(["a few words"], 300)
@@ -38,14 +37,14 @@ def tiny_plan(
         for shard in range(2):
             texts = documents(30, seed=10 * seed + shard, vocab_size=len(tokenizer))
             write_examples(out, source, [document_example(ids, special) for ids in texts], SEQ_LEN, shard=shard)
+    of_resources = {key: settings.pop(key) for key in settings.keys() & TrainingResources.model_fields.keys()}
     config = PretrainConfig(
         seq_len=SEQ_LEN,
         batch_rows=4,
-        micro_batch_rows=1,
         total_tokens=4 * SEQ_LEN * num_steps,
         peak_lr=1e-2,
         dtype="float32",
-        resources=TrainingResources(num_workers=num_workers, num_threads=1, recompute=recompute),
+        resources=TrainingResources(num_workers=num_workers, num_threads=1, **of_resources),
     ).model_copy(update=settings)
     return TrainingPlan(
         stage="tiny",

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -17,6 +19,32 @@ from sbp_ray.artifacts import MANIFEST, STARTED, Artifact, fingerprint_of
 from sbp_ray.errors import SbpError
 
 TABLE = pa.table({"doc_id": ["a", "b"], "value": [1, 2]})
+
+
+class _Killed(Exception):  # noqa: N818  what stands for SIGKILL
+    """Between two deletions."""
+
+
+class _DyingStore:
+    """A file system whose user is killed before its n-th deletion."""
+
+    def __init__(self, store: pafs.FileSystem, num_deletions: int) -> None:
+        self._store, self._left = store, num_deletions
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def delete_file(self, path: str) -> None:
+        self._delete(self._store.delete_file, path)
+
+    def delete_dir(self, path: str) -> None:
+        self._delete(self._store.delete_dir, path)
+
+    def _delete(self, delete: Callable[[str], None], path: str) -> None:
+        if not self._left:
+            raise _Killed
+        self._left -= 1
+        delete(path)
 
 
 def _local(tmp_path: Path) -> Artifact:
@@ -197,3 +225,23 @@ def test_a_fingerprint_depends_on_values_and_not_on_order() -> None:
     assert fingerprint_of({"a": 1, "b": {"c": 2, "d": 3}}) == fingerprint_of({"b": {"d": 3, "c": 2}, "a": 1})
     assert fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})
     assert len(fingerprint_of({})) == 16
+
+
+@pytest.mark.parametrize("num_deletions", range(6))
+def test_a_deletion_that_is_killed_at_any_step_is_known_as_one_and_can_be_finished(
+    artifact: Artifact, num_deletions: int
+) -> None:
+    """Six things lie there: two markers, two folders, a file, and the tombstone."""
+    for name in ("train/part", "validation/part", "notes.txt", STARTED, MANIFEST):
+        artifact.write_bytes(name, b"{}")
+    dying = Artifact(artifact.name, artifact.url)
+    dying.__dict__["_fs_and_root"] = (_DyingStore(artifact.fs, num_deletions), artifact.path())
+    with pytest.raises(_Killed):
+        dying.remove()
+    assert artifact.is_being_removed()
+    has_data = artifact.files("train") + artifact.files("validation") + artifact.files("", ".txt")
+    assert artifact.exists(STARTED) or not has_data  # nothing is left that would look like a fresh start's
+    assert artifact.exists(MANIFEST) == (num_deletions == 0)
+    artifact.remove()
+    assert not artifact.is_being_removed()
+    assert artifact.files() + artifact.files("train") + artifact.files("validation") == []

@@ -134,7 +134,7 @@ def test_a_paper_config_fits_the_shipped_cluster(name: str) -> None:
         wanted = section.resources
         assert wanted.num_workers * wanted.num_gpus <= most["GPU"]
         assert wanted.num_workers * wanted.num_cpus <= most["CPU"]
-    assert config.engine.resources.max_replicas * config.engine.tensor_parallel_size <= most["GPU"]
+    assert config.engine.resources.max_replicas * config.engine.resources.tensor_parallel_size <= most["GPU"]
 
 
 @pytest.mark.parametrize("name", PAPER)

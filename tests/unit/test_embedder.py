@@ -12,7 +12,7 @@ from tiny_embedder import make_bert, make_qwen3
 from transformers import AutoModel
 
 from sbp_ray import embedder
-from sbp_ray.config import EmbedConfig, Resources
+from sbp_ray.config import EmbedConfig, ForwardResources
 from sbp_ray.embedder import joined, load_embedder, plan_batches
 from sbp_ray.errors import SbpError
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer
@@ -41,7 +41,11 @@ def test_a_text_longer_than_the_budget_goes_alone_and_first() -> None:
 
 def test_the_states_of_a_causal_lm_are_averaged_after_bos_in_any_batch(tiny_model_dir: Path) -> None:
     cfg = EmbedConfig(
-        model=str(tiny_model_dir), pooling="mean_of_states", max_tokens=64, batch_tokens=130, dtype="float32"
+        model=str(tiny_model_dir),
+        pooling="mean_of_states",
+        max_tokens=64,
+        dtype="float32",
+        resources=ForwardResources(batch_tokens=130),
     )
     texts = ["A cat sat.", "Kittens sleep a lot.", "Interest rates rose again and again."]
     vectors_ND = load_embedder(cfg)(texts)
@@ -79,7 +83,7 @@ def test_every_text_is_in_one_batch_and_no_batch_has_more_padding() -> None:
 
 
 def test_the_packaged_model_gives_unit_vectors_in_the_order_of_the_texts() -> None:
-    packaged = load_embedder(EmbedConfig(max_tokens=128, batch_tokens=16, dtype="float32"))
+    packaged = load_embedder(EmbedConfig(max_tokens=128, dtype="float32", resources=ForwardResources(batch_tokens=16)))
     assert packaged.dim == 384
     texts = packaged.tokenize(TEXTS)
     assert texts.num_tokens_N.tolist() == [9, 128, 8, 6]  # with the two marks of the model
@@ -129,8 +133,8 @@ def test_prompts_padding_and_pooling_are_those_of_encode(tmp_path: Path, make, n
     plain = SentenceTransformer(path, device="cpu")
     expected = plain.encode(texts, batch_size=4)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    resources = Resources(num_threads=num_threads)
-    cfg = EmbedConfig(model=path, max_tokens=64, batch_tokens=160, dtype="float32", resources=resources)
+    resources = ForwardResources(num_threads=num_threads, batch_tokens=160)
+    cfg = EmbedConfig(model=path, max_tokens=64, dtype="float32", resources=resources)
     ours = load_embedder(cfg)
     assert ours.start(ours.tokenize(texts)).result().padding_tokens > 0
     np.testing.assert_allclose(ours(texts), expected, atol=1e-5)

@@ -11,10 +11,10 @@ from small_experiment import small_grid
 
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
-from sbp_ray.experiment.grid import Grid, Node
+from sbp_ray.experiment.grid import Grid
 from sbp_ray.experiment.main import describe
-from sbp_ray.job import recipe
 from sbp_ray.model import num_parameters
+from sbp_ray.plan import Node
 
 ALL = ("repetition", "sbp", "oracle", "random_pairs", "unconditional", "untuned", "own_embedder", "regularised")
 
@@ -97,7 +97,7 @@ def settings_of(grid: Grid, arm: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in grid.ancestry(next(t.model for t in grid.trainings if t.arm == arm)):
         node = grid.nodes[key]
-        for section, settings in recipe(node.stage, node.config, {})["settings"].items():
+        for section, settings in node.recipe["settings"].items():
             found |= {f"{node.stage.name}: {section}.{name}": value for name, value in settings.items()}
     return found
 

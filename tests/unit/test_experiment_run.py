@@ -22,9 +22,10 @@ from sbp_ray.artifacts import MANIFEST, STARTED
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.attempts import ATTEMPTS, lost_hours
 from sbp_ray.experiment.checks import refuse_missing_models
-from sbp_ray.experiment.execute import Execution, is_done
+from sbp_ray.experiment.execute import Execution
 from sbp_ray.experiment.grid import Grid
-from sbp_ray.job import STAGES
+from sbp_ray.plan import is_done
+from sbp_ray.stage_table import STAGES
 
 JOB = """
 import json, os, sys, time
@@ -202,10 +203,7 @@ def test_every_attempt_is_noted_with_how_it_ended(small: Small) -> None:
 
 
 def test_without_ray_only_trainings_in_process_run(small: Small) -> None:
-    overrides = (
-        "base.pretrain.resources={in_process: true, num_workers: 1}",
-        "base.pretrain.export_check=transformers",
-    )
+    overrides = ("base.pretrain.resources={in_process: true, num_workers: 1, export_check: transformers}",)
     grid = small.plan("repetition", "sbp", overrides=overrides)
     corpus = next(node for node in grid.nodes.values() if node.stage.job == "ingest")
     made = small.run(grid, has_ray=False)

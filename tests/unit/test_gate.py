@@ -12,7 +12,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.training import gate
 from sbp_ray.training.export import EXPORT_CHECK
 
-CONFIG = PretrainConfig(batch_rows=1, total_tokens=1, peak_lr=1.0, dtype="float32", export_check="transformers")
+CONFIG = PretrainConfig(batch_rows=1, total_tokens=1, peak_lr=1.0, dtype="float32")
 
 
 def test_the_largest_difference_of_all_tokens_counts(

@@ -6,6 +6,7 @@ The stages here are one line each, and Ray is not started; everything else is th
 import errno
 import fcntl
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 
 from sbp_ray import cluster, job
+from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError
-from sbp_ray.job import FOLDERS, STAGES, Job, Stats
+from sbp_ray.job import Job, Stats
+from sbp_ray.stage_table import FOLDERS, STAGES
 
 Run = Callable[..., int]
 
@@ -46,7 +49,7 @@ def ran() -> list[str]:
 
 @pytest.fixture
 def run(folder: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`run("embed", "embed.batch_tokens=512")`: the exit status of `python jobs/embed.py --config small.yaml …`."""
+    """`run("embed", "embed.max_tokens=512")`: the exit status of `python jobs/embed.py --config small.yaml …`."""
 
     def stage(job: Job) -> Stats:
         ran.append(job.stage.name)
@@ -93,10 +96,10 @@ def test_the_pipeline_runs_every_stage_once_in_order_and_shows_the_summary(
 
 def test_a_manifest_tells_what_it_was_made_from_and_what_came_of_it(run: Run, folder: Path) -> None:
     assert run("ingest") == 0
-    assert run("embed", "embed.batch_tokens=512") == 0
+    assert run("embed", "embed.max_tokens=512") == 0
     manifest = _manifest(folder, "embeddings")
     assert manifest["artifact"] == "embeddings"
-    assert manifest["settings"]["embed"]["batch_tokens"] == 512
+    assert manifest["settings"]["embed"]["max_tokens"] == 512
     assert manifest["inputs"] == {"corpus": _manifest(folder, "corpus")["fingerprint"]}
     assert manifest["stats"] == {"documents": 1}
     assert manifest["wall_s"] >= 0
@@ -127,6 +130,21 @@ def test_a_changed_input_file_is_refused(run: Run, folder: Path, capsys: pytest.
     assert "1_corpus was made with other input files" in _error(capsys)
 
 
+def test_an_edit_of_equal_length_is_noticed_at_head_middle_and_tail(
+    run: Run, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = folder / "long.jsonl"
+    line = json.dumps({"text": "a" * 199_988}) + "\n"  # 200,003 bytes: more than three windows of 65,536
+    long.write_text(line)
+    assert run("ingest", f"ingest.input=[{long}]") == 0
+    for place in (20, 100_000, len(line) - 5):
+        long.write_text(line[:place] + "b" + line[place + 1 :])
+        assert run("ingest", f"ingest.input=[{long}]") == 1
+        assert "1_corpus was made with other input files" in _error(capsys)
+    long.write_text(line)
+    assert run("ingest", f"ingest.input=[{long}]") == 0
+
+
 def test_a_changed_evaluation_set_is_refused_where_it_decides_the_result(
     run: Run, ran: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,11 +156,11 @@ def test_a_changed_evaluation_set_is_refused_where_it_decides_the_result(
     assert run("pipeline", sets) == 0
     assert len(ran) == len(STAGES)
     (folder / "arc.jsonl").write_text('{"query": "Why not?"}\n')
-    assert run("ingest", sets) == 1
-    assert "1_corpus was made with other evaluation sets" in _error(capsys)
-    assert run("synthesize", sets) == 1
+    for name in ("ingest", "embed"):  # which reads the corpus
+        assert run(name, sets) == 1
+        assert "1_corpus was made with other evaluation sets" in _error(capsys)
+    assert run("synthesize", sets, f"artifacts.corpus={folder}/run/1_corpus") == 1
     assert "7_synthetic was made with other evaluation sets" in _error(capsys)
-    assert run("embed", sets) == 0
     (folder / "arc.jsonl").unlink()
     (folder / "docs.jsonl").unlink()
     assert run("pipeline", sets) == 0  # what is finished needs its input no more
@@ -151,10 +169,21 @@ def test_a_changed_evaluation_set_is_refused_where_it_decides_the_result(
     assert len(ran) == len(STAGES)
 
 
-def test_resources_may_change(run: Run, ran: list[str]) -> None:
-    assert run("ingest") == 0
-    assert run("ingest", "ingest.resources.num_workers=3", "ingest.resources.num_cpus=2") == 0
-    assert ran == ["ingest"]
+def test_settings_that_change_no_result_may_change_between_runs(run: Run, ran: list[str]) -> None:
+    """Half a training's memory, say, after it ran out of memory at step 60,000."""
+    assert run("pipeline") == 0
+    free = [
+        "ingest.resources={num_workers: 3, num_cpus: 2}",
+        "embed.resources.batch_tokens=512",
+        "pretrain.resources={micro_batch_rows: 2, checkpoint_every: 7, compile: true, export_check: vllm}",
+        "tune.resources={micro_batch_rows: 1, activation_checkpointing: full, export_check: transformers}",
+        "engine.resources={enforce_eager: true, tensor_parallel_size: 2}",
+        "eval.resources.batch_tokens=512",
+        "ingest.max_bad_share=0.5",
+        "synthesize.max_bad_share=0.5",
+    ]
+    assert run("pipeline", *free) == 0
+    assert len(ran) == len(STAGES)
 
 
 def test_how_much_may_fail_may_change_over_a_stage_that_stopped_for_it(
@@ -170,7 +199,7 @@ def test_how_much_may_fail_may_change_over_a_stage_that_stopped_for_it(
 
 def test_a_setting_of_another_stage_may_change(run: Run, ran: list[str]) -> None:
     assert run("ingest") == 0
-    assert run("ingest", "embed.batch_tokens=512") == 0
+    assert run("ingest", "embed.max_tokens=512") == 0
     assert ran == ["ingest"]
 
 
@@ -191,14 +220,90 @@ def test_redo_leaves_folders_that_are_not_ours(run: Run, folder: Path) -> None:
     assert theirs.read_text() == "mine"
 
 
-def test_a_redone_input_makes_the_artifact_stale(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("ingest") == 0
-    assert run("embed") == 0
-    for file in ("started.json", "manifest.json"):  # as if the corpus had come from somewhere else
-        path = folder / "run" / FOLDERS["corpus"] / file
-        path.write_text(path.read_text().replace(_manifest(folder, "corpus")["fingerprint"], "f" * 16))
-    assert run("embed") == 1
+OTHER_SPLIT = "ingest.validation_share=0.25"
+
+
+def test_what_follows_from_a_corpus_that_is_made_anew_with_other_settings_is_refused_before_anything_runs(
+    run: Run, ran: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pipeline") == 0
+    shutil.rmtree(folder / "run" / FOLDERS["corpus"])
+    ran.clear()
+    assert run("pipeline", OTHER_SPLIT) == 1
     assert "2_embeddings was made with other corpus (" in _error(capsys)
+    assert ran == []
+    assert run("ingest", OTHER_SPLIT) == 0
+    assert run("embed", OTHER_SPLIT) == 1
+    assert "2_embeddings was made with other corpus (" in _error(capsys)
+    assert run("pipeline", "--redo", "ingest", OTHER_SPLIT) == 0
+    assert ran == ["ingest", *(stage.name for stage in STAGES)]
+
+
+def test_what_was_begun_with_another_corpus_is_not_gone_on_with(
+    run: Run, ran: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail_half_way(job: Job) -> Stats:
+        job.output.write_bytes("first-half", b"x")
+        raise SbpError("the disk is full: make room")
+
+    assert run("ingest") == 0
+    assert run("embed", stage=fail_half_way) == 1
+    shutil.rmtree(folder / "run" / FOLDERS["corpus"])
+    ran.clear()
+    capsys.readouterr()
+    assert run("pipeline", OTHER_SPLIT) == 1
+    assert "2_embeddings was made with other corpus (" in _error(capsys)
+    assert ran == []
+
+
+def test_an_artifact_that_another_process_begins_meanwhile_is_refused_right_before_its_stage(
+    run: Run, ran: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def with_a_rival(job: Job) -> Stats:
+        ran.append(job.stage.name)
+        embeddings = Artifact("embeddings", str(folder / "run" / FOLDERS["embeddings"]))
+        embeddings.write_json(STARTED, {"fingerprint": "f" * 16, "recipe": {"settings": {}, "inputs": {}}})
+        return {}
+
+    assert run("pipeline", stage=with_a_rival) == 1
+    assert "2_embeddings was made with other corpus (None then, " in _error(capsys)
+    assert ran == ["ingest"]
+
+
+def test_a_redo_that_cannot_go_on_deletes_nothing(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("pipeline") == 0
+    (folder / "docs.jsonl").unlink()
+    assert run("pipeline", "--redo", "ingest") == 1
+    assert "docs.jsonl: there is no such file" in _error(capsys)
+    assert run("pipeline", "--redo", "tune", "embed.max_tokens=7") == 1
+    assert "2_embeddings was made with embed.max_tokens=256, which is 7 now" in _error(capsys)
+    assert all((folder / "run" / name / "manifest.json").exists() for name in FOLDERS.values())
+
+
+def test_a_deletion_that_was_cut_off_is_finished_and_its_rest_never_adopted(
+    run: Run, ran: list[str], folder: Path
+) -> None:
+    assert run("pipeline") == 0
+    embeddings = folder / "run" / FOLDERS["embeddings"]
+    (embeddings / "removal.json").write_text("{}")
+    (embeddings / "manifest.json").unlink()
+    (embeddings / "train").mkdir()
+    (embeddings / "train" / "part-00007.parquet").write_bytes(b"old")
+    ran.clear()
+    assert run("pipeline") == 0
+    assert ran == ["embed"]
+    assert sorted(path.name for path in embeddings.iterdir()) == ["manifest.json", "part", "started.json"]
+
+
+def test_an_artifact_whose_folder_is_the_run_directory_is_deleted_beneath_the_lock(
+    run: Run, ran: list[str], folder: Path
+) -> None:
+    own = ("run_dir=" + str(folder / "corpus"), "artifacts.corpus=" + str(folder / "corpus"))
+    assert run("ingest", *own) == 0
+    lock = (folder / "corpus" / "run.lock").stat().st_ino
+    assert run("ingest", "--redo", "ingest", *own) == 0
+    assert ran == ["ingest", "ingest"]
+    assert (folder / "corpus" / "run.lock").stat().st_ino == lock
 
 
 @pytest.mark.parametrize(
@@ -358,6 +463,11 @@ def test_a_pipeline_takes_over_a_shared_artifact_made_with_the_same_settings(
     )
     assert run("pipeline", f"artifacts.corpus={shared}") == 0
     assert ran == [stage.name for stage in STAGES if stage.name != "ingest"]
+
+
+def test_a_shared_artifact_that_is_finished_needs_its_input_files_no_more(run: Run, folder: Path, shared: str) -> None:
+    (folder / "docs.jsonl").unlink()
+    assert run("pipeline", f"artifacts.corpus={shared}") == 0
 
 
 def test_a_shared_artifact_is_never_deleted(

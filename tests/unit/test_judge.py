@@ -65,7 +65,7 @@ class Endpoint:
     def config(self, **settings: Any) -> JudgeConfig:
         url = f"http://127.0.0.1:{self.server.server_port}/v1"
         return JudgeConfig.model_validate(
-            {"base_url": url, "model": "judge", "timeout_s": 30, "attempts": 2} | settings
+            {"base_url": url, "model": "judge", "resources": {"timeout_s": 30, "attempts": 2} | settings}
         )
 
 
@@ -214,7 +214,7 @@ def test_a_judge_that_is_not_there_is_told_before_any_work(endpoint: Endpoint) -
     endpoint.says = lambda prompt: 401
     with pytest.raises(SbpError, match=r"refuses judge with 401 .*set JUDGE_API_KEY"):
         require_judge(endpoint.config())
-    nowhere = endpoint.config(base_url="http://127.0.0.1:9/v1")
+    nowhere = endpoint.config().model_copy(update={"base_url": "http://127.0.0.1:9/v1"})
     with pytest.raises(SbpError, match=r"2 x could not be reached"):
         require_judge(nowhere)
     require_judge(None)

@@ -54,7 +54,10 @@ def ask_models(
     put = {benchmark.name: ray.put(benchmark) for benchmark in question_sets}
     progress = Progress("benchmarks", len(todo), "sets of answers")
     calls = [
-        (names[b.name, model], partial(remote.remote, models[model], put[b.name], cfg.batch_tokens, resources))
+        (
+            names[b.name, model],
+            partial(remote.remote, models[model], put[b.name], cfg.resources.batch_tokens, resources),
+        )
         for b, model in todo
     ]
     for name, answered in results(calls, at_once=resources.num_workers):

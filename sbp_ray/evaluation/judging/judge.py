@@ -30,8 +30,8 @@ class Judge:
         self._cfg = cfg
         self._client = openai.OpenAI(
             base_url=cfg.base_url,
-            api_key=os.environ.get(cfg.api_key_env) or "none",
-            timeout=cfg.timeout_s,
+            api_key=os.environ.get(cfg.resources.api_key_env) or "none",
+            timeout=cfg.resources.timeout_s,
             max_retries=0,  # ours are counted
         )
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class Judge:
             why = ", ".join(f"{number} x {reason}" for reason, number in sorted(self.failed_tries.items()))
             raise SbpError(
                 f"benchmarks.judge: {self._cfg.model} at {self._cfg.base_url} gave no verdict on a simple case "
-                f"({why}): mend base_url, model, timeout_s or max_answer_tokens, or leave the judge out"
+                f"({why}): mend base_url, model, resources.timeout_s or max_answer_tokens, or leave the judge out"
             )
 
     def verdicts(self, cases: Sequence[Case], what: str) -> list[bool | None]:
@@ -66,16 +66,16 @@ class Judge:
                 progress.advance()
             return found
 
-        with ThreadPoolExecutor(self._cfg.at_once) as pool:
+        with ThreadPoolExecutor(self._cfg.resources.at_once) as pool:
             return list(pool.map(one, cases))
 
     def verdict(self, case: Case) -> bool | None:
         """YES is True; None after `attempts` failures, or without asking once the budget of failures is spent."""
         with self._lock:
-            if self.num_failures > self._cfg.max_failures:
+            if self.num_failures > self._cfg.resources.max_failures:
                 self.num_skipped += 1
                 return None
-        for attempt in range(self._cfg.attempts):
+        for attempt in range(self._cfg.resources.attempts):
             if attempt:
                 time.sleep(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1)))
             found, failure = self._try(case)
@@ -104,7 +104,7 @@ class Judge:
             if error.status_code in _NEEDS_A_HAND:
                 raise SbpError(
                     f"benchmarks.judge: {self._cfg.base_url} refuses {self._cfg.model} with {error.status_code} "
-                    f"({one_line(error)}): mend base_url or model, or set {self._cfg.api_key_env}"
+                    f"({one_line(error)}): mend base_url or model, or set {self._cfg.resources.api_key_env}"
                 ) from None
             return None, f"status {error.status_code}"
         except (openai.OpenAIError, ValueError):  # an answer that is no completion

@@ -39,7 +39,7 @@ def judge_texts(cfg: JudgeConfig, kinds: Mapping[str, Texts], store: Artifact) -
     """
     shown = {name: list(texts[: cfg.sample]) for name, texts in kinds.items()}
     recipe = {
-        "judge": cfg.model_dump(mode="json", exclude=_FREE_TO_CHANGE),
+        "judge": cfg.model_dump(mode="json", exclude={"resources", "min_agreement"}),
         "prompts": prompts_fingerprint(),
         "texts": shown,
     }
@@ -66,12 +66,6 @@ def judge_texts(cfg: JudgeConfig, kinds: Mapping[str, Texts], store: Artifact) -
     return _valued(found, cfg)
 
 
-_FREE_TO_CHANGE = {
-    "api_key_env", "attempts", "max_failures", "timeout_s", "at_once", "min_agreement",
-    "dollars_per_million_input_tokens", "dollars_per_million_output_tokens",
-}  # fmt: skip
-
-
 def _self_check(judge: Judge) -> dict[str, Any]:
     """How often the judge is right where the answer is known; one without a verdict is not right."""
     cases = labelled_cases()
@@ -92,8 +86,8 @@ def _valued(found: dict[str, Any], cfg: JudgeConfig) -> dict[str, Any]:
         for question, row in found["self_check"].items()
     }
     dollars = (
-        found["input_tokens"] * cfg.dollars_per_million_input_tokens
-        + found["output_tokens"] * cfg.dollars_per_million_output_tokens
+        found["input_tokens"] * cfg.resources.dollars_per_million_input_tokens
+        + found["output_tokens"] * cfg.resources.dollars_per_million_output_tokens
     ) / 1e6
     return found | {"self_check": check, "min_agreement": cfg.min_agreement, "dollars": dollars}
 

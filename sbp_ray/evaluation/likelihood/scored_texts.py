@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 HELD_OUT = "held_out"
 ANSWERS: dict[Split, str] = {"train": "answers_read", "validation": "answers_held_out"}
 """Sets of questions: on documents' groups that were read, and on held-out ones."""
-_NOT_OF_SCORES = {"resources", "batch_tokens", "duplicate_sample"}
+_NOT_OF_SCORES = {"resources", "duplicate_sample"}
 """Settings of `eval` that change no score."""
 
 
@@ -142,7 +142,7 @@ def score_study(study: Study, store: Artifact) -> tuple[Texts, dict[str, Scores]
 
 def _score(cfg: EvalConfig, todo: Sequence[Made], sets: TextSets) -> Iterator[tuple[str, Scores]]:
     """As many at once as `cfg.resources` allow; one after the other, here, where there is no Ray."""
-    options: dict[str, Any] = {"batch_tokens": cfg.batch_tokens, "resources": cfg.resources}
+    options: dict[str, Any] = {"batch_tokens": cfg.resources.batch_tokens, "resources": cfg.resources}
     if not ray_is_running():
         yield from ((made.key, score_checkpoint(made.artifact, sets, name=made.key, **options)) for made in todo)
         return

@@ -1,0 +1,123 @@
+"""Settings of the engines that write text: vLLM, its HTTP endpoint, and the synthesize job."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from sbp_ray.config_base import Dtype, Fraction, Resources, Section, Seed
+
+
+class EngineResources(Resources):
+    """How many engines, and how much each takes and does at once; `num_cpus` and `num_gpus` are those of one engine."""
+
+    min_replicas: NonNegativeInt = 1
+    """Engines kept when idle."""
+    max_replicas: PositiveInt = 1
+    """Engines under load."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs that hold one copy of the model together."""
+    enforce_eager: bool = False
+    """Skip compilation and CUDA graphs: a faster start, slower steps on a GPU."""
+    max_num_seqs: PositiveInt = 256
+    """Sequences that one engine advances at the same time."""
+    kv_cache_gib: PositiveFloat = 1.0
+    """Memory of the key-value cache, on CPU only."""
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the GPU's memory that vLLM may take."""
+    requests_per_engine: PositiveInt | None = None
+    """Requests in work, each with all its samples, above which another engine is started. Without one, an eighth of
+    `max_num_seqs`: an engine refuses over HTTP what it has no room for, so its requests never pile up above that many
+    when each asks for several samples."""
+    upscale_delay_s: NonNegativeFloat = 10.0
+    """How long there must be too much work before another engine is started."""
+    downscale_delay_s: NonNegativeFloat = 600.0
+    """How long an engine must be idle before it is stopped."""
+    stalled_after_s: PositiveFloat = 300.0
+    """An engine that has work and makes no step for so long is replaced. The synthesize job sends its requests again to
+    another one after twice the time."""
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> EngineResources:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) must not exceed max_replicas ({self.max_replicas})")
+        return self
+
+
+class EngineConfig(Section):
+    """The vLLM engines behind Ray Serve."""
+
+    dtype: Dtype = "bfloat16"
+    """Weights and activations in the engine."""
+    max_model_len: PositiveInt = 8192
+    """Longest d1 plus d2, in tokens."""
+    resources: EngineResources = EngineResources()
+
+
+class ServiceConfig(Section):
+    """Limits of the HTTP endpoint; `service` in serve_apps/config.yaml."""
+
+    keys_file: str | None = None
+    """File with one bearer key a line, read again when it changes. Without one the keys are those of the environment
+    variable SBP_RAY_API_KEYS, separated by commas; without any, only loopback is served."""
+    max_tokens_in_flight: PositiveInt | None = None
+    """Tokens (prompt and the most that may be written) that one engine takes on over HTTP before it answers 429;
+    without one, what its key-value cache holds."""
+    max_body_bytes: PositiveInt = 1_000_000
+    """Larger bodies are refused with 413."""
+    deadline_s: PositiveFloat = 300.0
+    """Longest time for an answer, streams included; a request may ask for less in `timeout_s`."""
+
+
+class SynthesizeResources(Section):
+    """How fast the synthesize job asks, and what its nodes cost."""
+
+    max_in_flight: PositiveInt | None = None
+    """Samples that one sending actor keeps open; there is one for each of `engine.resources.max_replicas`. Without one,
+    a quarter more than `engine.resources.max_num_seqs`: enough that no engine waits for the next."""
+    commit_every_s: PositiveFloat = 30.0
+    """Seconds between two commits of finished samples: the most work that is lost with a sending actor."""
+    give_up_after_s: PositiveFloat = 3600.0
+    """How long no engine may be heard of before the job stops; the same command goes on."""
+    dollars_per_node_hour: NonNegativeFloat = 0.0
+    """Price of a node, for the cost in progress lines, metrics and manifest; all nodes of the cluster count."""
+
+
+class SynthesizeConfig(Section):
+    """Which documents are drawn, how the synthesizer samples, and what is kept."""
+
+    condition: Literal["d1", "none", "continue"] = "d1"
+    """What comes before d2: `d1`, as the synthesizer was tuned. Two controls are for a base LM in its place
+    (`artifacts.synthesizer`): `none` samples from <bos> alone; `continue` gives the first half of d1, since after all
+    of it a base LM writes the end, and keeps what it goes on with."""
+    num_documents: PositiveInt | None = None
+    """How many d1 to draw uniformly from the train split; without one, every document."""
+    samples_per_document: PositiveInt = 1
+    """Documents written for each d1."""
+    max_tokens: PositiveInt = 4096
+    """Longest d2."""
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Sampling temperature; vLLM takes no more than 2."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Nucleus of the sampling distribution; 1 samples from all of it, and is faster."""
+    seed: Seed = 0
+    """Each sample's seed follows from this, its d1 and its number."""
+    min_tokens: PositiveInt = 16
+    """Shorter results are dropped."""
+    max_repetition: Fraction = 0.3
+    """Results in which more than this share of the 4-token n-grams is a repeat are dropped as looping."""
+    max_copy: Fraction = 0.5
+    """Results that take more than this share of their 13-token shingles from d1 are dropped as copies."""
+    max_jaccard: Fraction = 0.8
+    """Results whose shingles overlap those of a corpus document, or of an earlier result, by more than this are dropped
+    as copies; estimated by MinHash."""
+    keep_unfinished: bool = False
+    """Keep results that reached `max_tokens` without ending."""
+    finished_of: str | None = None
+    """Take the finished shards of this synthetic artifact, which may still be growing, instead of writing any: joint
+    training can then begin on them."""
+    max_bad_share: Fraction = 0.1
+    """Above this share of samples that could not be drawn (d1 too long, refused by the engine) the stage stops. Free to
+    change between runs."""
+    resources: SynthesizeResources = SynthesizeResources()

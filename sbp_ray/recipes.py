@@ -1,0 +1,122 @@
+"""What an artifact is made from: the settings and the input files that decide it, and the words for a difference."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from sbp_ray.artifacts import fingerprint_of
+from sbp_ray.config import Config
+from sbp_ray.errors import SbpError, one_line
+from sbp_ray.sources import HUGGING_FACE, list_input_files, open_file_system
+from sbp_ray.stage_table import Stage
+from sbp_ray.text.contamination import list_evaluation_files
+
+_NOT_IN_RECIPE = ("resources", "max_bad_share")  # how fast a stage works and when it stops, not what it makes
+_WINDOW_BYTES = 1 << 16
+"""Read of a local file at its head, its middle and its tail: smaller files are read whole, three times over."""
+
+
+def deciding_settings(stage: Stage, config: Config) -> dict[str, Any]:
+    """The sections that decide the stage's result, without settings that change no result."""
+    settings = config.model_dump(mode="json")
+    return {section: _deciding(settings[section]) for section in stage.sections}
+
+
+def _deciding(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _deciding(value) if isinstance(value, dict) else value
+        for key, value in section.items()
+        if key not in _NOT_IN_RECIPE
+    }
+
+
+def input_files(stage: Stage, config: Config, recorded: Mapping[str, str]) -> dict[str, str]:
+    """Fingerprints of the files outside the run that the stage reads.
+
+    Args:
+        recorded: the fingerprints in the recipe of a finished artifact, which needs its input files no more.
+
+    Raises:
+        SbpError: a file is not there.
+    """
+    found = {}
+    for name, identify in _outside_inputs(stage, config):
+        try:
+            found[name] = recorded[name] if name == "datasets" and name in recorded else identify()
+        except SbpError:
+            if name not in recorded:
+                raise
+            found[name] = recorded[name]
+    return found
+
+
+def _outside_inputs(stage: Stage, config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
+    patterns = config.ingest.input if stage.job == "ingest" else ()
+    datasets = [pattern for pattern in patterns if pattern.startswith(HUGGING_FACE)]
+    if datasets:
+        yield "datasets", lambda: fingerprint_of({name: _dataset_revision(name) for name in datasets})
+    elif patterns:
+        yield "files", lambda: _fingerprint_of_files(list_input_files(patterns))
+    if "decontaminate" in stage.sections and config.decontaminate.evaluation_sets:
+        yield "evaluation sets", lambda: _fingerprint_of_files(list_evaluation_files(config.decontaminate))
+
+
+def _fingerprint_of_files(files: Sequence[tuple[str, int]]) -> str:
+    """Of each file's name, size and content, wherever it lies; an object store gives the time of its upload instead."""
+    return fingerprint_of(
+        {str(number): [Path(path).name, size, _mark(path, size)] for number, (path, size) in enumerate(files)}
+    )
+
+
+def _mark(path: str, size: int) -> str:
+    scheme, _, inner = path.rpartition("://")
+    if scheme:
+        bucket = inner.partition("/")[0]
+        return str(_store(f"{scheme}://{bucket}").get_file_info(inner).mtime_ns)
+    return _digest(path, size, Path(path).stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _store(url: str) -> pafs.FileSystem:
+    return open_file_system(url)[0]
+
+
+@functools.lru_cache(maxsize=1 << 20)
+def _digest(path: str, size: int, mtime_ns: int) -> str:
+    """Of a local file's head, middle and tail; kept, since the many plans of a grid read the same files."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for start in (0, (size - _WINDOW_BYTES) // 2, size - _WINDOW_BYTES):
+            file.seek(max(0, start))
+            digest.update(file.read(_WINDOW_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _dataset_revision(pattern: str) -> str:
+    """What the hub, or its cache here, holds under the name at this moment: a commit, or a hash of the files."""
+    import datasets
+
+    name, _, config = pattern.removeprefix(HUGGING_FACE).partition(":")
+    try:
+        return str(datasets.load_dataset_builder(name, config or None).hash)
+    except (OSError, ValueError) as error:
+        raise SbpError(f"{pattern}: cannot be opened ({one_line(error)}): check the name and the network") from None
+
+
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Each setting or input in which two recipes differ, in words."""
+    for key in sorted(old.keys() | new.keys()):
+        before, now = old.get(key), new.get(key)
+        name = key if prefix in ("", "settings.", "inputs.") else f"{prefix.removeprefix('settings.')}{key}"
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from describe_differences(before, now, f"{prefix}{key}.")
+        elif before != now and prefix == "inputs.":
+            yield f"other {'input files' if name == 'files' else name} ({before} then, {now} now)"
+        elif before != now:
+            yield f"{name}={before}, which is {now} now"
