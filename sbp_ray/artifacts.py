@@ -10,11 +10,13 @@ appears when its upload ends. Work may be done twice; its result has one determi
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import posixpath
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -147,7 +149,7 @@ class Artifact:
             yield target
             return
         folder, base = posixpath.split(target)
-        os.makedirs(folder, exist_ok=True)
+        _make_folder(Path(folder))
         temporary = posixpath.join(folder, f"{_TEMPORARY}{base}-{uuid.uuid4().hex}")
         try:
             yield temporary
@@ -169,15 +171,15 @@ class Artifact:
             return Path(self.path(folder))
         attempt = self.read_bytes(STARTED)  # holds the time too: an artifact that was redone is another one
         digest = hashlib.sha256(f"{self.url}/{folder}".encode() + attempt).hexdigest()[:16]
-        cache = Path(tempfile.gettempdir()) / f"sbp_ray-{os.getuid()}" / digest
-        if not cache.exists():
-            cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            scratch = Path(tempfile.mkdtemp(dir=cache.parent))
-            pafs.copy_files(self.path(folder), str(scratch), source_filesystem=self.fs)
-            try:
+        cache = _cache_folder() / digest
+        with open(f"{cache}.lock", "w") as lock:  # of the kernel: it goes with its process
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not cache.exists():
+                scratch = cache.with_name(f"{_TEMPORARY}{digest}")
+                shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed while it downloaded
+                scratch.mkdir()
+                pafs.copy_files(self.path(folder), str(scratch), source_filesystem=self.fs)
                 scratch.rename(cache)
-            except OSError:  # another process of this node was first
-                shutil.rmtree(scratch)
         return cache
 
     def commit_folder(self, source: Path, folder: str) -> None:
@@ -186,9 +188,15 @@ class Artifact:
             target = Path(self.path(folder))
             scratch = target.with_name(f"{_TEMPORARY}{target.name}")
             shutil.rmtree(scratch, ignore_errors=True)
+            _make_folder(target.parent)
             shutil.copytree(source, scratch)
+            for inner, _, names in os.walk(scratch):
+                for name in names:
+                    _sync(f"{inner}/{name}")
+                _sync(inner)
             shutil.rmtree(target, ignore_errors=True)
-            scratch.rename(target)
+            os.replace(scratch, target)
+            _sync(target.parent)
         else:
             self.fs.delete_dir_contents(self.path(folder), missing_dir_ok=True)
             pafs.copy_files(str(source), self.path(folder), destination_filesystem=self.fs)
@@ -255,8 +263,30 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(_TEMPORARY)
 
 
-def _sync(path: str) -> None:
-    """Make a rename survive a power cut."""
+def _cache_folder() -> Path:
+    """Where this user's downloads lie on a node.
+
+    Raises:
+        SbpError: somebody else made the folder, or may write into it: what lies there cannot be trusted.
+    """
+    folder = Path(tempfile.gettempdir()) / f"sbp_ray-{os.getuid()}"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise SbpError(f"{folder} is not a folder of this user's alone (mode 0700): remove it, or set TMPDIR")
+    return folder
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, which survive a power cut as what is written into them does."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)  # another writer may have been first
+        _sync(folder.parent)
+
+
+def _sync(path: str | Path) -> None:
+    """Make the content of a file, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

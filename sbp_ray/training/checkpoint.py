@@ -3,6 +3,9 @@
 checkpoints/step-000100/    what torch.distributed.checkpoint wrote; readable by any number of ranks
 checkpoints/step-000100/complete.json    {step, files: {name: bytes}}
 
+Each rank writes its own part to where the artifact lies, and reads the parts it needs from there: no copy of a
+checkpoint ever lies on a node's disk.
+
 A save copies the state to host memory and returns. A thread then writes it, waits until every rank has written, and
 commits the marker. The next save, or the end, waits for the thread: the work that a crash can cost is one interval and
 what was trained on while its checkpoint was written.
@@ -11,8 +14,6 @@ what was trained on while its checkpoint was written.
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pyarrow.fs as pafs
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -28,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from sbp_ray.artifacts import Artifact
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.training.sharding import failing_together
+from sbp_ray.training.store_checkpoint import StoreReader, StoreWriter
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +60,10 @@ class Checkpoints:
             if dist.get_rank() == 0:
                 _remove(self._out, folder)  # what an attempt that was cut off left there
         with failing_together(self._out.path(folder), self._group):
-            path = _writable(self._out, folder)
-        written = dcp.async_save(self._state(), checkpoint_id=path, process_group=self._group)
-        assert isinstance(written, Future)  # the default stager copies before it returns
-        self._pending = self._thread.submit(self._commit, step, folder, path, written)
+            writer = _writer(self._out, folder)
+        written = dcp.async_save(self._state(), storage_writer=writer, process_group=self._group)
+        assert isinstance(written, Future)  # the writer copies the state to host memory before it returns
+        self._pending = self._thread.submit(self._commit, step, folder, written)
 
     def wait(self) -> None:
         """Return when nothing is being saved.
@@ -87,10 +90,10 @@ class Checkpoints:
         if not found[0]:
             return 0
         [(step, folder)] = found[0]
-        path = self._out.local_copy(folder)
+        reader = _reader(self._out, folder)
         state = self._state()
-        _refuse_other_shapes(path, state["model"])
-        dcp.load(state, checkpoint_id=path, process_group=self._group)
+        _refuse_other_shapes(self._out.path(folder), reader, state["model"])
+        dcp.load(state, storage_reader=reader, process_group=self._group)
         set_state_dict(
             self._model, self._optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
@@ -100,13 +103,12 @@ class Checkpoints:
         model_state, optimizer_state = get_state_dict(self._model, self._optimizer)
         return {"model": model_state, "optimizer": optimizer_state}
 
-    def _commit(self, step: int, folder: str, path: str, written: Future[Any]) -> None:
+    def _commit(self, step: int, folder: str, written: Future[Any]) -> None:
         """In the thread: the marker, once all ranks' files are where they belong."""
         is_first = dist.get_rank() == 0
         try:
             with failing_together(self._out.path(folder), self._group):
                 _finish_writing(written)
-                _upload(self._out, path, folder)
             with failing_together(self._out.path(folder), self._group):
                 if is_first:
                     self._out.write_json(f"{folder}/{_MARKER}", {"step": step, "files": _sizes(self._out, folder)})
@@ -145,8 +147,8 @@ def complete_checkpoints(out: Artifact) -> list[tuple[int, str]]:
     return sorted(found, reverse=True)
 
 
-def _refuse_other_shapes(path: Path, model_state: dict[str, Any]) -> None:
-    saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+def _refuse_other_shapes(path: str, reader: StorageReader, model_state: dict[str, Any]) -> None:
+    saved = reader.read_metadata().state_dict_metadata
     for name, tensor in model_state.items():
         entry = saved.get(f"model.{name}")
         shape = tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else None
@@ -169,15 +171,12 @@ def _remove(out: Artifact, folder: str) -> None:
         out.fs.delete_dir(out.path(folder))
 
 
-def _writable(out: Artifact, folder: str) -> str:
-    """A local path for this rank's files: the folder itself, or a scratch one that `_upload` empties."""
+def _writer(out: Artifact, folder: str) -> FileSystemWriter:
     if not out.is_local:
-        return tempfile.mkdtemp(prefix="sbp_ray-checkpoint-")
+        return StoreWriter(out, folder)
     Path(out.path(folder)).mkdir(parents=True, exist_ok=True)
-    return out.path(folder)
+    return FileSystemWriter(out.path(folder))
 
 
-def _upload(out: Artifact, path: str, folder: str) -> None:
-    if not out.is_local:
-        pafs.copy_files(path, out.path(folder), destination_filesystem=out.fs)
-        shutil.rmtree(path)
+def _reader(out: Artifact, folder: str) -> StorageReader:
+    return FileSystemReader(out.path(folder)) if out.is_local else StoreReader(out, folder)

@@ -1,12 +1,15 @@
 """Artifacts: what is committed is whole, what is not is invisible, and nothing of others is deleted."""
 
+import os
 import pickle
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +196,91 @@ def test_a_remote_folder_is_copied_once_to_a_node_and_anew_when_the_artifact_is_
     artifact.write_json(STARTED, {"fingerprint": "second"})
     artifact.write_bytes("tokenizer/vocab", b"2")
     assert (artifact.local_copy("tokenizer") / "vocab").read_bytes() == b"2"
+
+
+def test_processes_that_want_one_folder_at_once_download_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    artifact = Artifact("corpus", f"store://{tmp_path}/1_corpus")  # files, since threads share fsspec's in memory
+    store = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem("file")))
+    artifact.__dict__["_fs_and_root"] = (store, f"{tmp_path}/1_corpus")
+    artifact.fs.create_dir(artifact.path("tokenizer"))
+    artifact.write_json(STARTED, {"fingerprint": "first"})
+    artifact.write_bytes("tokenizer/vocab", b"1")
+    copies: list[str] = []
+    copy_files = pafs.copy_files
+
+    def slowly(source: str, *arguments: object, **named: object) -> None:
+        copies.append(source)
+        both_are_there.wait(timeout=0.2)
+        copy_files(source, *arguments, **named)
+
+    both_are_there = threading.Event()  # never set: the other one has time to come
+    monkeypatch.setattr(pafs, "copy_files", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: artifact.local_copy("tokenizer"), range(4)))
+    assert len(set(found)) == 1
+    assert (found[0] / "vocab").read_bytes() == b"1"
+    assert len(copies) == 1
+
+
+@pytest.mark.parametrize("what", ["open to others", "a link"])
+def test_a_folder_for_downloads_that_is_not_ours_alone_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"sbp_ray-{os.getuid()}"
+    if what == "a link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    artifact = _remote()
+    artifact.write_json(STARTED, {"fingerprint": "first"})
+    artifact.write_bytes("tokenizer/vocab", b"1")
+    with pytest.raises(SbpError, match="not a folder of this user's alone"):
+        artifact.local_copy("tokenizer")
+
+
+def _synchronised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is synchronised and renamed from now on, in order."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def record_replace(source: str, target: str) -> None:
+        done.append(f"rename {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    return done
+
+
+def test_a_folder_is_on_disk_before_it_has_its_name_and_its_name_is_before_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = _folder(tmp_path / "source", config="{}", weights="w")
+    _folder(source / "deep", more="m")
+    artifact = _local(tmp_path)
+    done = _synchronised(monkeypatch)
+    artifact.commit_folder(source, "model")
+    renamed = done.index("rename model")
+    assert {"sync config", "sync weights", "sync more", "sync deep", "sync .tmp-model"} <= set(done[:renamed])
+    assert done[renamed + 1 :] == ["sync 1_corpus"]
+
+
+def test_folders_that_a_file_needs_are_on_disk_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = _synchronised(monkeypatch)
+    _local(tmp_path).write_bytes("deep/part.bin", b"x")
+    made = ["sync " + name for name in (tmp_path.name, "run", "1_corpus")]  # each holds the name of the next
+    assert done[:3] == made
+    assert done[-2:] == ["rename part.bin", "sync deep"]
 
 
 def test_a_local_folder_is_used_where_it_is(tmp_path: Path) -> None:
