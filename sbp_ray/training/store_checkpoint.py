@@ -56,7 +56,7 @@ class StoreWriter(FileSystemWriter):
 
     def __init__(self, out: Artifact, folder: str) -> None:
         super().__init__(out.path(folder), sync_files=False)  # an object is there, whole, once its upload has ended
-        self.fs = StoreFiles(out.fs)
+        self.fs = StoreFiles(out.fs)  # type: ignore[assignment]  # torch names its local class
 
 
 class StoreReader(FileSystemReader):
@@ -64,7 +64,7 @@ class StoreReader(FileSystemReader):
 
     def __init__(self, out: Artifact, folder: str) -> None:
         super().__init__(out.path(folder))
-        self.fs = StoreFiles(out.fs)
+        self.fs = StoreFiles(out.fs)  # type: ignore[assignment]  # torch names its local class
         self.path = out.path(folder)
 
     def _slice_file(self, file: Any, sinfo: _StorageInfo) -> IO[bytes]:
