@@ -36,7 +36,7 @@ from harness import alternate, emit
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EmbedConfig, ForwardResources
 from sbp_ray.schema import DOCUMENT
-from sbp_ray.shards import map_shards, shard_name
+from sbp_ray.shards import Step, run_steps, shard_name
 
 CORES = 2
 NUM_SHARDS = 4
@@ -145,7 +145,16 @@ def ours(corpus: Artifact, dtype: str) -> float:
     todo = [{"name": name} for name in corpus.files("train")]
     with tempfile.TemporaryDirectory() as folder:
         out = Artifact("embeddings", folder)
-        map_shards("embed", TimedShards, (cfg, corpus, out), todo, num_done=0, resources=cfg.resources)
+        step = Step(
+            "embed",
+            TimedShards,
+            (cfg, corpus, out),
+            todo,
+            lambda item: item["name"],
+            resources=cfg.resources,
+            keeps_worker=True,
+        )
+        run_steps(out, [step], cfg.resources)
         timed = [out.read_json(name) for name in out.files("train", ".json")]
     return _documents_per_s([(start, end) for start, end, _ in timed], sum(number for *_, number in timed))
 

@@ -1,6 +1,10 @@
-"""The one exception that means "you can fix this"."""
+"""The one exception that means "you can fix this", and how it crosses from one process to another."""
+
+from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 
 class SbpError(Exception):
@@ -22,3 +26,33 @@ def out_of_room(error: BaseException) -> str:
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"there is no room to write ({one_line(cause)}): make room, and run the same command again to go on"
     return ""
+
+
+class Outcome(NamedTuple):
+    """What a call in another process came to.
+
+    An exception does not cross as it is: Ray wraps what a task or an actor raises, and the message of the wrapper is
+    the remote traceback. So an error that the user can fix travels as its message.
+    """
+
+    value: Any
+    message: str = ""
+    """Of the `SbpError` that the call ended with; empty where it ended well."""
+
+    def get(self) -> Any:
+        """The value, or the `SbpError` raised once more."""
+        if self.message:
+            raise SbpError(self.message)
+        return self.value
+
+
+def call_for_outcome(function: Callable[..., Any], *arguments: Any) -> Outcome:
+    """Call a function where its errors cannot reach the driver. An error that is our own fault is raised as it is."""
+    try:
+        return Outcome(function(*arguments))
+    except SbpError as error:
+        return Outcome(None, str(getattr(error, "cause", error)))
+    except OSError as error:
+        if not (message := out_of_room(error)):
+            raise
+        return Outcome(None, message)

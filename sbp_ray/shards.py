@@ -1,7 +1,11 @@
-"""Run a function over shards with Ray Data, commit by commit.
+"""Steps over shards: what a stage does to its files, said as data, and the one runner for all of it.
 
-What travels is the shard's number; the worker reads its files and commits its result. A shard whose result is there
-is not run again, so a stage that dies goes on where it was.
+A stage names its steps (`Step`): a worker, the items of work, and the file that says an item is done. `run_steps` lists
+what is there, gives the rest to Ray Data, and reports progress. A worker commits its result itself, so a stage that
+dies goes on where it was. What travels through Ray is a shard's number and the counts of what was done.
+
+`call_each` is for functions that return a value instead. `list_shards`, `fetch_rows` and `read_stats` answer what there
+is; `make_stats_once` ends a stage that has a scratch folder.
 """
 
 from __future__ import annotations
@@ -9,20 +13,44 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import posixpath
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+
 from sbp_ray import metrics
+from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Resources, TrainingResources
-from sbp_ray.errors import SbpError, out_of_room
+from sbp_ray.errors import Outcome, SbpError, call_for_outcome
 from sbp_ray.logs import Progress
+from sbp_ray.schema import SPLITS, Split, shard_of
+from sbp_ray.threads import map_in_threads
 
 logger = logging.getLogger(__name__)
 
 Stats = dict[str, Any]
+Item = Mapping[str, Any]
+"""A unit of work in JSON's types, such as `{"split": "train", "shard": 3}`."""
 T = TypeVar("T")
+Call = TypeVar("Call")
+
+SCRATCH = "scratch"
+"""Folder of an artifact whose files only its own stage reads; removed at the end."""
+STATS = "stats.json"
+"""File that says that a stage with a scratch folder has done all its steps."""
+_SMALL_BYTES = 4 << 20
+"""Input that one process reads and works on in less time than Ray Data takes to start, some two seconds."""
+_CALLS_AT_ONCE = 64
+"""Calls whose results are not yet taken in. This bounds the object store, not the cluster."""
+_MADE_BY = {"corpus": "ingest", "embeddings": "embed", "neighbors": "neighbors", "pairs": "pair"}
 
 
 def shard_name(folder: str, shard: int) -> str:
@@ -30,128 +58,145 @@ def shard_name(folder: str, shard: int) -> str:
     return f"{folder}/part-{shard:05d}.parquet"
 
 
-def map_shards(
-    stage: str,
-    worker: type,
-    arguments: tuple[Any, ...],
-    todo: Iterable[dict[str, Any]],
-    *,
-    num_done: int,
-    resources: Resources,
-) -> None:
-    """Call `worker(*arguments)(item)` for each item of `todo` in a pool of Ray Data actors.
+# Steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one worker does to each of its items, until the file of each is there."""
+
+    name: str
+    """Named in progress lines, metrics and on Ray's dashboard."""
+    worker: Callable[..., Callable[[Any], Stats]]
+    """A class. Its `__init__` builds what is expensive, its `__call__` takes one item, commits its result and returns
+    counts, of which `documents`, `tokens`, `padding_tokens`, `pairs` and `drops` (reason to number) are exported as
+    metrics."""
+    arguments: tuple[Any, ...]
+    """For the constructor; anything that pickles."""
+    items: Sequence[Item]
+    file_of: Callable[[Any], str]
+    """The file that a worker commits last for an item: the item is done when that file is there."""
+    outdated: Collection[str] = ()
+    """Files that do not count although they are there: an earlier attempt made them."""
+    resources: Resources | None = None
+    """What the step takes of the cluster. Without it, one CPU for each worker and never a GPU, and as many workers at
+    once as the stage has."""
+    keeps_worker: bool = False
+    """Whether a worker is built once in each of so many actors, as one that holds a model must be; otherwise it is
+    built anew in a task for each item."""
+    items_at_once: int = 1
+    """Items that a task works on in as many threads, for workers that keep no state and spend their time outside of
+    Python. Not for steps that keep their worker."""
+    reads: Sequence[tuple[Artifact, str]] = ()
+    """Folders whose files the items read, all together. Where they hold less than 4 MiB, the driver does the step
+    itself, which is quicker than to start Ray Data and ends in the same files."""
+
+
+def run_steps(out: Artifact, steps: Iterable[Step], resources: Resources) -> None:
+    """Run the steps one after the other, each on the items that an earlier run has not done.
+
+    A worker that needs no Ray runs in this process: where `resources` say so, where this process has joined no Ray, and
+    for steps that read little (`Step.reads`).
 
     Args:
-        stage: named in progress lines and metrics.
-        worker: a class; its `__init__` builds what is expensive, its `__call__` takes one item, commits its result and
-            returns counts, of which `documents`, `tokens`, `padding_tokens`, `pairs` and `drops` (reason to number)
-            are exported as metrics.
-        arguments: for the constructor; anything that pickles.
-        todo: one small dict for each unit of work, such as `{"split": "train", "shard": 3}`.
-        num_done: units that an earlier run committed.
-        resources: size of the pool.
+        out: the artifact that the steps' files lie in.
+        steps: may be a generator. A step is asked for when the one before it is done, so its items may depend on that.
+        resources: of the stage.
 
     Raises:
         SbpError: the first one that a worker raised; what other workers committed by then stays.
     """
-    items = list(todo)
-    if not _announce(stage, num_done, items) or _done_here(stage, worker, arguments, items, num_done, resources):
-        return
+    for step in steps:
+        todo = _items_to_do(out, step)
+        num_done = len(step.items) - len(todo)
+        if num_done:
+            logger.info(f"{step.name} | {num_done} of {len(step.items)} shards are there already")
+        if todo:
+            alone = resources.num_workers, min(1.0, resources.num_cpus)
+            taken = step.resources or Resources(num_workers=alone[0], num_cpus=alone[1])
+            outcomes = _work_here(step, todo) if _is_for_driver(step, resources) else _work_on_ray(step, todo, taken)
+            _report(step.name, outcomes, len(todo), num_done)
+
+
+def _items_to_do(out: Artifact, step: Step) -> list[Item]:
+    names = [step.file_of(item) for item in step.items]
+    there = {name for folder in {posixpath.dirname(name) for name in names} for name in out.files(folder)}
+    there -= set(step.outdated)
+    return [item for item, name in zip(step.items, names, strict=True) if name not in there]
+
+
+def _is_for_driver(step: Step, resources: Resources) -> bool:
+    if not metrics.ray_is_running() or (isinstance(resources, TrainingResources) and resources.in_process):
+        return True
+    return step.resources is None and bool(step.reads) and _num_bytes(step.reads) < _SMALL_BYTES
+
+
+def _num_bytes(folders: Iterable[tuple[Artifact, str]]) -> int:
+    """Of all files right under the folders."""
+    selected = [(made, pafs.FileSelector(made.path(folder), allow_not_found=True)) for made, folder in folders]
+    return sum(info.size or 0 for made, selector in selected for info in made.fs.get_file_info(selector))
+
+
+def _work_here(step: Step, todo: Sequence[Item]) -> Iterator[Outcome]:
+    work = WorkOnItems(step.name, step.worker, step.arguments) if step.keeps_worker else None
+    for item in todo:
+        yield from (work or WorkOnItems(step.name, step.worker, step.arguments)).outcomes([item])
+
+
+def _work_on_ray(step: Step, todo: Sequence[Item], taken: Resources) -> Iterator[Outcome]:
     import ray
 
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        _OnItem,
-        fn_constructor_args=(worker, arguments),
-        compute=ray.data.ActorPoolStrategy(size=min(resources.num_workers, len(items))),
-        num_cpus=resources.num_cpus,
-        num_gpus=resources.num_gpus,
-    )
-    dataset.set_name(stage)  # as the dashboard lists it
-    _follow(stage, dataset.iter_rows(), len(items), num_done)
+    each = 1 if step.keeps_worker else step.items_at_once
+    rows = [{"items": json.dumps(todo[start : start + each])} for start in range(0, len(todo), each)]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    num_workers = min(taken.num_workers, len(rows))
+    arguments = (step.name, step.worker, step.arguments)
+    amount: dict[str, Any] = {"num_cpus": taken.num_cpus, "num_gpus": taken.num_gpus}
+    if step.keeps_worker:
+        pool = ray.data.ActorPoolStrategy(size=num_workers)
+        dataset = dataset.map(WorkOnItems, fn_constructor_args=arguments, compute=pool, **amount)
+    else:  # a task whose process dies is run again, three times
+        tasks = ray.data.TaskPoolStrategy(size=num_workers)
+        dataset = dataset.map(work_on_items, fn_args=arguments, compute=tasks, max_retries=3, **amount)
+    dataset.set_name(step.name)  # as the dashboard lists it
+    for row in dataset.iter_rows():
+        yield from (Outcome(*outcome) for outcome in json.loads(row["outcomes"]))
 
 
-def run_tasks(
-    stage: str,
-    worker: type,
-    arguments: tuple[Any, ...],
-    todo: Iterable[dict[str, Any]],
-    *,
-    num_done: int,
-    resources: Resources,
-    at_once: int = 1,
-) -> None:
-    """The same as `map_shards` with Ray tasks: for workers that are cheap to build.
+class WorkOnItems:
+    """Adapts a worker to Ray Data's rows, and an error that the user can fix to what crosses between processes."""
 
-    A pool of Ray Data takes seconds to start; a stage of many short steps would spend its time on that. A task whose
-    process dies is run again, three times. A task takes `at_once` items and works on them in as many threads: for
-    workers that keep no state and spend their time outside of Python.
-    """
-    items = list(todo)
-    if not _announce(stage, num_done, items) or _done_here(stage, worker, arguments, items, num_done, resources):
-        return
-    import ray
+    def __init__(self, name: str, worker: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self._name, self._built = name, call_for_outcome(worker, *arguments)
 
-    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(_run_items)
-    shared = ray.put((worker, arguments))
-    waiting = iter([items[i : i + at_once] for i in range(0, len(items), at_once)])
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """One string for all: drops have other reasons from row to row."""
+        return {"outcomes": json.dumps(self.outcomes(json.loads(row["items"])))}
 
-    def finished() -> Iterator[dict[str, Any]]:
-        running = [task.remote(shared, some) for some in itertools.islice(waiting, resources.num_workers)]
-        while running:
-            [done], running = ray.wait(running, num_returns=1)
-            running += [task.remote(shared, some) for some in itertools.islice(waiting, 1)]
-            yield from ray.get(done)
+    def outcomes(self, items: Sequence[Item]) -> list[Outcome]:
+        """Work on the items, at once where there are several."""
+        if len(items) == 1:
+            return [self._work(items[0])]
+        with ThreadPoolExecutor(len(items)) as pool:
+            return list(pool.map(self._work, items))
 
-    _follow(stage, finished(), len(items), num_done)
+    def _work(self, item: Item) -> Outcome:
+        logger.debug("%s | begins with %s", self._name, item)
+        return self._built if self._built.message else call_for_outcome(self._built.value, item)
 
 
-def call_each(function: Callable[..., T], items: Sequence[Any], *shared: Any) -> list[T]:
-    """`function(item, *shared)` of each, in order: in Ray tasks where this process has joined a Ray, else here."""
-    if not metrics.ray_is_running():
-        return [function(item, *shared) for item in items]
-    import ray
-
-    task, stored = ray.remote(num_cpus=1)(function), [ray.put(one) for one in shared]
-    return ray.get([task.remote(item, *stored) for item in items])  # type: ignore[no-any-return]
+def work_on_items(row: dict[str, Any], name: str, worker: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """`WorkOnItems` as a task."""
+    return WorkOnItems(name, worker, arguments)(row)
 
 
-def _done_here(
-    stage: str,
-    worker: type,
-    arguments: tuple[Any, ...],
-    items: list[dict[str, Any]],
-    num_done: int,
-    resources: Resources,
-) -> bool:
-    """Do it all in this process where `resources` say so; whether they did."""
-    if not (isinstance(resources, TrainingResources) and resources.in_process):
-        return False
-    _follow(stage, map(_OnItem(worker, arguments), items), len(items), num_done)
-    return True
-
-
-def _run_items(shared: tuple[type, tuple[Any, ...]], items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    with ThreadPoolExecutor(len(items)) as pool:
-        return list(pool.map(_OnItem(*shared), items))
-
-
-def _announce(stage: str, num_done: int, items: list[dict[str, Any]]) -> bool:
-    if num_done:
-        logger.info(f"{stage} | {num_done} of {num_done + len(items)} shards are there already")
-    return bool(items)
-
-
-def _follow(stage: str, rows: Iterable[dict[str, Any]], num_items: int, num_done: int) -> None:
+def _report(stage: str, outcomes: Iterable[Outcome], num_items: int, num_done: int) -> None:
     """Report each finished item's counts as metrics and progress; raise the first error."""
     total = num_done + num_items
     progress = Progress(stage, total, "shards", done=num_done)
-    finished = num_done
     documents, start = 0, time.monotonic()
-    for row in rows:
-        finished += 1
-        if row["error"]:
-            raise SbpError(row["error"])
-        stats = json.loads(row["stats"])
+    for finished, outcome in enumerate(outcomes, start=num_done + 1):
+        stats = outcome.get()
         for name in ("documents", "tokens", "padding_tokens", "pairs"):
             metrics.count(f"sbp_{name}", stats.get(name, 0), stage=stage)
         metrics.count_drops(stats.get("drops", {}), stage=stage)
@@ -161,27 +206,108 @@ def _follow(stage: str, rows: Iterable[dict[str, Any]], num_items: int, num_done
         progress.advance()
 
 
-class _OnItem:
-    """Adapts a worker to Ray Data's rows. An error the user can fix travels as a row, since Ray would wrap it."""
+def make_stats_once(out: Artifact, make: Callable[[], Stats]) -> Stats:
+    """The stats of a stage that has a scratch folder: made by `make`, unless an earlier run has; then scratch goes."""
+    if not out.exists(STATS):
+        out.write_json(STATS, make())
+    remove_scratch(out)
+    return out.read_json(STATS)
 
-    def __init__(self, worker: Callable[..., Callable[[dict[str, Any]], Stats]], arguments: tuple[Any, ...]) -> None:
-        self._error = ""
-        try:
-            self._worker = worker(*arguments)
-        except SbpError as error:
-            self._error = str(error)
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        if not self._error:
-            try:  # one string: reasons differ from row to row
-                return {"stats": json.dumps(self._worker(item)), "error": ""}
-            except SbpError as error:
-                return {"stats": "", "error": str(error)}
-            except OSError as error:
-                if not (said := out_of_room(error)):
-                    raise
-                return {"stats": "", "error": said}
-        return {"stats": "", "error": self._error}
+def remove_scratch(out: Artifact) -> None:
+    """Remove what only the stage itself has read."""
+    if out.exists(SCRATCH):
+        out.fs.delete_dir(out.path(SCRATCH))
+
+
+# Calls that return values
+
+
+def call_each(
+    function: Callable[..., T], calls: Sequence[Call], *shared: Any, resources: Resources | None = None
+) -> Iterator[tuple[Call, T]]:
+    """`function(call, *shared)` of each call, as they end: in Ray tasks where this process has joined a Ray, else here.
+
+    Args:
+        function: anything that pickles.
+        calls: the first argument of each call.
+        shared: sent to the cluster once for all calls.
+        resources: of each task, and how many run at once; without it one CPU, and 64.
+
+    Raises:
+        SbpError: the first one that a call raised.
+    """
+    if not metrics.ray_is_running() or (isinstance(resources, TrainingResources) and resources.in_process):
+        for call in calls:
+            yield call, call_for_outcome(function, call, *shared).get()
+        return
+    import ray
+
+    taken = resources or Resources(num_workers=_CALLS_AT_ONCE)
+    task = ray.remote(num_cpus=taken.num_cpus, num_gpus=taken.num_gpus)(call_for_outcome)
+    stored = [ray.put(value) for value in (function, *shared)]
+    waiting, running = iter(calls), dict[Any, Call]()
+    while True:
+        for call in itertools.islice(waiting, taken.num_workers - len(running)):
+            running[task.remote(stored[0], call, *stored[1:])] = call
+        if not running:
+            return
+        [ready], _ = ray.wait(list(running), num_returns=1)
+        yield running.pop(ready), ray.get(ready).get()
+
+
+# What there is
+
+
+def list_shards(artifact: Artifact, split: Split) -> list[str]:
+    """Names of all shards of a split, in order. All splits have as many shards, empty shards too.
+
+    Raises:
+        SbpError: a shard is missing.
+    """
+    there = {each: artifact.files(each, ".parquet") for each in SPLITS}
+    manifest = artifact.manifest() or {}
+    num_shards = manifest.get("stats", {}).get("shards") or max(1, *map(len, there.values()))
+    names = [shard_name(split, shard) for shard in range(num_shards)]
+    if missing := sorted({*names} - {*there[split]}):
+        stage = _MADE_BY.get(artifact.name, artifact.name)
+        raise SbpError(
+            f"{artifact.url}: {missing[0]} is missing ({len(missing)} of {num_shards} shards of {split} are): put it "
+            f"back, or use --redo {stage}"
+        )
+    return names
+
+
+def fetch_rows(artifact: Artifact, split: Split, ids: Sequence[bytes], columns: Sequence[str]) -> pa.Table:
+    """Rows of some documents in the order of `ids`, with the columns named and `doc_id`; one shard in memory at a time.
+
+    Raises:
+        SbpError: a shard is missing, or a document is.
+    """
+    names = list_shards(artifact, split)
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, doc_id in enumerate(ids):
+        places[shard_of(doc_id, len(names))].append(place)
+    wanted = ["doc_id", *(name for name in columns if name != "doc_id")]
+    parts = [artifact.read_table(names[0], wanted).slice(0, 0)]
+    for shard, those in sorted(places.items()):
+        table = artifact.read_table(names[shard], wanted)
+        asked = pa.array([ids[place] for place in those], table["doc_id"].type)
+        found = pc.index_in(asked, value_set=table["doc_id"].combine_chunks())
+        if found.null_count:
+            missing = asked.filter(pc.is_null(found)).to_pylist()
+            raise SbpError(
+                f"{artifact.url}: {names[shard]} lacks {len(missing)} documents, such as {missing[0].hex()}: it is "
+                f"not the {artifact.name} that they were chosen from"
+            )
+        parts.append(table.take(found))
+    order = np.argsort([place for _, those in sorted(places.items()) for place in those])
+    return pa.concat_tables(parts).take(pa.array(order, pa.int64()))
+
+
+def read_stats(artifact: Artifact, names: Iterable[str]) -> Iterator[Stats]:
+    """The counts of each file, in order; the files are asked for in threads."""
+    return map_in_threads(artifact.read_stats, names)
 
 
 def add_stats(parts: Iterable[Stats]) -> Stats:

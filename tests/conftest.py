@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from worked_on import WorkedOn, WorkHandler
 
 from sbp_ray.artifacts import Artifact
 
@@ -101,24 +101,13 @@ def new_artifact(tmp_path: Path):
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """Run the data stages' workers in this process, without Ray; returns the list of what was run."""
-    ran: list[tuple[str, dict[str, Any]]] = []
-
-    def run_here(
-        stage: str,
-        worker: Callable[..., Callable[[dict[str, Any]], Any]],
-        arguments: tuple[Any, ...],
-        todo: Iterable[dict[str, Any]],
-        **_: Any,
-    ) -> None:
-        for item in todo:  # a worker for each item: nothing may be carried from one to the next
-            worker(*arguments)(item)
-            ran.append((stage, item))
-
-    stages = ("stages.ingest", "stages.embed", "stages.neighbors", "stages.pair")
-    for name in (*stages, "training.pair_rows", "generation.deduplication"):
-        if module := sys.modules.get(f"sbp_ray.{name}"):  # the test has imported what it runs
-            runs = "run_tasks" if hasattr(module, "run_tasks") else "map_shards"
-            monkeypatch.setattr(module, runs, run_here)
-    return ran
+def in_process() -> Iterator[WorkedOn]:
+    """What the stages that a test calls work on; they do it in this process, since it has joined no Ray."""
+    worked_on = WorkedOn()
+    runner, handler = logging.getLogger("sbp_ray.shards"), WorkHandler(worked_on)
+    level = runner.level
+    runner.addHandler(handler)
+    runner.setLevel(logging.DEBUG)
+    yield worked_on
+    runner.removeHandler(handler)
+    runner.setLevel(level)

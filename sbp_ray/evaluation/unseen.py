@@ -42,7 +42,8 @@ def find_held_out_text(
 
 def _count(made: Made, held_out: Sequence[str], ngram_words: int) -> dict[str, int]:
     artifact, folder = made.artifact, _TRAINED_ON[made.artifact.name]
-    counts = call_each(_count_shard, artifact.files(folder, ".parquet"), artifact, ngrams_of(held_out, ngram_words))
+    ngrams = ngrams_of(held_out, ngram_words)
+    counts = [count for _, count in call_each(_count_shard, artifact.files(folder, ".parquet"), artifact, ngrams)]
     found = {
         "documents": sum(documents for documents, _ in counts),
         "sharing_held_out_text": sum(hits for _, hits in counts),

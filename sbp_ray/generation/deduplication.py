@@ -28,10 +28,10 @@ from sbp_ray.buckets import bucket_writer, read_bucket
 from sbp_ray.config import Resources, SynthesizeConfig
 from sbp_ray.generation.d1 import choose_rows, read_shard, require_shard
 from sbp_ray.generation.ledger import part_name
-from sbp_ray.generation.merging import SCRATCH, finished_shards, merged_name, signatures_name
+from sbp_ray.generation.merging import finished_shards, merged_name, signatures_name
 from sbp_ray.neighbors.files import column, values
 from sbp_ray.schema import SIGNATURE_BYTES, SYNTHETIC
-from sbp_ray.shards import Stats, run_tasks, shard_name
+from sbp_ray.shards import SCRATCH, Stats, Step, remove_scratch, run_steps, shard_name
 from sbp_ray.text.copies import band_keys, band_width, candidate_pairs
 from sbp_ray.text.hashing import mixed
 from sbp_ray.text.minhash import estimate_jaccard
@@ -73,11 +73,15 @@ def drop_copies(
         copies = [copy_file(bucket) for bucket in range(num_buckets)]
         buckets = [{"bucket": bucket} for bucket in range(num_buckets)]
         parts = [{"shard": shard} for shard in merged]
-        _run("bands", BandWriter, (cfg, embeddings, out, num_buckets), bands, files, out, resources)
-        _run("compare", BucketComparer, (cfg.max_jaccard, files, out), buckets, copies, out, resources)
-        _run("copies", PartWriter, (copies, out), parts, [part_name(shard) for shard in merged], out, resources)
-    if out.exists(SCRATCH):
-        out.fs.delete_dir(out.path(SCRATCH))
+        write = BandWriter, (cfg, embeddings, out, num_buckets), bands
+        compare = BucketComparer, (cfg.max_jaccard, files, out), buckets
+        steps = [
+            Step("synthesize-bands", *write, lambda item: band_file(**item)),
+            Step("synthesize-compare", *compare, lambda item: copy_file(item["bucket"])),
+            Step("synthesize-copies", PartWriter, (copies, out), parts, lambda item: part_name(item["shard"])),
+        ]
+        run_steps(out, steps, resources)
+    remove_scratch(out)
 
 
 def _plan(cfg: SynthesizeConfig, corpus_shards: int, embeddings: Artifact, out: Artifact) -> dict[str, Any]:
@@ -91,22 +95,6 @@ def _plan(cfg: SynthesizeConfig, corpus_shards: int, embeddings: Artifact, out: 
         "bands": [*corpus, *({"shard": shard, "quota": None} for shard in sorted(quotas))],
         "buckets": 1 + documents * num_bands * _ROW_BYTES // _BUCKET_BYTES,
     }
-
-
-def _run(
-    step: str,
-    worker: type,
-    arguments: tuple[Any, ...],
-    items: list[dict[str, Any]],
-    files: list[str],
-    out: Artifact,
-    resources: Resources,
-) -> None:
-    """Do those items whose file is not there."""
-    there = {file for folder in {file.rpartition("/")[0] for file in files} for file in out.files(folder)}
-    todo = [item for item, file in zip(items, files, strict=True) if file not in there]
-    num_done = len(items) - len(todo)
-    run_tasks(f"synthesize-{step}", worker, arguments, todo, num_done=num_done, resources=resources)
 
 
 def band_file(shard: int, quota: int | None) -> str:

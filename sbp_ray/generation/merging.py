@@ -17,9 +17,8 @@ from sbp_ray.config import SynthesizeConfig
 from sbp_ray.generation.d1 import Sources
 from sbp_ray.generation.filters import BAD, real_text_drops
 from sbp_ray.generation.ledger import SEGMENT, first_of_each, ledger_name, segments_folder
-from sbp_ray.shards import Stats, shard_name
+from sbp_ray.shards import SCRATCH, Stats, shard_name
 
-SCRATCH = "scratch"
 MERGED = f"{SCRATCH}/merged"
 _SMALL = ["number", "reason", "detail", "num_generated", "num_prompt", "num_cached", "contaminated", "signature"]
 _SMALL += ["d1_id", "sample"]

@@ -15,11 +15,10 @@ from sbp_ray.doc_ids import ids_to_numpy
 from sbp_ray.errors import SbpError
 from sbp_ray.neighbors.partition import Partition
 from sbp_ray.schema import DOC_ID, SIGNATURE_BYTES, Split
-from sbp_ray.shards import shard_name
+from sbp_ray.shards import SCRATCH, shard_name
 
 # N = documents, D = vector length, K = neighbours
 
-SCRATCH = "scratch"
 BATCH_ROWS = 4096  # documents that a worker reads and writes at a time
 
 

@@ -6,7 +6,7 @@ import io
 import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -61,8 +61,7 @@ from sbp_ray.neighbors.recall import Exact, ExactSearch, merged, no_neighbors
 from sbp_ray.schema import NEIGHBORS, SIGNATURE_BYTES, Split
 from sbp_ray.shards import Stats, shard_name
 from sbp_ray.text.minhash import estimate_containment, jaccard_of
-
-Item = TypeVar("Item")
+from sbp_ray.threads import read_ahead
 
 # N = documents, D = vector length, G = groups, K = neighbours, M = lists, or neighbours of all lists
 
@@ -138,7 +137,7 @@ class Router:
         with _pool(threads) as pool, bucket_writer(self._out, name, schema, compression=None) as writer:
             exact = ExactSearch(made.query_QD, made.query_id_Q, self._cfg.num_neighbors, made.quantizer, pool)
             parts = read_vectors(self._embeddings, shard_name(split, shard), columns, dim)
-            for part in _one_ahead(parts, pool):
+            for part in read_ahead(parts):
                 coarse_ND, ids = made.quantizer.coarse(part.unit_ND), ids_to_numpy(part.doc_ids)
                 exact.show(part.unit_ND, coarse_ND, ids)
                 gap_NG = gaps(made, coarse_ND, pool)
@@ -151,14 +150,6 @@ class Router:
             _write_exact(self._out, exact_file(split, attempt, shard), exact.result())
             writer.finish(stats)
         return {}
-
-
-def _one_ahead(items: Iterator[Item], pool: ThreadPoolExecutor) -> Iterator[Item]:
-    """The same; while one is in use, a thread gets the next."""
-    coming = pool.submit(next, items, None)
-    while (item := coming.result()) is not None:
-        coming = pool.submit(next, items, None)
-        yield item
 
 
 def _routed(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +16,13 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EmbedConfig
 from sbp_ray.embedder import Running, Tokenized, joined, load_embedder
 from sbp_ray.errors import SbpError
-from sbp_ray.schema import SIGNATURE_BYTES, SPLITS, Split, embedding_schema
-from sbp_ray.shards import Stats, add_stats, map_shards, shard_name
+from sbp_ray.schema import SIGNATURE_BYTES, SPLITS, embedding_schema
+from sbp_ray.shards import Stats, Step, add_stats, list_shards, read_stats, run_steps
 from sbp_ray.text.hashing import hash64
 from sbp_ray.text.minhash import document_signature
+from sbp_ray.threads import map_in_threads, read_ahead
 
 # N = documents, D = vector length
-
-T = TypeVar("T")
 
 _PIECE_ROWS = 256  # read and tokenised at once
 _CHUNK_PIECES = 64  # batches are formed within a chunk: 16,384 documents, of which 5 % padding leaves large batches
@@ -42,17 +41,23 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
         SbpError: a shard of the corpus is missing, the model cannot be loaded, gives a document no direction, or gives
             vectors of another length than those of the finished shards.
     """
-    names = _corpus_shards(corpus)
-    every = [name for split in SPLITS for name in names[split]]
-    todo = [{"name": name} for name in every if not out.exists(name)]
-    dim = _dim_made(out, every)
-    num_done = len(every) - len(todo)
-    map_shards("embed", ShardEmbedder, (cfg, corpus, out, dim), todo, num_done=num_done, resources=cfg.resources)
-    by_split: dict[str, Stats] = {split: add_stats(out.read_stats(name) for name in names[split]) for split in SPLITS}
+    names = {split: list_shards(corpus, split) for split in SPLITS}
+    embed = Step(
+        "embed",
+        ShardEmbedder,
+        (cfg, corpus, out, _dim_made(out)),
+        [{"name": name} for split in SPLITS for name in names[split]],
+        lambda item: item["name"],
+        resources=cfg.resources,
+        keeps_worker=True,
+    )
+    run_steps(out, [embed], cfg.resources)
+    by_split: dict[str, Stats] = {split: add_stats(read_stats(out, names[split])) for split in SPLITS}
     total = add_stats(by_split.values())
     computed = total["tokens"] + total["padding_tokens"]
     return {
-        "dim": _dim_made(out, every),
+        "dim": _dim_made(out),
+        "shards": len(names["train"]),
         "documents": total["documents"],
         "flops": total["flops"],
         "documents_per_s": round(total["documents"] / total["seconds"], 1) if total["seconds"] else 0.0,
@@ -62,35 +67,22 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
     }
 
 
-def _corpus_shards(corpus: Artifact) -> dict[Split, list[str]]:
-    """Names of the shards of each split; ingest writes as many of each, empty ones too."""
-    there = {split: corpus.files(split, ".parquet") for split in SPLITS}
-    manifest = corpus.manifest()
-    num_shards = manifest["settings"]["ingest"]["num_shards"] if manifest else max(len(n) for n in there.values())
-    names = {split: [shard_name(split, shard) for shard in range(num_shards)] for split in SPLITS}
-    missing = [name for split in SPLITS for name in names[split] if name not in there[split]]
-    if missing:
-        raise SbpError(
-            f"{corpus.url}: {missing[0]} is missing ({len(missing)} of {len(SPLITS) * num_shards} shards are): "
-            "put it back, or use --redo ingest"
-        )
-    return names
-
-
-def _dim_made(out: Artifact, names: list[str]) -> int | None:
+def _dim_made(out: Artifact) -> int | None:
     """Vector length of the finished shards; None when there is none yet."""
-    first: tuple[str, int] | None = None
-    for name in names:
-        if out.exists(name):
-            with out.fs.open_input_file(out.path(name)) as file:
-                dim = pq.read_schema(file).field("vector").type.list_size
-            first = first or (name, dim)
-            if dim != first[1]:
-                raise SbpError(
-                    f"{out.url}: {name} has vectors of length {dim}, {first[0]} of {first[1]}: embed.model is not the "
-                    "same on all nodes: mend that, and use --redo embed"
-                )
-    return first[1] if first else None
+    names = [name for split in SPLITS for name in out.files(split, ".parquet")]
+    dims = list(map_in_threads(partial(_dim_of_shard, out), names))
+    for name, dim in zip(names, dims, strict=True):
+        if dim != dims[0]:
+            raise SbpError(
+                f"{out.url}: {name} has vectors of length {dim}, {names[0]} of {dims[0]}: embed.model is not the "
+                "same on all nodes: mend that, and use --redo embed"
+            )
+    return dims[0] if dims else None
+
+
+def _dim_of_shard(out: Artifact, name: str) -> int:
+    with out.fs.open_input_file(out.path(name)) as file:
+        return pq.read_schema(file).field("vector").type.list_size
 
 
 class Chunk(NamedTuple):
@@ -139,7 +131,7 @@ class ShardEmbedder:
     def _started(self, name: str) -> Iterator[tuple[Chunk, Running]]:
         """The chunks of a shard; when one is yielded, the next is with the model and the one after it in the making."""
         before: tuple[Chunk, Running] | None = None
-        for chunk in one_ahead(self._chunks(name)):
+        for chunk in read_ahead(self._chunks(name)):
             running = self._embedder.start(chunk.texts)
             if before:
                 yield before
@@ -179,15 +171,6 @@ class ShardEmbedder:
 
 def _join(pieces: list[Chunk]) -> Chunk:
     return Chunk(joined([piece.texts for piece in pieces]), pa.concat_tables([piece.columns for piece in pieces]))
-
-
-def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items while a thread makes the next one; what it raises is raised here."""
-    with ThreadPoolExecutor(1, "ahead") as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
-            yield item
 
 
 def _require_directions(doc_ids: pa.ChunkedArray, vectors_ND: NDArray[np.float32]) -> None:

@@ -13,8 +13,9 @@ import json
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,12 +28,23 @@ from sbp_ray.config import DecontaminateConfig, IngestConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy, shards_of
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, Split
-from sbp_ray.shards import Stats, add_stats, map_shards, shard_name
+from sbp_ray.shards import (
+    SCRATCH,
+    Stats,
+    Step,
+    add_stats,
+    make_stats_once,
+    read_stats,
+    remove_scratch,
+    run_steps,
+    shard_name,
+)
 from sbp_ray.text.contamination import EvaluationNgrams, read_evaluation_sets, told
 from sbp_ray.text.hashing import hash64, id_ranks
 from sbp_ray.text.lines import first_byte
 from sbp_ray.text.records import BadRow, Record, RecordReader, Unit, input_units
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, train_tokenizer
+from sbp_ray.threads import map_in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +56,8 @@ PARSED = pa.schema(
         ("text", pa.large_string()),
     ]
 )
-SCRATCH = "scratch"
 QUARANTINE = "quarantine"
 TOKENIZER = "tokenizer"
-_STATS = "stats.json"
 _TOKENIZER_DONE = f"{SCRATCH}/tokenizer.json"
 _CHUNK_CHARS = 32 << 20  # of text held while parsing; at most 4 bytes each
 _ROW_CHARS = 200  # what Python takes for a row beside its text
@@ -69,33 +79,29 @@ def ingest_documents(cfg: IngestConfig, *, decontaminate: DecontaminateConfig, o
         SbpError: the input or an evaluation set is not there, is empty, has no usable text, or too much of the input
             is unusable.
     """
-    if not out.exists(_STATS):
-        if cfg.tokenizer is not None:
-            load_tokenizer(cfg.tokenizer)  # before any work
-        ngrams = read_evaluation_sets(decontaminate)
-        _parse_all(input_units(cfg.input), cfg, out)
-        _refuse_bad_input(cfg, out)
-        _write_all(cfg, decontaminate, out)
-        out.write_json(_STATS, _total_stats(cfg, ngrams, out))
-    _remove_scratch(out)
-    stats = out.read_json(_STATS)
+    stats = make_stats_once(out, partial(_ingest, cfg, decontaminate, out))
     if stats["contaminated"]:
         logger.info(f"ingest | {told(stats['contaminated'])}")
     return stats
+
+
+def _ingest(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact) -> Stats:
+    if cfg.tokenizer is not None:
+        load_tokenizer(cfg.tokenizer)  # before any work
+    ngrams = read_evaluation_sets(decontaminate)
+    _parse_all(input_units(cfg.input), cfg, out)
+    _refuse_bad_input(cfg, out)
+    _write_all(cfg, decontaminate, out)
+    return _total_stats(cfg, ngrams, out)
 
 
 # Step 1: input files -> scratch files, sorted by shard
 
 
 def _parse_all(units: list[Unit], cfg: IngestConfig, out: Artifact) -> None:
-    done = {*out.files(SCRATCH, ".parquet")}
-    todo = [
-        {"unit": number, "paths": list(unit.paths), "part": unit.part, "num_parts": unit.num_parts}
-        for number, unit in enumerate(units)
-        if shard_name(SCRATCH, number) not in done
-    ]
-    num_done = len(units) - len(todo)
-    map_shards("ingest-parse", FileParser, (cfg, out), todo, num_done=num_done, resources=cfg.resources)
+    items = [unit._asdict() | {"unit": number} for number, unit in enumerate(units)]
+    parse = Step("ingest-parse", FileParser, (cfg, out), items, lambda item: shard_name(SCRATCH, item["unit"]))
+    run_steps(out, [parse], cfg.resources)
 
 
 class FileParser:
@@ -173,10 +179,10 @@ def _refuse_bad_input(cfg: IngestConfig, out: Artifact) -> None:
         f"{count:,} {reason}" for reason, count in sorted(drops.items(), key=lambda x: (-x[1], x[0]))[:3]
     )
     if num_rows == 0:
-        _remove_scratch(out)
+        remove_scratch(out)
         raise SbpError(f"{', '.join(cfg.input)}: holds no documents: give files with text in ingest.input")
     if num_bad > cfg.max_bad_share * num_rows or num_bad == num_rows:
-        _remove_scratch(out)
+        remove_scratch(out)
         raise SbpError(
             f"{num_bad:,} of {num_rows:,} input rows ({num_bad / num_rows:.1%}) cannot be used, which is more than "
             f"ingest.max_bad_share ({cfg.max_bad_share}): {reasons}: see {out.path(QUARANTINE)}, then mend the input "
@@ -187,7 +193,7 @@ def _refuse_bad_input(cfg: IngestConfig, out: Artifact) -> None:
 
 
 def _parse_stats(out: Artifact) -> Stats:
-    parts = [out.read_stats(name) for name in out.files(SCRATCH, ".parquet")]
+    parts = read_stats(out, out.files(SCRATCH, ".parquet"))
     return add_stats({key: part[key] for key in ("rows", "drops")} for part in parts)
 
 
@@ -208,7 +214,7 @@ def validation_limit(share: float, low: int, high: int) -> int:
 
 
 def _limit(cfg: IngestConfig, out: Artifact) -> int:
-    ranges = [out.read_stats(name)["hash_range"] for name in out.files(SCRATCH, ".parquet")]
+    ranges = [stats["hash_range"] for stats in read_stats(out, out.files(SCRATCH, ".parquet"))]
     return validation_limit(cfg.validation_share, min(low for low, _ in ranges), max(high for _, high in ranges))
 
 
@@ -283,14 +289,11 @@ def _choose_slots(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Ar
     """The most slots that hold no more than `max_train_documents` together."""
     if cfg.max_train_documents is None:
         return _NUM_SLOTS
-    todo = [{"shard": shard} for shard in range(cfg.num_shards) if not out.exists(_slots_name(shard))]
-    num_done = cfg.num_shards - len(todo)
-    map_shards(
-        "ingest-choose", SlotCounter, (decontaminate, out, limit), todo, num_done=num_done, resources=cfg.resources
-    )
+    count = _shard_step("ingest-choose", SlotCounter, (decontaminate, out, limit), cfg, out, _slots_name)
+    run_steps(out, [count], cfg.resources)
     total = np.zeros(_NUM_SLOTS, np.int64)
-    for shard in range(cfg.num_shards):
-        total += np.frombuffer(out.read_bytes(_slots_name(shard)), np.int64)
+    for data in map_in_threads(out.read_bytes, map(_slots_name, range(cfg.num_shards))):
+        total += np.frombuffer(data, np.int64)
     num_slots = int(np.searchsorted(np.cumsum(total), cfg.max_train_documents, side="right"))
     if not total[:num_slots].sum():
         raise SbpError(
@@ -305,15 +308,36 @@ def _choose_slots(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Ar
 def _write_all(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact) -> None:
     limit = _limit(cfg, out)
     num_slots = _choose_slots(cfg, decontaminate, out, limit)
-    if not out.exists(_TOKENIZER_DONE):
-        todo: list[dict[str, Any]] = [{"folder": TOKENIZER}]
-        maker = (cfg, decontaminate, out, limit, num_slots)
-        map_shards("ingest-tokenizer", TokenizerMaker, maker, todo, num_done=0, resources=cfg.resources)
-    missing = _missing_shards(cfg, out)
-    todo = [{"shard": shard} for shard in missing]
-    num_done = cfg.num_shards - len(missing)
-    arguments = (decontaminate, out, limit, num_slots)
-    map_shards("ingest", ShardMaker, arguments, todo, num_done=num_done, resources=cfg.resources)
+    shared = (decontaminate, out, limit, num_slots)
+    learn = Step(
+        "ingest-tokenizer",
+        TokenizerMaker,
+        (cfg, *shared),
+        [{"folder": TOKENIZER}],
+        lambda _: _TOKENIZER_DONE,
+        reads=[(out, SCRATCH)],
+    )
+    write = _shard_step("ingest", ShardMaker, shared, cfg, out, partial(shard_name, SPLITS[-1]))
+    run_steps(out, [learn, write], cfg.resources)
+
+
+def _shard_step(
+    name: str,
+    worker: type,
+    arguments: tuple[Any, ...],
+    cfg: IngestConfig,
+    out: Artifact,
+    file_of_shard: Callable[[int], str],
+) -> Step:
+    return Step(
+        name,
+        worker,
+        arguments,
+        [{"shard": shard} for shard in range(cfg.num_shards)],
+        lambda item: file_of_shard(item["shard"]),
+        keeps_worker=True,  # it has read the evaluation sets
+        reads=[(out, SCRATCH)],
+    )
 
 
 class ShardMaker:
@@ -395,11 +419,6 @@ def drop_contaminated(table: pa.Table, ngrams: EvaluationNgrams) -> tuple[pa.Tab
     return table, Counter(name for names in hits.values() for name in names)
 
 
-def _missing_shards(cfg: IngestConfig, out: Artifact) -> list[int]:
-    there = {name for split in SPLITS for name in out.files(split, ".parquet")}
-    return [s for s in range(cfg.num_shards) if any(shard_name(split, s) not in there for split in SPLITS)]
-
-
 def _total_stats(cfg: IngestConfig, ngrams: EvaluationNgrams, out: Artifact) -> Stats:
     parsed = _parse_stats(out)
     by_split: dict[str, Stats] = {split: _split_stats(cfg, out, split) for split in SPLITS}
@@ -412,6 +431,7 @@ def _total_stats(cfg: IngestConfig, ngrams: EvaluationNgrams, out: Artifact) -> 
     hits = [part.pop("contaminated") for part in by_split.values()]
     return {
         "rows": parsed["rows"],
+        "shards": cfg.num_shards,
         "documents": total["documents"],
         "tokens": total["tokens"],
         "drops": add_stats([parsed["drops"], total["drops"]]),
@@ -424,8 +444,8 @@ def _total_stats(cfg: IngestConfig, ngrams: EvaluationNgrams, out: Artifact) -> 
 def _split_stats(cfg: IngestConfig, out: Artifact, split: Split) -> Stats:
     total: Stats = {}
     smallest: list[int] = []
-    for shard in range(cfg.num_shards):  # one at a time: a thousand hashes of each of 10^4 shards would be 0.5 GB
-        part = out.read_stats(shard_name(split, shard))
+    names = [shard_name(split, shard) for shard in range(cfg.num_shards)]
+    for part in read_stats(out, names):  # few at a time: a thousand hashes of each of 10^4 shards would be 0.5 GB
         smallest = sorted({*smallest, *part.pop("group_hashes")})[:_HASHES_KEPT]
         total = add_stats([total, part])
     return {"groups": _num_distinct(smallest), **total}
@@ -436,8 +456,3 @@ def _num_distinct(smallest: list[int]) -> int:
     if len(smallest) < _HASHES_KEPT:
         return len(smallest)
     return round((_HASHES_KEPT - 1) / (smallest[-1] / 2**64))
-
-
-def _remove_scratch(out: Artifact) -> None:
-    if out.exists(SCRATCH):
-        out.fs.delete_dir(out.path(SCRATCH))

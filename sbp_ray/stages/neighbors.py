@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.neighbors.files import (
-    SCRATCH,
     found_file,
     merged_exact_file,
     partition_file,
@@ -52,12 +53,11 @@ from sbp_ray.neighbors.steps import (
     read_lists,
 )
 from sbp_ray.schema import SPLITS, Split
-from sbp_ray.shards import Stats, add_stats, run_tasks, shard_name
+from sbp_ray.shards import SCRATCH, Stats, Step, add_stats, make_stats_once, read_stats, run_steps, shard_name
 
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-_STATS = "stats.json"
 _RECALL = f"{SCRATCH}/recall.json"
 
 
@@ -71,11 +71,7 @@ def find_neighbors(cfg: NeighborsConfig, *, embeddings: Artifact, out: Artifact)
         SbpError: a shard is missing, vectors of different lengths or without a direction, more than the machines can
             hold, or a recall below `neighbors.min_recall` however wide the search.
     """
-    if not out.exists(_STATS):
-        out.write_json(_STATS, _search_both(cfg, embeddings, out))
-    if out.exists(SCRATCH):
-        out.fs.delete_dir(out.path(SCRATCH))
-    return out.read_json(_STATS)
+    return make_stats_once(out, partial(_search_both, cfg, embeddings, out))
 
 
 def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> Stats:
@@ -91,10 +87,7 @@ def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> S
         splits = [split for split in SPLITS if not _is_enough(cfg, recall.get(split))]
         splits = [split for split in splits if recall.get(split, {}).get("attempt", -1) < attempt]
         wanted = {split: rows[split] for split in splits}
-        _partition(cfg, embeddings, out, wanted, attempt)
-        _route(cfg, embeddings, out, wanted, attempt)
-        _search(cfg, out, wanted, attempt, plans)
-        _merge(cfg, embeddings, out, wanted, attempt)
+        run_steps(out, _steps(cfg, embeddings, out, wanted, attempt, plans), cfg.resources)
         if "train" in splits:
             _log_peak(out, attempt, plan)
         for split in splits:
@@ -134,82 +127,90 @@ def _missing(embeddings: Artifact, what: str) -> SbpError:
     return SbpError(f"{embeddings.url}: {what} is missing: make it again with --redo embed")
 
 
-# The steps: each does what an earlier run has not done
+# The steps
 
 Items = list[dict[str, Any]]
 Rows = dict[Split, list[int]]
 
 
-def _partition(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:
-    items: Items = [{"split": split, "attempt": attempt} for split in rows]
-    todo = [item for item in items if not out.exists(partition_file(item["split"], attempt))]
-    _run("neighbors groups", Partitioner, (cfg, embeddings, out, rows), todo, items, cfg)
+def _steps(
+    cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int, plans: dict[Split, Plan]
+) -> Iterator[Step]:
+    """Of one attempt. How many groups there are is known once the first step is done."""
+
+    def new_step(name: str, worker: type, arguments: tuple[Any, ...], items: Items, **settings: Any) -> Step:
+        return Step(name, worker, (cfg, *arguments), items, resources=cfg.resources, **settings)
+
+    each_split: Items = [{"split": split, "attempt": attempt, "num_shards": len(rows[split])} for split in rows]
+    each_shard: Items = [{**item, "shard": shard} for item in each_split for shard in range(item["num_shards"])]
+    yield new_step(
+        "neighbors groups",
+        Partitioner,
+        (embeddings, out, rows),
+        each_split,
+        file_of=lambda item: partition_file(item["split"], attempt),
+    )
+    yield new_step(
+        "neighbors routing",
+        Router,
+        (embeddings, out),
+        each_shard,
+        file_of=lambda item: routed_file(item["split"], attempt, item["shard"]),
+        items_at_once=threads_of(cfg.resources),
+    )
+    yield new_step(
+        "neighbors control", ExactMerger, (out,), each_split, file_of=lambda i: merged_exact_file(i["split"], attempt)
+    )
+    num_groups = {split: read_partition(out, split, attempt).num_groups for split in rows}
+    yield new_step(
+        "neighbors",
+        GroupSearcher,
+        (out,),
+        _groups(each_split, rows, num_groups, plans),
+        file_of=lambda item: found_file(item["split"], attempt, item["group"]),
+    )
+    largest = max((max(shards, default=0) for shards in rows.values()), default=0)
+    yield new_step(
+        "neighbors merging",
+        ListMerger,
+        (embeddings, out),
+        [{**item, "num_groups": num_groups[item["split"]]} for item in each_shard],
+        file_of=lambda item: shard_name(item["split"], item["shard"]),
+        outdated=_of_other_attempts(out, rows, attempt),
+        items_at_once=shards_merged_at_once(cfg, largest, max(num_groups.values(), default=1)),
+    )
 
 
-def _route(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:
-    items = _every_shard(rows, attempt)
-    todo = [item for item in items if not out.exists(routed_file(item["split"], attempt, item["shard"]))]
-    _run("neighbors routing", Router, (cfg, embeddings, out), todo, items, cfg, at_once=threads_of(cfg.resources))
-    items = [{"split": split, "attempt": attempt, "num_shards": len(rows[split])} for split in rows]
-    todo = [item for item in items if not out.exists(merged_exact_file(item["split"], attempt))]
-    _run("neighbors control", ExactMerger, (cfg, out), todo, items, cfg)
-
-
-def _search(cfg: NeighborsConfig, out: Artifact, rows: Rows, attempt: int, plans: dict[Split, Plan]) -> None:
+def _groups(each_split: Items, rows: Rows, num_groups: dict[Split, int], plans: dict[Split, Plan]) -> Items:
+    """The items of the search."""
     search = {split: next(step for step in plans[split].steps if step.name == "search") for split in rows}
-    items: Items = [
-        {
-            "split": split,
-            "group": group,
-            "attempt": attempt,
-            "num_shards": len(rows[split]),
+    described = {
+        split: {
             "num_documents": sum(rows[split]),
             "dim": plans[split].dim,
             "worker_gib": search[split].worker_gib,
             "vram_gib": search[split].vram_gib,
         }
         for split in rows
-        for group in range(read_partition(out, split, attempt).num_groups)
+    }
+    return [
+        {**item, **described[item["split"]], "group": group}
+        for item in each_split
+        for group in range(num_groups[item["split"]])
     ]
-    todo = [item for item in items if not out.exists(found_file(item["split"], attempt, item["group"]))]
-    _run("neighbors", GroupSearcher, (cfg, out), todo, items, cfg)
+
+
+def _of_other_attempts(out: Artifact, rows: Rows, attempt: int) -> list[str]:
+    """Merged shards of an earlier, narrower attempt."""
+    names = [name for split in rows for name in out.files(split, ".parquet")]
+    made_by = read_stats(out, names)
+    return [name for name, stats in zip(names, made_by, strict=True) if stats["attempt"] != attempt]
 
 
 def _log_peak(out: Artifact, attempt: int, plan: Plan) -> None:
     names = [found_file("train", attempt, group) for group in range(read_partition(out, "train", attempt).num_groups)]
     peak_gib = max(out.read_stats(name)["peak_gib"] for name in names)
     logger.info(f"neighbors | search took up to {peak_gib:.2f} GiB of a worker, {plan.worker_gib:.2f} planned")
-
-
-def _merge(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: Rows, attempt: int) -> None:
-    groups = {split: read_partition(out, split, attempt).num_groups for split in rows}
-    items = [{**item, "num_groups": groups[item["split"]]} for item in _every_shard(rows, attempt)]
-    todo = [item for item in items if not _is_merged(out, shard_name(item["split"], item["shard"]), attempt)]
-    largest = max((max(shards, default=0) for shards in rows.values()), default=0)
-    at_once = shards_merged_at_once(cfg, largest, max(groups.values(), default=1))
-    _run("neighbors merging", ListMerger, (cfg, embeddings, out), todo, items, cfg, at_once=at_once)
-
-
-def _every_shard(rows: Rows, attempt: int) -> Items:
-    return [{"split": split, "shard": shard, "attempt": attempt} for split in rows for shard in range(len(rows[split]))]
-
-
-def _is_merged(out: Artifact, name: str, attempt: int) -> bool:
-    """A shard of an earlier, narrower attempt does not count."""
-    return out.exists(name) and out.read_stats(name)["attempt"] == attempt
-
-
-def _run(
-    stage: str,
-    worker: type,
-    arguments: tuple[Any, ...],
-    todo: Items,
-    items: Items,
-    cfg: NeighborsConfig,
-    at_once: int = 1,
-) -> None:
-    num_done = len(items) - len(todo)
-    run_tasks(stage, worker, arguments, todo, num_done=num_done, resources=cfg.resources, at_once=at_once)
 
 
 # Recall

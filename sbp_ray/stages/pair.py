@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,13 +60,11 @@ from sbp_ray.pairing.guide import (
 )
 from sbp_ray.pairing.random_pairs import RandomPairer
 from sbp_ray.schema import NEIGHBORS, SPLITS, Split
-from sbp_ray.shards import Stats, add_stats, run_tasks, shard_name
+from sbp_ray.shards import SCRATCH, Stats, Step, add_stats, make_stats_once, run_steps, shard_name
 
 logger = logging.getLogger(__name__)
 
 GUIDE = "guide.json"
-SCRATCH = "scratch"
-_STATS = "stats.json"
 _BATCH_DOCUMENTS = 4096  # with 200 neighbours each about 60 MB
 _WRITE_ROWS = 4_000_000  # of 42 bytes; fewer would make buckets of many small pieces
 
@@ -84,25 +83,25 @@ def pair_documents(cfg: PairConfig, *, neighbors: Artifact, out: Artifact) -> St
         SbpError: a shard of the neighbours is missing; or the train split has no pair: says which threshold would give
             some.
     """
-    if not out.exists(_STATS):
-        names: Names = {split: neighbors.files(split, ".parquet") for split in SPLITS}
-        _require_shards(neighbors, names)
-        num_documents = {split: sum(map(neighbors.num_rows, names[split])) for split in SPLITS}
-        slots = {split: what_if_slots(num_documents[split]) for split in SPLITS}
-        for step, worker in (("list", CandidateLister), ("cap", D2Capper), ("write", PairWriter)):
-            _run_step(step, worker, (cfg, neighbors, out, names, slots), cfg, names, out)
-        found = {split: _split_stats(cfg, out, names[split], split) for split in SPLITS}
-        if found["train"]["histogram"] == {}:
-            raise SbpError(explain_no_pairs(cfg, found["train"]))
-        out.write_json(GUIDE, {split: _guide(found[split]) for split in SPLITS})
-        by_split = {split: _manifest_stats(found[split]) for split in SPLITS}
-        if cfg.source == "random":
-            _draw_random(cfg, neighbors, out, names["train"])
-            by_split["train"] |= {"histogram": {}, "same_group_share": None}  # of the mined pairs they were
-        total = add_stats({"pairs": part["pairs"], "drops": part["drops"]} for part in by_split.values())
-        out.write_json(_STATS, {**total, **by_split})
-    _remove_scratch(out)
-    return out.read_json(_STATS)
+    return make_stats_once(out, partial(_pair_both, cfg, neighbors, out))
+
+
+def _pair_both(cfg: PairConfig, neighbors: Artifact, out: Artifact) -> Stats:
+    names: Names = {split: neighbors.files(split, ".parquet") for split in SPLITS}
+    _require_shards(neighbors, names)
+    num_documents = {split: sum(map(neighbors.num_rows, names[split])) for split in SPLITS}
+    slots = {split: what_if_slots(num_documents[split]) for split in SPLITS}
+    _run_passes(cfg, neighbors, out, names, slots)
+    found = {split: _split_stats(cfg, out, names[split], split) for split in SPLITS}
+    if found["train"]["histogram"] == {}:
+        raise SbpError(explain_no_pairs(cfg, found["train"]))
+    out.write_json(GUIDE, {split: _guide(found[split]) for split in SPLITS})
+    by_split: dict[str, Stats] = {split: _manifest_stats(found[split]) for split in SPLITS}
+    if cfg.source == "random":
+        _draw_random(cfg, neighbors, out, names["train"])
+        by_split["train"] |= {"histogram": {}, "same_group_share": None}  # of the mined pairs they were
+    total = add_stats({"pairs": part["pairs"], "drops": part["drops"]} for part in by_split.values())
+    return {**total, **by_split}
 
 
 _FOLDERS = {"list": f"{SCRATCH}/listed-", "cap": f"{SCRATCH}/capped-", "write": ""}
@@ -117,10 +116,18 @@ def _draw_random(cfg: PairConfig, neighbors: Artifact, out: Artifact, names: lis
     """Give each mined pair of the train split a random d2."""
     arguments = (cfg.seed, neighbors, out, [neighbors.num_rows(name) for name in names], SCRATCH)
     pairer = RandomPairer(*arguments)
-    for step in ("ask", "answer", "shuffle"):
-        todo = [{"step": step, "shard": s} for s in range(len(names)) if not out.exists(pairer.file(step, s))]
-        num_done = len(names) - len(todo)
-        run_tasks(f"pair-{step}", RandomPairer, arguments, todo, num_done=num_done, resources=cfg.resources)
+    steps = [
+        Step(
+            f"pair-{step}",
+            RandomPairer,
+            arguments,
+            [{"step": step, "shard": shard} for shard in range(len(names))],
+            lambda item: pairer.file(item["step"], item["shard"]),
+            reads=[(neighbors, "train")],
+        )
+        for step in ("ask", "answer", "shuffle")
+    ]
+    run_steps(out, steps, cfg.resources)
 
 
 def _require_shards(neighbors: Artifact, names: Names) -> None:
@@ -137,15 +144,21 @@ def _missing(neighbors: Artifact, what: str) -> str:
     return f"{neighbors.url}: {what} is missing: make it again with --redo neighbors"
 
 
-def _run_step(
-    step: str, worker: type, arguments: tuple[Any, ...], cfg: PairConfig, names: Names, out: Artifact
-) -> None:
-    every = [(split, shard) for split in SPLITS for shard in range(len(names[split]))]
-    todo = [
-        {"split": split, "shard": shard} for split, shard in every if not out.exists(_file(step, split, shard, cfg))
-    ]
-    stage = "pair" if step == "write" else f"pair-{step}"
-    run_tasks(stage, worker, arguments, todo, num_done=len(every) - len(todo), resources=cfg.resources)
+def _run_passes(cfg: PairConfig, neighbors: Artifact, out: Artifact, names: Names, slots: dict[Split, int]) -> None:
+    items = [{"split": split, "shard": shard} for split in SPLITS for shard in range(len(names[split]))]
+
+    def new_step(name: str, step: str, worker: type) -> Step:
+        return Step(
+            name,
+            worker,
+            (cfg, neighbors, out, names, slots),
+            items,
+            lambda item: _file(step, item["split"], item["shard"], cfg),
+            reads=[(neighbors, split) for split in SPLITS],
+        )
+
+    passes = (("pair-list", "list", CandidateLister), ("pair-cap", "cap", D2Capper), ("pair", "write", PairWriter))
+    run_steps(out, [new_step(*each) for each in passes], cfg.resources)
 
 
 class _Worker:
@@ -316,8 +329,3 @@ def _guide(found: Stats) -> Stats:
         "degrees": {name: degree_summary(found[name], found["documents"]) for name in ("listed_by", "as_d2", "as_d1")},
         "samples": found["samples"],
     }
-
-
-def _remove_scratch(out: Artifact) -> None:
-    if out.exists(SCRATCH):
-        out.fs.delete_dir(out.path(SCRATCH))

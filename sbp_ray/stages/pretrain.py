@@ -13,7 +13,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture
 from sbp_ray.model import num_parameters, padded_vocab_size, read_base_shape
 from sbp_ray.rounds import round_of
-from sbp_ray.shards import Stats, run_tasks, shard_name
+from sbp_ray.shards import Stats, Step, run_steps, shard_name
 from sbp_ray.text.pair_format import DOCUMENT_MARKS, document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
 from sbp_ray.training.launch import run_plan
@@ -118,16 +118,15 @@ def _pack(
         for source, (artifact, folder) in inputs.items()
         for shard, file in enumerate(artifact.files(folder, ".parquet"))
     ]
-    there = {name for source in inputs for name in out.files(rows_folder(source), ".parquet")}
-    todo = [item for item in items if shard_name(rows_folder(item["source"]), item["shard"]) not in there]
-    run_tasks(
+    pack = Step(
         f"{stage} packing",
         _PackDocuments,
         (cfg, special, vocab_size, inputs, out),
-        todo,
-        num_done=len(items) - len(todo),
-        resources=packing_resources(cfg.resources),
+        items,
+        lambda item: shard_name(rows_folder(item["source"]), item["shard"]),
+        reads=list(inputs.values()),
     )
+    run_steps(out, [pack], packing_resources(cfg.resources))
     return {source: read_packed(out, source) for source in inputs}
 
 

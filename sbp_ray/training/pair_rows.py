@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from sbp_ray.config import TuneConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy, shards_of
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, Split
-from sbp_ray.shards import Stats, map_shards, shard_name
+from sbp_ray.shards import SCRATCH, Stats, Step, remove_scratch, run_steps, shard_name
 from sbp_ray.text.hashing import id_ranks
 from sbp_ray.text.pair_format import PAIR_MARKS, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
@@ -41,7 +42,6 @@ from sbp_ray.training.plan import rows_folder
 
 SOURCES: dict[Split, str] = {"train": "pairs", "validation": "validation"}
 """What the packed rows of a split's pairs are called."""
-SCRATCH = "scratch"
 WANTED = pa.schema([("doc_id", DOC_ID)])
 FETCHED = pa.schema([("doc_id", DOC_ID), DOCUMENT.field("input_ids")])
 UNREAD = "beyond_num_epochs"
@@ -62,28 +62,27 @@ def pack_pairs(
     Raises:
         SbpError: the corpus lacks a document of the pairs.
     """
-    every = [(split, shard) for split in SPLITS for shard in range(len(pairs.files(split, ".parquet")))]
-    if _missing("rows", every, out):
-        for step, worker in (("wanted", WantLister), ("fetched", TokenFetcher), ("rows", PairPacker)):
-            todo = _missing(step, every, out)
-            arguments = (cfg, special, vocab_size, corpus, pairs, out)
-            resources = packing_resources(cfg.resources)
-            map_shards(f"tune-{step}", worker, arguments, todo, num_done=len(every) - len(todo), resources=resources)
-    if out.exists(SCRATCH):
-        out.fs.delete_dir(out.path(SCRATCH))
+    items = [
+        {"split": split, "shard": shard} for split in SPLITS for shard in range(len(pairs.files(split, ".parquet")))
+    ]
+    there = {name for split in SPLITS for name in out.files(_folder("rows", split), ".parquet")}
+    if not there.issuperset(_file("rows", item) for item in items):
+        reads = [(made, split) for made in (corpus, pairs) for split in SPLITS]
+        arguments = (cfg, special, vocab_size, corpus, pairs, out)
+        steps = [
+            Step(f"tune-{name}", worker, arguments, items, partial(_file, name), reads=reads)
+            for name, worker in (("wanted", WantLister), ("fetched", TokenFetcher), ("rows", PairPacker))
+        ]
+        run_steps(out, steps, packing_resources(cfg.resources))
+    remove_scratch(out)
 
 
 def _folder(step: str, split: Split) -> str:
     return rows_folder(SOURCES[split]) if step == "rows" else f"{SCRATCH}/{step}-{split}"
 
 
-def _missing(step: str, every: list[tuple[Split, int]], out: Artifact) -> list[dict[str, Any]]:
-    there = {name for split in SPLITS for name in out.files(_folder(step, split), ".parquet")}
-    return [
-        {"split": split, "shard": shard}
-        for split, shard in every
-        if shard_name(_folder(step, split), shard) not in there
-    ]
+def _file(step: str, item: dict[str, Any]) -> str:
+    return shard_name(_folder(step, item["split"]), item["shard"])
 
 
 class _Worker:

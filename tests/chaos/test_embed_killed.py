@@ -16,7 +16,6 @@ from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.config import EmbedConfig, ForwardResources
 from sbp_ray.schema import DOCUMENT, SPLITS
 from sbp_ray.stage_table import FOLDERS
-from sbp_ray.stages import embed  # noqa: F401  so that `in_process` finds it
 from sbp_ray.stages.embed import embed_corpus
 
 pytestmark = pytest.mark.slow
@@ -58,7 +57,7 @@ def write_corpus(corpus: Artifact) -> None:
             ]
             corpus.write_table(f"{split}/part-{shard:05d}.parquet", pa.Table.from_pylist(rows, DOCUMENT))
     corpus.write_json(STARTED, {"fingerprint": "00c0ffee00c0ffee"})
-    corpus.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": NUM_SHARDS}}})
+    corpus.write_json(MANIFEST, {"stats": {"shards": NUM_SHARDS}})
 
 
 class Run(JobRun):
@@ -69,7 +68,7 @@ class Run(JobRun):
         write_corpus(self.corpus)
         resources = {"num_workers": 2, "num_cpus": 1, "num_threads": 1}
         settings = {"model": make_bert(folder / "model"), "max_tokens": 64, "resources": resources}
-        super().__init__(folder, "embed", "_OnItem", {"embed": settings, "artifacts": {"corpus": self.corpus.url}})
+        super().__init__(folder, "embed", "WorkOnItems", {"embed": settings, "artifacts": {"corpus": self.corpus.url}})
 
     def committed(self) -> dict[str, tuple[int, int, bytes]]:
         """Inode, time and content of each committed shard."""
@@ -98,7 +97,6 @@ def attempt(run: Run, strikes: list[Strike], kept: dict[str, tuple[int, int, byt
     return driver.returncode
 
 
-@pytest.mark.usefixtures("in_process")
 def test_killed_at_random_moments_every_document_has_one_vector_made_once(tmp_path: Path) -> None:
     run, strikes = Run(tmp_path / "run"), planned_strikes()
     kept: dict[str, tuple[int, int, bytes]] = {}

@@ -55,13 +55,12 @@ def files_of(artifact: Artifact) -> int:
     return sum(not path.name.startswith(".") for path in folder.rglob("*.*")) if folder.exists() else 0
 
 
-@pytest.mark.usefixtures("in_process")
 def test_killed_at_random_moments_the_graph_is_the_same(tmp_path: Path) -> None:
     embeddings = Artifact("embeddings", str(tmp_path / FOLDERS["embeddings"]))
     out = Artifact("neighbors", str(tmp_path / FOLDERS["neighbors"]))
     write_embeddings(embeddings)
     run = JobRun(
-        tmp_path, "neighbors", "_run_items", {"neighbors": SETTINGS, "artifacts": {"embeddings": embeddings.url}}
+        tmp_path, "neighbors", "work_on_items", {"neighbors": SETTINGS, "artifacts": {"embeddings": embeddings.url}}
     )
     rng = random.Random(SEED)
     moments = sorted(rng.sample(range(3, 24), len(VICTIMS)))

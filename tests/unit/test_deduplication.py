@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from worked_on import WorkedOn
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Resources, SynthesizeConfig
@@ -110,26 +111,15 @@ def test_each_text_is_kept_where_it_is_first_and_counts_lose_what_was_dropped(
 
 @pytest.mark.parametrize("survivors", range(10))
 def test_a_killed_search_for_copies_goes_on_and_ends_alike(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survivors: int
+    tmp_path: Path, in_process: WorkedOn, survivors: int
 ) -> None:
     """Ten steps with one bucket: bands of three shards of the corpus and three merged ones, one bucket, three parts."""
     generation = three_shards(tmp_path)
-    run_here, calls = deduplication.run_tasks, 0
-
-    def dying(stage: str, worker: type, arguments: tuple, todo: list, **settings: Any) -> None:
-        nonlocal calls
-        for item in todo:
-            if calls == survivors:
-                raise KeyboardInterrupt
-            calls += 1
-            run_here(stage, worker, arguments, [item], **settings)
-
-    monkeypatch.setattr(deduplication, "run_tasks", dying)
+    in_process.interrupt_after(survivors)
     with pytest.raises(KeyboardInterrupt):
         generation.drop_copies()
-    calls = -10  # none is interrupted any more
     generation.drop_copies()
-    assert calls == -survivors
+    assert len(in_process) == 10  # nothing twice
     assert generation.kept() == KEPT
     assert generation.out.read_stats(part_name(1))["drops"] == {"copy_of_synthetic": 1}
 

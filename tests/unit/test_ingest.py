@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from worked_on import WorkedOn
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, IngestConfig
@@ -248,7 +249,7 @@ def test_a_chunk_at_a_time_gives_the_same_corpus(tmp_path: Path, new_artifact, m
 
 @pytest.mark.parametrize("survivors", range(8))
 def test_an_interrupted_run_goes_on_and_ends_alike(
-    tmp_path: Path, new_artifact, monkeypatch: pytest.MonkeyPatch, survivors: int, in_process: list
+    tmp_path: Path, new_artifact, survivors: int, in_process: WorkedOn
 ) -> None:
     for name in "ab":
         write_rows(tmp_path / f"{name}.jsonl", articles(8))
@@ -257,22 +258,11 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
     steps = [stage for stage, _ in in_process]
     assert steps == ["ingest-parse"] * 2 + ["ingest-tokenizer"] + ["ingest"] * 3
     in_process.clear()
-    run_here, calls = ingest.map_shards, 0
-
-    def dying(stage: str, worker: type, arguments: tuple, todo: list, **settings: Any) -> None:
-        nonlocal calls
-        for item in todo:
-            if calls == survivors:
-                raise KeyboardInterrupt
-            calls += 1
-            run_here(stage, worker, arguments, [item], **settings)
-
     out = new_artifact("corpus")
-    monkeypatch.setattr(ingest, "map_shards", dying)
+    in_process.interrupt_after(survivors)
     if survivors < 6:
         with pytest.raises(KeyboardInterrupt):
             ingest_documents(cfg, out=out)
-    monkeypatch.setattr(ingest, "map_shards", run_here)
     ingest_documents(cfg, out=out)
     assert [stage for stage, _ in in_process] == steps  # nothing twice
     assert contents(out) == contents(whole)

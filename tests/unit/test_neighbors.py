@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from worked_on import WorkedOn
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig, Resources
@@ -242,36 +243,21 @@ def test_a_recall_that_only_rounding_lifts_is_not_enough(
         find_neighbors(small_cells, embeddings=embeddings, out=out)
 
 
-class Killed(BaseException):
-    """As if the process had ended here."""
-
-
 @pytest.mark.parametrize("commits_before", [1, 4, 8, 10, 12, 15, 17])
 def test_a_killed_search_goes_on_and_ends_alike(
     new_artifact,
     small_cells: NeighborsConfig,
     commits_before: int,
-    monkeypatch: pytest.MonkeyPatch,
-    in_process: list,
+    in_process: WorkedOn,
 ) -> None:
     embeddings = new_artifact("embeddings")
     shards = {"train": split_up(clustered_vectors(2500), 3), "validation": split_up(clustered_vectors(60), 3)}
     write_embeddings(embeddings, shards)
     undisturbed, out = new_artifact("undisturbed"), new_artifact("neighbors")
     expected = find_neighbors(small_cells, embeddings=embeddings, out=undisturbed)
-    run_here, left = neighbors.run_tasks, [commits_before]
-
-    def run_until_killed(stage: str, worker: type, arguments: tuple, todo: list, **options: Any) -> None:
-        for item in todo:
-            if left[0] == 0:
-                raise Killed
-            left[0] -= 1
-            run_here(stage, worker, arguments, [item], **options)
-
-    monkeypatch.setattr(neighbors, "run_tasks", run_until_killed)
-    with pytest.raises(Killed):
+    in_process.interrupt_after(commits_before)
+    with pytest.raises(KeyboardInterrupt):
         find_neighbors(small_cells, embeddings=embeddings, out=out)
-    monkeypatch.setattr(neighbors, "run_tasks", run_here)
     num_all = len(in_process) - commits_before
     in_process.clear()
     assert find_neighbors(small_cells, embeddings=embeddings, out=out) == expected

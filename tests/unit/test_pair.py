@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from worked_on import WorkedOn
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import PairConfig
@@ -397,9 +398,7 @@ def test_a_missing_shard_of_neighbours_is_named_and_nothing_is_lost(new_artifact
 
 
 @pytest.mark.parametrize("survivors", [0, 1, 5, 6, 9, 12, 17])
-def test_an_interrupted_run_goes_on_and_ends_alike(
-    new_artifact, monkeypatch: pytest.MonkeyPatch, in_process: list, survivors: int
-) -> None:
+def test_an_interrupted_run_goes_on_and_ends_alike(new_artifact, in_process: WorkedOn, survivors: int) -> None:
     neighbors = new_artifact("neighbors")
     lists = {n: {(n + 1) % 12: 0.9, (n + 5) % 12: 0.7} for n in range(12)}
     for split in ("train", "validation"):
@@ -409,21 +408,10 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
     steps = sorted(map(str, in_process))
     assert len(steps) == 18
     in_process.clear()
-    run_here, calls = pair.run_tasks, 0
-
-    def dying(stage: str, worker: type, arguments: tuple, todo: list, **settings: Any) -> None:
-        nonlocal calls
-        for item in todo:
-            if calls == survivors:
-                raise KeyboardInterrupt
-            calls += 1
-            run_here(stage, worker, arguments, [item], **settings)
-
     out = new_artifact("pairs")
-    monkeypatch.setattr(pair, "run_tasks", dying)
+    in_process.interrupt_after(survivors)
     with pytest.raises(KeyboardInterrupt):
         pair_documents(cfg, neighbors=neighbors, out=out)
-    monkeypatch.setattr(pair, "run_tasks", run_here)
     assert pair_documents(cfg, neighbors=neighbors, out=out) == whole
     assert sorted(map(str, in_process)) == steps  # nothing twice
     assert read_pairs(out) == read_pairs(new_artifact("whole"))

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from packed_rows import read_rows, write_examples
+from worked_on import WorkedOn
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TuneConfig
@@ -125,24 +126,13 @@ def test_each_shard_of_the_corpus_is_read_twice(new_artifact: Any, monkeypatch: 
 
 @pytest.mark.parametrize("survivors", range(0, 19, 3))
 def test_an_interrupted_join_goes_on_and_makes_nothing_twice(
-    new_artifact: Any, monkeypatch: pytest.MonkeyPatch, survivors: int, in_process: list
+    new_artifact: Any, survivors: int, in_process: WorkedOn
 ) -> None:
     run, out = Run(new_artifact, 1), new_artifact("synthesizer")
-    run_here, calls = pair_rows.map_shards, 0
-
-    def dying(stage: str, worker: type, arguments: tuple, todo: list, **settings: Any) -> None:
-        nonlocal calls
-        for item in todo:
-            if calls == survivors:
-                raise KeyboardInterrupt
-            calls += 1
-            run_here(stage, worker, arguments, [item], **settings)
-
-    monkeypatch.setattr(pair_rows, "map_shards", dying)
+    in_process.interrupt_after(survivors)
     if survivors < 18:
         with pytest.raises(KeyboardInterrupt):
             run.pack(out)
-    monkeypatch.setattr(pair_rows, "map_shards", run_here)
     run.pack(out)
     run.expect(out)
     assert [stage for stage, _ in in_process] == ["tune-wanted"] * 6 + ["tune-fetched"] * 6 + ["tune-rows"] * 6

@@ -116,7 +116,8 @@ def _choose_questions(cfg: EvalConfig, corpus: Artifact) -> tuple[dict[Split, li
 
 def find_groups(corpus: Artifact, split: Split, groups: set[str]) -> set[str]:
     """Those of the groups that the split has."""
-    return groups.intersection(set().union(*call_each(groups_of_shard, corpus.files(split, ".parquet"), corpus)))
+    found = call_each(groups_of_shard, corpus.files(split, ".parquet"), corpus)
+    return groups.intersection(set().union(*(there for _, there in found)))
 
 
 def groups_of_shard(name: str, corpus: Artifact) -> set[str]:
