@@ -63,7 +63,8 @@ _CHUNK_CHARS = 32 << 20  # of text held while parsing; at most 4 bytes each
 _ROW_CHARS = 200  # what Python takes for a row beside its text
 _TOKENIZER_CHARS = 100_000_000  # the vocabulary has settled long before
 _ENCODE_ROWS = 1000
-_HASHES_KEPT = 1024  # for counting groups
+HASHES_KEPT = 1024
+"""Hashes of each split's groups that are kept to estimate how many groups there are."""
 _NUM_SLOTS = 65_536  # of ids, to choose the documents to keep without one process that holds all ids
 
 
@@ -371,7 +372,7 @@ class ShardMaker:
                 "drops": {reason: count for reason, count in drops.items() if count},
                 "contaminated": dict(hits),
             }
-            smallest = np.unique(table.column("group_hash").to_numpy())[:_HASHES_KEPT].tolist()
+            smallest = np.unique(table.column("group_hash").to_numpy())[:HASHES_KEPT].tolist()
             name = shard_name(split, item["shard"])
             self._out.write_table(name, tokenised, stats=stats | {"group_hashes": smallest})
             both.append(stats)
@@ -421,7 +422,9 @@ def drop_contaminated(table: pa.Table, ngrams: EvaluationNgrams) -> tuple[pa.Tab
 
 def _total_stats(cfg: IngestConfig, ngrams: EvaluationNgrams, out: Artifact) -> Stats:
     parsed = _parse_stats(out)
-    by_split: dict[str, Stats] = {split: _split_stats(cfg, out, split) for split in SPLITS}
+    limit = _limit(cfg, out)
+    hashes = {"train": (limit, 2**64), "validation": (0, limit)}
+    by_split: dict[str, Stats] = {split: _split_stats(cfg, out, split, *hashes[split]) for split in SPLITS}
     if by_split["train"]["documents"] == 0:
         raise SbpError(
             "no document is left in the train split: lower ingest.validation_share, or shorten "
@@ -441,18 +444,25 @@ def _total_stats(cfg: IngestConfig, ngrams: EvaluationNgrams, out: Artifact) -> 
     }
 
 
-def _split_stats(cfg: IngestConfig, out: Artifact, split: Split) -> Stats:
+def _split_stats(cfg: IngestConfig, out: Artifact, split: Split, low: int, high: int) -> Stats:
+    """Of a split whose groups' hashes lie in [low, high)."""
     total: Stats = {}
     smallest: list[int] = []
     names = [shard_name(split, shard) for shard in range(cfg.num_shards)]
     for part in read_stats(out, names):  # few at a time: a thousand hashes of each of 10^4 shards would be 0.5 GB
-        smallest = sorted({*smallest, *part.pop("group_hashes")})[:_HASHES_KEPT]
+        smallest = sorted({*smallest, *part.pop("group_hashes")})[:HASHES_KEPT]
         total = add_stats([total, part])
-    return {"groups": _num_distinct(smallest), **total}
+    return {"groups": estimate_distinct(smallest, low, high), **total}
 
 
-def _num_distinct(smallest: list[int]) -> int:
-    """Distinct hashes, from the smallest of them: exact below 1,024, within some 3 % above."""
-    if len(smallest) < _HASHES_KEPT:
+def estimate_distinct(smallest: list[int], low: int, high: int) -> int:
+    """How many distinct hashes there are, from the smallest ones: exact below 1,024, within some 3 % above.
+
+    Args:
+        smallest: the smallest `HASHES_KEPT` of them, sorted, or all where they are fewer.
+        low: the hashes are uniform from here on,
+        high: and below this. The split is a cut through the hashes, so neither split's fill all 64 bits.
+    """
+    if len(smallest) < HASHES_KEPT:
         return len(smallest)
-    return round((_HASHES_KEPT - 1) / (smallest[-1] / 2**64))
+    return round((HASHES_KEPT - 1) * (high - low) / (smallest[-1] - low))

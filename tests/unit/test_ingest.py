@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from worked_on import WorkedOn
@@ -16,7 +17,7 @@ from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, shard_of
 from sbp_ray.stages import ingest
-from sbp_ray.stages.ingest import validation_limit
+from sbp_ray.stages.ingest import HASHES_KEPT, estimate_distinct, validation_limit
 from sbp_ray.text import records
 from sbp_ray.text.hashing import hash64, id_ranks
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
@@ -324,3 +325,12 @@ def test_a_corpus_that_is_all_in_the_evaluation_sets_is_refused(tmp_path: Path, 
             evaluation_sets=(str(tmp_path / "in.jsonl"),),
             ngram_words=1,
         )
+
+
+def test_many_groups_are_counted_within_each_split_s_part_of_the_hashes() -> None:
+    """100,000 groups, a tenth of them held out by their hash: 10,000 and 90,000, to within four standard errors."""
+    hashes = np.array([hash64("split", 0, f"group {number}") for number in range(100_000)], np.uint64)
+    limit = validation_limit(0.1, int(hashes.min()), int(hashes.max()))
+    for part, low, high in ((hashes[hashes < limit], 0, limit), (hashes[hashes >= limit], limit, 2**64)):
+        smallest = np.sort(part)[:HASHES_KEPT].tolist()
+        assert estimate_distinct(smallest, low, high) == pytest.approx(len(part), rel=4 / HASHES_KEPT**0.5)
