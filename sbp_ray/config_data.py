@@ -64,6 +64,8 @@ class EmbedConfig(Section):
     both are within a cosine of 0.999."""
     shingle_tokens: PositiveInt = 13
     """Words in a shingle of the MinHash signature that travels beside the vector: what near-duplicates are told by."""
+    max_bad_share: Fraction = 0.01
+    """Above this share of documents without a direction (the model gives zeros or NaN) the stage fails."""
     resources: ForwardResources = ForwardResources()
 
 

@@ -98,9 +98,10 @@ class Embedder:
         return dim
 
     @property
-    def num_parameters(self) -> int:
-        """All of the model's, its table of tokens too."""
-        return sum(parameter.numel() for parameter in self._model.parameters())
+    def num_multiplied_parameters(self) -> int:
+        """All of the model's but its tables, in which tokens and positions are looked up."""
+        tables = {id(module.weight) for module in self._model.modules() if isinstance(module, torch.nn.Embedding)}
+        return sum(parameter.numel() for parameter in self._model.parameters() if id(parameter) not in tables)
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """`str[N]` -> unit vectors, float32 [N, D]."""

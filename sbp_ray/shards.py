@@ -32,6 +32,7 @@ from sbp_ray.config import Resources, TrainingResources
 from sbp_ray.errors import Outcome, SbpError, call_for_outcome
 from sbp_ray.logs import Progress
 from sbp_ray.schema import SPLITS, Split, shard_of
+from sbp_ray.stage_table import STAGES
 from sbp_ray.threads import map_in_threads
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ _SMALL_BYTES = 4 << 20
 """Input that one process reads and works on in less time than Ray Data takes to start, some two seconds."""
 _CALLS_AT_ONCE = 64
 """Calls whose results are not yet taken in. This bounds the object store, not the cluster."""
-_MADE_BY = {"corpus": "ingest", "embeddings": "embed", "neighbors": "neighbors", "pairs": "pair"}
+_MADE_BY = {stage.writes: stage.name for stage in STAGES}
 
 
 def shard_name(folder: str, shard: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -24,6 +26,9 @@ from sbp_ray.threads import map_in_threads, read_ahead
 
 # N = documents, D = vector length
 
+logger = logging.getLogger(__name__)
+
+QUARANTINE = "quarantine"
 _PIECE_ROWS = 256  # read and tokenised at once
 _CHUNK_PIECES = 64  # batches are formed within a chunk: 16,384 documents, of which 5 % padding leaves large batches
 _CHUNK_TOKENS = 1 << 23  # at 12 bytes, 100 MiB
@@ -34,12 +39,12 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
 
     Returns:
         Vector length; documents, embedded tokens, padding computed beside them and documents cut off, of each split;
-        FLOPs, 2 for each parameter of the model and each token computed; the share of padding in all tokens computed;
-        documents a second and worker.
+        FLOPs, 2 for each token computed and each parameter that is multiplied; the share of padding in all tokens
+        computed; documents without a direction under `drops`; documents a second and worker.
 
     Raises:
-        SbpError: a shard of the corpus is missing, the model cannot be loaded, gives a document no direction, or gives
-            vectors of another length than those of the finished shards.
+        SbpError: a shard of the corpus is missing, the model cannot be loaded, gives too many documents no direction,
+            or gives vectors of another length than those of the finished shards.
     """
     names = {split: list_shards(corpus, split) for split in SPLITS}
     embed = Step(
@@ -54,6 +59,7 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
     run_steps(out, [embed], cfg.resources)
     by_split: dict[str, Stats] = {split: add_stats(read_stats(out, names[split])) for split in SPLITS}
     total = add_stats(by_split.values())
+    _refuse_bad_vectors(cfg, total, out)
     computed = total["tokens"] + total["padding_tokens"]
     return {
         "dim": _dim_made(out),
@@ -62,9 +68,23 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
         "flops": total["flops"],
         "documents_per_s": round(total["documents"] / total["seconds"], 1) if total["seconds"] else 0.0,
         "padding_share": round(total["padding_tokens"] / computed, 4) if computed else 0.0,
-        "drops": {},
+        "drops": total.get("drops", {}),
         **by_split,
     }
+
+
+def _refuse_bad_vectors(cfg: EmbedConfig, total: Stats, out: Artifact) -> None:
+    """Documents without a direction are put aside, like rows that cannot be read; they have no neighbours."""
+    num_bad = total.get("drops", {}).get("no_direction", 0)
+    num_documents = total["documents"] + num_bad
+    if num_bad > cfg.max_bad_share * num_documents or 0 < num_bad == num_documents:
+        raise SbpError(
+            f"the embedder gives {num_bad:,} of {num_documents:,} documents no direction (zeros or NaN), more than "
+            f"embed.max_bad_share ({cfg.max_bad_share}): see {out.path(QUARANTINE)}, then use embed.dtype=float32 with "
+            "--redo embed, or raise the share and run the same command again"
+        )
+    if num_bad:
+        logger.warning(f"embed | {num_bad:,} of {num_documents:,} documents get no vector: {out.path(QUARANTINE)}")
 
 
 def _dim_made(out: Artifact) -> int | None:
@@ -111,22 +131,32 @@ class ShardEmbedder:
             return self._out.read_stats(item["name"])
         start_s = time.monotonic()
         schema = embedding_schema(self._embedder.dim)
-        stats = {"documents": 0, "tokens": 0, "padding_tokens": 0, "truncated": 0, "flops": 0}
+        bad_ids: list[bytes] = []
+        stats: Stats = {"documents": 0, "tokens": 0, "padding_tokens": 0, "truncated": 0, "flops": 0}
         tables = [schema.empty_table()]
         for chunk, running in self._started(item["name"]):
             vectors_ND, padding_tokens = running.result()
-            _require_directions(chunk.columns.column("doc_id"), vectors_ND)
-            stats["documents"] += len(vectors_ND)
+            has_direction_N = np.isfinite(vectors_ND).all(axis=1)
+            bad_ids += chunk.columns.column("doc_id").filter(pa.array(~has_direction_N)).to_pylist()
+            stats["documents"] += int(has_direction_N.sum())
             stats["tokens"] += int(chunk.texts.num_tokens_N.sum())
             stats["padding_tokens"] += padding_tokens
             computed = int(chunk.texts.num_tokens_N.sum()) + padding_tokens
-            stats["flops"] += 2 * self._embedder.num_parameters * computed
+            stats["flops"] += 2 * self._embedder.num_multiplied_parameters * computed
             stats["truncated"] += int(chunk.texts.truncated_N.sum())
             columns = chunk.columns.add_column(1, schema.field("vector"), vector_array(vectors_ND))
-            tables.append(columns.cast(schema))
+            tables.append(columns.cast(schema).filter(pa.array(has_direction_N)))
+        if bad_ids:
+            stats["drops"] = {"no_direction": len(bad_ids)}
+            self._quarantine(item["name"], bad_ids)
         seconds = round(time.monotonic() - start_s, 3)
         self._out.write_table(item["name"], pa.concat_tables(tables), stats={**stats, "seconds": seconds})
         return stats
+
+    def _quarantine(self, name: str, bad_ids: list[bytes]) -> None:
+        """Note the documents that get no vector, before the shard is committed."""
+        lines = [json.dumps({"file": name, "doc_id": doc_id.hex(), "reason": "no_direction"}) for doc_id in bad_ids]
+        self._out.write_bytes(f"{QUARANTINE}/{name.replace('/', '-')}.jsonl", "\n".join([*lines, ""]).encode())
 
     def _started(self, name: str) -> Iterator[tuple[Chunk, Running]]:
         """The chunks of a shard; when one is yielded, the next is with the model and the one after it in the making."""
@@ -171,13 +201,6 @@ class ShardEmbedder:
 
 def _join(pieces: list[Chunk]) -> Chunk:
     return Chunk(joined([piece.texts for piece in pieces]), pa.concat_tables([piece.columns for piece in pieces]))
-
-
-def _require_directions(doc_ids: pa.ChunkedArray, vectors_ND: NDArray[np.float32]) -> None:
-    bad_N = ~np.isfinite(vectors_ND).all(axis=1)
-    if bad_N.any():
-        doc_id = doc_ids[int(np.flatnonzero(bad_N)[0])].as_py().hex()
-        raise SbpError(f"document {doc_id}: the embedder gives it no direction (a zero vector or NaN): try float32")
 
 
 def vector_array(vectors_ND: NDArray[np.float32]) -> pa.Array:

@@ -33,7 +33,7 @@ class SmallEmbedder:
     """A vector that follows from the text's length; texts of `!` have none. Each call pads one token."""
 
     dim = 2
-    num_parameters = 5
+    num_multiplied_parameters = 5
 
     def tokenize(self, texts: list[str]) -> Tokenized:
         lengths = np.array([len(text) for text in texts])
@@ -134,12 +134,28 @@ def test_a_shard_whose_actor_died_after_the_commit_is_not_computed_again(new_art
 
 
 @pytest.mark.usefixtures("small")
-def test_a_document_without_a_direction_is_named(new_artifact) -> None:
+def test_a_document_without_a_direction_is_put_aside_and_the_others_are_embedded(new_artifact) -> None:
+    corpus, out = new_artifact("corpus"), new_artifact("embeddings")
+    write_corpus(corpus, [["a", "!", "b"]], [["c"]])
+    stats = embed_corpus(EmbedConfig(max_bad_share=0.25), corpus=corpus, out=out)
+    rows = corpus.read_table("train/part-00000.parquet")["doc_id"].to_pylist()
+    assert out.read_table("train/part-00000.parquet")["doc_id"].to_pylist() == [rows[0], rows[2]]
+    assert (stats["documents"], stats["drops"], stats["train"]["documents"]) == (3, {"no_direction": 1}, 2)
+    [line] = out.read_bytes("quarantine/train-part-00000.parquet.jsonl").splitlines()
+    assert json.loads(line) == {
+        "file": "train/part-00000.parquet",
+        "doc_id": rows[1].hex(),
+        "reason": "no_direction",
+    }
+
+
+@pytest.mark.usefixtures("small")
+def test_more_documents_without_a_direction_than_allowed_are_an_error_that_a_larger_share_mends(new_artifact) -> None:
     corpus, out = new_artifact("corpus"), new_artifact("embeddings")
     write_corpus(corpus, [["a", "!"]], [["b"]])
-    with pytest.raises(SbpError, match=f"document {b'train-0000-00001'.hex()}: the embedder gives it no direction"):
+    with pytest.raises(SbpError, match=r"1 of 3 documents no direction .*max_bad_share \(0.01\): see .*quarantine"):
         embed_corpus(EmbedConfig(), corpus=corpus, out=out)
-    assert out.files("train") == []
+    assert embed_corpus(EmbedConfig(max_bad_share=0.34), corpus=corpus, out=out)["documents"] == 2
 
 
 def test_an_embedder_of_another_length_is_refused_and_nothing_is_lost(new_artifact, tmp_path: Path) -> None:

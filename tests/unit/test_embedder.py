@@ -189,3 +189,11 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
     with pytest.raises(SbpError, match=f"embed.model={tmp_path}: cannot be loaded"):
         load_embedder(EmbedConfig(model=str(tmp_path)))
+
+
+def test_tables_that_are_looked_up_are_not_among_the_parameters_that_are_multiplied(tmp_path: Path) -> None:
+    """BERT of 2 layers, 16 wide, 64 in the MLP: attention 4 x (16 x 16 + 16), MLP 2 x 16 x 64 + 64 + 16, two norms of
+    2 x 16, in each layer; a norm of 2 x 16 after the tables, and the pooler, which is 16 x 16 + 16."""
+    layer = 4 * (16 * 16 + 16) + (2 * 16 * 64 + 64 + 16) + 2 * 2 * 16
+    made = load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64))
+    assert made.num_multiplied_parameters == 2 * layer + 2 * 16 + 16 * 16 + 16

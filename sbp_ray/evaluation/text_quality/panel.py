@@ -164,9 +164,11 @@ def _stacked(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 
 def _stored_vectors(embeddings: Artifact, doc_ids: set[bytes], split: Split) -> dict[bytes, NDArray[np.float32]]:
-    """Unit vectors that the run made of documents of a split, by id."""
+    """Unit vectors that the run made of documents of a split, by id; zeros, related to nothing, where it made none."""
     rows = _fetch_rows(embeddings, split, doc_ids, ("doc_id", "vector"))
-    return {doc_id: np.asarray(row["vector"], np.float32) for doc_id, row in rows.items()}
+    made = {doc_id: np.asarray(row["vector"], np.float32) for doc_id, row in rows.items()}
+    zeros = np.zeros(max(map(len, made.values()), default=0), np.float32)
+    return {doc_id: made.get(doc_id, zeros) for doc_id in doc_ids}
 
 
 def _embed(embed: EmbedConfig, resources: Resources, name: str, texts: Sequence[str]) -> NDArray[np.float32]:
