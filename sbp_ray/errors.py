@@ -47,7 +47,10 @@ class Outcome(NamedTuple):
 
 
 def call_for_outcome(function: Callable[..., Any], *arguments: Any) -> Outcome:
-    """Call a function where its errors cannot reach the driver. An error that is our own fault is raised as it is."""
+    """Call a function where its errors cannot reach the driver. An error that is our own fault is raised as it is.
+
+    In the driver, `call_for_outcome(ray.get, reference).get()` gives what a task raised without its remote traceback.
+    """
     try:
         return Outcome(function(*arguments))
     except SbpError as error:

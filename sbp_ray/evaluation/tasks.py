@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.errors import call_for_outcome
 from sbp_ray.schema import Split, shard_of
 from sbp_ray.shards import shard_name
 
@@ -29,7 +30,7 @@ def results(calls: Sequence[tuple[Key, Callable[[], Any]]], at_once: int = AT_ON
             key, start = waiting.pop()
             running[start()] = key
         [ready], _ = ray.wait(list(running), num_returns=1)
-        yield running.pop(ready), ray.get(ready)
+        yield running.pop(ready), call_for_outcome(ray.get, ready).get()
 
 
 def shard_calls(

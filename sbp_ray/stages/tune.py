@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TuneConfig
-from sbp_ray.errors import SbpError
+from sbp_ray.errors import SbpError, call_for_outcome
 from sbp_ray.evaluation.intervals import connected_groups, estimate_over_groups
 from sbp_ray.mixing import Mixture
 from sbp_ray.model import read_base_shape
@@ -180,7 +180,7 @@ def _measure_gain(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: S
         import ray
 
         task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(_score_pairs)
-        gain = ray.get(task.remote(cfg, corpus, pairs, special, out))
+        gain = call_for_outcome(ray.get, task.remote(cfg, corpus, pairs, special, out)).get()
     if gain["pairs"]:
         logger.info(
             f"{STAGE} | held-out d2, nats a token: {gain['nll_given_d1']:.3f} given d1, "

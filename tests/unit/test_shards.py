@@ -15,8 +15,10 @@ import pytest
 from worked_on import WorkedOn
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import Resources, TrainingResources
+from sbp_ray.config import EmbedConfig, Resources, TrainingResources
+from sbp_ray.embedder import load_embedder
 from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.tasks import results, shard_calls
 from sbp_ray.shards import (
     SCRATCH,
     Stats,
@@ -265,6 +267,20 @@ def test_calls_on_ray_return_their_values_and_raise_the_user_s_errors_as_one_lin
             dict(call_each(_fail, [number], "value"))
         assert str(caught.value).startswith(message)
         assert "\n" not in str(caught.value)
+
+
+def _embed_nothing(corpus: Artifact, name: str, value: Any) -> None:
+    load_embedder(EmbedConfig(model="/nowhere/to/be/found"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_workers")
+def test_an_embedder_that_a_worker_of_the_evaluation_lacks_is_one_line(new_artifact) -> None:
+    calls = shard_calls(_embed_nothing, new_artifact("corpus"), {"train/part-00000.parquet": None})
+    with pytest.raises(SbpError) as caught:
+        list(results(calls))
+    assert str(caught.value).startswith("embed.model=/nowhere/to/be/found: cannot be loaded (")
+    assert "\n" not in str(caught.value)
 
 
 # What there is
