@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 from sbp_ray.artifacts import fingerprint_of
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.sources import HUGGING_FACE, list_input_files, open_file_system
+from sbp_ray.input_files import HUGGING_FACE, list_input_files, open_file_system
 from sbp_ray.stage_table import Stage
 from sbp_ray.text.contamination import list_evaluation_files
 

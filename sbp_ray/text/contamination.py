@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sbp_ray.config import DecontaminateConfig
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.sources import list_input_files, open_bytes
+from sbp_ray.input_files import list_input_files, open_bytes
 from sbp_ray.text.hashing import run_hashes
 from sbp_ray.text.words import word_hashes
 

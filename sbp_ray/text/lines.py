@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, cast
 
-from sbp_ray.sources import file_size, open_bytes, open_seekable
+from sbp_ray.input_files import file_size, open_bytes, open_seekable
 
 
 def first_byte(path: str, part: int, num_parts: int) -> int:

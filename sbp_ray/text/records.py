@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.sources import HUGGING_FACE, list_input_files, open_bytes, open_seekable
+from sbp_ray.input_files import HUGGING_FACE, list_input_files, open_bytes, open_seekable
 from sbp_ray.text.lines import is_damage, read_lines
 
 FILE_COLUMN = "file"  # of a .txt file, beside its text

@@ -9,12 +9,13 @@ import pytest
 from tiny_embedder import make_bert
 
 from sbp_ray.artifacts import MANIFEST, Artifact
-from sbp_ray.config import EmbedConfig
+from sbp_ray.config import EmbedConfig, NeighborsConfig
 from sbp_ray.embedder import Embedded, Tokenized
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOCUMENT, embedding_schema
 from sbp_ray.stages import embed
 from sbp_ray.stages.embed import ShardEmbedder, embed_corpus
+from sbp_ray.stages.neighbors import find_neighbors
 from sbp_ray.text.hashing import hash64
 from sbp_ray.text.minhash import document_signature
 
@@ -147,6 +148,20 @@ def test_a_document_without_a_direction_is_put_aside_and_the_others_are_embedded
         "doc_id": rows[1].hex(),
         "reason": "no_direction",
     }
+
+
+@pytest.mark.usefixtures("small")
+def test_documents_without_a_direction_have_no_neighbours_and_their_shard_is_complete(new_artifact) -> None:
+    corpus, out, neighbors = (new_artifact(name) for name in ("corpus", "embeddings", "neighbors"))
+    write_corpus(corpus, [["a", "!", "bb", "ccc"]], [["d", "ee"]])
+    stats = embed_corpus(EmbedConfig(max_bad_share=0.25), corpus=corpus, out=out)
+    out.write_json(MANIFEST, {"stats": stats})
+    find_neighbors(NeighborsConfig(num_neighbors=3), embeddings=out, out=neighbors)
+    ids = corpus.read_table("train/part-00000.parquet")["doc_id"].to_pylist()
+    rows = neighbors.read_table("train/part-00000.parquet", ["doc_id", "neighbor_ids"]).to_pylist()
+    assert [row["doc_id"] for row in rows] == [ids[0], ids[2], ids[3]]
+    assert [len(row["neighbor_ids"]) for row in rows] == [2, 2, 2]
+    assert ids[1] not in {near for row in rows for near in row["neighbor_ids"]}
 
 
 @pytest.mark.usefixtures("small")

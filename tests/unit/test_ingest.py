@@ -15,9 +15,10 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, IngestConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.errors import SbpError
+from sbp_ray.ingestion import parsing
+from sbp_ray.ingestion.choosing import HASHES_KEPT, estimate_distinct, validation_limit
 from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, shard_of
 from sbp_ray.stages import ingest
-from sbp_ray.stages.ingest import HASHES_KEPT, estimate_distinct, validation_limit
 from sbp_ray.text import records
 from sbp_ray.text.hashing import hash64, id_ranks
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
@@ -241,7 +242,7 @@ def test_the_tokenizer_never_sees_the_validation_split(tmp_path: Path, new_artif
 def test_a_chunk_at_a_time_gives_the_same_corpus(tmp_path: Path, new_artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(tmp_path / "in.jsonl", articles(10))
     ingest_documents(config(tmp_path / "in.jsonl"), out=(whole := new_artifact("whole")))
-    monkeypatch.setattr(ingest, "_CHUNK_CHARS", 500)  # two rows
+    monkeypatch.setattr(parsing, "CHUNK_CHARS", 500)  # two rows
     monkeypatch.setattr(ingest, "_ENCODE_ROWS", 2)
     ingest_documents(config(tmp_path / "in.jsonl"), out=(parts := new_artifact("parts")))
     for split in SPLITS:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.evaluation.benchmarks.catalog import KNOWN, TEXT, Row
-from sbp_ray.sources import open_bytes, open_file_system
+from sbp_ray.input_files import open_bytes, open_file_system
 from sbp_ray.text.hashing import hash64
 
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from sbp_ray.config import EvalConfig
 from sbp_ray.errors import SbpError, one_line
+from sbp_ray.input_files import list_input_files, open_bytes
 from sbp_ray.schema import Split
-from sbp_ray.sources import list_input_files, open_bytes
 from sbp_ray.text.hashing import hash64
 from sbp_ray.text.pair_format import Example, join_tokens
 from sbp_ray.text.tokenizer import SpecialIds, encode_texts

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sbp_ray.errors import SbpError
-from sbp_ray.sources import list_input_files
+from sbp_ray.input_files import list_input_files
 from sbp_ray.text import records
 from sbp_ray.text.records import BadRow, Record, RecordReader, Unit, input_units
 

@@ -1,0 +1,97 @@
+"""Which documents a shard holds: each text once, by split, without those that an evaluation set shares, up to a number.
+
+A group's split follows from its hash, and whether a document is kept from the slot of its id, so a worker decides both
+for its own shard. Only a limit for each is agreed on before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.buckets import read_bucket
+from sbp_ray.doc_ids import id_numbers, ids_to_numpy
+from sbp_ray.ingestion.parsing import PARSED
+from sbp_ray.schema import SPLITS, Split
+from sbp_ray.shards import SCRATCH
+from sbp_ray.text.contamination import EvaluationNgrams
+from sbp_ray.text.hashing import id_ranks
+
+NUM_SLOTS = 65_536
+"""Slots of ids. With so many, the documents to keep are chosen without one process that holds all ids."""
+HASHES_KEPT = 1024
+"""Hashes of each split's groups that are kept to estimate how many groups there are."""
+_CHECK_ROWS = 1000
+"""Documents that are compared with the evaluation sets at a time."""
+
+
+def validation_limit(share: float, low: int, high: int) -> int:
+    """Groups whose hash is below the limit are held out: `share` of them, but of two or more at least one, and not all.
+
+    Args:
+        share: `ingest.validation_share`.
+        low: smallest hash of a group.
+        high: largest hash of a group.
+    """
+    if share == 0 or low == high:
+        return 0
+    return min(max(int(share * 2**64), low + 1), high)
+
+
+def slots_of(documents: pa.Table) -> np.ndarray:
+    """The slot of each document's id, int64 [N]: uniform, and independent of its shard and its group."""
+    ranks_N = id_ranks("max_documents", 0, id_numbers(ids_to_numpy(documents["doc_id"])))
+    return (ranks_N // np.uint64(2**64 // NUM_SLOTS)).astype(np.int64)
+
+
+def keep_slots(documents: pa.Table, num_slots: int) -> pa.Table:
+    """The documents in the first slots."""
+    return documents if num_slots == NUM_SLOTS else documents.filter(pa.array(slots_of(documents) < num_slots))
+
+
+def gather_shard(out: Artifact, shard: int, limit: int) -> tuple[dict[Split, pa.Table], dict[Split, int]]:
+    """A shard's documents by split, sorted by id, and how many exact duplicates each split lost.
+
+    Of equal texts the first stays: by file, then by line. Which split the others were of does not matter, so that no
+    text is in both.
+    """
+    table = read_bucket(out, out.files(SCRATCH, ".parquet"), shard, PARSED)
+    ids = ids_to_numpy(table["doc_id"])
+    order = np.argsort(ids, kind="stable")  # stable: the first of equals comes first
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = ids[order][1:] != ids[order][:-1]
+    is_validation = table.column("group_hash").to_numpy()[order] < limit
+    documents: dict[Split, pa.Table] = {}
+    num_duplicates: dict[Split, int] = {}
+    for split in SPLITS:
+        in_split = is_validation if split == "validation" else ~is_validation
+        documents[split] = table.take(pa.array(order[in_split & is_first]))
+        num_duplicates[split] = int((in_split & ~is_first).sum())
+    return documents, num_duplicates
+
+
+def drop_contaminated(table: pa.Table, ngrams: EvaluationNgrams) -> tuple[pa.Table, Counter[str]]:
+    """The rows that share no n-gram with an evaluation set; and how many of the others share one with each set."""
+    hits: dict[int, tuple[str, ...]] = {}
+    for start in range(0, len(table) if ngrams.num_ngrams else 0, _CHECK_ROWS):
+        found = ngrams.find(table.column("text").slice(start, _CHECK_ROWS).to_pylist())
+        hits |= {start + row: names for row, names in found.items()}
+    if hits:
+        table = table.take(pa.array(np.setdiff1d(np.arange(len(table)), list(hits))))
+    return table, Counter(name for names in hits.values() for name in names)
+
+
+def estimate_distinct(smallest: list[int], low: int, high: int) -> int:
+    """How many distinct hashes there are, from the smallest ones: exact below 1,024, within some 3 % above.
+
+    Args:
+        smallest: the smallest `HASHES_KEPT` of them, sorted, or all where they are fewer.
+        low: the hashes are uniform from here on,
+        high: and below this. The split is a cut through the hashes, so neither split's fill all 64 bits.
+    """
+    if len(smallest) < HASHES_KEPT:
+        return len(smallest)
+    return round((HASHES_KEPT - 1) * (high - low) / (smallest[-1] - low))
