@@ -84,13 +84,14 @@ class Step:
     once as the stage has."""
     keeps_worker: bool = False
     """Whether a worker is built once in each of so many actors, as one that holds a model must be; otherwise it is
-    built anew in a task for each item."""
+    built anew in each task."""
     items_at_once: int = 1
     """Items that a task works on in as many threads, for workers that keep no state and spend their time outside of
     Python. Not for steps that keep their worker."""
     reads: Sequence[tuple[Artifact, str]] = ()
     """Folders whose files the items read, all together. Where they hold less than 4 MiB, the driver does the step
-    itself, which is quicker than to start Ray Data and ends in the same files."""
+    itself, which is quicker than to start Ray Data and ends in the same files; where the items read little each, a task
+    takes several."""
 
 
 def run_steps(out: Artifact, steps: Iterable[Step], resources: Resources) -> None:
@@ -147,11 +148,11 @@ def _work_here(step: Step, todo: Sequence[Item]) -> Iterator[Outcome]:
 def _work_on_ray(step: Step, todo: Sequence[Item], taken: Resources) -> Iterator[Outcome]:
     import ray
 
-    each = 1 if step.keeps_worker else step.items_at_once
+    each = _items_per_task(step, len(todo), taken.num_workers)
     rows = [{"items": json.dumps(todo[start : start + each])} for start in range(0, len(todo), each)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     num_workers = min(taken.num_workers, len(rows))
-    arguments = (step.name, step.worker, step.arguments)
+    arguments = (step.name, step.worker, step.arguments, step.items_at_once)
     amount: dict[str, Any] = {"num_cpus": taken.num_cpus, "num_gpus": taken.num_gpus}
     if step.keeps_worker:
         pool = ray.data.ActorPoolStrategy(size=num_workers)
@@ -164,21 +165,30 @@ def _work_on_ray(step: Step, todo: Sequence[Item], taken: Resources) -> Iterator
         yield from (Outcome(*outcome) for outcome in json.loads(row["outcomes"]))
 
 
+def _items_per_task(step: Step, num_todo: int, num_workers: int) -> int:
+    """Short items go together until a task reads 4 MiB, since Ray Data spends 20 ms on a task; but each worker has four
+    tasks at least."""
+    if not step.reads:
+        return step.items_at_once
+    together = _SMALL_BYTES * len(step.items) // max(1, _num_bytes(step.reads))
+    return max(step.items_at_once, min(together, num_todo // (4 * num_workers)))
+
+
 class WorkOnItems:
     """Adapts a worker to Ray Data's rows, and an error that the user can fix to what crosses between processes."""
 
-    def __init__(self, name: str, worker: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self._name, self._built = name, call_for_outcome(worker, *arguments)
+    def __init__(self, name: str, worker: Callable[..., Any], arguments: tuple[Any, ...], at_once: int = 1) -> None:
+        self._name, self._built, self._at_once = name, call_for_outcome(worker, *arguments), at_once
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """One string for all: drops have other reasons from row to row."""
         return {"outcomes": json.dumps(self.outcomes(json.loads(row["items"])))}
 
     def outcomes(self, items: Sequence[Item]) -> list[Outcome]:
-        """Work on the items, at once where there are several."""
-        if len(items) == 1:
-            return [self._work(items[0])]
-        with ThreadPoolExecutor(len(items)) as pool:
+        """Work on the items, so many at once."""
+        if self._at_once == 1:
+            return [self._work(item) for item in items]
+        with ThreadPoolExecutor(self._at_once) as pool:
             return list(pool.map(self._work, items))
 
     def _work(self, item: Item) -> Outcome:
@@ -186,9 +196,9 @@ class WorkOnItems:
         return self._built if self._built.message else call_for_outcome(self._built.value, item)
 
 
-def work_on_items(row: dict[str, Any], name: str, worker: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def work_on_items(row: dict[str, Any], *arguments: Any) -> dict[str, Any]:
     """`WorkOnItems` as a task."""
-    return WorkOnItems(name, worker, arguments)(row)
+    return WorkOnItems(*arguments)(row)
 
 
 def _report(stage: str, outcomes: Iterable[Outcome], num_items: int, num_done: int) -> None:

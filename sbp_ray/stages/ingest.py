@@ -319,9 +319,8 @@ def _split_stats(out: Artifact, split: Split, low: int, high: int) -> Stats:
     """Of a split whose groups' hashes lie in [low, high)."""
     total: Stats = {}
     smallest: list[int] = []
-    for part in read_stats(
-        out, list_shards(out, split)
-    ):  # few at a time: a thousand hashes of each of 10^4 shards would be 0.5 GB
+    parts = read_stats(out, list_shards(out, split))  # few wait: a thousand hashes of each of 10^4 shards are 0.5 GB
+    for part in parts:
         smallest = sorted({*smallest, *part.pop("group_hashes")})[:HASHES_KEPT]
         total = add_stats([total, part])
     return {"groups": estimate_distinct(smallest, low, high), **total}

@@ -232,6 +232,16 @@ def test_a_step_that_reads_little_is_done_by_the_driver(new_artifact) -> None:
     assert os.getpid() not in [large.read_json(name)[0] for name in large.files("a")]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_workers")
+def test_short_items_share_a_task_and_every_worker_has_four_tasks(new_artifact) -> None:
+    """16 items of 5 MiB together: 13 would read 4 MiB, and two workers have eight tasks of two items."""
+    out, corpus = new_artifact("any"), new_artifact("corpus")
+    corpus.write_bytes("train/part-00000.parquet", bytes(5 << 20))
+    run_steps(out, [note_pids(out, 16, reads=[(corpus, "train")])], HERE)
+    assert sorted(out.read_json(name)[1] for name in out.files("a")) == [1] * 8 + [2] * 8
+
+
 def _fail(number: int, shared: str) -> str:
     if number == 2:
         raise SbpError(f"{shared}: mend it")
