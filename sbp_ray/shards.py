@@ -18,6 +18,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -49,6 +51,7 @@ STATS = "stats.json"
 """File that says that a stage with a scratch folder has done all its steps."""
 _SMALL_BYTES = 4 << 20
 """Input that one process reads and works on in less time than Ray Data takes to start, some two seconds."""
+_WORKING_HERE: ContextVar[bool] = ContextVar("working_here", default=False)
 _CALLS_AT_ONCE = 64
 """Calls whose results are not yet taken in. This bounds the object store, not the cluster."""
 _MADE_BY = {stage.writes: stage.name for stage in STAGES}
@@ -97,8 +100,8 @@ class Step:
 def run_steps(out: Artifact, steps: Iterable[Step], resources: Resources) -> None:
     """Run the steps one after the other, each on the items that an earlier run has not done.
 
-    A worker that needs no Ray runs in this process: where `resources` say so, where this process has joined no Ray, and
-    for steps that read little (`Step.reads`).
+    A worker that needs no Ray runs in this process: where `resources` say so, within `working_here`, where this process
+    has joined no Ray, and for steps that read little (`Step.reads`).
 
     Args:
         out: the artifact that the steps' files lie in.
@@ -127,8 +130,23 @@ def _items_to_do(out: Artifact, step: Step) -> list[Item]:
     return [item for item, name in zip(step.items, names, strict=True) if name not in there]
 
 
+@contextmanager
+def working_here() -> Iterator[None]:
+    """Within the block all steps and calls are worked on in this process, although it may have joined a Ray."""
+    token = _WORKING_HERE.set(True)
+    try:
+        yield
+    finally:
+        _WORKING_HERE.reset(token)
+
+
+def _does_without_ray(resources: Resources | None) -> bool:
+    is_told = isinstance(resources, TrainingResources) and resources.in_process
+    return is_told or _WORKING_HERE.get() or not metrics.ray_is_running()
+
+
 def _is_for_driver(step: Step, resources: Resources) -> bool:
-    if not metrics.ray_is_running() or (isinstance(resources, TrainingResources) and resources.in_process):
+    if _does_without_ray(resources):
         return True
     return step.resources is None and bool(step.reads) and _num_bytes(step.reads) < _SMALL_BYTES
 
@@ -248,7 +266,7 @@ def call_each(
     Raises:
         SbpError: the first one that a call raised.
     """
-    if not metrics.ray_is_running() or (isinstance(resources, TrainingResources) and resources.in_process):
+    if _does_without_ray(resources):
         for call in calls:
             yield call, call_for_outcome(function, call, *shared).get()
         return

@@ -11,6 +11,7 @@ import pytest
 from worked_on import WorkedOn, WorkHandler
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.shards import working_here
 
 
 def pytest_configure() -> None:
@@ -102,12 +103,13 @@ def new_artifact(tmp_path: Path):
 
 @pytest.fixture
 def in_process() -> Iterator[WorkedOn]:
-    """What the stages that a test calls work on; they do it in this process, since it has joined no Ray."""
+    """What the stages that a test calls work on, in this process although tests before it may have joined a Ray."""
     worked_on = WorkedOn()
     runner, handler = logging.getLogger("sbp_ray.shards"), WorkHandler(worked_on)
     level = runner.level
     runner.addHandler(handler)
     runner.setLevel(logging.DEBUG)
-    yield worked_on
+    with working_here():
+        yield worked_on
     runner.removeHandler(handler)
     runner.setLevel(level)

@@ -91,6 +91,7 @@ def test_files_of_an_earlier_attempt_are_made_again(new_artifact, in_process: Wo
     assert [item["shard"] for _, item in in_process] == [2]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_step_may_depend_on_the_one_before_it(new_artifact) -> None:
     out = new_artifact("any")
 
@@ -102,6 +103,7 @@ def test_a_step_may_depend_on_the_one_before_it(new_artifact) -> None:
     assert out.files("b") == ["b/2.json"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_each_folder_is_listed_once_and_no_file_is_asked_for_by_itself(
     new_artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +122,7 @@ def test_each_folder_is_listed_once_and_no_file_is_asked_for_by_itself(
     assert listed == ["a"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_progress_counts_what_was_there_before(new_artifact, caplog: pytest.LogCaptureFixture) -> None:
     out = new_artifact("any")
     out.write_json("a/1.json", {})
@@ -145,6 +148,7 @@ def _run(out: Artifact, worker: Callable[..., Any]) -> None:
     run_steps(out, [step], TrainingResources(in_process=True))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_full_disk_is_something_that_the_user_can_fix_and_no_other_error_of_the_system_is(new_artifact) -> None:
     out = new_artifact("any")
     with pytest.raises(SbpError, match=r"there is no room to write \(.*No space left.*\): make room, and run the same"):
@@ -153,6 +157,7 @@ def test_a_full_disk_is_something_that_the_user_can_fix_and_no_other_error_of_th
         _run(out, _worker(PermissionError(errno.EACCES, "Permission denied")))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_what_was_committed_before_an_error_stays(new_artifact) -> None:
     out = new_artifact("any")
     with pytest.raises(SbpError, match="-1 is negative: give another number"):
