@@ -228,7 +228,8 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
     assert [row["step"] for row in rows] == list(range(1, 201))
     assert outcome[0]["mixture"]["synthetic"]["rows"] == 2
     assert outcome[0]["attempts"] == 2
-    assert outcome[0]["wasted_steps"] <= CHECKPOINT_EVERY + 1  # one is trained while its checkpoint is written
+    # The next save waits for the one before it: two intervals at most, however slow the disk is.
+    assert outcome[0]["wasted_steps"] <= 2 * CHECKPOINT_EVERY
 
 
 @pytest.mark.parametrize("by", ["transformers", "vllm"])
