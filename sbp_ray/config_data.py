@@ -82,7 +82,7 @@ class NeighborsConfig(Section):
     cell_documents: PositiveInt = 384
     """Documents that live in a cell, on average; more where vectors have fewer than 128 dimensions. A document is
     compared with those of its own cell and of the next nearest ones, and then with its neighbours' neighbours."""
-    visits: PositiveInt = 48
+    probes: PositiveInt = 48
     """Cells whose documents a document is compared with at most, its own included."""
     worker_gib: PositiveFloat = 4.0
     """Memory that a worker spends on documents: says how many are searched together. Documents at the border of two

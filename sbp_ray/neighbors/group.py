@@ -1,13 +1,15 @@
 """The nearest documents of each document of a group, all of which fits into memory.
 
 First by cells: a document is compared with those of its own cell and of the next nearest, and each product serves both:
-the one visited learns of its visitor too. That finds most neighbours, and these find the rest: two documents that a
+the probed document learns of the probing one too. That finds most neighbours. Lists find the rest: two documents that a
 third holds for neighbours are likely to be neighbours, so that in round after round those that a list brings together
 are compared, unless they have met in a cell (Dong, Moses and Li 2011, "Efficient k-nearest neighbor graph construction
 for generic similarity measures"). Documents whose true neighbours are known tell when it is enough.
 
 Each list has one owner at a time among the threads, and holds the best of what was offered in any order, since entries
-are never equal: the graph depends neither on the threads' number nor on their speed.
+are never equal. Only which of several equally near documents comes last depends on when updates are carried out, and
+they are carried out after a fixed number of lists. So the graph depends neither on the threads' number nor on their
+speed.
 """
 
 from __future__ import annotations
@@ -26,29 +28,50 @@ from sbp_ray.neighbors import kernels
 from sbp_ray.neighbors.cells import SAMPLES_PER_CELL, Cells, blocks, find_cells, in_blocks, nearest_cells, products
 from sbp_ray.neighbors.quantize import Quantizer, inverse_lengths
 
-# N = documents of the group, D = vector length, P = cells that a document visits, K = neighbours, R = rows of a block
+# N = documents of the group, D = vector length, P = cells that a document probes, K = neighbours, R = rows of a block
 # W = candidates of a document
 
 _BLOCK_ROWS = 512
-_BLOCK_COLUMNS = 1024  # scores of 2 MiB a block: they stay in the cache between the product and the scan
-_CROWDED = 4  # a cell of more than so many times the documents that a cell should have is split, however alike they are
-_ENOUGH_FROM_CELLS = 0.85  # of the control's neighbours: from here on, lists of neighbours are the shorter way
-_LITTLE_GAIN = 0.02  # likewise, of what a visit found
-_MORE_VISITS = 4  # when lists hardly change
-_FEW_VISITS = 8  # before the first lists are joined
-_NEAR_CELLS = 16  # that are found at first: finding more of them later takes as long again
-_JOINED = 16  # the nearest of a document's candidates that are joined, and as many documents that name it
-_MORE_JOINED = 4  # further ones, when there are no cells left to visit
+"""Rows of a block of scores."""
+_BLOCK_COLUMNS = 1024
+"""Columns of a block of scores, which is 2 MiB: it stays in the cache between the product and the scan."""
+_CROWDED = 4
+"""How many times the documents that a cell should have it may have before it is split, however alike they are."""
+_ENOUGH_FROM_CELLS = 0.85
+"""Share of the control's neighbours from which on lists of neighbours are the shorter way."""
+_LITTLE_GAIN = 0.02
+"""Share of the control's neighbours below which a probe has found too little to go on with cells."""
+_MORE_PROBES = 4
+"""Cells probed in a row when lists hardly change."""
+_FEW_PROBES = 8
+"""Cells probed at most before the first lists are joined."""
+_NEAR_CELLS = 16
+"""Nearest cells that are looked up at first; to look up more of them later takes as long again."""
+_JOINED = 16
+"""Nearest candidates of a list that are joined, and as many documents whose lists name the owner."""
+_MORE_JOINED = 4
+"""Candidates by which the joined part of a list grows when there are no cells left to probe."""
 _MOST_JOINED = 32
-_SLOW = 0.04  # of all candidates, changed in a round
-_CHUNK = 2048  # lists that a thread joins at a time
-_CHUNKS = 8  # of each thread, whose updates are carried out together
-_MEETINGS = 32  # likewise, of cells and their visitors
+"""Candidates of a list that are joined at most."""
+_SLOW = 0.04
+"""Share of all candidates that a round must change for lists alone to go on."""
+_CHUNK = 2048
+"""Lists that a thread joins at a time."""
+_CHUNKS = 16
+"""Chunks of lists whose updates are carried out together. Not a number for each thread: an update must be nearer than
+the last entry of a list as it is before all of them, so which of equally near documents stays depends on this."""
+_MEETINGS = 32
+"""Parts of cells that each thread compares with the probing documents before updates are carried out."""
 _UPDATES_PER_LIST = 24
+"""Updates that a buffer has room for, for each list of a chunk."""
 _ROUNDS = 40
-_SETTLED = 0.002  # likewise: nothing more is to come
-JOINED_BYTES = 4 * (2 * _MOST_JOINED + 1)  # a document, at most
-VISITED_BYTES = 4 * 3 * _NEAR_CELLS  # a document: its cells, and their parts in both orders
+"""Rounds of joining at most."""
+_SETTLED = 0.002
+"""Share of all candidates that a round must change at least; with fewer changes nothing more is to come."""
+JOINED_BYTES = 4 * (2 * _MOST_JOINED + 1)
+"""Memory that joining takes for a document at most."""
+PROBED_BYTES = 4 * 3 * _NEAR_CELLS
+"""Memory that probing takes for a document: its cells, and their parts in both orders."""
 
 
 class Effort(NamedTuple):
@@ -56,7 +79,7 @@ class Effort(NamedTuple):
 
     cell_documents: int
     """Documents of a cell, on average."""
-    visits: int
+    probes: int
     """Cells in which a document looks for neighbours at most, its own included."""
     recall: float
     """Share of the control's neighbours; when so many are found, the search ends."""
@@ -132,7 +155,7 @@ def search_group(
         coarse_ND = np.concatenate(parts)
         del parts
         cells = _find_cells(coarse_ND, effort, seed, pool, device)
-        num_near = min(effort.visits, _NEAR_CELLS)
+        num_near = min(effort.probes, _NEAR_CELLS)
         cell_NP = nearest_cells(cells, torch.from_numpy(coarse_ND).to(device), num_near, pool)
         order_N = _sorted_by_cell(cell_NP[:, 0])
         place_N = np.empty(num, np.int64)
@@ -189,8 +212,8 @@ class _Search:
 
     Args:
         vectors_ND: int8.
-        cells: what they may visit.
-        cell_NP: the nearest of these.
+        cells: the cells that documents may probe.
+        cell_NP: the nearest cells of each document.
         homes: where each lives.
         lists_NW: empty.
         control: by which it knows when to end.
@@ -215,16 +238,16 @@ class _Search:
         self._coarse_ND, self._vectors_ND = vectors_ND.numpy(), vectors_ND.to(device)
         self._cells, self._homes, self._control, self._pool = cells, homes, control, pool
         self._cell_NP = cell_NP
-        self._part_PN = np.empty((0, len(lists_NW)), np.int32)  # what each has visited of its cells
+        self._part_PN = np.empty((0, len(lists_NW)), np.int32)  # the parts of cells that each document has probed
         shares = np.linspace(0, len(lists_NW), num_threads + 1).astype(int)
         self._shares = list(itertools.pairwise(shares))  # of the lists: the owners among the threads
 
     def run(self, effort: Effort) -> None:
-        """Visit cells while that brings much, then join lists; when these hardly change, visit further cells."""
-        most_visits = min(effort.visits, len(self._cells.center_CD))
+        """Probe cells while that brings much, then join lists; when the lists hardly change, probe further cells."""
+        most_probes = min(effort.probes, len(self._cells.center_CD))
         share = 0.0
-        while len(self._part_PN) < min(most_visits, _FEW_VISITS):
-            self._visit_next(most_visits)
+        while len(self._part_PN) < min(most_probes, _FEW_PROBES):
+            self._probe_next(most_probes)
             gain = self._found_share() - share
             share += gain
             if share >= _ENOUGH_FROM_CELLS or (share > 0 and gain < _LITTLE_GAIN):
@@ -239,10 +262,10 @@ class _Search:
             changed = self._join(width) / self.lists_NW.size
             if changed > _SLOW or self._found_share() >= effort.recall:
                 continue
-            num_left = most_visits - len(self._part_PN)
+            num_left = most_probes - len(self._part_PN)
             if num_left:
-                for _ in range(min(_MORE_VISITS, num_left)):
-                    self._visit_next(most_visits)
+                for _ in range(min(_MORE_PROBES, num_left)):
+                    self._probe_next(most_probes)
                     if self._found_share() >= effort.recall:
                         return
             elif width < most:
@@ -259,19 +282,19 @@ class _Search:
 
     # Cells
 
-    def _visit_next(self, most: int) -> None:
-        """Let each document and those of its next nearest cell find one another; `most` cells may be visited in all."""
-        num_visited = len(self._part_PN)
-        if num_visited == self._cell_NP.shape[1]:
-            self._cell_NP = nearest_cells(self._cells, self._vectors_ND, min(most, 2 * num_visited), self._pool)
-        meetings = list(_meetings(self._cell_NP[:, num_visited], self._homes))
+    def _probe_next(self, most: int) -> None:
+        """Let each document and those of its next nearest cell find one another; `most` cells may be probed in all."""
+        num_probed = len(self._part_PN)
+        if num_probed == self._cell_NP.shape[1]:
+            self._cell_NP = nearest_cells(self._cells, self._vectors_ND, min(most, 2 * num_probed), self._pool)
+        meetings = list(_meetings(self._cell_NP[:, num_probed], self._homes))
         part_N = np.empty(len(self.lists_NW), np.int32)
         for documents_V, part in meetings:
             part_N[documents_V] = part
         floor_N = ((self.lists_NW[:, -1] >> 32) + 1).clip(kernels.LEAST_FLOOR).astype(np.int32)
 
         def compare(meeting: tuple[NDArray[np.int64], int]) -> list[_Updates]:
-            return self._compare(*meeting, floor_N=floor_N, is_mutual=num_visited > 0)
+            return self._compare(*meeting, floor_N=floor_N, is_mutual=num_probed > 0)
 
         for start in range(0, len(meetings), num_meetings := _MEETINGS * len(self._shares)):
             some = meetings[start : start + num_meetings]
@@ -312,8 +335,7 @@ class _Search:
         list(self._pool.map(add_sources, self._shares))
         kernels.forget_fresh(self.lists_NW, width)
         num_updates = _CHUNK * _UPDATES_PER_LIST + joined_NB.shape[1] ** 2
-        num_chunks = _CHUNKS * len(self._shares)
-        buffers = [(np.empty(num_updates, np.int32), np.empty(num_updates, np.int64)) for _ in range(num_chunks)]
+        buffers = [(np.empty(num_updates, np.int32), np.empty(num_updates, np.int64)) for _ in range(_CHUNKS)]
 
         def compare(chunk: slice, buffer: _Updates) -> tuple[int, _Updates]:
             stopped, num = kernels.join(
@@ -330,7 +352,7 @@ class _Search:
 
         waiting, num_new = deque(blocks(len(self.lists_NW), _CHUNK)), 0
         while waiting:
-            chunks = [waiting.popleft() for _ in range(min(num_chunks, len(waiting)))]
+            chunks = [waiting.popleft() for _ in range(min(_CHUNKS, len(waiting)))]
             stops, updates = zip(*self._pool.map(compare, chunks, buffers), strict=True)
             num_new += self._carry_out(updates)
             left = [slice(stop, chunk.stop) for chunk, stop in zip(chunks, stops, strict=True) if stop < chunk.stop]
@@ -351,7 +373,7 @@ def _sorted_by_cell(cell_N: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def _meetings(cell_N: NDArray[np.int32], homes: _Homes) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Who visits which part of a cell, where each document visits one cell; nobody meets twice."""
+    """Documents that probe a cell, and the part of it; each document probes one cell, and no two meet twice."""
     order = _sorted_by_cell(cell_N)
     first_C1 = np.searchsorted(cell_N[order], np.arange(len(homes.first_part_C1)))
     for cell, (first_part, end_part) in enumerate(itertools.pairwise(homes.first_part_C1)):

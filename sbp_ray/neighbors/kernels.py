@@ -242,7 +242,7 @@ def _dot(a_D, b_D):  # type: ignore[no-untyped-def]  # compiled
 
 @numba.njit(cache=True, nogil=True)
 def _have_met(part_P, other_part_P):  # type: ignore[no-untyped-def]  # compiled
-    """Whether one of two documents has visited the part of a cell where the other lives, its first."""
+    """Whether one of two documents has probed the part of a cell where the other lives, which is its first part."""
     met = False
     for p in range(len(part_P)):
         met |= (part_P[p] == other_part_P[0]) | (other_part_P[p] == part_P[0])
@@ -251,7 +251,7 @@ def _have_met(part_P, other_part_P):  # type: ignore[no-untyped-def]  # compiled
 
 @numba.njit(cache=True, nogil=True)
 def join(joined_NB, num_N, first, end, vectors_ND, part_NP, lists_NW, target_U, entry_U):  # type: ignore[no-untyped-def]  # compiled
-    """Compare the documents that a list brings together, and note which would better whose list.
+    """Compare the documents that a list brings together, and note which of them betters the list of the other.
 
     Two documents are compared if one of them is fresh and they have not met in a cell.
 
@@ -261,7 +261,7 @@ def join(joined_NB, num_N, first, end, vectors_ND, part_NP, lists_NW, target_U, 
         first: of the lists to join.
         end: the one after the last.
         vectors_ND: int8.
-        part_NP: the parts of cells that each document has visited, first that where it lives.
+        part_NP: the parts of cells that each document has probed, the part where it lives first.
         lists_NW: not changed: its last entries say what is good enough.
         target_U: documents whose lists would be bettered, written.
         entry_U: by which entry, written.

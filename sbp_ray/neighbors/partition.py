@@ -21,10 +21,15 @@ from sbp_ray.neighbors.quantize import Quantizer
 # N = documents, D = vector length, C = cells, G = groups, Q = queries, K = neighbours
 
 CELLS_PER_GROUP = 64
+"""Cells that a group is put together from, as long as all groups together have not more than `_MANY_CELLS`."""
 SAMPLES_PER_CELL = 128
-MOST_CELLS = 4096
-MOST_GROUPS = MOST_CELLS // 8  # of fewer cells a group is too coarse to be as large as another
-_BLOCK_ROWS = 2048
+"""Documents of the sample for each cell."""
+_MANY_CELLS = 4096
+"""Cells from which on more groups get fewer cells each, down to `_LEAST_CELLS`."""
+_LEAST_CELLS = 8
+"""Cells of a group at least: with fewer, a group is too coarse to be as large as another."""
+_BLOCK_SCORES = 2048 * 4096
+"""Products that a thread holds at a time: 32 MiB."""
 _BLOCK_QUERIES = 200
 
 
@@ -67,7 +72,9 @@ class Partition(NamedTuple):
 
 def num_cells_of(num_groups: int) -> int:
     """Cells that the groups are put together from; one group needs none."""
-    return min(MOST_CELLS, CELLS_PER_GROUP * num_groups) if num_groups > 1 else 0
+    if num_groups == 1:
+        return 0
+    return max(min(_MANY_CELLS, CELLS_PER_GROUP * num_groups), _LEAST_CELLS * num_groups)
 
 
 def one_group(quantizer: Quantizer, dim: int) -> Partition:
@@ -129,7 +136,8 @@ def gaps(made: Partition, coarse_ND: NDArray[np.int8], pool: ThreadPoolExecutor)
         return nearest_NG.max(axis=1, keepdims=True) - nearest_NG
 
     none = np.empty((0, made.num_groups), np.int32)
-    return np.concatenate([none, *in_blocks(pool, len(coarse_ND), _BLOCK_ROWS, gaps_of)])
+    block_rows = max(1, _BLOCK_SCORES // len(made.center_CD))
+    return np.concatenate([none, *in_blocks(pool, len(coarse_ND), block_rows, gaps_of)])
 
 
 def margin_for(

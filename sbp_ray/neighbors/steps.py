@@ -19,7 +19,21 @@ from sbp_ray.buckets import bucket_writer, read_bucket
 from sbp_ray.config import NeighborsConfig
 from sbp_ray.doc_ids import ID, id_numbers, ids_to_arrow, ids_to_numpy, shards_of
 from sbp_ray.neighbors.cells import blocks
-from sbp_ray.neighbors.files import (
+from sbp_ray.neighbors.group import Control, Effort, Found, search_group
+from sbp_ray.neighbors.histogram import cosine_histogram
+from sbp_ray.neighbors.kernels import NO_ROW, equal_bytes, merge_lists
+from sbp_ray.neighbors.partition import (
+    SAMPLES_PER_CELL,
+    Partition,
+    gaps,
+    make_groups,
+    margin_for,
+    num_cells_of,
+    one_group,
+)
+from sbp_ray.neighbors.quantize import Quantizer, encode
+from sbp_ray.neighbors.recall import Exact, ExactSearch, merged, no_neighbors
+from sbp_ray.neighbors.search_files import (
     BATCH_ROWS,
     Vectors,
     column,
@@ -36,19 +50,7 @@ from sbp_ray.neighbors.files import (
     values,
     vector_length,
 )
-from sbp_ray.neighbors.group import Control, Effort, Found, search_group
-from sbp_ray.neighbors.histogram import cosine_histogram
-from sbp_ray.neighbors.kernels import NO_ROW, equal_bytes, merge_lists
-from sbp_ray.neighbors.partition import (
-    SAMPLES_PER_CELL,
-    Partition,
-    gaps,
-    make_groups,
-    margin_for,
-    num_cells_of,
-    one_group,
-)
-from sbp_ray.neighbors.plan import (
+from sbp_ray.neighbors.search_plan import (
     EXACT_BELOW,
     num_calibration_documents,
     num_control_queries,
@@ -56,8 +58,6 @@ from sbp_ray.neighbors.plan import (
     refuse_small_machine,
     threads_of,
 )
-from sbp_ray.neighbors.quantize import Quantizer, encode
-from sbp_ray.neighbors.recall import Exact, ExactSearch, merged, no_neighbors
 from sbp_ray.schema import NEIGHBORS, SIGNATURE_BYTES, Split
 from sbp_ray.shards import Stats, shard_name
 from sbp_ray.text.minhash import estimate_containment, jaccard_of
@@ -130,7 +130,8 @@ class Router:
         split, shard, attempt = item["split"], item["shard"], item["attempt"]
         made = read_partition(self._out, split, attempt)
         dim = made.query_QD.shape[1] if len(made.query_QD) else vector_length(self._embeddings, split)
-        stats = {"documents": 0, "copies": 0}
+        stats: dict[str, Any] = {"documents": 0, "copies": 0}
+        num_G = np.zeros(made.num_groups, np.int64)
         name = routed_file(split, attempt, shard)
         schema, columns = routed_schema(dim), ["signature", "num_shingles", "group_hash"]
         threads = threads_of(self._cfg.resources)
@@ -147,8 +148,9 @@ class Router:
                 writer.write(table if made.num_groups == 1 else table.take(pa.array(document_V)), group_V)
                 stats["documents"] += len(ids)
                 stats["copies"] += len(document_V)
+                num_G += np.bincount(group_V, minlength=made.num_groups)
             _write_exact(self._out, exact_file(split, attempt, shard), exact.result())
-            writer.finish(stats)
+            writer.finish({**stats, "group_documents": {str(group): int(num) for group, num in enumerate(num_G)}})
         return {}
 
 
@@ -204,7 +206,7 @@ class GroupSearcher:
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         split, group, attempt = item["split"], item["group"], item["attempt"]
-        refuse_small_machine(item["worker_gib"], item["vram_gib"])
+        refuse_small_machine(item["worker_gib"], item["vram_gib"], item["scratch_gib"])
         cfg, k = self._cfg, self._cfg.num_neighbors
         made = read_partition(self._out, split, attempt)
         dim = item["dim"]
@@ -240,7 +242,7 @@ def _effort(cfg: NeighborsConfig, num_documents: int, dim: int, attempt: int, nu
     if num_documents < EXACT_BELOW:
         cell_documents = num_documents
     share = _FAIR_SHARE - (_BORDER_SHARE if num_groups > 1 else 0)
-    return Effort(cell_documents, cfg.visits * 2**attempt, 1 - share * (1 - cfg.min_recall) / 2**attempt)
+    return Effort(cell_documents, cfg.probes * 2**attempt, 1 - share * (1 - cfg.min_recall) / 2**attempt)
 
 
 def _control(exact: Exact, query_id_Q: NDArray, id_N: NDArray, num_judging: int) -> Control:

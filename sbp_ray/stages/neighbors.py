@@ -1,10 +1,10 @@
 """embeddings -> neighbors: the nearest documents of each document, within its split
 
-    cells       a worker for each split: centroids from a sample, and how many cells a document must visit
+    cells       a worker for each split: centroids from a sample, and which groups a document is searched in
     routed      worker of a shard of embeddings: each document into the bucket of every group of cells that it lives in
-                or visits; on the way, the nearest documents of the recall's queries, exactly
+                or is near to; on the way, the nearest documents of the recall's queries, exactly
     exact       a worker for each split: these, merged
-    found       worker of a group: everyone who lives there or visits is compared; each one's nearest go into the
+    found       worker of a group: all documents in its buckets are compared; the nearest of each go into the
                 bucket of its shard
     train, validation
                 worker of a shard: the nearest of what all groups found
@@ -25,7 +25,9 @@ from typing import Any
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.neighbors.files import (
+from sbp_ray.neighbors.histogram import sorted_histogram
+from sbp_ray.neighbors.recall import Exact, interval, recall_of
+from sbp_ray.neighbors.search_files import (
     found_file,
     merged_exact_file,
     partition_file,
@@ -33,16 +35,16 @@ from sbp_ray.neighbors.files import (
     routed_file,
     vector_length,
 )
-from sbp_ray.neighbors.histogram import sorted_histogram
-from sbp_ray.neighbors.plan import (
+from sbp_ray.neighbors.search_plan import (
     Plan,
     log_plan,
+    needs_of_group,
     plan_search,
+    refuse_hot_spot,
     refuse_what_cannot_fit,
     shards_merged_at_once,
     threads_of,
 )
-from sbp_ray.neighbors.recall import Exact, interval, recall_of
 from sbp_ray.neighbors.steps import (
     ExactMerger,
     GroupSearcher,
@@ -80,8 +82,7 @@ def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> S
     plans = {split: plan_search(cfg, rows[split], dim) for split in SPLITS}
     plan = plans["train"]
     log_plan(plan)
-    refuse_what_cannot_fit(plan, out)
-    refuse_what_cannot_fit(plans["validation"], out)
+    refuse_what_cannot_fit(plans.values(), out)
     recall: dict[str, Any] = out.read_json(_RECALL) if out.exists(_RECALL) else {}
     for attempt in range(_ATTEMPTS):
         splits = [split for split in SPLITS if not _is_enough(cfg, recall.get(split))]
@@ -166,7 +167,7 @@ def _steps(
         "neighbors",
         GroupSearcher,
         (out,),
-        _groups(each_split, rows, num_groups, plans),
+        _groups(cfg, out, each_split, rows, plans),
         file_of=lambda item: found_file(item["split"], attempt, item["group"]),
     )
     largest = max((max(shards, default=0) for shards in rows.values()), default=0)
@@ -181,23 +182,23 @@ def _steps(
     )
 
 
-def _groups(each_split: Items, rows: Rows, num_groups: dict[Split, int], plans: dict[Split, Plan]) -> Items:
-    """The items of the search."""
-    search = {split: next(step for step in plans[split].steps if step.name == "search") for split in rows}
-    described = {
-        split: {
-            "num_documents": sum(rows[split]),
-            "dim": plans[split].dim,
-            "worker_gib": search[split].worker_gib,
-            "vram_gib": search[split].vram_gib,
-        }
-        for split in rows
-    }
-    return [
-        {**item, **described[item["split"]], "group": group}
-        for item in each_split
-        for group in range(num_groups[item["split"]])
-    ]
+def _groups(
+    cfg: NeighborsConfig, out: Artifact, each_split: Items, rows: Rows, plans: dict[Split, Plan]
+) -> Items:
+    """The items of the search, with what each group needs: routing has counted its documents."""
+    items: Items = []
+    for item in each_split:
+        split = item["split"]
+        dim = plans[split].dim
+        routed = read_stats(out, [routed_file(split, item["attempt"], shard) for shard in range(len(rows[split]))])
+        group_documents = list(add_stats(routed)["group_documents"].values())
+        refuse_hot_spot(cfg, split, group_documents, dim)
+        described = {**item, "num_documents": sum(rows[split]), "dim": dim}
+        items += [
+            {**described, "group": group, **needs_of_group(cfg, num, dim, is_remote=not out.is_local)}
+            for group, num in enumerate(group_documents)
+        ]
+    return items
 
 
 def _of_other_attempts(out: Artifact, rows: Rows, attempt: int) -> list[str]:
@@ -252,7 +253,7 @@ def _refuse_low_recall(cfg: NeighborsConfig, split: Split, recall: dict[str, Any
         raise SbpError(
             f"{split}: recall@{recall['k']} is {recall['recall']} [{recall['low']}, {recall['high']}] after "
             f"{_ATTEMPTS} attempts, and neighbors.min_recall is {cfg.min_recall}: use --redo neighbors with a higher "
-            f"neighbors.visits ({cfg.visits}), more neighbors.recall_queries ({cfg.recall_queries}) or a lower "
+            f"neighbors.probes ({cfg.probes}), more neighbors.recall_queries ({cfg.recall_queries}) or a lower "
             "neighbors.min_recall"
         )
 

@@ -79,6 +79,19 @@ def test_the_graph_does_not_depend_on_the_number_of_threads(threads: int) -> Non
     assert (search(vectors, 10, effort, threads=threads) == search(vectors, 10, effort)).all()
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_equally_near_documents_are_the_same_ones_whatever_the_threads(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Directions of zeros and ones only: most lists end among documents that are equally near."""
+    monkeypatch.setattr(group, "_CHUNK", 32)  # 94 chunks, more than are carried out together
+    vectors = np.sign(np.round(vectors_of_topics(3000, dim=12) * 1.5))
+    vectors[:, 0] += np.abs(vectors).sum(axis=1) == 0
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    effort = Effort(40, 2, 1.0)
+    assert (search(vectors, 10, effort, threads=threads) == search(vectors, 10, effort)).all()
+
+
 def test_more_updates_than_a_buffer_holds_are_carried_out_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = vectors_of_topics(3000)
     effort = Effort(50, 2, 1.0)

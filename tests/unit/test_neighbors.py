@@ -13,7 +13,7 @@ from worked_on import WorkedOn
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig, Resources
 from sbp_ray.errors import SbpError
-from sbp_ray.neighbors import plan, steps
+from sbp_ray.neighbors import search_plan, steps
 from sbp_ray.neighbors.histogram import cosine_histogram, sorted_histogram, threshold_for
 from sbp_ray.schema import DOC_ID, NEIGHBORS, SIGNATURE_BYTES, embedding_schema, shard_of
 from sbp_ray.shards import shard_name
@@ -95,7 +95,7 @@ def split_up(vectors: np.ndarray, num_shards: int) -> list[np.ndarray]:
 @pytest.fixture
 def small_cells(monkeypatch: pytest.MonkeyPatch) -> NeighborsConfig:
     """Settings under which 3,000 documents are searched as millions are: many cells, several groups."""
-    for module in (plan, steps):
+    for module in (search_plan, steps):
         monkeypatch.setattr(module, "EXACT_BELOW", 100)
     return NeighborsConfig(num_neighbors=10, cell_documents=50, worker_gib=0.002, recall_queries=300)
 
@@ -227,9 +227,9 @@ def test_a_recall_that_cannot_be_reached_is_an_error_that_says_what_to_change(
 ) -> None:
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     write_embeddings(embeddings, {"train": split_up(unit_vectors(3000), 2), "validation": [unit_vectors(5)] * 2})
-    blind = small_cells.model_copy(update={"visits": 1})
+    blind = small_cells.model_copy(update={"probes": 1})
     monkeypatch.setattr(steps, "_BORDER_SHARE", 8)
-    with pytest.raises(SbpError, match=r"train: recall@10 is 0\.\d+ .* neighbors\.min_recall is 0\.95: .*visits \(1\)"):
+    with pytest.raises(SbpError, match=r"train: recall@10 is 0\.\d+ .* neighbors\.min_recall is 0\.95: .*probes \(1\)"):
         find_neighbors(blind, embeddings=embeddings, out=out)
 
 
@@ -309,7 +309,7 @@ def test_what_cannot_fit_is_refused_before_it_starts(new_artifact, monkeypatch: 
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     write_embeddings(embeddings, {"train": [unit_vectors(3)], "validation": [unit_vectors(1)]})
     cfg = NeighborsConfig(resources=Resources(num_workers=10_000))
-    monkeypatch.setattr(plan, "_memory_gib", lambda: 0.5)
+    monkeypatch.setattr(search_plan, "_memory_gib", lambda: 0.5)
     with pytest.raises(SbpError, match=r"wants 2 workers of 0\.8 GiB for groups, there are 0\.5 GiB: lower"):
         find_neighbors(cfg, embeddings=embeddings, out=out)  # two splits: the other workers have nothing to do
     monkeypatch.undo()
@@ -319,27 +319,100 @@ def test_what_cannot_fit_is_refused_before_it_starts(new_artifact, monkeypatch: 
     assert not out.exists("scratch")
 
 
-def test_groups_too_small_or_too_many_are_refused() -> None:
+def test_what_the_search_has_written_itself_counts_when_it_goes_on(
+    new_artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six tenths of the plan are on the disk, and it has room for five more."""
+    out = new_artifact("neighbors")
+    made = search_plan.plan_search(NeighborsConfig(num_neighbors=10), [100_000], 384)
+    written = int(0.6 * made.disk_gib * 2**30)
+    scratch = Path(out.path("scratch/train-0/routed-00000.arrow"))
+    scratch.parent.mkdir(parents=True)
+    with scratch.open("wb") as file:
+        file.truncate(written)
+    free = int(0.5 * made.disk_gib * 2**30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(written + free, written, free))
+    search_plan.refuse_what_cannot_fit([made], out)
+    scratch.unlink()
+    with pytest.raises(
+        SbpError, match=r"wants 0\.\d GiB of disk under .*, 0\.0 GiB are written and 0\.\d GiB are free"
+    ):
+        search_plan.refuse_what_cannot_fit([made], out)
+
+
+def test_both_splits_share_the_disk(new_artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = search_plan.plan_search(NeighborsConfig(num_neighbors=10), [100_000], 384)
+    free = int(1.5 * made.disk_gib * 2**30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(free, 0, free))
+    search_plan.refuse_what_cannot_fit([made], new_artifact("neighbors"))
+    with pytest.raises(SbpError, match="GiB of disk"):
+        search_plan.refuse_what_cannot_fit([made, made], new_artifact("neighbors"))
+
+
+def test_a_group_whose_result_has_no_room_before_its_upload_says_so() -> None:
+    with pytest.raises(SbpError, match=r"takes 1000000\.0 GiB of /.* until it is uploaded, and [\d.]+ GiB are free"):
+        search_plan.refuse_small_machine(0.1, 0, 1e6)
+    remote = search_plan.needs_of_group(NeighborsConfig(num_neighbors=10), 2**30, 16, is_remote=True)
+    assert remote["scratch_gib"] == 8 + 29 * 10
+
+
+def test_a_hot_spot_is_refused_before_its_group_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = NeighborsConfig(num_neighbors=10, worker_gib=1, resources=Resources(num_workers=3))
+    small, large = (search_plan.group_gib(cfg, num, 384) for num in (100_000, 2_000_000))
+    monkeypatch.setattr(search_plan, "_memory_gib", lambda: large + 2 * small + 0.1)
+    search_plan.refuse_hot_spot(cfg, "train", [100_000, 2_000_000, 100_000, 100_000], 384)
+    monkeypatch.setattr(search_plan, "_memory_gib", lambda: large + small + 0.1)
+    fact = (
+        r"group 1 of train holds 2,000,000 documents and takes \d+\.\d GiB, and neighbors.worker_gib is 1.0; 3 workers"
+    )
+    with pytest.raises(SbpError, match=fact + r" want .*--redo neighbors with neighbors.resources.num_workers=2$"):
+        search_plan.refuse_hot_spot(cfg, "train", [100_000, 2_000_000, 100_000, 100_000], 384)
+    monkeypatch.setattr(search_plan, "_memory_gib", lambda: large - 0.1)
+    with pytest.raises(SbpError, match=r"give the node \d+ GiB, take copies out of the corpus"):
+        search_plan.refuse_hot_spot(cfg, "train", [100_000, 2_000_000, 100_000, 100_000], 384)
+
+
+def test_equal_documents_that_memory_does_not_hold_are_refused_after_routing(
+    new_artifact, small_cells: NeighborsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
+    vectors = clustered_vectors(3000)
+    vectors[:2500] = vectors[0]
+    write_embeddings(embeddings, {"train": split_up(vectors, 2), "validation": [unit_vectors(5)] * 2})
+    monkeypatch.setattr(neighbors, "refuse_what_cannot_fit", lambda plans, out: None)  # the plan fits
+    monkeypatch.setattr(search_plan, "_memory_gib", lambda: 0.5)
+    with pytest.raises(SbpError, match=r"group \d+ of train holds 2,5\d\d documents and takes"):
+        find_neighbors(small_cells, embeddings=embeddings, out=out)
+    assert not [name for name in out.files("scratch/train-0") if "found" in name]
+
+
+def test_groups_too_small_are_refused() -> None:
     with pytest.raises(SbpError, match=r"worker_gib=0.001 holds \d+ documents of 384 dimensions, less than two cells"):
-        plan.plan_search(NeighborsConfig(worker_gib=0.001), [10**6], 384)
-    with pytest.raises(SbpError, match=r"more than 512 groups for 582,000,000 documents of 1024 dimensions: raise it"):
-        plan.plan_search(NeighborsConfig(), [582 * 10**6], 1024)
+        search_plan.plan_search(NeighborsConfig(worker_gib=0.001), [10**6], 384)
+
+
+def test_the_number_of_groups_follows_from_the_workers_memory() -> None:
+    """582 million documents of 1,024 dimensions, 32 GiB a worker: 13 KB a document, 7.5 copies of each."""
+    made = search_plan.plan_search(NeighborsConfig(worker_gib=32), [582_000] * 1000, 1024)
+    assert 1024 < made.groups < 2048
+    search = next(step for step in made.steps if step.name == "search")
+    assert 31 < search.worker_gib < 33
 
 
 def test_a_machine_too_small_for_its_group_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SbpError, match=r"a group of the search wants 1000000.0 GiB, and the node has [\d.]+ GiB"):
-        plan.refuse_small_machine(1e6, 0)
+        search_plan.refuse_small_machine(1e6, 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 2 * 2**30))
     with pytest.raises(SbpError, match=r"wants 3\.0 GiB of GPU memory, and there are 2\.0 GiB"):
-        plan.refuse_small_machine(0.1, 3)
+        search_plan.refuse_small_machine(0.1, 3)
 
 
 def test_merging_takes_as_many_shards_at_once_as_fit() -> None:
     cfg = NeighborsConfig(num_neighbors=200, worker_gib=4, resources=Resources(num_threads=16, num_cpus=16))
     lists = 47_000 * (1 + 0.6 * 4) * (8 + 29 * 200)  # bytes of a shard's lists of 16 groups
-    assert plan.shards_merged_at_once(cfg, 47_000, 16) == int((4 - 0.55) / (0.25 + 2.5 * lists / 2**30)) == 1
-    assert plan.shards_merged_at_once(cfg, 1000, 16) == 11
-    assert plan.shards_merged_at_once(cfg, 10**7, 16) == 1
+    assert search_plan.shards_merged_at_once(cfg, 47_000, 16) == int((4 - 0.55) / (0.25 + 2.5 * lists / 2**30)) == 1
+    assert search_plan.shards_merged_at_once(cfg, 1000, 16) == 11
+    assert search_plan.shards_merged_at_once(cfg, 10**7, 16) == 1
 
 
 @pytest.mark.parametrize("num_equal", [1, 2500])

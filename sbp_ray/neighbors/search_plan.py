@@ -6,23 +6,27 @@ dimensions; see docs/scaling.md.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import psutil
+import pyarrow.fs as pafs
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig, Resources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration
-from sbp_ray.neighbors.group import JOINED_BYTES, VISITED_BYTES, num_candidates
-from sbp_ray.neighbors.partition import MOST_GROUPS, SAMPLES_PER_CELL, num_cells_of
-from sbp_ray.schema import SIGNATURE_BYTES, SPLITS
+from sbp_ray.neighbors.group import JOINED_BYTES, PROBED_BYTES, num_candidates
+from sbp_ray.neighbors.partition import SAMPLES_PER_CELL, num_cells_of
+from sbp_ray.schema import SIGNATURE_BYTES, SPLITS, Split
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,8 @@ _BASE_GIB = 0.55  # a worker before it reads anything: Python, Ray, torch, Numba
 _SHARDS_GIB = 0.25  # what routing and merging hold of a shard, and what their libraries keep
 _ID_BYTES = 16
 _LISTED_NUMBERS = 13  # bytes of cosine, Jaccard, containment and whether the group is the same, of each neighbour
+_UNEVEN = 1.5
+"""How much more than `worker_gib` a group may take before a line of the log says so: groups are about equal."""
 _VRAM = 3  # copies of the 8-bit vectors: as read, in the order of cells, and products
 _NUMBERS = 24  # bytes of row, home, number of shingles and hash of the group
 _CONTROL_QUERIES = 500  # beside those that judge the recall, or
@@ -38,17 +44,24 @@ _CONTROL_QUERIES_OF_GROUP = 20
 _CALIBRATION_DOCUMENTS = 12_000  # at least: the nearest of a sample of N / K documents is about the K-th nearest of all
 _MOST_CALIBRATION_DOCUMENTS = 250_000
 _MERGED = 2.5  # of the bytes of its lists a merged shard takes: as read, in one piece, and what is kept
-_COMPARED = 400  # documents with which one is compared, for each neighbour wanted, among
-_COMPARED_AT = 100_000  # documents; among more of them it takes
-_COMPARED_GROWTH = 0.65  # to this power more, as clusters come to fill many cells; measured up to
-_COMPARED_TO = 1_000_000  # documents, and taken to stay as it is there
-_PAIRS_PER_S = 1.5e8  # of 384 dimensions, a core: product and what becomes of it
-_SAMPLED_S, _ROUTED_S, _FOUND_S, _LISTED_S = (
-    20e-6,
-    15e-6,
-    10e-6,
-    0.5e-6,
-)  # a core: of a document; the last of a neighbour
+_COMPARED = 400
+"""Documents that one document is compared with for each neighbour wanted, in a corpus of `_COMPARED_AT`."""
+_COMPARED_AT = 100_000
+"""Size of the corpus in which `_COMPARED` was measured."""
+_COMPARED_GROWTH = 0.65
+"""Power of the corpus' size with which the comparisons grow, since clusters come to fill many cells."""
+_COMPARED_TO = 1_000_000
+"""Size of the largest corpus measured; in a larger one the comparisons are taken to grow no further."""
+_PAIRS_PER_S = 1.5e8
+"""Pairs of 384 dimensions that a core compares in a second, what becomes of the product included."""
+_SAMPLED_S = 20e-6
+"""Seconds of a core for a document of the sample that groups are made from."""
+_ROUTED_S = 15e-6
+"""Seconds of a core for a document that is routed, beside the products."""
+_FOUND_S = 10e-6
+"""Seconds of a core to read and describe a document of a group."""
+_LISTED_S = 0.5e-6
+"""Seconds of a core to write or to merge a neighbour."""
 
 
 class Step(NamedTuple):
@@ -106,7 +119,7 @@ def document_bytes(dim: int, k: int) -> int:
     """Memory that a document takes in the search of its group: what was read stays with Arrow's allocator."""
     described = SIGNATURE_BYTES + _ID_BYTES + _NUMBERS
     vectors = 3 * 2 * dim + 2 * dim  # as read, in one piece and in the order of cells, 16 bits; 8 bits in both orders
-    return vectors + 2 * described + 8 * num_candidates(k) + JOINED_BYTES + VISITED_BYTES + 8 * k
+    return vectors + 2 * described + 8 * num_candidates(k) + JOINED_BYTES + PROBED_BYTES + 8 * k
 
 
 def copies(num_groups: int) -> float:
@@ -130,12 +143,6 @@ def num_groups(cfg: NeighborsConfig, documents: int, dim: int) -> int:
     groups = 1
     while documents * copies(groups) / groups > fitting:
         groups += 1
-        if groups > MOST_GROUPS:
-            most = documents * copies(MOST_GROUPS) / MOST_GROUPS * document_bytes(dim, cfg.num_neighbors)
-            raise SbpError(
-                f"neighbors.worker_gib={cfg.worker_gib} would need more than {MOST_GROUPS} groups for {documents:,} "
-                f"documents of {dim} dimensions: raise it to {math.ceil(most / 2**30)}"
-            )
     return groups
 
 
@@ -211,7 +218,7 @@ def plan_search(cfg: NeighborsConfig, shard_rows: Sequence[int], dim: int) -> Pl
             ),
             step(
                 "search",
-                _BASE_GIB + _gib(group_documents * document_bytes(dim, k)),
+                group_gib(cfg, group_documents, dim),
                 groups,
                 searched * (8 + 29 * k),
                 compared,
@@ -249,41 +256,113 @@ def log_plan(plan: Plan) -> None:
         )
 
 
-def refuse_what_cannot_fit(plan: Plan, out: Artifact) -> None:
-    """Compare the plan with the machine's memory and the disk's free space.
+def refuse_what_cannot_fit(plans: Collection[Plan], out: Artifact) -> None:
+    """Compare the plans of all splits with the machine's memory and the disk's free space.
 
     Raises:
-        SbpError: it does not fit; says what would.
+        SbpError: the search does not fit; says what would.
     """
     memory_gib = _memory_gib()
-    largest = max(plan.steps, key=lambda step: step.at_once * step.worker_gib)
-    if memory_gib is not None and plan.cluster_gib > memory_gib:
-        raise SbpError(
-            f"neighbors wants {largest.at_once} workers of {largest.worker_gib:.1f} GiB for {largest.name}, there are "
-            f"{memory_gib:.1f} GiB: lower {_remedy(largest)} or neighbors.resources.num_workers"
-        )
+    for plan in plans:
+        largest = max(plan.steps, key=lambda step: step.at_once * step.worker_gib)
+        if memory_gib is not None and plan.cluster_gib > memory_gib:
+            raise SbpError(
+                f"neighbors wants {largest.at_once} workers of {largest.worker_gib:.1f} GiB for {largest.name}, there "
+                f"are {memory_gib:.1f} GiB: lower {_remedy(largest)} or neighbors.resources.num_workers"
+            )
     if out.is_local:
         free_gib = shutil.disk_usage(_existing(out.path())).free / 2**30
-        if plan.disk_gib > free_gib:
+        disk_gib, written_gib = sum(plan.disk_gib for plan in plans), _gib(_written_bytes(out))
+        if disk_gib - written_gib > free_gib:
             raise SbpError(
-                f"neighbors wants {plan.disk_gib:.1f} GiB of disk under {out.url}, {free_gib:.1f} GiB are free: free "
-                "some, use another run_dir, or lower neighbors.num_neighbors"
+                f"neighbors wants {disk_gib:.1f} GiB of disk under {out.url}, {written_gib:.1f} GiB are written and "
+                f"{free_gib:.1f} GiB are free: free some, use another run_dir, or lower neighbors.num_neighbors"
             )
+
+
+def _written_bytes(out: Artifact) -> int:
+    """What the search itself has committed, in this run or in the one that it goes on from."""
+    selector = pafs.FileSelector(out.path(), recursive=True, allow_not_found=True)
+    return sum(info.size or 0 for info in out.fs.get_file_info(selector))
+
+
+def refuse_hot_spot(cfg: NeighborsConfig, split: Split, group_documents: Sequence[int], dim: int) -> None:
+    """Compare the groups as they turned out with the machines' memory, before one of them is read.
+
+    Documents that are alike cannot be parted, so a group may be much larger than planned.
+
+    Args:
+        cfg: settings.
+        split: named in the message.
+        group_documents: documents that each group has to read.
+        dim: length of the vectors.
+
+    Raises:
+        SbpError: the largest groups, as many as are searched at once, do not fit; says what to set.
+    """
+    needed_G = sorted((group_gib(cfg, num, dim) for num in group_documents), reverse=True)
+    largest = int(np.argmax(group_documents))
+    fact = (
+        f"group {largest} of {split} holds {group_documents[largest]:,} documents and takes {needed_G[0]:.1f} GiB, and "
+        f"neighbors.worker_gib is {cfg.worker_gib}"
+    )
+    memory_gib = _memory_gib()
+    wanted_gib = sum(needed_G[: cfg.resources.num_workers])
+    if memory_gib is None or wanted_gib <= memory_gib:
+        if needed_G[0] > max(cfg.worker_gib, _BASE_GIB) * _UNEVEN:
+            logger.warning(f"neighbors | {fact}: many of its documents are alike")
+        return
+    num_fitting = sum(total <= memory_gib for total in itertools.accumulate(needed_G))
+    remedy = (
+        f"use --redo neighbors with neighbors.resources.num_workers={num_fitting}"
+        if num_fitting
+        else f"give the node {math.ceil(needed_G[0])} GiB, take copies out of the corpus, or use --redo neighbors with "
+        "a lower neighbors.num_neighbors"
+    )
+    raise SbpError(
+        f"{fact}; {cfg.resources.num_workers} workers want {wanted_gib:.1f} GiB, there are {memory_gib:.1f}: {remedy}"
+    )
+
+
+def group_gib(cfg: NeighborsConfig, num_documents: int, dim: int) -> float:
+    """Memory of a worker that searches a group of so many documents."""
+    return _BASE_GIB + _gib(num_documents * document_bytes(dim, cfg.num_neighbors))
+
+
+def needs_of_group(cfg: NeighborsConfig, num_documents: int, dim: int, *, is_remote: bool) -> dict[str, float]:
+    """What a worker needs of its node for a group: the arguments of `refuse_small_machine`."""
+    return {
+        "worker_gib": group_gib(cfg, num_documents, dim),
+        "vram_gib": _gib(_VRAM * num_documents * dim) if cfg.resources.num_gpus else 0,
+        "scratch_gib": _gib(num_documents * (8 + 29 * cfg.num_neighbors)) if is_remote else 0,
+    }
 
 
 def _remedy(step: Step) -> str:
     return {
-        "groups": "neighbors.recall_queries",
+        "groups": "neighbors.recall_queries, raise neighbors.worker_gib (fewer groups)",
         "merging": "neighbors.num_neighbors, raise ingest.num_shards",
     }.get(step.name, "neighbors.worker_gib (more and smaller groups)")
 
 
-def refuse_small_machine(worker_gib: float, vram_gib: float) -> None:
+def refuse_small_machine(worker_gib: float, vram_gib: float, scratch_gib: float = 0) -> None:
     """In a worker, before it reads a group: nodes that the autoscaler brings up are not known to the plan.
 
+    Args:
+        worker_gib: memory that the group takes.
+        vram_gib: memory that it takes on a GPU, where the worker has one.
+        scratch_gib: its result, where that waits in the node's temporary folder for its upload.
+
     Raises:
-        SbpError: this node, or its GPU, has less than the plan says.
+        SbpError: this node, its GPU or its temporary folder has less.
     """
+    free_gib = shutil.disk_usage(tempfile.gettempdir()).free / 2**30
+    if scratch_gib > free_gib:
+        raise SbpError(
+            f"the result of a group of the search takes {scratch_gib:.1f} GiB of {tempfile.gettempdir()} until it is "
+            f"uploaded, and {free_gib:.1f} GiB are free: free some, set TMPDIR to a larger disk, or use --redo "
+            "neighbors with a lower neighbors.worker_gib"
+        )
     has_gib = psutil.virtual_memory().total / 2**30
     if worker_gib > has_gib:
         raise SbpError(
