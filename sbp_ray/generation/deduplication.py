@@ -29,7 +29,7 @@ from sbp_ray.config import Resources, SynthesizeConfig
 from sbp_ray.generation.d1 import choose_rows, read_shard, require_shard
 from sbp_ray.generation.ledger import part_name
 from sbp_ray.generation.merging import finished_shards, merged_name, signatures_name
-from sbp_ray.neighbors.files import column, values
+from sbp_ray.neighbors.search_files import column, values
 from sbp_ray.schema import SIGNATURE_BYTES, SYNTHETIC
 from sbp_ray.shards import SCRATCH, Stats, Step, remove_scratch, run_steps, shard_name
 from sbp_ray.text.copies import band_keys, band_width, candidate_pairs

@@ -377,11 +377,11 @@ def test_equal_documents_that_memory_does_not_hold_are_refused_after_routing(
 ) -> None:
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     vectors = clustered_vectors(3000)
-    vectors[:2500] = vectors[0]
+    vectors[np.random.default_rng(1).permutation(3000)[:2500]] = vectors[0]  # shards are random parts of a corpus
     write_embeddings(embeddings, {"train": split_up(vectors, 2), "validation": [unit_vectors(5)] * 2})
     monkeypatch.setattr(neighbors, "refuse_what_cannot_fit", lambda plans, out: None)  # the plan fits
     monkeypatch.setattr(search_plan, "_memory_gib", lambda: 0.5)
-    with pytest.raises(SbpError, match=r"group \d+ of train holds 2,5\d\d documents and takes"):
+    with pytest.raises(SbpError, match=r"group \d+ of train holds 2,[5-9]\d\d documents and takes"):
         find_neighbors(small_cells, embeddings=embeddings, out=out)
     assert not [name for name in out.files("scratch/train-0") if "found" in name]
 
