@@ -182,9 +182,7 @@ def _steps(
     )
 
 
-def _groups(
-    cfg: NeighborsConfig, out: Artifact, each_split: Items, rows: Rows, plans: dict[Split, Plan]
-) -> Items:
+def _groups(cfg: NeighborsConfig, out: Artifact, each_split: Items, rows: Rows, plans: dict[Split, Plan]) -> Items:
     """The items of the search, with what each group needs: routing has counted its documents."""
     items: Items = []
     for item in each_split:
