@@ -26,8 +26,8 @@ UV  := .uv/bin/uv
 BIN := .venv/bin
 READY := .venv/ready-$(EXTRA)
 
-# Tests that start Ray wait more than they compute: the others run beside them. Groups and order: tests/conftest.py.
-SIDE_BY_SIDE := --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+# Tests that start Ray wait more than they compute: the others run beside them. Who runs what: tests/conftest.py.
+SIDE_BY_SIDE := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
 
 .PHONY: help setup demo test test-all check bench format lock clean
 help:

@@ -6,6 +6,7 @@ import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from worked_on import WorkedOn, WorkHandler
@@ -20,27 +21,31 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_SHARED = {"service": "ray", "local_ray": "ray", "cluster": "cluster"}
-"""What takes seconds to start and is there once for all tests, and the group of those tests."""
+_WITH_RAY = ("tests/integration/", "tests/chaos/")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests, and say which of them belong in one process when there are two (pytest-xdist).
+    """Tests with Ray come first, and those of the service last among them.
 
-    Tests that share a Ray stay together, the others go by their file. The longest groups come first, beside the many
-    short files of tests. Tests of the service come last in their group: its engine holds cores of `local_ray` that Ray
-    Train would count as free.
+    The engine of the service holds cores of `local_ray` that Ray Train would count as free.
     """
-    groups: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        uses = [name for name in _SHARED if name in getattr(item, "fixturenames", ())]
-        group = _SHARED[uses[0]] if uses else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-        groups.setdefault(group, []).append(item)
-    groups.get("ray", []).sort(key=lambda item: "service" in item.fixturenames)  # type: ignore[attr-defined]
-    longest_first = sorted(groups, key=lambda group: (group not in _SHARED.values(), "/unit/" in group))
-    items[:] = [item for group in longest_first for item in groups[group]]
+    items.sort(
+        key=lambda item: (
+            not item.nodeid.startswith(_WITH_RAY),
+            "service" in getattr(item, "fixturenames", ()),
+        )
+    )
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With two processes, one runs the tests with Ray, which share what is slow to start; the other runs the rest."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class BesideRay(LoadScopeScheduling):  # type: ignore[misc]  # untyped
+        def _split_scope(self, nodeid: str) -> str:
+            return "with Ray" if nodeid.startswith(_WITH_RAY) else nodeid.partition("::")[0]
+
+    return BesideRay(config, log)
 
 
 @pytest.fixture(scope="session")
