@@ -15,7 +15,7 @@ from sbp_ray.config_file import load_config
 from sbp_ray.errors import SbpError, out_of_room
 from sbp_ray.logs import set_up_logging
 from sbp_ray.stage_table import STAGES
-from sbp_ray.training.tracking import refuse_missing_library
+from sbp_ray.tracking import refuse_missing_library
 
 
 def exit_with(work: Callable[[], None]) -> NoReturn:

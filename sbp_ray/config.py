@@ -42,10 +42,6 @@ class TrackingConfig(Section):
     wandb: str | None = None
     """A project of Weights & Biases, whose own environment variables hold, such as WANDB_API_KEY, WANDB_ENTITY, and
     WANDB_MODE=offline; needs the extra `wandb`."""
-    mlflow: str | None = None
-    """URI of an MLflow tracking server or database; needs the extra `mlflow`."""
-    mlflow_experiment: str = "sbp_ray"
-    """The MLflow experiment that the trainings are runs of."""
 
 
 class ClusterConfig(Section):

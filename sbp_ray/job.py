@@ -29,8 +29,8 @@ from sbp_ray.plan import (
 from sbp_ray.provenance import provenance
 from sbp_ray.run_lock import locked
 from sbp_ray.stage_table import NOUNS, STAGES, Stage
+from sbp_ray.tracking import track_training
 from sbp_ray.training.journal import METRICS
-from sbp_ray.training.tracking import tracked
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def _execute(node: Node, run: RunStage) -> None:
     output.remove_unfinished()  # of attempts that were killed
     start = time.monotonic()
     tracking = config.tracking if stage.job in _TRAINS else TrackingConfig()
-    with MemoryMeter() as memory, tracked(tracking, output, METRICS):
+    with MemoryMeter() as memory, track_training(tracking, output, METRICS):
         stats = run(Job(stage, config, {noun: read.artifact for noun, read in node.inputs.items()}, output))
     wall_s = time.monotonic() - start
     output.remove_unfinished()  # of workers that were killed in this one

@@ -22,7 +22,7 @@ from sbp_ray.logs import set_up_logging
 from sbp_ray.plan import is_done
 from sbp_ray.report.words import scaled
 from sbp_ray.run_lock import locked
-from sbp_ray.training.tracking import refuse_missing_library
+from sbp_ray.tracking import refuse_missing_library
 
 logger = logging.getLogger(__name__)
 
