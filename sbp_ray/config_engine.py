@@ -89,8 +89,9 @@ class SynthesizeConfig(Section):
 
     condition: Literal["d1", "none", "continue"] = "d1"
     """What comes before d2: `d1`, as the synthesizer was tuned. Two controls are for a base LM in its place
-    (`artifacts.synthesizer`): `none` samples from <bos> alone; `continue` gives the first half of d1, since after all
-    of it a base LM writes the end, and keeps what it goes on with."""
+    (`artifacts.synthesizer`): `none` samples from <bos> alone, and is for one tuned with `tune.condition=none` too;
+    `continue` gives the first half of d1, since after all of it a base LM writes the end, and keeps what it goes on
+    with."""
     num_documents: PositiveInt | None = None
     """How many d1 to draw uniformly from the train split; without one, every document."""
     samples_per_document: PositiveInt = 1

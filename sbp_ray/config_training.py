@@ -225,6 +225,9 @@ class MixtureConfig(Section):
 class TuneConfig(TrainingConfig):
     """Base LM -> synthesizer, on pairs."""
 
+    condition: Literal["d1", "none"] = "d1"
+    """What d2 is learnt after: `d1`; or `none`, a control: the d2 of the same pairs by themselves, for as many steps.
+    It goes with `synthesize.condition=none`."""
     max_pair_len: PositiveInt | None = None
     """Longest pair, with its three marks; longer ones are dropped. Without one, `seq_len`. No pair is split, so rows
     twice as long are fuller: 98.6 % of the demo's tuning rows is text, where it would be 97.0 %."""

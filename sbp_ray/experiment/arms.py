@@ -36,6 +36,10 @@ BUILT_IN = {
         overrides=("synthesize.condition=none",),
         base_lm_writes=True,
     ),
+    "alone": BuiltIn(
+        "as sbp, the synthesizer tuned on the same d2 without d1, and sampled without d1",
+        overrides=("tune.condition=none", "synthesize.condition=none"),
+    ),
     "untuned": BuiltIn(
         "as sbp, the base LM going on with the first half of d1",
         overrides=("synthesize.condition=continue",),

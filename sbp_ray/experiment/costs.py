@@ -54,7 +54,8 @@ def planned_tokens(node: Node) -> int | None:
 
 
 def planned_parameters(node: Node) -> int:
-    """Of the language models, by the settings: a trained vocabulary may come out smaller."""
+    """Of what is trained, tuned or run, by the settings: a trained vocabulary may come out smaller."""
+    node = _pretrained(node)
     return num_parameters(node.config.model, padded_vocab_size(node.config.model, node.config.ingest.vocab_size))
 
 
@@ -128,7 +129,7 @@ def costs_of(
         hours = manifest["wall_s"] / 3600 + lost_hours.get(key, 0.0)
         gpu_hours = hours * demand(node.stage.job, node.config).get("GPU", 0.0)
         dollars = hours * dollars_per_hour * held_share(node, room)
-        found[key] = Cost(_flops(grid, node, manifest["stats"]), hours, gpu_hours, dollars)
+        found[key] = Cost(_flops(node, manifest["stats"]), hours, gpu_hours, dollars)
     return found
 
 
@@ -164,21 +165,27 @@ def held_share(node: Node, room: Mapping[str, float]) -> float:
     return min(1.0, wanted[name] / room[name]) if room.get(name) else 1.0
 
 
-def _flops(grid: Grid, node: Node, stats: Mapping[str, Any]) -> float:
+def _flops(node: Node, stats: Mapping[str, Any]) -> float:
     if node.stage.job == "embed":
         return float(stats["flops"])
     if node.stage.job not in ("pretrain", "tune", "synthesize"):
         return 0.0
-    parameters = _parameters(grid, node)
+    parameters = _parameters(node)
     if node.stage.job == "synthesize":
         return float(_READ_FLOPS * parameters * (stats["prompt_tokens"] + stats["tokens_generated"]))
     return float(_TRAIN_FLOPS * parameters * stats["positions"])
 
 
-def _parameters(grid: Grid, node: Node) -> int:
+def _pretrained(node: Node) -> Node:
+    """The pretraining that made the shape of what a node trains or runs."""
+    while node.stage.job in ("tune", "synthesize"):
+        node = node.inputs["synthesizer" if node.stage.job == "synthesize" else "base_lm"]
+    return node
+
+
+def _parameters(node: Node) -> int:
     """Of the model that the stage trains or runs, as its pretraining counted them."""
-    while node.stage.job != "pretrain":
-        node = grid.input_of(node, "synthesizer" if node.stage.job == "synthesize" else "base_lm")
+    node = _pretrained(node)
     manifest = node.artifact.manifest()
     assert manifest is not None, f"{node.key} is not finished"
     return manifest["stats"]["parameters"]

@@ -93,14 +93,14 @@ class _Planner:
         """All trainings of one arm and seed."""
         built_in = self._experiment.built_in(arm)
         config = self._config(arm)
-        after = [self._corpus_of_base()] if self._is_oracle(arm) else []
+        after = [self._corpus_of_base()] if self._corpus_times(arm) is not None else []
         corpus = self._node("ingest", config, {}, after=after)
         if not built_in.has_synthetic:
             self._train("pretrain-repetition", config, {"corpus": corpus}, arm, seed, None, 1)
             return
         chain_seed = seed if self._experiment.synthesizer_per_seed else self._experiment.seeds[0]
         seeded = _with_seed(config, chain_seed)
-        base_lm = self._node("pretrain-repetition", _for_base_lm(seeded, self._experiment), {"corpus": corpus})
+        base_lm = self._node("pretrain-repetition", self._for_base_lm(arm, seeded), {"corpus": corpus})
         mined = self._mined(seeded, corpus, base_lm if built_in.base_lm_embeds else None)
         writer = base_lm if built_in.base_lm_writes else self._tuned(seeded, corpus, mined["pairs"], base_lm)
         synthetic = self._synthetic(seeded, corpus, mined["embeddings"], writer)
@@ -119,32 +119,45 @@ class _Planner:
 
     # Settings
 
-    def _is_oracle(self, arm: str) -> bool:
-        return (self._experiment.arms[arm].like or arm) == ORACLE
+    def _corpus_times(self, arm: str) -> float | None:
+        """Of an arm with more or fewer documents than the base."""
+        own = self._experiment.arms[arm]
+        is_oracle = (own.like or arm) == ORACLE
+        return own.corpus_times or (self._experiment.oracle_times if is_oracle else None)
 
     def _config(self, arm: str) -> Config:
         base = self._experiment.base_config()
         own = self._experiment.arms[arm]
         overrides = [*overrides_of(own.like or arm, base)]
-        if self._is_oracle(arm):
-            overrides += self._oracle_overrides(base)
+        if (times := self._corpus_times(arm)) is not None:
+            overrides += self._corpus_overrides(arm, base, times)
         config = self._experiment.base_config(*overrides, *own.overrides, where=f"arms.{arm}")
         _refuse_other_corpus(arm, config, base)
         return config
 
-    def _oracle_overrides(self, base: Config) -> list[str]:
+    def _corpus_overrides(self, arm: str, base: Config, times: float) -> list[str]:
         cap = base.ingest.max_train_documents
         if cap is None:
             raise SbpError(
-                "arms.oracle: base has all documents there are: set ingest.max_train_documents in base, of which the "
-                "oracle has oracle_times as many"
+                f"arms.{arm}: base has all documents there are: set ingest.max_train_documents in base, of which the "
+                f"arm has {times:g} times as many"
             )
         corpus = self._corpus_of_base()
-        times = self._experiment.oracle_times
         return [
             f"ingest.max_train_documents={round(times * cap)}",
             f"ingest.tokenizer={corpus.config.run_dir}/tokenizer",
         ]
+
+    def _for_base_lm(self, arm: str, config: Config) -> Config:
+        """The base LM is the repetition arm's, but for what the arm says of its `writer`: an arm's own pretraining
+        settings are those of its joint LM."""
+        arms = self._experiment.arms
+        own = arms[arm].writer
+        if outside := [change for change in own if change.split(".")[0] not in ("model", "pretrain")]:
+            raise SbpError(f"arms.{arm}.writer: {outside[0]}: it changes model or pretrain: put others in overrides")
+        base = self._experiment.base_config(*arms[BASELINE].overrides, *own, where=f"arms.{arm}.writer")
+        pretrain = base.pretrain.model_copy(update={"seed": config.pretrain.seed})
+        return config.model_copy(update={"model": base.model, "pretrain": pretrain})
 
     def _corpus_of_base(self) -> Node:
         return self._node("ingest", self._config(BASELINE), {})
@@ -203,13 +216,6 @@ def _with_seed(config: Config, seed: int) -> Config:
             name: getattr(config, name).model_copy(update={"seed": seed}) for name in ("pretrain", "tune", "synthesize")
         }
     )
-
-
-def _for_base_lm(config: Config, experiment: ExperimentConfig) -> Config:
-    """The base LM is the repetition arm's: an arm's own pretraining settings are those of its joint LM."""
-    base = experiment.base_config(*experiment.arms[BASELINE].overrides, where=f"arms.{BASELINE}")
-    pretrain = base.pretrain.model_copy(update={"seed": config.pretrain.seed})
-    return config.model_copy(update={"model": base.model, "pretrain": pretrain})
 
 
 def _refuse_other_corpus(arm: str, config: Config, base: Config) -> None:

@@ -26,6 +26,12 @@ class ArmConfig(Section):
     """What it changes in `base`, written as on a command line: `pretrain.weight_decay=1.0`."""
     shares: tuple[Share, ...] | None = None
     """Synthetic shares of this arm, instead of the experiment's."""
+    corpus_times: Annotated[float, Field(gt=0)] | None = None
+    """How many times as many train documents as `ingest.max_train_documents` of `base` this arm has, with the tokenizer
+    of the others; without it as many, and the oracle `oracle_times` as many."""
+    writer: tuple[str, ...] = ()
+    """What the LM that is tuned, or writes untuned, has otherwise than the base LM, of `model` and `pretrain`: a larger
+    one writes with `[model.num_layers=4]`."""
 
 
 class ExperimentConfig(Section):

@@ -27,7 +27,7 @@ from sbp_ray.text.pair_format import PAIR_MARKS, Example, pair_example, uncondit
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
 from sbp_ray.training.launch import run_plan
 from sbp_ray.training.packed import Packed, read_packed
-from sbp_ray.training.pair_rows import SOURCES, UNREAD, pack_pairs
+from sbp_ray.training.pair_rows import PAIR_ROWS, SOURCES, UNREAD, pack_pairs
 from sbp_ray.training.plan import MODEL_FOLDER, TrainingPlan, rows_folder
 from sbp_ray.training.refusals import refuse_missing_float8, refuse_other_tokenizer, refuse_short_context
 
@@ -59,7 +59,8 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
     train = packed[SOURCES["train"]]
     _refuse_no_pairs(cfg, train, out)
     # Fewer pairs than all were packed where `num_epochs` is below 1: one pass over them is what it asks for.
-    num_steps = math.ceil(max(1, cfg.num_epochs) * train.source.num_rows / cfg.batch_rows)
+    num_rows = train.stats.get(PAIR_ROWS, train.source.num_rows)
+    num_steps = math.ceil(max(1, cfg.num_epochs) * num_rows / cfg.batch_rows)
     plan = TrainingPlan(
         stage=STAGE,
         config=cfg,
@@ -77,7 +78,7 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
         "round": round_of(base_lm) + 1,
         **run_plan(plan, packed),
         "drops": train.stats["drops"],
-        "validation": _measure_gain(cfg, corpus, pairs, special, out),
+        "validation": {"pairs": 0} if cfg.condition == "none" else _measure_gain(cfg, corpus, pairs, special, out),
     }
 
 

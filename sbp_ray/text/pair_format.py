@@ -3,7 +3,7 @@
 document        <bos> text <eos>
 pair            <bos> d1 <related> d2 <eos>
 prompt          <bos> d1 <related>              the synthesizer goes on with d2 <eos>
-                <bos>                           a base LM goes on with any document (a control)
+                <bos>                           a base LM, or one tuned on d2 alone, writes any document (controls)
                 <bos> first half of d1          a base LM goes on with it (a control)
 unconditional   <bos> <related> d2 <eos>        d2 with nothing to condition on
 """

@@ -35,7 +35,8 @@ from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, Split
 from sbp_ray.shards import SCRATCH, Stats, Step, remove_scratch, run_steps, shard_name
 from sbp_ray.text.hashing import id_ranks
-from sbp_ray.text.pair_format import PAIR_MARKS, pair_example
+from sbp_ray.text.packing import best_fit
+from sbp_ray.text.pair_format import DOCUMENT_MARKS, PAIR_MARKS, document_example, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.packed import TokenLists, packing_resources, write_shard
 from sbp_ray.training.plan import rows_folder
@@ -46,6 +47,8 @@ WANTED = pa.schema([("doc_id", DOC_ID)])
 FETCHED = pa.schema([("doc_id", DOC_ID), DOCUMENT.field("input_ids")])
 UNREAD = "beyond_num_epochs"
 """Why pairs are not packed that no step would read."""
+PAIR_ROWS = "pair_rows"
+"""Rows that the pairs would take, of a shard whose d2 are packed without their d1."""
 _NO_PAIR = 2**62
 """`shortest_pair` of a shard without pairs."""
 _FETCH_TOKENS = 8 << 20
@@ -176,15 +179,26 @@ class PairPacker(_Worker):
         _, longest = self._cfg.longest_document()
         kept = np.flatnonzero((length_N <= longest) & (d2.length_D > 0))
         drops = {"too_long": len(table) - len(kept), UNREAD: num_pairs - len(table)}
+        counts: Stats = {"pairs": num_pairs, "shortest_pair": int(length_N.min(initial=_NO_PAIR)), "drops": drops}
+        is_alone = self._cfg.condition == "none"
+        if is_alone:
+            counts[PAIR_ROWS] = len(best_fit(length_N[kept], self._cfg.seq_len).ends_R)
+
+        def tokens_of(number: int) -> NDArray[np.int32]:
+            d2_ids = d2.of(kept[number])
+            if is_alone:
+                return document_example(d2_ids, self._special).input_ids
+            return pair_example(d1.of(kept[number]), d2_ids, self._special).input_ids
+
         write_shard(
             self._out,
             shard_name(_folder("rows", split), shard),
-            length_D=length_N[kept],
-            first_supervised_D=d1.length_D[kept] + 2,
-            tokens_of=lambda number: pair_example(d1.of(kept[number]), d2.of(kept[number]), self._special).input_ids,
+            length_D=d2.length_D[kept] + DOCUMENT_MARKS if is_alone else length_N[kept],
+            first_supervised_D=np.ones_like(kept) if is_alone else d1.length_D[kept] + 2,
+            tokens_of=tokens_of,
             seq_len=self._cfg.seq_len,
             vocab_size=self._vocab_size,
-            counts={"pairs": num_pairs, "shortest_pair": int(length_N.min(initial=_NO_PAIR)), "drops": drops},
+            counts=counts,
         )
         return {"documents": num_pairs, "drops": drops}
 

@@ -16,7 +16,17 @@ from sbp_ray.experiment.main import describe
 from sbp_ray.model import num_parameters
 from sbp_ray.plan import Node
 
-ALL = ("repetition", "sbp", "oracle", "random_pairs", "unconditional", "untuned", "own_embedder", "regularised")
+ALL = (
+    "repetition",
+    "sbp",
+    "oracle",
+    "random_pairs",
+    "unconditional",
+    "alone",
+    "untuned",
+    "own_embedder",
+    "regularised",
+)
 
 
 @pytest.fixture
@@ -68,6 +78,7 @@ def test_each_control_adds_only_what_differs(plan) -> None:
 
     assert added("random_pairs") == {"pair", "tune", "synthesize", "pretrain-sbp"}
     assert added("unconditional") == {"synthesize", "pretrain-sbp"}
+    assert added("alone") == {"tune", "synthesize", "pretrain-sbp"}
     assert added("untuned") == {"synthesize", "pretrain-sbp"}
     assert added("own_embedder") == {"embed", "neighbors", "pair", "tune", "synthesize", "pretrain-sbp"}
     assert added("regularised") == {"pretrain-repetition"}
@@ -82,10 +93,15 @@ def test_the_arms_differ_in_the_settings_they_are_named_for(plan) -> None:
     assert larger.config.ingest.tokenizer == f"{corpus.config.run_dir}/tokenizer"
     assert corpus.key in larger.needs
     assert last(grid, "regularised").config.pretrain.weight_decay == pytest.approx(1.0)
-    for arm, condition in (("unconditional", "none"), ("untuned", "continue"), ("sbp", "d1")):
+    for arm, condition in (("unconditional", "none"), ("untuned", "continue"), ("sbp", "d1"), ("alone", "none")):
         synthesis = grid.input_of(last(grid, arm), "synthetic")
         assert synthesis.config.synthesize.condition == condition
-        assert (grid.input_of(synthesis, "synthesizer") == base) == (arm != "sbp")
+        assert (grid.input_of(synthesis, "synthesizer") == base) == (arm in ("unconditional", "untuned"))
+    related, alone = (
+        grid.input_of(grid.input_of(last(grid, arm), "synthetic"), "synthesizer") for arm in ("sbp", "alone")
+    )
+    assert (related.config.tune.condition, alone.config.tune.condition) == ("d1", "none")
+    assert alone.inputs == related.inputs  # the same pairs, the same base LM
     own = next(node for node in grid.nodes.values() if node.config.embed.pooling == "mean_of_states")
     assert own.config.embed.model == f"{base.config.run_dir}/model"
     assert base.key in own.needs
@@ -107,6 +123,7 @@ def settings_of(grid: Grid, arm: str) -> dict[str, Any]:
     [
         ("random_pairs", "sbp", {"pair: pair.source"}),
         ("unconditional", "sbp", {"synthesize: synthesize.condition"}),
+        ("alone", "sbp", {"tune: tune.condition", "synthesize: synthesize.condition"}),
         ("untuned", "sbp", {"synthesize: synthesize.condition"}),
         ("own_embedder", "sbp", {"embed: embed.pooling", "embed: embed.model"}),
         ("regularised", "repetition", {"pretrain-repetition: pretrain.weight_decay"}),
@@ -156,6 +173,29 @@ def test_an_arm_of_ones_own_starts_from_a_built_in_one(plan) -> None:
     assert grid.input_of(last(grid, "hot"), "synthetic").config.synthesize.temperature == 1.3
 
 
+def test_a_larger_lm_writes_for_an_lm_of_the_bases_size(plan) -> None:
+    arms = {"repetition": {}, "sbp": {}, "large": {"like": "sbp", "writer": ["model.num_layers=5", "pretrain.seed=9"]}}
+    grid = plan(seeds=[3], shares=[0.1], arms=arms)
+    small, large = (grid.input_of(last(grid, arm), "synthetic") for arm in ("sbp", "large"))
+    tuned = grid.input_of(large, "synthesizer")
+    base_lm = grid.input_of(tuned, "base_lm")
+    assert base_lm.config.model.num_layers == 5
+    assert base_lm.config.pretrain.seed == 3  # the seed's, as everywhere
+    assert last(grid, "large").config.model == last(grid, "sbp").config.model
+    deeper = num_parameters(base_lm.config.model, 8192)
+    assert planned_flops(large) == 2 * deeper * 100 * 384 > planned_flops(small)
+    assert numbers(grid)["pair"] == 1
+
+
+def test_arms_of_other_corpus_sizes_have_the_tokenizer_of_the_base(plan) -> None:
+    arms = {"repetition": {}, "half": {"like": "repetition", "corpus_times": 0.5}, "oracle": {}}
+    grid = plan(seeds=[0], arms=arms, oracle_times=4)
+    base, half, oracle = (grid.input_of(last(grid, arm), "corpus") for arm in arms)
+    assert [node.config.ingest.max_train_documents for node in (base, half, oracle)] == [100, 50, 400]
+    assert half.config.ingest.tokenizer == oracle.config.ingest.tokenizer == f"{base.config.run_dir}/tokenizer"
+    assert base.key in half.needs
+
+
 def test_the_plan_tells_tokens_flops_and_users(plan) -> None:
     grid = plan("repetition", "sbp", seeds=[0], shares=[0.1])
     base = last(grid, "repetition")
@@ -192,6 +232,14 @@ def test_the_plan_tells_tokens_flops_and_users(plan) -> None:
         (
             {"arms": {"repetition": {}, "sbp": {"overrides": ["ingest.vocab_size=300"]}}},
             "arms.sbp: ingest.vocab_size must be that of base",
+        ),
+        (
+            {"arms": {"repetition": {}, "sbp": {"writer": ["tune.num_epochs=2"]}}},
+            "arms.sbp.writer: tune.num_epochs=2: it changes model or pretrain: put others in overrides",
+        ),
+        (
+            {"arms": {"repetition": {}, "sbp": {"writer": ["model.depht=2"]}}},
+            "arms.sbp.writer: model.depht=2: no such setting; did you mean model.depth?",
         ),
         ({"base": "nowhere.yaml"}, "nowhere.yaml: no such config file"),
         ({"run_dir": "s3://bucket/x"}, "is a local or a shared one"),

@@ -17,7 +17,7 @@ from sbp_ray.config import TuneConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOC_ID, DOCUMENT, PAIR, SPLITS, shard_of
 from sbp_ray.shards import shard_name
-from sbp_ray.text.pair_format import pair_example
+from sbp_ray.text.pair_format import document_example, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training import pair_rows
 from sbp_ray.training.pair_rows import SOURCES, choose_pairs, pack_pairs
@@ -101,6 +101,25 @@ def test_the_rows_are_those_of_a_plain_join(new_artifact: Any, seed: int, cfg: T
     run.pack(out)
     run.expect(out)
     assert not out.exists("scratch")
+
+
+def test_d2_by_themselves_are_those_of_the_same_pairs(new_artifact: Any) -> None:
+    """Rows of 40: a pair of d1 20, d2 10 takes one, and so do two of them without their d1, of 12 tokens each."""
+    with_d1, alone = (Run(new_artifact, 0, CONFIG.model_copy(update={"condition": c})) for c in ("d1", "none"))
+    pairs, rows = new_artifact("synthesizer"), new_artifact("alone")
+    with_d1.pack(pairs)
+    alone.pack(rows)
+    plain = new_artifact("plain")
+    for (split, shard), chosen in alone.chosen.items():
+        fits = [b for a, b in chosen if alone.tokens[b] and len(alone.tokens[a]) + len(alone.tokens[b]) + 3 <= 40]
+        examples = [document_example(alone.tokens[b], SPECIAL) for b in fits]
+        write_examples(plain, SOURCES[split], examples, 40, shard=shard)
+        found, expected = (read_rows(where, SOURCES[split], 40, shard=shard) for where in (rows, plain))
+        for ours, row in zip(found, expected, strict=True):
+            np.testing.assert_equal(ours, row)
+        name = shard_name(f"rows/{SOURCES[split]}", shard)
+        assert rows.read_stats(name)["pair_rows"] == pairs.read_stats(name)["rows"]
+        assert rows.read_stats(name)["drops"] == pairs.read_stats(name)["drops"]
 
 
 def test_small_parts_change_nothing(new_artifact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
