@@ -19,7 +19,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,6 +99,12 @@ class Artifact:
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def write_json_once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What lies under `name`; what `make` returns is put there if nothing does."""
+        if not self.exists(name):
+            self.write_json(name, make())
+        return self.read_json(name)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:

@@ -237,10 +237,9 @@ def _report(stage: str, outcomes: Iterable[Outcome], num_items: int, num_done: i
 
 def make_stats_once(out: Artifact, make: Callable[[], Stats]) -> Stats:
     """The stats of a stage that has a scratch folder: made by `make`, unless an earlier run has; then scratch goes."""
-    if not out.exists(STATS):
-        out.write_json(STATS, make())
+    stats: Stats = out.write_json_once(STATS, make)
     remove_scratch(out)
-    return out.read_json(STATS)
+    return stats
 
 
 def remove_scratch(out: Artifact) -> None:
@@ -307,8 +306,13 @@ def list_shards(artifact: Artifact, split: Split) -> list[str]:
     return names
 
 
-def fetch_rows(artifact: Artifact, split: Split, ids: Sequence[bytes], columns: Sequence[str]) -> pa.Table:
+def fetch_rows(
+    artifact: Artifact, split: Split, ids: Sequence[bytes], columns: Sequence[str], *, skips_missing: bool = False
+) -> pa.Table:
     """Rows of some documents in the order of `ids`, with the columns named and `doc_id`; one shard in memory at a time.
+
+    Args:
+        skips_missing: documents that the artifact lacks have no row; without it they are an error.
 
     Raises:
         SbpError: a shard is missing, or a document is.
@@ -323,7 +327,10 @@ def fetch_rows(artifact: Artifact, split: Split, ids: Sequence[bytes], columns: 
         table = artifact.read_table(names[shard], wanted)
         asked = pa.array([ids[place] for place in those], table["doc_id"].type)
         found = pc.index_in(asked, value_set=table["doc_id"].combine_chunks())
-        if found.null_count:
+        if found.null_count and skips_missing:
+            those = [place for place, row in zip(those, found.to_pylist(), strict=True) if row is not None]
+            places[shard], found = those, found.drop_null()
+        elif found.null_count:
             missing = asked.filter(pc.is_null(found)).to_pylist()
             raise SbpError(
                 f"{artifact.url}: {names[shard]} lacks {len(missing)} documents, such as {missing[0].hex()}: it is "

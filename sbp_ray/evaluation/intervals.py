@@ -5,7 +5,7 @@ Three units are used, and an interval is only worth something for units that do 
 - seeds: other trainings. They are few: Student's t (`mean_interval`), Fieller's interval for a ratio (`share_of_gain`).
 - groups: other texts. The corpus is split by group (an article) since its documents depend on one another, so whole
   groups are drawn, with all documents, questions or pairs of theirs (`estimate_over_groups`).
-- questions or documents of a sample that have no group (`bootstrap_ratio`).
+- questions that have no group (`bootstrap_ratio`).
 
 SciPy is imported where it is needed: a machine that only trains and scores goes without.
 """
@@ -44,7 +44,7 @@ class Interval(NamedTuple):
         return self._asdict()
 
 
-# Over groups, questions, documents
+# Over groups, questions
 
 
 def bootstrap_ratio(numerator_N: ArrayLike, denominator_N: ArrayLike | None = None, *, seed: int = 0) -> Interval:
@@ -89,6 +89,11 @@ def estimate_over_groups(
     if len(names) < MIN_GROUPS:
         return found | {"value": float(top_N.sum() / bottom_N.sum())}
     return found | bootstrap_ratio(top_N, bottom_N, seed=seed).as_dict()
+
+
+def mean_over_groups(values_M: ArrayLike, groups_M: Sequence[Hashable], *, seed: int) -> dict[str, Any]:
+    """`estimate_over_groups` of the members' mean."""
+    return estimate_over_groups(values_M, np.ones(len(groups_M)), groups_M, seed=seed)
 
 
 def connected_groups(first_M: Sequence[str], second_M: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from sbp_ray.evaluation.likelihood.gains import arm_rows, equal_cost_rows
 from sbp_ray.evaluation.likelihood.scored_texts import Texts, score_study
 from sbp_ray.evaluation.study import Made, Study, Trained, names_of
 from sbp_ray.evaluation.text_quality.beside_real import measure_quality
-from sbp_ray.evaluation.text_quality.panel import fetch_documents
+from sbp_ray.evaluation.text_quality.corpus_scan import fetch_documents
 from sbp_ray.evaluation.unseen import find_held_out_text
 from sbp_ray.provenance import provenance
 from sbp_ray.report.pair_guide import guide_facts, guide_ids, read_guide

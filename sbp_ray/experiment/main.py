@@ -20,7 +20,7 @@ from sbp_ray.experiment.grid import Grid, Training, plan_grid
 from sbp_ray.experiment.settings import ExperimentConfig, load_experiment
 from sbp_ray.logs import set_up_logging
 from sbp_ray.plan import is_done
-from sbp_ray.report.words import scaled
+from sbp_ray.report.wording import scaled
 from sbp_ray.run_lock import locked
 from sbp_ray.tracking import refuse_missing_library
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sbp_ray.report import paper, words
-from sbp_ray.report.words import fixed, percent, percent_interval, scaled, signed
+from sbp_ray.report import paper, wording
+from sbp_ray.report.wording import fixed, percent, percent_interval, scaled, signed
 
 HEADLINE = "held_out_nats_per_token"
 """The measure that answers."""
@@ -31,7 +31,7 @@ def gain_words(found: Mapping[str, Any]) -> str:
     if found["gain"] is None:
         return "–"
     interval = interval_of(found)
-    return f"{signed(found['gain'])} (no interval)" if interval is None else words.interval(interval)
+    return f"{signed(found['gain'])} (no interval)" if interval is None else wording.interval(interval)
 
 
 def best_sbp(results: Mapping[str, Any]) -> Arm | None:
@@ -110,7 +110,7 @@ def _not_measured(results: Mapping[str, Any]) -> list[str]:
     missing = [label for name, label in TEXT_SETS.items() if name not in results["texts"]]
     if not any(row["pairs"] for row in results["synthesizers"]):
         missing.append("What d1 is worth to a synthesizer")
-    return [f"{label}: {words.NOT_MEASURED}." for label in missing]
+    return [f"{label}: {wording.NOT_MEASURED}." for label in missing]
 
 
 def _about_intervals(results: Mapping[str, Any]) -> list[str]:
@@ -119,14 +119,9 @@ def _about_intervals(results: Mapping[str, Any]) -> list[str]:
     found = [f"Gains have 95 % intervals over {seeds} seeds."]
     if seeds == 1:
         found = ["One seed: intervals are over groups; no interval says how far another training would move a gain."]
-    few = {name: facts["groups"] for name, facts in results["texts"].items() if facts["groups"] < fewest}
-    if few:
-        texts = ", ".join(f"{TEXT_SETS[name].lower()} (of {groups})" for name, groups in few.items())
-        found.append(
-            f"Too few groups (articles) for an interval over them: {texts}. Texts of one group depend on one "
-            f"another, and fewer than {fewest} groups say too little."
-        )
-    return found
+    groups = {TEXT_SETS[name].lower(): facts["groups"] for name, facts in results["texts"].items()}
+    few = {label: number for label, number in groups.items() if number < fewest}
+    return found + wording.too_few_groups(few, fewest)
 
 
 def _at_equal_cost(row: Mapping[str, Any]) -> str:
@@ -182,7 +177,7 @@ def _synthesizer_tile(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def render_summary(results: Mapping[str, Any]) -> str:
     """Plain text: the answer, the arms, the synthesizers, the quality of the text, and what to keep in mind."""
-    blocks = [[answer(results), f"Scale: {words.scale_sentence(results)}."], _aligned(_arm_cells(results))]
+    blocks = [[answer(results), f"Scale: {wording.scale_sentence(results)}."], _aligned(_arm_cells(results))]
     if gains := [row for row in results["synthesizers"] if row["pairs"]]:
         heads = ("nats a token of d2, held-out pairs", "given d1", "random d1", "alone")
         keys = ("nll_given_d1", "nll_given_random", "nll_alone")

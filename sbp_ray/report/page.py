@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from sbp_ray import __version__
 from sbp_ray.logs import duration
-from sbp_ray.report import headline, paper, words
+from sbp_ray.report import headline, paper, wording
 from sbp_ray.report.arm_plots import DEGREES, arm_plots, mining_plots
 from sbp_ray.report.panel_page import notes, panel_table
 
@@ -33,7 +33,7 @@ def render_page(results: Mapping[str, Any]) -> str:
         .render(
             results=results,
             version=__version__,
-            words=words,
+            wording=wording,
             paper=paper,
             answer=headline.answer(results),
             tiles=headline.tiles(results),
@@ -44,7 +44,7 @@ def render_page(results: Mapping[str, Any]) -> str:
             bit=math.log(2),
             plots=arm_plots(results),
             panel=panel_table(quality["table"]) if quality else None,
-            panel_notes=notes(quality) if quality else (),
+            panel_notes=notes(quality, results["min_groups"]) if quality else (),
             samples=_samples(quality["syntheses"]) if quality else (),
             mining=[(facts, mining_plots(facts, f"-{place}")) for place, facts in enumerate(results["mining"])],
             degree_rows=[(label, name) for name, label, _ in DEGREES],
@@ -63,7 +63,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     formats = ("scaled", "fixed", "signed", "percent", "interval", "percent_interval", "counts")
-    made.filters |= {name: getattr(words, name) for name in formats}
+    made.filters |= {name: getattr(wording, name) for name in formats}
     made.filters |= {"cell": _cell, "duration": _duration}
     return made
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import PairConfig
+from sbp_ray.report.wording import cut
 
 _GUIDE = "guide.json"  # what pairing leaves beside the pairs
 _SHOWN_CHARS = 300  # of each text of a sample pair
@@ -39,7 +40,7 @@ def guide_facts(
         d1, d2 = (documents.get(bytes.fromhex(sample[key])) for key in ("d1_id", "d2_id"))
         if d1 and d2:
             numbers = {key: sample[key] for key in ("cosine", "jaccard", "containment")}
-            texts = {"d1": _cut(d1["text"]), "d2": _cut(d2["text"])}
+            texts = {"d1": cut(d1["text"], _SHOWN_CHARS), "d2": cut(d2["text"], _SHOWN_CHARS)}
             row = {"verdict": _verdict(sample, cfg), "d1_id": sample["d1_id"], "d2_id": sample["d2_id"]}
             by_band.setdefault(sample["band"], []).append({**row, **numbers, **texts})
     return {
@@ -58,7 +59,3 @@ def _verdict(sample: Mapping[str, Any], cfg: PairConfig) -> str:
     if sample["near_duplicate"]:
         return sample["near_duplicate"].replace("_", " ").replace("near duplicate", "near-duplicate:")
     return "pair"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS].rstrip()} […]"

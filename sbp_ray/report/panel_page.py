@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from sbp_ray.report import paper, plots, words
+from sbp_ray.report import paper, plots, wording
 
 Cell = Mapping[str, float]
 """`value`; `low` and `high` of its 95 % interval, or `seeds_low` and `seeds_high`, where they are known."""
@@ -19,15 +19,15 @@ Column = Mapping[str, Any]
 
 
 def _share(cell: Cell) -> str:
-    return words.percent(cell["value"]) + _range(cell, lambda value: f"{100 * value:.1f}")
+    return wording.percent(cell["value"]) + _range(cell, lambda value: f"{100 * value:.1f}")
 
 
 def _ratio(cell: Cell) -> str:
-    return words.fixed(cell["value"], 2) + _range(cell, lambda value: f"{value:.2f}")
+    return wording.fixed(cell["value"], 2) + _range(cell, lambda value: f"{value:.2f}")
 
 
 def _number(cell: Cell) -> str:
-    return words.fixed(cell["value"], 0) + _range(cell, lambda value: f"{value:,.0f}")
+    return wording.fixed(cell["value"], 0) + _range(cell, lambda value: f"{value:,.0f}")
 
 
 def _range(cell: Cell, shown: Callable[[float], str]) -> str:
@@ -196,14 +196,20 @@ def panel_plots(series: Sequence[Series], relevance: Mapping[str, Any], mined: A
     }
 
 
-def notes(quality: Mapping[str, Any]) -> list[str]:
+def notes(quality: Mapping[str, Any], min_groups: int) -> list[str]:
     """How to read the table."""
+    few: dict[str, int] = {}
+    for row in quality["table"]:
+        without = [cell["units"] for cell in row["measures"].values() if "units" in cell and "low" not in cell]
+        few |= {head_of(row): max(without)} if without else {}
     threshold = quality["relevance"]["threshold"]
     shingle, copy = quality["shingle_tokens"], f"{100 * quality['copy_containment']:.0f} %"
     irrelevant = "a threshold that too few documents left unknown" if threshold is None else f"{threshold:.2f}"
     return [
-        "Intervals in brackets are 95 % bootstrap intervals over documents. Where a synthesizer was made once for each "
-        "seed, the mean over them stands there and their range in parentheses.",
+        "Intervals in brackets are 95 % bootstrap intervals over groups (articles), each drawn with all of its "
+        "documents; a synthetic document is of its d1’s group, and pairs that connect groups are drawn together. Where "
+        "a synthesizer was made once for each seed, the mean over them stands there and their range in parentheses.",
+        *wording.too_few_groups(few, min_groups),
         "Repetition: mean share of a document's 4-token runs that stood earlier in it.",
         "Type–token ratio: distinct words in a window of 50, mean over all windows; shorter documents are left out. "
         "Distance from real text: the greatest difference between the cumulative distribution and that of the "

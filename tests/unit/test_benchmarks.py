@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from worked_on import WorkedOn
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config
@@ -19,10 +20,10 @@ from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.ask_models import require_checkpoints
 from sbp_ray.evaluation.benchmarks.lm_eval_tasks import own_task_names
 from sbp_ray.evaluation.benchmarks.measures import benchmark_row
-from sbp_ray.evaluation.benchmarks.overlap import ngrams_in_file, question_ngrams
 from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet, choose_questions
+from sbp_ray.evaluation.unseen import look_for, question_ngrams
 from sbp_ray.report.page import environment
-from sbp_ray.report.words import NOT_MEASURED
+from sbp_ray.report.wording import NOT_MEASURED
 
 CHOICE = {"id": 7, "query": "What flows?", "choices": ["a river", "a stone"], "gold": 0}
 
@@ -196,7 +197,7 @@ def test_wikitext_falls_into_its_articles(tmp_path: Path) -> None:
 # What was seen in training
 
 
-def test_a_question_is_seen_when_a_run_of_its_words_was_trained_on(tmp_path: Path) -> None:
+def test_a_question_is_seen_when_a_run_of_its_words_was_trained_on(tmp_path: Path, in_process: WorkedOn) -> None:
     run = "one two three four five"
     found = question_set(
         tmp_path,
@@ -208,8 +209,9 @@ def test_a_question_is_seen_when_a_run_of_its_words_was_trained_on(tmp_path: Pat
     keys, hashes = question_ngrams(found.texts(), 5)
     corpus = Artifact("corpus", str(tmp_path / "corpus"))
     corpus.write_table("train/a.parquet", pa.table({"text": ["nothing", f"It said {run.upper()} and so on."]}))
-    hits = ngrams_in_file(corpus, "train/a.parquet", np.unique(hashes), 5)
-    assert {keys[i] for i in np.flatnonzero(np.isin(hashes, hits))} == {"seen", "in a choice"}
+    found = look_for(hashes, [corpus], 5)
+    assert {keys[i] for i in np.flatnonzero(np.isin(hashes, found.hash_H))} == {"seen", "in a choice"}
+    assert (found.num_documents, found.num_sharing) == (2, 1)
 
 
 # Numbers
@@ -269,9 +271,9 @@ def test_a_perplexity_is_shown_and_its_gain_is_in_nats(tmp_path: Path) -> None:
 
 
 def page(**given: Any) -> str:
-    from sbp_ray.report import words
+    from sbp_ray.report import wording
 
-    return environment().get_template("benchmarks.html.j2").render(words=words, **given)
+    return environment().get_template("benchmarks.html.j2").render(wording=wording, **given)
 
 
 def test_the_page_says_what_is_not_measured() -> None:

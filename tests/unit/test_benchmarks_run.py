@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from small_experiment import small_experiment
+from worked_on import WorkedOn
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.errors import SbpError
@@ -60,8 +61,7 @@ def study(experiment: ExperimentConfig, tiny_synthesizer: Artifact) -> Study:
     return study_of(experiment, grid, grid.trainings)
 
 
-@pytest.mark.slow
-def test_every_model_is_asked_once_and_compared(study: Study, tmp_path: Path, local_ray: None) -> None:
+def test_every_model_is_asked_once_and_compared(study: Study, tmp_path: Path, in_process: WorkedOn) -> None:
     store = Artifact("scores", str(tmp_path / "scores"))
     rows = compare_on_benchmarks(study, store)
     assert rows is not None

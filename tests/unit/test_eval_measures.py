@@ -60,7 +60,7 @@ def synthetic(artifact: Artifact, texts: list[str]) -> Artifact:
 
 
 def shares_of(artifact: Artifact, limit: int = 100, share: float = 1.0) -> dict[str, float]:
-    part = sign_shard(artifact, "part-00000.parquet", share=share, seed=0, shingle_words=13)
+    part = sign_shard("part-00000.parquet", artifact, share, 0, 13)
     return duplicate_shares([part], limit=limit)
 
 
@@ -95,7 +95,7 @@ def test_signatures_that_the_embeddings_hold_are_taken(new_artifact) -> None:
     embeddings = new_artifact("embeddings")
     rows = {"doc_id": pa.array([bytes(16), b"\xff" * 16], DOC_ID), "signature": [signature, signature]}
     embeddings.write_table("train/part-00000.parquet", pa.table(rows))
-    part = sign_shard(embeddings, "train/part-00000.parquet", share=1.0, seed=0, shingle_words=13)
+    part = sign_shard("train/part-00000.parquet", embeddings, 1.0, 0, 13)
     # ids of corpus documents are hashes of their texts: these are two texts that read alike
     assert duplicate_shares([part], limit=10) == {"documents": 2, "exact": 0.0, "near": 0.5}
 
@@ -103,7 +103,7 @@ def test_signatures_that_the_embeddings_hold_are_taken(new_artifact) -> None:
 def test_copying_is_the_share_of_d2_that_d1_holds() -> None:
     d1 = list(range(20))
     half = [*range(16), *range(100, 116)]  # 4 of its 20 shingles of 13 tokens lie in d1
-    found = copying([(d1, d1), (d1, half), (d1, list(range(50, 80)))], shingle_tokens=13, seed=0)
+    found = copying([(d1, d1), (d1, half), (d1, list(range(50, 80)))], list("abc"), shingle_tokens=13, seed=0)
     assert found["copied_share"]["value"] == pytest.approx((1 + 0.2 + 0) / 3)
     assert found["copies"]["value"] == pytest.approx(1 / 3)
     assert found["any_copied"]["value"] == pytest.approx(2 / 3)
@@ -112,7 +112,7 @@ def test_copying_is_the_share_of_d2_that_d1_holds() -> None:
 def test_pairs_no_closer_than_chance_are_irrelevant() -> None:
     threshold = irrelevance_threshold(np.linspace(0, 1, 101))
     assert threshold == pytest.approx(0.95)
-    found = irrelevance([0.99, 0.5, 0.96, 0.1], threshold, seed=0)
+    found = irrelevance(np.array([0.99, 0.5, 0.96, 0.1]), threshold, list("aabb"), seed=0)
     assert found["irrelevant"]["value"] == 0.5
     assert found["mean_cosine"]["value"] == pytest.approx(0.6375)
 
@@ -123,14 +123,27 @@ def test_random_pairs_never_pair_a_text_with_itself() -> None:
 
 
 def test_lengths_repetition_and_diversity_of_a_sample() -> None:
-    measures = text_measures([[1, 2, 3, 4], [7] * 8], [words(range(50)), words([1, 2] * 25)], seed=0)
+    measures = text_measures([[1, 2, 3, 4], [7] * 8], [words(range(50)), words([1, 2] * 25)], ["a", "b"], seed=0)
     assert measures is not None
     assert measures["tokens"]["mean"] == 6
     assert measures["repetition"]["value"] == pytest.approx((0 + 4 / 5) / 2)  # five runs of 7 7 7 7, one is new
     assert measures["type_token"]["ratios"] == [1.0, 0.04]  # 50 and 2 of 50 words are distinct
-    short = text_measures([[1]], ["too short"], seed=0)
+    short = text_measures([[1]], ["too short"], ["a"], seed=0)
     assert short is not None and short["type_token"] is None
-    assert text_measures([], [], seed=0) is None
+    assert text_measures([], [], [], seed=0) is None
+
+
+def test_documents_of_one_group_are_drawn_together() -> None:
+    """Twenty groups of five documents, half of them all repetition: the mean's standard error is 0.5 / sqrt(20)."""
+    half = [[7] * 8] * 5 + [list(range(8))] * 5  # of 7 7 7 7 7 7 7 7, four of five runs stood there before
+    groups = [str(i // 5) for i in range(100)]
+    measures = text_measures(half * 10, [""] * 100, groups, seed=0)
+    assert measures is not None
+    found = measures["repetition"]
+    assert (found["value"], found["unit"], found["units"]) == (pytest.approx(0.4), "groups", 20)
+    assert found["high"] - found["value"] == pytest.approx(2.09 * 0.4 / 20**0.5, abs=0.03)  # over documents it is 0.08
+    few = text_measures(half, [""] * 10, groups[:10], seed=0)
+    assert few is not None and few["repetition"] == {"value": pytest.approx(0.4), "unit": "groups", "units": 2}
 
 
 def test_distances_are_those_of_the_distributions() -> None:
@@ -145,13 +158,13 @@ def test_distances_are_those_of_the_distributions() -> None:
 
 def runs_beside(sample: list[list[int]], *corpus: list[list[int]], own: int = 0) -> KnownRuns:
     """Each part of the corpus is counted by a worker of its own."""
-    table, counts = NgramTable.of([sample]), None
+    table = NgramTable.of([sample])
+    counts = np.zeros(len(table.keys_C), np.uint8)
     for part in corpus:
         counter = DocumentCounter(table)
         for document in part:
             counter.add(*flatten([document]))
         counts = add_counts(counts, counter.counts_C)
-    assert counts is not None
     return known_runs(sample, table, counts, own=own)
 
 
@@ -188,14 +201,14 @@ def test_copying_counts_runs_of_thirteen_wherever_in_the_corpus_they_stand() -> 
     copied = [*range(20), *range(100, 106)]  # 26 tokens, 14 runs; the first 20 tokens have 8, all in the corpus
     pasted = [*range(200, 213), 7, *range(300, 313)]  # a run of each of two documents: 2 of 15 runs
     corpus = [list(range(20)), list(range(200, 213)), list(range(299, 314))]
-    found = copying_of_corpus(runs_beside([copied, pasted, [1, 2]], corpus), seed=0)
+    found = copying_of_corpus(runs_beside([copied, pasted, [1, 2]], corpus), list("abc"), seed=0)
     assert found is not None
     assert found["documents"] == 2  # the third has no run of 13
     assert found["copied_share"]["value"] == pytest.approx((8 / 14 + 2 / 15) / 2)
     assert found["copies"]["value"] == 0.5
     assert found["any_copied"]["value"] == 1
     assert found["longest"] == {"median": 16.5, "p90": pytest.approx(19.3), "max": 20}
-    assert copying_of_corpus(runs_beside([[1, 2]], corpus), seed=0) is None
+    assert copying_of_corpus(runs_beside([[1, 2]], corpus), ["a"], seed=0) is None
 
 
 # Nearest documents
@@ -213,7 +226,7 @@ def test_the_nearest_document_is_found_across_shards_and_is_never_the_document_i
     vector_ND = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
     found = Nearest.none(3)
     for name in embeddings.files("train"):
-        found = found.or_nearer(nearest_in_shard(embeddings, name, vector_ND, [b"x", b"", b""]))
+        found = found.or_nearer(nearest_in_shard(name, embeddings, vector_ND, [b"x", b"", b""]))
     assert found.id_N.tolist() == [b"y", b"z", b"x"]  # the first is x itself
     assert found.cosine_N == pytest.approx([0.6, 1, 1], abs=1e-3)
 

@@ -11,6 +11,7 @@ import pytest
 from hand_made import write_corpus, write_synthetic
 from small_experiment import small_experiment
 from test_eval_run import guide
+from worked_on import WorkedOn
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.experiment.grid import plan_grid
@@ -32,8 +33,7 @@ STATS: dict[str, dict[str, Any]] = {
 TRAINED = {"positions": 1000, "parameters": 100, "mixture": {"real": {"passes": 2.0}, "synthetic": {"passes": 0.5}}}
 
 
-@pytest.mark.slow
-def test_finished_trainings_become_a_page(tmp_path: Path, local_ray: None) -> None:
+def test_finished_trainings_become_a_page(tmp_path: Path, in_process: WorkedOn) -> None:
     experiment = small_experiment(
         tmp_path, "repetition", "sbp", seeds=[0, 1], shares=[0.02], synthesizer_per_seed=False
     )

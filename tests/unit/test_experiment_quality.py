@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hand_made import write_corpus, write_synthetic
 from small_experiment import small_experiment
+from worked_on import WorkedOn
 
 from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.evaluation.study import Study, names_of
@@ -56,9 +57,8 @@ def arms_of(study: Study, *names: str) -> Study:
     return replace(study, trained=[one for one in study.trained if one.arm in names])
 
 
-@pytest.mark.slow
 def test_each_synthesizer_has_its_numbers_and_a_rerun_measures_what_is_new(
-    study: Study, tmp_path: Path, local_ray: None
+    study: Study, tmp_path: Path, in_process: WorkedOn
 ) -> None:
     store = Artifact("quality", str(tmp_path / "quality"))
     assert measure_quality(arms_of(study, "repetition", "sbp", "unconditional"), store) is not None

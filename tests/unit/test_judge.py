@@ -195,13 +195,13 @@ def test_no_more_is_asked_once_too_many_have_failed(endpoint: Endpoint, tmp_path
 
 
 def test_a_judge_that_is_wrong_on_known_cases_is_not_believed(endpoint: Endpoint, tmp_path: Path) -> None:
-    from sbp_ray.report import words
+    from sbp_ray.report import wording
     from sbp_ray.report.page import environment
 
     endpoint.says = lambda prompt: completion("VERDICT: NO")
     found = judge_texts(endpoint.config(), {"synthetic": PAIR}, Artifact("judge", str(tmp_path)))
     assert found["self_check"]["irrelevant"] == {"cases": 10, "right": 5, "believed": False}
-    shown = environment().get_template("benchmarks.html.j2").render(words=words, rows=None, judge=found)
+    shown = environment().get_template("benchmarks.html.j2").render(wording=wording, rows=None, judge=found)
     assert shown.count("the judge failed its test") == 3
 
 

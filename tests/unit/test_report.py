@@ -14,7 +14,7 @@ from sbp_ray.evaluation.text_quality.samples import KINDS
 from sbp_ray.report.headline import answer, render_summary
 from sbp_ray.report.page import render_page
 from sbp_ray.report.panel_page import table_row
-from sbp_ray.report.words import scale_sentence, scale_warning, scaled, signed
+from sbp_ray.report.wording import scale_sentence, scale_warning, scaled, signed
 
 NUM_PLOTS = 3 + 1 + 5 + 3
 """Of trainings, of gains, of the panel, of the pairs."""
@@ -256,6 +256,13 @@ def test_few_groups_have_no_interval_and_a_sentence_that_says_so() -> None:
     assert said in page and said in summary
     assert '<td>+0.020<span class="ci">too few groups</span></td>' in page
     assert "403.4        6.000" in summary and "5.980; +0.020 (no interval)" in summary
+
+
+def test_a_text_of_few_groups_has_no_interval_in_the_panel() -> None:
+    found = report()
+    found["quality"]["table"][0]["measures"]["repetition"] = {"value": 0.02, "unit": "groups", "units": 4}
+    assert "interval over them: sbp (of 4). Texts of one group depend" in render_page(found)
+    assert "Too few groups" not in full_page()
 
 
 def test_a_single_seed_says_what_its_intervals_leave_out() -> None:

@@ -18,7 +18,6 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EmbedConfig, Resources, TrainingResources
 from sbp_ray.embedder import load_embedder
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.tasks import results, shard_calls
 from sbp_ray.shards import (
     SCRATCH,
     Stats,
@@ -284,16 +283,15 @@ def test_calls_on_ray_return_their_values_and_raise_the_user_s_errors_as_one_lin
         assert "\n" not in str(caught.value)
 
 
-def _embed_nothing(corpus: Artifact, name: str, value: Any) -> None:
+def _embed_nothing(name: str) -> None:
     load_embedder(EmbedConfig(model="/nowhere/to/be/found"))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_workers")
-def test_an_embedder_that_a_worker_of_the_evaluation_lacks_is_one_line(new_artifact) -> None:
-    calls = shard_calls(_embed_nothing, new_artifact("corpus"), {"train/part-00000.parquet": None})
+def test_an_embedder_that_a_worker_of_the_evaluation_lacks_is_one_line() -> None:
     with pytest.raises(SbpError) as caught:
-        list(results(calls))
+        list(call_each(_embed_nothing, ["train/part-00000.parquet"]))
     assert str(caught.value).startswith("embed.model=/nowhere/to/be/found: cannot be loaded (")
     assert "\n" not in str(caught.value)
 
@@ -350,6 +348,8 @@ def test_rows_come_by_id_in_the_order_asked_for(new_artifact) -> None:
     assert fetch_rows(out, "train", [], ["number"]).num_rows == 0
     with pytest.raises(SbpError, match=r"part-00001.parquet lacks 1 documents, such as 0000000a0{24}: it is not"):
         fetch_rows(out, "train", [doc_id(1), doc_id(10)], ["number"])
+    found = fetch_rows(out, "train", [doc_id(number) for number in (5, 10, 4, 8)], ["number"], skips_missing=True)
+    assert found["number"].to_pylist() == [5, 4]
 
 
 def test_stats_of_all_files_come_in_order(new_artifact) -> None:

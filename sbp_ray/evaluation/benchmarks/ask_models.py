@@ -1,17 +1,17 @@
-"""Every checkpoint asked every benchmark, as one Ray task for each pair; what is answered is kept."""
+"""Every checkpoint asked every benchmark, each pair in a call of its own; what is answered is kept."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import EvalConfig, Resources
+from sbp_ray.config import EvalConfig, ForwardResources
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet
-from sbp_ray.evaluation.tasks import results
 from sbp_ray.logs import Progress
+from sbp_ray.shards import call_each
 
 Answered = dict[str, Any]
 """`records` by question, and `num_truncated`."""
@@ -39,42 +39,38 @@ def ask_models(
     Args:
         models: training artifacts, by names that are unique for what they were made from.
     """
-    import ray
-
     require_checkpoints(models)
     names = {
-        (benchmark.name, model): f"{model}-{benchmark.name}-{benchmark.fingerprint[:8]}.json"
-        for benchmark in question_sets
+        (questions.name, model): f"{model}-{questions.name}-{questions.fingerprint[:8]}.json"
+        for questions in question_sets
         for model in models
     }
-    todo = [(b, model) for b in question_sets for model in models if not store.exists(names[b.name, model])]
-    resources = cfg.resources
-    quiet = {"env_vars": {"TQDM_DISABLE": "1"}}  # lm-eval has a bar for everything
-    remote = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, runtime_env=quiet)(ask_model)
-    put = {benchmark.name: ray.put(benchmark) for benchmark in question_sets}
-    progress = Progress("benchmarks", len(todo), "sets of answers")
-    calls = [
-        (
-            names[b.name, model],
-            partial(remote.remote, models[model], put[b.name], cfg.resources.batch_tokens, resources),
-        )
-        for b, model in todo
+    todo = [
+        (names[questions.name, model], models[model], number)
+        for number, questions in enumerate(question_sets)
+        for model in models
+        if not store.exists(names[questions.name, model])
     ]
-    for name, answered in results(calls, at_once=resources.num_workers):
+    progress = Progress("benchmarks", len(todo), "sets of answers")
+    for (name, *_), answered in call_each(ask_model, todo, question_sets, cfg.resources, resources=cfg.resources):
         store.write_json(name, answered)
         progress.advance()
-    return {b.name: {model: store.read_json(names[b.name, model]) for model in models} for b in question_sets}
+    return {q.name: {model: store.read_json(names[q.name, model]) for model in models} for q in question_sets}
 
 
-def ask_model(trained: Artifact, questions: QuestionSet, batch_tokens: int, resources: Resources) -> Answered:
+def ask_model(
+    call: tuple[str, Artifact, int], question_sets: Sequence[QuestionSet], resources: ForwardResources
+) -> Answered:
     """One checkpoint, one benchmark. Runs in a process of its own."""
+    os.environ["TQDM_DISABLE"] = "1"  # lm-eval has a bar for everything
     import torch
 
     from sbp_ray.evaluation.benchmarks.harness import CheckpointLM, ask_questions
 
+    _, trained, number = call
+    questions = question_sets[number]
     if resources.num_threads:
         torch.set_num_threads(resources.num_threads)
-    device = "cuda" if resources.num_gpus else "cpu"
-    folder = str(trained.local_copy("model"))
-    lm = CheckpointLM(folder, max_length=questions.max_length, device=device, batch_tokens=batch_tokens)
+    device, folder = "cuda" if resources.num_gpus else "cpu", str(trained.local_copy("model"))
+    lm = CheckpointLM(folder, max_length=questions.max_length, device=device, batch_tokens=resources.batch_tokens)
     return ask_questions(lm, questions)

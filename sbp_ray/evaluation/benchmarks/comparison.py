@@ -7,10 +7,10 @@ from typing import Any
 from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.benchmarks.ask_models import ask_models
 from sbp_ray.evaluation.benchmarks.measures import BySeed, benchmark_row
-from sbp_ray.evaluation.benchmarks.overlap import find_seen
 from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
 from sbp_ray.evaluation.intervals import mean_interval
 from sbp_ray.evaluation.study import BASELINE, Study
+from sbp_ray.evaluation.unseen import find_seen_questions
 
 
 def compare_on_benchmarks(study: Study, store: Artifact) -> list[dict[str, Any]] | None:
@@ -25,7 +25,7 @@ def compare_on_benchmarks(study: Study, store: Artifact) -> list[dict[str, Any]]
         return None
     models = {key: made.artifact for key, made in study.models.items()}
     answers = ask_models(settings.eval, models, asked, store)
-    seen = find_seen(asked, _trained_on(study), ngram_words=settings.decontaminate.ngram_words, store=store)
+    seen = find_seen_questions(asked, _trained_on(study), settings.decontaminate.ngram_words, store)
     rows = []
     for benchmark in asked:
         found = answers[benchmark.name]
@@ -45,10 +45,9 @@ def compare_on_benchmarks(study: Study, store: Artifact) -> list[dict[str, Any]]
     return rows
 
 
-def _trained_on(study: Study) -> dict[Artifact, list[str]]:
-    """Files of every corpus' train split and every synthetic text that some model read."""
-    texts = {made.artifact: made.artifact.files("train", ".parquet") for made, _ in study.users("corpus")}
-    return texts | {made.artifact: made.artifact.files("", ".parquet") for made, _ in study.users("synthetic")}
+def _trained_on(study: Study) -> list[Artifact]:
+    """Every corpus and every synthetic text that some model read."""
+    return [made.artifact for noun in ("corpus", "synthetic") for made, _ in study.users(noun)]
 
 
 def _with_seed_intervals(row: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from sbp_ray.artifacts import fingerprint_of
+from sbp_ray.report.wording import cut
 
 QUESTIONS = ("non_factual", "irrelevant", "copied")
 """Each has a prompt in `prompts/`; the answer YES is what a rate counts."""
@@ -29,13 +30,9 @@ class Case:
     def prompt(self, max_chars: int) -> str:
         """What the judge reads; documents are cut to `max_chars`."""
         given = {"d1": self.d1, "d2": self.d2}
-        shown = {name: _cut(text, max_chars) for name, text in given.items() if text is not None}
+        shown = {name: cut(text, max_chars) for name, text in given.items() if text is not None}
         # One pass: a document that happens to hold `{d2}` stays as it is.
         return re.sub(r"\{(d1|d2)\}", lambda found: shown[found[1]], prompt_of(self.question))
-
-
-def _cut(text: str, max_chars: int) -> str:
-    return text if len(text) <= max_chars else f"{text[:max_chars]} […]"
 
 
 @cache

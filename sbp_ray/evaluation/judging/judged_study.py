@@ -8,7 +8,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.judging.rates import Texts, judge_texts
 from sbp_ray.evaluation.study import Made, Study
 from sbp_ray.evaluation.text_quality.beside_real import name_of_text
-from sbp_ray.evaluation.text_quality.panel import fetch_documents
+from sbp_ray.evaluation.text_quality.corpus_scan import fetch_documents
 from sbp_ray.evaluation.text_quality.sampling import sample_rows
 
 _MINED = "mined pairs"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import Resources
+from sbp_ray.config import ForwardResources
 from sbp_ray.logs import Progress
 from sbp_ray.text.pair_format import Example, document_example, join_tokens
 from sbp_ray.text.tokenizer import SpecialIds
@@ -39,15 +39,14 @@ def document_windows(input_ids: Sequence[int], special: SpecialIds, max_tokens: 
     return [*windows, document_example(parts[-1], special)]
 
 
-def score_checkpoint(
-    trained: Artifact, text_sets: TextSets, *, name: str, batch_tokens: int, resources: Resources
-) -> Scores:
+def score_checkpoint(named: tuple[str, Artifact], text_sets: TextSets, resources: ForwardResources) -> Scores:
     """Load `model/` of a training artifact and score every text in float32. Runs in a process of its own."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from sbp_ray.scoring import sum_nll
 
+    name, trained = named
     if resources.num_threads:
         torch.set_num_threads(resources.num_threads)
     device = "cuda" if resources.num_gpus else "cpu"
@@ -58,7 +57,7 @@ def score_checkpoint(
     nll_E = np.zeros(len(examples))
     for start in range(0, len(by_length), _AT_ONCE):
         part = by_length[start : start + _AT_ONCE]
-        nll_E[part] = sum_nll(model, [examples[i] for i in part], batch_tokens=batch_tokens)
+        nll_E[part] = sum_nll(model, [examples[i] for i in part], batch_tokens=resources.batch_tokens)
         progress.advance(len(part))
     return Scores(_by_unit(nll_E, text_sets), sum(parameter.numel() for parameter in model.parameters()))
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,8 @@ from sbp_ray.evaluation.likelihood.closed_book import (
     iter_questions,
     question_example,
 )
-from sbp_ray.evaluation.study import Made, Study
-from sbp_ray.evaluation.tasks import results
+from sbp_ray.evaluation.study import Study
 from sbp_ray.evaluation.text_quality.sampling import sample_rows
-from sbp_ray.metrics import ray_is_running
 from sbp_ray.schema import SPLITS, Split
 from sbp_ray.shards import call_each
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
@@ -134,26 +131,13 @@ def score_study(study: Study, store: Artifact) -> tuple[Texts, dict[str, Scores]
     texts, models = choose_texts(study.settings, study.corpus), study.models
     names = {key: f"{key}-{texts.fingerprint[:8]}.json" for key in models}
     todo = [made for key, made in models.items() if not store.exists(names[key])]
-    for key, found in _score(study.settings.eval, todo, texts.sets):
+    resources = study.settings.eval.resources
+    calls = [(made.key, made.artifact) for made in todo]
+    for (key, _), found in call_each(score_checkpoint, calls, texts.sets, resources, resources=resources):
         nll = {name: nll_N.tolist() for name, nll_N in found.nll.items()}
         store.write_json(names[key], {"nll": nll, "parameters": found.num_parameters})
         logger.info(f"eval | {key} | scored")
     return texts, {key: _read_scores(store.read_json(name)) for key, name in names.items()}
-
-
-def _score(cfg: EvalConfig, todo: Sequence[Made], sets: TextSets) -> Iterator[tuple[str, Scores]]:
-    """As many at once as `cfg.resources` allow; one after the other, here, where there is no Ray."""
-    options: dict[str, Any] = {"batch_tokens": cfg.resources.batch_tokens, "resources": cfg.resources}
-    if not ray_is_running():
-        yield from ((made.key, score_checkpoint(made.artifact, sets, name=made.key, **options)) for made in todo)
-        return
-    import ray
-
-    resources = cfg.resources
-    score = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(score_checkpoint)
-    shared = ray.put(sets)
-    calls = [(made.key, partial(score.remote, made.artifact, shared, name=made.key, **options)) for made in todo]
-    yield from results(calls, at_once=resources.num_workers)
 
 
 def _read_scores(stored: Mapping[str, Any]) -> Scores:

@@ -9,27 +9,15 @@ from typing import Any
 from sbp_ray.artifacts import Artifact, fingerprint_of
 from sbp_ray.config import Config
 from sbp_ray.evaluation.study import Made, Study, Trained, names_of
-from sbp_ray.evaluation.text_quality.corpus_scan import Scan
 from sbp_ray.evaluation.text_quality.duplicates import NEAR_JACCARD
-from sbp_ray.evaluation.text_quality.novelty import COPY_CONTAINMENT, NgramTable
-from sbp_ray.evaluation.text_quality.panel import Panel, measure_samples, relevance_facts, scan_corpus
-from sbp_ray.evaluation.text_quality.samples import (
-    KINDS,
-    REAL_TRAIN,
-    Row,
-    Sample,
-    sample_pairs,
-    sample_real,
-    sample_synthetic,
-    token_ids,
-)
-from sbp_ray.evaluation.text_quality.text_measures import add_distances, copying, irrelevance
+from sbp_ray.evaluation.text_quality.novelty import COPY_CONTAINMENT
+from sbp_ray.evaluation.text_quality.panel import measure_samples
+from sbp_ray.evaluation.text_quality.samples import KINDS, sample_pairs, sample_real, sample_synthetic
 from sbp_ray.report.panel_page import table_row
 
 logger = logging.getLogger(__name__)
 
 _SETTINGS = ("quality_sample", "duplicate_sample", "num_samples", "max_validation_documents", "seed")
-_MINED = "mined"
 Users = Sequence[tuple[Made, Sequence[Trained]]]
 
 
@@ -71,6 +59,7 @@ def _measure_new(
     settings: Config, embeddings: Made, pairs: Made | None, users: Users, store: Artifact
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The columns of all synthetic texts by key, and those of real text; only what the store lacks is measured."""
+    cfg = settings.eval
     rulers = [made.artifact.fingerprint() for made in (embeddings, pairs) if made is not None]
     synthetic = {made.key: made.artifact for made, _ in users}
     names = {
@@ -80,10 +69,17 @@ def _measure_new(
     todo = {key: made for key, made in synthetic.items() if not store.exists(names[key])}
     if todo or not store.exists(real):
         logger.info(f"eval | quality of {len(todo)} synthetic texts beside real text")
-        panel = _measure(settings, embeddings, pairs, todo)
+        corpus = embeddings.inputs["corpus"].artifact
+        columns, relevance = measure_samples(
+            settings,
+            corpus=corpus,
+            embeddings=embeddings.artifact,
+            samples={key: sample_synthetic(cfg, made) for key, made in todo.items()} | sample_real(cfg, corpus),
+            mined=sample_pairs(cfg, pairs.artifact) if pairs else [],
+        )
         for key in todo:
-            store.write_json(names[key], panel.columns.pop(key))
-        store.write_json(real, {"texts": panel.columns, "relevance": relevance_facts(panel)})
+            store.write_json(names[key], columns.pop(key))
+        store.write_json(real, {"texts": columns, "relevance": relevance})
     return {key: store.read_json(name) for key, name in names.items()}, store.read_json(real)
 
 
@@ -117,38 +113,3 @@ def _mined_with(embeddings: Made, study: Study) -> Made | None:
 def _fingerprint(settings: Config, *inputs: str) -> str:
     how = {name: getattr(settings.eval, name) for name in _SETTINGS}
     return fingerprint_of({"eval": how, "inputs": inputs})[:8]
-
-
-def _measure(settings: Config, embeddings: Made, pairs: Made | None, todo: Mapping[str, Artifact]) -> Panel:
-    cfg, corpus = settings.eval, embeddings.inputs["corpus"].artifact
-    samples: dict[str, Sample] = {key: sample_synthetic(cfg, made) for key, made in todo.items()}
-    samples |= sample_real(cfg, corpus)
-    mined = sample_pairs(cfg, pairs.artifact) if pairs else []
-    table = NgramTable.of(token_ids(samples))
-    wanted = set[bytes]().union(*(sample.d1_ids for sample in samples.values()))
-    wanted |= {row[key] for row in mined for key in ("d1_id", "d2_id")}
-    scan = scan_corpus(corpus, "train", wanted=wanted, groups=(), table=table)  # novelty: what the models have read
-    panel = measure_samples(
-        cfg,
-        settings.embed,
-        corpus=corpus,
-        embeddings=embeddings.artifact,
-        samples=samples,
-        table=table,
-        scan=scan,
-    )
-    add_distances(panel.columns, REAL_TRAIN)
-    panel.columns[_MINED] = _mined_column(settings, mined, scan, panel.threshold)
-    return panel
-
-
-def _mined_column(settings: Config, mined: Sequence[Row], scan: Scan, threshold: float | None) -> dict[str, Any] | None:
-    """What synthetic pairs have in common with mined ones: copying and relevance; None where none were mined."""
-    if not mined:
-        return None
-    pairs = [tuple(scan.documents[row[key]]["input_ids"] for key in ("d1_id", "d2_id")) for row in mined]
-    cosines = [row["cosine"] for row in mined if row["cosine"] is not None]
-    seed = settings.eval.seed
-    relevance = irrelevance(cosines, threshold, seed=seed) if cosines and threshold is not None else None
-    copied = copying(pairs, shingle_tokens=settings.embed.shingle_tokens, seed=seed)  # type: ignore[arg-type]
-    return {"documents": len(mined), "d1": {"copying": copied, "relevance": relevance}}

@@ -1,8 +1,9 @@
-"""One pass over a split of the corpus: fetch the documents that are wanted, and count what streams past."""
+"""Read the corpus in tasks: a few documents by id, or all in one pass that counts the samples' runs of tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,74 +13,82 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sbp_ray import metrics
 from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.text_quality.novelty import DocumentCounter, NgramTable, add_counts
-from sbp_ray.schema import DOC_ID
+from sbp_ray.logs import Progress
+from sbp_ray.schema import DOC_ID, Split, shard_of
+from sbp_ray.shards import call_each, fetch_rows, list_shards, shard_name
 
+Row = dict[str, Any]
 _BATCH_ROWS = 1024
+# What each task sends back is as large as the samples, so the corpus is cut into few parts.
+_TASKS = 64
+
+
+def fetch_documents(
+    artifact: Artifact, doc_ids: Iterable[bytes], columns: Sequence[str] = ("group", "text"), split: Split = "train"
+) -> dict[bytes, Row]:
+    """Rows of a split by id, each shard's in a call of its own; documents that the artifact lacks are left out."""
+    num_shards, by_shard = len(list_shards(artifact, split)), defaultdict(list)
+    for doc_id in sorted(set(doc_ids)):
+        by_shard[shard_of(doc_id, num_shards)].append(doc_id)
+    found = call_each(_fetch, list(map(tuple, by_shard.values())), artifact, split, columns)
+    return {row["doc_id"]: row for _, rows in found for row in rows}
+
+
+def _fetch(doc_ids: Sequence[bytes], artifact: Artifact, split: Split, columns: Sequence[str]) -> list[Row]:
+    return fetch_rows(artifact, split, doc_ids, columns, skips_missing=True).to_pylist()
 
 
 @dataclass
 class Scan:
     """What was found in some shards."""
 
-    documents: dict[bytes, dict[str, Any]] = field(default_factory=dict)
-    """doc_id -> its row, for the documents that were wanted."""
-    groups: set[str] = field(default_factory=set)
-    """Those of the groups looked for that are there."""
-    ngram_counts: NDArray[np.uint8] | None = None
+    ngram_counts: NDArray[np.uint8]
     """For each place of the samples' table, how many documents hold its run; see `novelty.NgramTable`."""
+    documents: dict[bytes, Row] = field(default_factory=dict)
+    """By id, those that were wanted."""
     num_documents: int = 0
     num_tokens: int = 0
 
-    def add(self, other: Scan) -> None:
-        """Take in what another part of the corpus gave."""
-        self.documents |= other.documents
-        self.groups |= other.groups
-        if other.ngram_counts is not None:
-            self.ngram_counts = add_counts(self.ngram_counts, other.ngram_counts)
-        self.num_documents += other.num_documents
-        self.num_tokens += other.num_tokens
+
+def scan_corpus(corpus: Artifact, *, wanted: Collection[bytes], table: NgramTable) -> Scan:
+    """Stream the train split once: bring back the documents that are wanted, count the table's runs of tokens."""
+    names = list_shards(corpus, "train")
+    ids: dict[str, list[bytes]] = {name: [] for name in names}
+    for doc_id in wanted:
+        ids[shard_name("train", shard_of(doc_id, len(names)))].append(doc_id)
+    each = -(-len(names) // _TASKS)
+    parts = [tuple(list(ids.items())[start : start + each]) for start in range(0, len(names), each)]
+    total, progress = Scan(np.zeros(len(table.keys_C), np.uint8)), Progress("eval scan train", len(names), "shards")
+    for part, found in call_each(scan_shards, parts, corpus, table):
+        total.documents |= found.documents
+        total.ngram_counts = add_counts(total.ngram_counts, found.ngram_counts)
+        metrics.count("sbp_documents", found.num_documents, stage="eval")
+        metrics.count("sbp_tokens", found.num_tokens, stage="eval")
+        progress.advance(len(part))
+    return total
 
 
-def scan_shards(
-    corpus: Artifact, wanted: Mapping[str, Collection[bytes]], *, groups: Collection[str], table: NgramTable | None
-) -> Scan:
+def scan_shards(wanted: Iterable[tuple[str, Collection[bytes]]], corpus: Artifact, table: NgramTable) -> Scan:
     """Read shards in batches of rows.
 
     Args:
-        wanted: for each shard the ids of documents to bring back.
-        groups: values of `group` to look for.
-        table: runs of tokens to count.
+        wanted: names of shards, each with the ids of documents to bring back.
     """
-    found = Scan()
-    counter = DocumentCounter(table) if table else None
-    for name, ids in wanted.items():
-        _scan_shard(corpus, name, pa.array(list(ids), DOC_ID), set(groups), counter, found)
-    found.ngram_counts = counter.counts_C if counter else None
-    return found
-
-
-def _scan_shard(
-    corpus: Artifact, name: str, wanted_ids: pa.Array, groups: set[str], counter: DocumentCounter | None, found: Scan
-) -> None:
-    columns = ["doc_id", "group", "input_ids", *(["text"] if len(wanted_ids) else [])]
-    with corpus.fs.open_input_file(corpus.path(name)) as file:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-            if len(wanted_ids):
-                rows = batch.filter(pc.is_in(batch.column("doc_id"), value_set=wanted_ids)).to_pylist()
-                found.documents |= {row["doc_id"]: row for row in rows}
-            found.groups |= groups.intersection(pc.unique(batch.column("group")).to_pylist())
-            ids_T = batch.column("input_ids").flatten().to_numpy(zero_copy_only=False)
-            lengths_D = pc.list_value_length(batch.column("input_ids")).to_numpy(zero_copy_only=False)
-            if counter:
+    counter = DocumentCounter(table)
+    found = Scan(counter.counts_C)
+    for name, ids in wanted:
+        columns = ["doc_id", "group", "input_ids", *(["text"] if ids else [])]
+        with corpus.fs.open_input_file(corpus.path(name)) as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                if ids:
+                    is_wanted = pc.is_in(batch.column("doc_id"), value_set=pa.array(list(ids), DOC_ID))
+                    found.documents |= {row["doc_id"]: row for row in batch.filter(is_wanted).to_pylist()}
+                ids_T = batch.column("input_ids").flatten().to_numpy(zero_copy_only=False)
+                lengths_D = pc.list_value_length(batch.column("input_ids")).to_numpy(zero_copy_only=False)
                 counter.add(ids_T, lengths_D)
-            found.num_documents += len(lengths_D)
-            found.num_tokens += len(ids_T)
-
-
-def read_rows(artifact: Artifact, name: str, wanted: Collection[bytes], *, columns: Sequence[str]) -> dict[bytes, Any]:
-    """The wanted documents' rows of one shard, by id."""
-    with artifact.fs.open_input_file(artifact.path(name)) as file:
-        table = pq.read_table(file, columns=list(columns), filters=pc.field("doc_id").isin(list(wanted)))
-    return {row["doc_id"]: row for row in table.to_pylist()}
+                found.num_documents += len(lengths_D)
+                found.num_tokens += len(ids_T)
+    return found

@@ -34,7 +34,7 @@ class Signed(NamedTuple):
     signature_NH: NDArray[np.uint8]
 
 
-def sign_shard(artifact: Artifact, name: str, *, share: float, seed: int, shingle_words: int) -> Signed:
+def sign_shard(name: str, artifact: Artifact, share: float, seed: int, shingle_words: int) -> Signed:
     """Sample this share of a shard's documents, and sign them.
 
     Args:

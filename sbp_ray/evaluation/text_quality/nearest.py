@@ -40,7 +40,7 @@ class Nearest(NamedTuple):
 
 
 def nearest_in_shard(
-    embeddings: Artifact, name: str, vector_ND: NDArray[np.float32], own_ids: Sequence[bytes]
+    name: str, embeddings: Artifact, vector_ND: NDArray[np.float32], own_ids: Sequence[bytes]
 ) -> Nearest:
     """Compare with every document of one shard.
 

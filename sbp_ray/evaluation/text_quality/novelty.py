@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from sbp_ray.evaluation.intervals import bootstrap_ratio
+from sbp_ray.evaluation.intervals import mean_over_groups
 from sbp_ray.text.hashing import mixed
 
 NGRAM_LENGTHS = (1, 2, 4, 8, 13)
@@ -144,9 +144,9 @@ class DocumentCounter:
         self._num_documents += len(lengths_D)
 
 
-def add_counts(total_C: NDArray[np.uint8] | None, more_C: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def add_counts(total_C: NDArray[np.uint8], more_C: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Counts of two parts of the corpus together."""
-    return more_C if total_C is None else np.minimum(total_C + more_C, MANY).astype(np.uint8)
+    return np.minimum(total_C + more_C, MANY).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -170,18 +170,18 @@ class KnownRuns:
             for length, count, total in zip(NGRAM_LENGTHS, novel, totals, strict=True)
         }
 
-    def copied(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Of each document with a run of `COPIED_RUN` tokens: the share of such runs that the corpus holds, and the
-        tokens of the longest stretch all of whose runs it holds (in one document or several)."""
+    def copied(self) -> tuple[list[int], NDArray[np.float64], NDArray[np.int64]]:
+        """The documents with a run of `COPIED_RUN` tokens. Of each: the share of such runs that the corpus holds, and
+        the tokens of the longest stretch all of whose runs it holds (in one document or several)."""
         row = NGRAM_LENGTHS.index(COPIED_RUN)
-        shares, longest = [], []
-        for start, end in _spans(self.lengths_D):
-            known = self.known_LT[row, start : max(start, end - COPIED_RUN + 1)]
+        found = []
+        for number, end in enumerate(np.cumsum(self.lengths_D).tolist()):
+            known = self.known_LT[row, end - self.lengths_D[number] : max(0, end - COPIED_RUN + 1)]
             if known.size:
-                shares.append(float(known.mean()))
                 stretch = _longest_stretch(known)
-                longest.append(stretch + COPIED_RUN - 1 if stretch else 0)
-        return np.array(shares, np.float64), np.array(longest, np.int64)
+                found.append((number, known.mean(), stretch + COPIED_RUN - 1 if stretch else 0))
+        numbers, shares, longest = zip(*found, strict=True) if found else ((), (), ())
+        return list(numbers), np.array(shares, np.float64), np.array(longest, np.int64)
 
 
 def known_runs(
@@ -200,16 +200,13 @@ def known_runs(
     return KnownRuns(found_LT > own, hashes_LT != _NO_RUN, lengths_D)
 
 
-def copied_shares(share_N: NDArray[np.float64], *, seed: int) -> dict[str, Any]:
+def copied_shares(share_N: NDArray[np.float64], groups_N: Sequence[str], *, seed: int) -> dict[str, Any]:
     """What shares of texts that stand elsewhere come to: their mean, and how many are copies, or have any of it."""
-    return {
-        "copied_share": bootstrap_ratio(share_N, seed=seed).as_dict(),
-        "copies": bootstrap_ratio(share_N >= COPY_CONTAINMENT, seed=seed).as_dict(),
-        "any_copied": bootstrap_ratio(share_N > 0, seed=seed).as_dict(),
-    }
+    values = {"copied_share": share_N, "copies": share_N >= COPY_CONTAINMENT, "any_copied": share_N > 0}
+    return {name: mean_over_groups(value_N, groups_N, seed=seed) for name, value_N in values.items()}
 
 
-def copying_of_corpus(runs: KnownRuns, *, seed: int) -> dict[str, Any] | None:
+def copying_of_corpus(runs: KnownRuns, groups: Sequence[str], *, seed: int) -> dict[str, Any] | None:
     """How much a sample's documents share with any document of the corpus; None where all are too short.
 
     Returns:
@@ -219,20 +216,15 @@ def copying_of_corpus(runs: KnownRuns, *, seed: int) -> dict[str, Any] | None:
         any_copied: share of the documents with at least one such run.
         longest: median, 90th percentile and greatest length in tokens of the longest stretch found in the corpus.
     """
-    share_N, longest_N = runs.copied()
-    if not share_N.size:
+    numbers, share_N, longest_N = runs.copied()
+    if not numbers:
         return None
     p50, p90 = np.quantile(longest_N, [0.5, 0.9])
     return {
-        "documents": len(share_N),
-        **copied_shares(share_N, seed=seed),
+        "documents": len(numbers),
+        **copied_shares(share_N, [groups[number] for number in numbers], seed=seed),
         "longest": {"median": float(p50), "p90": float(p90), "max": int(longest_N.max())},
     }
-
-
-def _spans(lengths_D: NDArray[np.int64]) -> list[tuple[int, int]]:
-    ends = np.cumsum(lengths_D)
-    return list(zip((ends - lengths_D).tolist(), ends.tolist(), strict=True))
 
 
 def _longest_stretch(known: NDArray[np.bool_]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +11,8 @@ from sbp_ray.evaluation.text_quality.sampling import sample_rows
 
 Row = dict[str, Any]
 REAL_TRAIN, REAL_HELD_OUT = "real_train", "real_held_out"
-KINDS = {"synthetic": "synthetic", "mined": "mined", REAL_TRAIN: "train", REAL_HELD_OUT: "validation"}
+MINED = "mined"
+KINDS = {"synthetic": "synthetic", MINED: MINED, REAL_TRAIN: "train", REAL_HELD_OUT: "validation"}
 """What kind of text the columns of a report are."""
 _DOCUMENT = ("doc_id", "text", "input_ids")
 
@@ -23,7 +23,7 @@ class Sample:
 
     kind: Literal["synthetic", "train", "validation"]
     rows: list[Row]
-    """doc_id, text, input_ids; of a synthetic document d1_id too."""
+    """doc_id, text, input_ids, group; of a synthetic document d1_id, and the group once that of d1 is known."""
     source: Artifact
     """Where they lie: synthetic text, or the corpus."""
 
@@ -48,7 +48,7 @@ def sample_real(cfg: EvalConfig, corpus: Artifact) -> dict[str, Sample]:
     """What synthetic text is compared with: as many documents that were read, and the held-out ones that are scored."""
 
     def sample(split: Literal["train", "validation"], limit: int) -> Sample:
-        rows = sample_rows(corpus, split, key=["doc_id"], columns=_DOCUMENT, limit=limit, seed=cfg.seed)
+        rows = sample_rows(corpus, split, key=["doc_id"], columns=[*_DOCUMENT, "group"], limit=limit, seed=cfg.seed)
         return Sample(split, rows, corpus)
 
     return {
@@ -61,8 +61,3 @@ def sample_pairs(cfg: EvalConfig, pairs: Artifact) -> list[Row]:
     """At most `quality_sample` mined pairs of the train split: d1_id, d2_id, cosine."""
     key = ["d1_id", "d2_id"]
     return sample_rows(pairs, "train", key=key, columns=[*key, "cosine"], limit=cfg.quality_sample, seed=cfg.seed)
-
-
-def token_ids(samples: Mapping[str, Sample]) -> list[list[list[int]]]:
-    """Of every sample, its documents' tokens."""
-    return [sample.token_ids for sample in samples.values()]

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from sbp_ray.evaluation.intervals import bootstrap_ratio
+from sbp_ray.evaluation.intervals import mean_over_groups
 from sbp_ray.evaluation.text_quality.nearest import Nearest
 from sbp_ray.evaluation.text_quality.novelty import NgramTable, copied_shares, copying_of_corpus, known_runs
 from sbp_ray.evaluation.text_quality.samples import Sample
@@ -26,7 +26,9 @@ RANDOM_PAIR_QUANTILE = 0.95
 IdLists = Sequence[Sequence[int]]
 
 
-def text_measures(documents: IdLists, texts: Sequence[str], *, seed: int) -> dict[str, Any] | None:
+def text_measures(
+    documents: IdLists, texts: Sequence[str], groups: Sequence[str], *, seed: int
+) -> dict[str, Any] | None:
     """Repetition, length and diversity of a sample; None for an empty one.
 
     Returns:
@@ -40,23 +42,31 @@ def text_measures(documents: IdLists, texts: Sequence[str], *, seed: int) -> dic
         return None
     lengths = np.array([len(ids) for ids in documents])
     p10, median, p90 = np.quantile(lengths, [0.1, 0.5, 0.9])
-    ratios = [ratio for ratio in (type_token_ratio(word_ids(text)) for text in texts) if ratio is not None]
+    rated = [(type_token_ratio(word_ids(text)), group) for text, group in zip(texts, groups, strict=True)]
+    ratios, their_groups = [r for r, _ in rated if r is not None], [group for r, group in rated if r is not None]
     return {
         "documents": len(documents),
-        "repetition": bootstrap_ratio([repetition_share(ids) for ids in documents], seed=seed).as_dict(),
+        "repetition": mean_over_groups([repetition_share(ids) for ids in documents], groups, seed=seed),
         "tokens": {"mean": float(lengths.mean()), "median": float(median), "p10": float(p10), "p90": float(p90)},
         "lengths": lengths.tolist(),
         "type_token": {
             "documents": len(ratios),
-            "mean": bootstrap_ratio(ratios, seed=seed).as_dict(),
-            "ratios": [round(ratio, 4) for ratio in ratios],
+            "mean": mean_over_groups(ratios, their_groups, seed=seed),
+            "ratios": rounded(ratios),
         }
         if ratios
         else None,
     }
 
 
-def copying(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, shingle_tokens: int, seed: int) -> dict[str, Any]:
+def rounded(values: ArrayLike) -> list[float]:
+    """Numbers of a plot."""
+    return [round(float(value), 4) for value in np.asarray(values)]
+
+
+def copying(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]], groups: Sequence[str], *, shingle_tokens: int, seed: int
+) -> dict[str, Any]:
     """How much d2 takes from d1, over pairs (d1, d2) of token ids.
 
     Returns:
@@ -65,7 +75,7 @@ def copying(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, shingle_tok
         any_copied: share of the pairs in which d2 has at least one run of d1.
     """
     held = np.array([held_by(d1, d2, shingle_tokens) for d1, d2 in pairs])
-    return {"pairs": len(pairs), **copied_shares(held, seed=seed)}
+    return {"pairs": len(pairs), **copied_shares(held, groups, seed=seed)}
 
 
 def held_by(d1: Sequence[int], d2: Sequence[int], shingle_tokens: int) -> float:
@@ -73,34 +83,30 @@ def held_by(d1: Sequence[int], d2: Sequence[int], shingle_tokens: int) -> float:
     return containment(shingle_hashes(d2, shingle_tokens), shingle_hashes(d1, shingle_tokens))
 
 
-def irrelevance(cosines: Sequence[float] | np.ndarray, threshold: float, *, seed: int) -> dict[str, Any]:
+def irrelevance(cosine_N: NDArray[Any], threshold: float, groups: Sequence[str], *, seed: int) -> dict[str, Any]:
     """Share of pairs whose texts are no closer than chance brings together, and the cosines themselves."""
-    cosines_N = np.asarray(cosines, np.float64)
     return {
-        "pairs": len(cosines_N),
-        "irrelevant": bootstrap_ratio(cosines_N < threshold, seed=seed).as_dict(),
-        "mean_cosine": bootstrap_ratio(cosines_N, seed=seed).as_dict(),
-        "cosines": [round(float(cosine), 4) for cosine in cosines_N],
+        "pairs": len(cosine_N),
+        "irrelevant": mean_over_groups(cosine_N < threshold, groups, seed=seed),
+        "mean_cosine": mean_over_groups(cosine_N, groups, seed=seed),
+        "cosines": rounded(cosine_N),
     }
 
 
-def random_cosines(vectors_ND: np.ndarray, *, seed: int) -> np.ndarray:
-    """Cosines of random pairs: each vector beside the next in a random ring, so none beside itself. float32 [N]."""
+def random_cosines(vectors_ND: NDArray[np.float32], *, seed: int) -> NDArray[np.float32]:
+    """Cosines of random pairs: each vector beside the next in a random ring, so none beside itself. float32 [N].
+
+    Empty for fewer than two vectors.
+    """
+    if len(vectors_ND) < 2:
+        return np.empty(0, np.float32)
     ring = np.random.default_rng(seed).permutation(len(vectors_ND))
     return np.einsum("nd,nd->n", vectors_ND[ring], vectors_ND[np.roll(ring, 1)])
 
 
-def irrelevance_threshold(random_N: np.ndarray) -> float:
+def irrelevance_threshold(random_N: NDArray[Any]) -> float:
     """The cosine that `RANDOM_PAIR_QUANTILE` of random pairs stay below."""
     return float(np.quantile(random_N, RANDOM_PAIR_QUANTILE))
-
-
-def nearness(nearest: Nearest, *, seed: int) -> dict[str, Any]:
-    """How close the sample's documents are to the nearest one of the corpus."""
-    return {
-        "mean_cosine": bootstrap_ratio(nearest.cosine_N, seed=seed).as_dict(),
-        "cosines": [round(float(cosine), 4) for cosine in nearest.cosine_N],
-    }
 
 
 def distance_of_distributions(values: Sequence[float], others: Sequence[float]) -> float | None:
@@ -124,24 +130,22 @@ def add_distances(columns: Mapping[str, dict[str, Any] | None], yardstick: str) 
 
 
 def sample_column(
-    sample: Sample,
-    table: NgramTable,
-    counts_C: NDArray[np.uint8],
-    nearest: Nearest,
-    *,
-    seed: int,
+    named: tuple[str, Sample, Nearest], table: NgramTable, counts_C: NDArray[np.uint8], seed: int
 ) -> dict[str, Any] | None:
     """What a sample's texts are like, and what they share with the corpus; None for an empty sample.
 
     Args:
+        named: the sample, and to each of its documents the nearest one of the train split.
         table: of the runs of all samples.
         counts_C: in how many train documents each stands.
-        nearest: to each document, of the train split.
     """
-    column = text_measures(sample.token_ids, [row["text"] for row in sample.rows], seed=seed)
+    _, sample, nearest = named
+    groups = [row["group"] for row in sample.rows]
+    column = text_measures(sample.token_ids, [row["text"] for row in sample.rows], groups, seed=seed)
     if column is not None:
         runs = known_runs(sample.token_ids, table, counts_C, own=int(sample.kind == "train"))
         column["novel"] = runs.novel_shares()
-        column["corpus_copying"] = copying_of_corpus(runs, seed=seed)
-        column["nearest"] = nearness(nearest, seed=seed)
+        column["corpus_copying"] = copying_of_corpus(runs, groups, seed=seed)
+        mean = mean_over_groups(nearest.cosine_N, groups, seed=seed)
+        column["nearest"] = {"mean_cosine": mean, "cosines": rounded(nearest.cosine_N)}
     return column

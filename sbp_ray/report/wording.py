@@ -54,6 +54,11 @@ def counts(found: Mapping[str, int]) -> str:
     return ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in found.items()) or "nothing"
 
 
+def cut(text: str, max_chars: int) -> str:
+    """The beginning of a text that is longer than so many characters."""
+    return text if len(text) <= max_chars else f"{text[:max_chars].rstrip()} […]"
+
+
 def scale_sentence(results: Mapping[str, Any]) -> str:
     """The size of the models and of what they read."""
     scale, tokens = results["scale"], sorted({arm["tokens"] for arm in results["arms"]})
@@ -78,6 +83,16 @@ def scale_warning(results: Mapping[str, Any]) -> str | None:
         "of this size shows that every part of the loop works. It cannot show whether SBP helps at scale, and a "
         "gain or a loss here says little about it."
     )
+
+
+def too_few_groups(few: Mapping[str, int], fewest: int) -> list[str]:
+    """Of which texts no interval is given; `few`: their groups. Nothing where there are none."""
+    texts = ", ".join(f"{label} (of {number})" for label, number in few.items())
+    said = (
+        f"Too few groups (articles) for an interval over them: {texts}. Texts of one group depend on one another, and "
+        f"fewer than {fewest} groups say too little."
+    )
+    return [said] if few else []
 
 
 def recall_sentence(recall: Mapping[str, Any] | None) -> str:
