@@ -27,8 +27,8 @@ from sbp_ray.config import PretrainConfig
 from sbp_ray.mixing import Address, Mixture
 from sbp_ray.shards import shard_name
 from sbp_ray.training.packed import PackedShard, Row, blank_row, read_packed, write_shard
-from sbp_ray.training.plan import rows_folder
 from sbp_ray.training.rows import RowReader, make_batch, rank_rows
+from sbp_ray.training.training_plan import rows_folder
 
 SEQ_LEN = 4096
 BATCH_ROWS = 64

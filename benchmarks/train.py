@@ -15,7 +15,7 @@ default, and with `resources.compile: true`, whose first step, of half a minute 
 
 On CUDA: tokens/s, MFU and peak memory at 0.3 B, 1 B and the paper's 3 B, windows of 4,096, bfloat16, compiled,
 documents as long as the paper's (828 tokens on average). MFU: 6 FLOPs a token and multiplied parameter, plus attention
-within documents (`sbp_ray.model.training_flops`), over the peak of `sbp_ray.training.throughput`.
+within documents (`sbp_ray.model.training_flops`), over the peak of `sbp_ray.training.estimate`.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from sbp_ray.shards import shard_name
 from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
 from sbp_ray.training.build import sharded_model
+from sbp_ray.training.estimate import find_peak_flops
 from sbp_ray.training.optim import build_optimizer
 from sbp_ray.training.packed import Row, read_packed, write_shard
-from sbp_ray.training.plan import TrainingPlan, rows_folder
 from sbp_ray.training.rows import Batch, RowReader, make_batch, rank_rows
 from sbp_ray.training.sharding import process_group
 from sbp_ray.training.step import update
-from sbp_ray.training.throughput import peak_flops
+from sbp_ray.training.training_plan import TrainingPlan, rows_folder
 
 CORES = 2
 VOCAB_SIZE = 4096
@@ -353,7 +353,7 @@ def measure_on_cuda(size: str, seq_len: int = 4096, steps: int = 12) -> None:
         spent.append(time.perf_counter() - start)
     step_s = statistics.median(spent[steps // 2 :])
     flops = training_flops(shape, vocab_size, result.tokens, result.attended)
-    peak = peak_flops(device, "bfloat16")
+    peak = find_peak_flops(device, "bfloat16")
     line = {
         "benchmark": "train",
         "case": f"{size} ({num_parameters(shape, vocab_size):,} parameters), window {seq_len}, {rows} rows, bfloat16",

@@ -23,7 +23,7 @@ _GAUGES = {
     "sbp_progress": ("Share of a stage that is done, 0 to 1.", ("stage",)),
     "sbp_eta_s": ("Seconds until a stage is done, at its rate so far.", ("stage",)),
     "sbp_dollars_per_billion_tokens": ("Price of the nodes for what was generated since the start.", ("stage",)),
-    "sbp_loss_nats": ("Training loss of the last step, nats a graded token.", ("stage",)),
+    "sbp_loss_nats": ("Training loss of the last step, nats a supervised token.", ("stage",)),
     "sbp_grad_norm": ("Norm of the last step's gradient before clipping.", ("stage",)),
     "sbp_learning_rate": ("Learning rate of the last step.", ("stage",)),
     "sbp_mfu": ("Share of the device's peak FLOP/s that training used in the last step, 0 to 1.", ("stage",)),

@@ -1,6 +1,6 @@
 """Negative log-likelihood of texts under a model: held-out perplexity, conditional gain, multiple choice.
 
-Legend: B rows, T tokens a row, G graded tokens, D hidden width, V vocabulary, N examples.
+Legend: B rows, T tokens a row, S supervised tokens, D hidden width, V vocabulary, N examples.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LOGITS_AT_ONCE = 2**25  # 128 MiB of float32
 
 
 def sum_nll(model: Any, examples: Sequence[Example], *, batch_tokens: int) -> np.ndarray:
-    """Summed NLL of each example's graded tokens.
+    """Summed NLL of each example's supervised tokens.
 
     Args:
         model: a Hugging Face causal LM, on the device to use.
@@ -26,7 +26,7 @@ def sum_nll(model: Any, examples: Sequence[Example], *, batch_tokens: int) -> np
         batch_tokens: positions in a forward pass, padding included; a longer example goes alone.
 
     Returns:
-        float64 [N], in nats; 0 for an example without graded tokens.
+        float64 [N], in nats; 0 for an example without supervised tokens.
     """
     nll_N = np.zeros(len(examples))
     was_training = model.training
@@ -61,12 +61,12 @@ def _batch_nll(model: Any, examples: Sequence[Example]) -> np.ndarray:
         loss_mask_BT[row, : len(example.loss_mask)] = torch.tensor(example.loss_mask)
     input_ids_BT, loss_mask_BT = input_ids_BT.to(model.device), loss_mask_BT.to(model.device)
     hidden_BTD = model.get_decoder()(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-    row_G, position_G = loss_mask_BT[:, 1:].nonzero(as_tuple=True)  # of the token before the graded one
-    hidden_GD, target_G = hidden_BTD[row_G, position_G], input_ids_BT[row_G, position_G + 1]
+    row_S, position_S = loss_mask_BT[:, 1:].nonzero(as_tuple=True)  # of the token before the supervised one
+    hidden_SD, target_S = hidden_BTD[row_S, position_S], input_ids_BT[row_S, position_S + 1]
     chunk = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
     nll_B = torch.zeros(len(examples), dtype=torch.float64, device=model.device)
-    for start in range(0, len(target_G), chunk):
+    for start in range(0, len(target_S), chunk):
         part = slice(start, start + chunk)
-        nll_G = cross_entropy(model.lm_head(hidden_GD[part]).float(), target_G[part], reduction="none")
-        nll_B.index_add_(0, row_G[part], nll_G.double())
+        nll_S = cross_entropy(model.lm_head(hidden_SD[part]).float(), target_S[part], reduction="none")
+        nll_B.index_add_(0, row_S[part], nll_S.double())
     return nll_B.cpu().numpy()

@@ -11,7 +11,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.shards import Stats, shard_name
 from sbp_ray.text.pair_format import Example
 from sbp_ray.training.packed import PackedShard, Row, write_shard
-from sbp_ray.training.plan import rows_folder
+from sbp_ray.training.training_plan import rows_folder
 
 
 def write_examples(

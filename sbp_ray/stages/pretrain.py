@@ -18,8 +18,8 @@ from sbp_ray.text.pair_format import DOCUMENT_MARKS, document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
 from sbp_ray.training.launch import run_plan
 from sbp_ray.training.packed import Packed, TokenLists, packing_resources, read_packed, write_shard
-from sbp_ray.training.plan import TrainingPlan, rows_folder
-from sbp_ray.training.refusals import refuse_missing_float8, refuse_other_tokenizer, refuse_short_context
+from sbp_ray.training.preflight import refuse_missing_float8, refuse_other_tokenizer, refuse_short_context
+from sbp_ray.training.training_plan import TrainingPlan, rows_folder
 
 
 def pretrain(

@@ -28,8 +28,8 @@ from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
 from sbp_ray.training.launch import run_plan
 from sbp_ray.training.packed import Packed, read_packed
 from sbp_ray.training.pair_rows import PAIR_ROWS, SOURCES, UNREAD, pack_pairs
-from sbp_ray.training.plan import MODEL_FOLDER, TrainingPlan, rows_folder
-from sbp_ray.training.refusals import refuse_missing_float8, refuse_other_tokenizer, refuse_short_context
+from sbp_ray.training.preflight import refuse_missing_float8, refuse_other_tokenizer, refuse_short_context
+from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan, rows_folder
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A sharded model, ready to train: weights, attention within documents, recomputation, float8, compilation."""
+"""A sharded model, ready to train: weights, attention within documents, activation checkpointing, float8, compiling."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.errors import SbpError
 from sbp_ray.model import build_model, load_base
 from sbp_ray.training.attention import attend_within_documents
-from sbp_ray.training.loss import GradedLanguageModel
-from sbp_ray.training.plan import MODEL_FOLDER, TrainingPlan
+from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.sharding import shard_model
+from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan
 
 _EXPENSIVE = {  # to compute again, for what they hold in memory
     torch.ops.aten.mm.default,
@@ -28,18 +28,18 @@ _EXPENSIVE = {  # to compute again, for what they hold in memory
 }
 
 
-def sharded_model(plan: TrainingPlan, device: torch.device) -> GradedLanguageModel:
+def sharded_model(plan: TrainingPlan, device: torch.device) -> SupervisedLanguageModel:
     """The plan's model at its first step. Called by every rank."""
     lm = _weights(plan)
     attend_within_documents(lm)
     if plan.config.float8:
         _use_float8(lm.model.layers, device)
     for layer in lm.model.layers:
-        # Recomputation inside, so that the compiler sees it; both inside the module's hooks, where FSDP works.
-        layer.forward = _recomputed(layer.forward, plan.config.resources.activation_checkpointing)
+        # Checkpointing inside, so that the compiler sees it; both inside the module's hooks, where FSDP works.
+        layer.forward = _checkpoint_activations(layer.forward, plan.config.resources.activation_checkpointing)
         if plan.config.resources.compile:
             layer.forward = torch.compile(layer.forward)
-    model = GradedLanguageModel(lm, plan.config.z_loss).train()
+    model = SupervisedLanguageModel(lm, plan.config.z_loss).train()
     shard_model(model, plan.config.dtype, device)
     return model
 
@@ -51,11 +51,11 @@ def _weights(plan: TrainingPlan) -> Any:
     return load_base(path, plan.vocab_size, plan.special, plan.config.seed)
 
 
-def _recomputed(forward: Callable[..., Any], recompute: str) -> Callable[..., Any]:
-    if recompute == "none":
+def _checkpoint_activations(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    if kind == "none":
         return forward
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is drawn in a layer
-    if recompute == "selective":
+    if kind == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_expensive)
     return partial(checkpoint, forward, **options)
 

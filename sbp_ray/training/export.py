@@ -1,7 +1,7 @@
 """From sharded weights to the Hugging Face folder that transformers and vLLM load.
 
 model/               safetensors, config, tokenizer
-export_check.json    held-out documents, and what the trained model said of each of their tokens: for `gate.py`
+export_check.json    held-out documents, and the trained model's NLL of each of their tokens: for `export_check.py`
 exported.json        written last
 """
 
@@ -21,10 +21,10 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.errors import one_line
 from sbp_ray.mixing import Address
 from sbp_ray.text.tokenizer import load_tokenizer
-from sbp_ray.training.loss import GradedLanguageModel
-from sbp_ray.training.plan import MODEL_FOLDER, TrainingPlan
+from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.rows import Batch, RowReader
 from sbp_ray.training.sharding import failing_together
+from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan
 
 EXPORT_CHECK = "export_check.json"
 _CHECKED_ROWS = 4
@@ -36,7 +36,7 @@ def is_exported(out: Artifact) -> bool:
     return out.exists(_MARKER)
 
 
-def export_model(plan: TrainingPlan, model: GradedLanguageModel, reader: RowReader, device: torch.device) -> None:
+def export_model(plan: TrainingPlan, model: SupervisedLanguageModel, reader: RowReader, device: torch.device) -> None:
     """Gather the weights on rank 0 and commit `model/`, after what it says of held-out text. Called by every rank.
 
     Raises:
@@ -63,9 +63,9 @@ def held_out_addresses(plan: TrainingPlan, num_rows: int) -> list[Address | None
 
 @torch.no_grad()
 def _said_of_each_token(
-    plan: TrainingPlan, model: GradedLanguageModel, reader: RowReader, device: torch.device
+    plan: TrainingPlan, model: SupervisedLanguageModel, reader: RowReader, device: torch.device
 ) -> list[dict[str, Any]]:
-    """Documents of held-out rows (of training rows where nothing is held out), with the NLL of each graded token.
+    """Documents of held-out rows (of training rows where nothing is held out), with the NLL of each supervised token.
 
     All ranks pass the same rows, since FSDP needs all of them.
     """
@@ -76,19 +76,19 @@ def _said_of_each_token(
     documents = []
     for batch in reader.batches(addresses, 1):
         placed = batch.to(device)
-        nll_G = model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents).tolist()
-        documents += _by_document(batch, nll_G, longest=model.lm.config.max_position_embeddings - 1)
+        nll_S = model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents).tolist()
+        documents += _by_document(batch, nll_S, longest=model.lm.config.max_position_embeddings - 1)
     return documents
 
 
-def _by_document(batch: Batch, nll_G: list[float], longest: int) -> list[dict[str, Any]]:
-    """`{input_ids, positions, nll_nats}` of each document of one row that has graded tokens, cut to `longest` tokens:
-    vLLM wants room for one more."""
-    [ids], [graded] = batch.input_ids_BT.tolist(), batch.loss_mask_BT.tolist()
-    nll = iter(nll_G)
+def _by_document(batch: Batch, nll_S: list[float], longest: int) -> list[dict[str, Any]]:
+    """`{input_ids, positions, nll_nats}` of each document of one row that has supervised tokens, cut to `longest`
+    tokens: vLLM wants room for one more."""
+    [ids], [supervised] = batch.input_ids_BT.tolist(), batch.loss_mask_BT.tolist()
+    nll = iter(nll_S)
     documents = []
     for start, end in pairwise(batch.documents.bounds_N1.tolist()):
-        positions = [position for position in range(end - start) if graded[start + position]]
+        positions = [position for position in range(end - start) if supervised[start + position]]
         said = list(islice(nll, len(positions)))
         num_kept = sum(position < longest for position in positions)
         if num_kept:

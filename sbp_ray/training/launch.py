@@ -6,10 +6,10 @@ import logging
 
 from sbp_ray.shards import Stats
 from sbp_ray.training.export import is_exported
-from sbp_ray.training.gate import check_export
+from sbp_ray.training.export_check import check_export
 from sbp_ray.training.journal import last_row, survived
 from sbp_ray.training.packed import Packed, count_mixture
-from sbp_ray.training.plan import TrainingPlan
+from sbp_ray.training.training_plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ import torch.distributed as dist
 from sbp_ray.training.build import sharded_model
 from sbp_ray.training.checkpoint import Checkpoints
 from sbp_ray.training.export import export_model, held_out_addresses
-from sbp_ray.training.loss import GradedLanguageModel
+from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.meter import Meter
 from sbp_ray.training.optim import build_optimizer
-from sbp_ray.training.plan import TrainingPlan
 from sbp_ray.training.rows import Batch, RowReader, rank_rows, read_ahead
 from sbp_ray.training.sharding import process_group, sum_over_ranks, training_device
 from sbp_ray.training.step import update
+from sbp_ray.training.training_plan import TrainingPlan
 
 NUM_EVALUATIONS = 10  # held-out losses on the way, for the curve
 EVALUATION_BATCHES = 2  # rows of each, in optimizer batches
@@ -94,9 +94,9 @@ def _batches(plan: TrainingPlan, first_step: int) -> Iterator[tuple[int, list[Ba
 
 @torch.no_grad()
 def _evaluate(
-    plan: TrainingPlan, model: GradedLanguageModel, reader: RowReader, device: torch.device
+    plan: TrainingPlan, model: SupervisedLanguageModel, reader: RowReader, device: torch.device
 ) -> dict[str, float]:
-    """NLL a graded token of the first held-out rows. Every rank makes the same number of passes: FSDP demands it."""
+    """Mean NLL of the first held-out rows. Every rank makes the same number of passes: FSDP demands it."""
     model.eval()
     num_rows = max(EVALUATION_BATCHES * plan.config.batch_rows, EVALUATION_TOKENS // plan.config.seq_len)
     addresses = held_out_addresses(plan, num_rows)
@@ -107,6 +107,6 @@ def _evaluate(
         placed = batch.to(device)
         totals[0] += model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents).sum().item()
         totals[1] += batch.num_supervised
-    nll, num_graded = sum_over_ranks(totals)
+    nll, num_supervised = sum_over_ranks(totals)
     model.train()
-    return {"validation_nats": nll / max(1.0, num_graded)}
+    return {"validation_nats": nll / max(1.0, num_supervised)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -12,13 +13,12 @@ import torch
 import torch.distributed as dist
 
 from sbp_ray.model import training_flops
+from sbp_ray.training.estimate import estimate_run, find_peak_flops
 from sbp_ray.training.journal import METRICS, Journal
-from sbp_ray.training.outlook import outlook
-from sbp_ray.training.plan import TrainingPlan
 from sbp_ray.training.rows import Batch
 from sbp_ray.training.sharding import failing_together
 from sbp_ray.training.step import StepResult
-from sbp_ray.training.throughput import memory_gib, peak_flops
+from sbp_ray.training.training_plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +27,19 @@ _RECENT_STEPS = 20  # that the time left is reckoned from
 
 
 class Meter:
-    """Makes the rows of `metrics.jsonl`; on rank 0 it writes them too, and tells the plan before the first step."""
+    """Makes the rows of `metrics.jsonl`; on rank 0 it writes them too, and logs the estimate before the first step."""
 
     def __init__(self, plan: TrainingPlan, vocab_size: int, first_step: int, device: torch.device) -> None:
         self._plan, self._vocab_size, self._device = plan, vocab_size, device
         num_ranks = dist.get_world_size()
-        self._peak = peak_flops(device, plan.config.dtype)
+        self._peak = find_peak_flops(device, plan.config.dtype)
         self._is_first = dist.get_rank() == 0
         self._wall_s, self._data_wait_s = 0.0, 0.0
         self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._asked = self._began = time.monotonic()
         self._journal: Journal | None = None
         if self._is_first:
-            logger.info(outlook(plan, vocab_size, num_ranks, self._peak).line(plan, num_ranks))
+            logger.info(estimate_run(plan, vocab_size, num_ranks, self._peak).line(plan, num_ranks))
         with failing_together(plan.out.path(METRICS)):
             if self._is_first:
                 self._journal = Journal(plan.out, plan.stage, plan.num_steps, first_step, num_ranks)
@@ -75,11 +75,11 @@ class Meter:
             "loss_nats": result.loss_nats,
             "grad_norm": result.grad_norm,
             "lr": result.lr,
-            "graded_tokens": result.graded_tokens,
+            "supervised_tokens": result.supervised_tokens,
             "text_tokens": result.tokens,
             "tokens_per_s": result.tokens / step_s,
             "mfu": flops / step_s / (self._peak * dist.get_world_size()) if self._peak else None,
-            "mem_gib": round(memory_gib(self._device), 3),
+            "mem_gib": round(measure_memory_gib(self._device), 3),
             "data_wait_s": round(self._data_wait_s, 4),
             "eta_s": round(sum(self._recent_s) / len(self._recent_s) * (self._plan.num_steps - step), 1),
             "wall_s": round(self._wall_s, 3),
@@ -98,3 +98,10 @@ class Meter:
         with failing_together(self._plan.out.path(METRICS)):
             if self._journal:
                 self._journal.flush()
+
+
+def measure_memory_gib(device: torch.device) -> float:
+    """The most memory that this rank has held: of its GPU, or of its process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

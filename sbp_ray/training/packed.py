@@ -26,7 +26,7 @@ from sbp_ray.mixing import Mixture, Source
 from sbp_ray.schema import PACKED_DOCUMENT
 from sbp_ray.shards import Stats, add_stats
 from sbp_ray.text.packing import Numbers, PackedRows, best_fit, cut_documents, repack, with_spare_rows
-from sbp_ray.training.plan import rows_folder
+from sbp_ray.training.training_plan import rows_folder
 
 PADDING = -1
 """Document id of padding."""

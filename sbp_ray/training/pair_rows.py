@@ -39,7 +39,7 @@ from sbp_ray.text.packing import best_fit
 from sbp_ray.text.pair_format import DOCUMENT_MARKS, PAIR_MARKS, document_example, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.packed import TokenLists, packing_resources, write_shard
-from sbp_ray.training.plan import rows_folder
+from sbp_ray.training.training_plan import rows_folder
 
 SOURCES: dict[Split, str] = {"train": "pairs", "validation": "validation"}
 """What the packed rows of a split's pairs are called."""

@@ -22,7 +22,7 @@ from sbp_ray.shards import shard_name
 from sbp_ray.text.packing import PackedRows
 from sbp_ray.training.attention import Documents, find_documents
 from sbp_ray.training.packed import PADDING, PackedShard, Row, blank_row
-from sbp_ray.training.plan import rows_folder
+from sbp_ray.training.training_plan import rows_folder
 
 T = TypeVar("T")
 READ_AHEAD = 2

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from sbp_ray.config import Dtype
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.training.loss import GradedLanguageModel
+from sbp_ray.training.loss import SupervisedLanguageModel
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def training_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def shard_model(model: GradedLanguageModel, dtype: Dtype, device: torch.device) -> None:
+def shard_model(model: SupervisedLanguageModel, dtype: Dtype, device: torch.device) -> None:
     """Shard in place: each decoder layer by itself, the rest together. Weights stay float32, sums over ranks too."""
     model.to(device)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))

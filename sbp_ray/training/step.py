@@ -1,4 +1,4 @@
-"""One optimizer step: each graded token weighs the same, wherever it lies."""
+"""One optimizer step: each supervised token weighs the same, wherever it lies."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sbp_ray.errors import SbpError
-from sbp_ray.training.loss import GradedLanguageModel
+from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.optim import lr_at, set_lr
-from sbp_ray.training.plan import TrainingPlan
 from sbp_ray.training.rows import Batch
 from sbp_ray.training.sharding import sum_over_ranks
+from sbp_ray.training.training_plan import TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class StepResult:
     """Of all ranks together."""
 
     loss_nats: float
-    """Of a graded token; without the z-loss."""
+    """Of a supervised token; without the z-loss."""
     grad_norm: float
     """Before clipping."""
     lr: float
-    graded_tokens: int
+    supervised_tokens: int
     tokens: int
     """Padding not counted."""
     attended: int
@@ -37,7 +37,7 @@ class StepResult:
 
 def update(
     plan: TrainingPlan,
-    model: GradedLanguageModel,
+    model: SupervisedLanguageModel,
     optimizer: torch.optim.Optimizer,
     batches: list[Batch],
     step: int,
@@ -54,9 +54,9 @@ def update(
     """
     own = [sum(batch.num_supervised for batch in batches), sum(batch.num_tokens for batch in batches)]
     own += [sum(batch.attended for batch in batches), int(ask)]
-    num_graded, num_tokens, attended, num_asking = (int(total) for total in sum_over_ranks([float(n) for n in own]))
+    num_supervised, num_tokens, attended, num_asking = (int(total) for total in sum_over_ranks([float(n) for n in own]))
     # FSDP averages gradients over the ranks: times their number, the sum over ranks divided by the global count is left
-    scale = dist.get_world_size() / max(1, num_graded)
+    scale = dist.get_world_size() / max(1, num_supervised)
     nll: list[torch.Tensor] = []
     for number, batch in enumerate(batches):
         model.set_requires_gradient_sync(number == len(batches) - 1)  # type: ignore[operator]  # FSDP2 added it
@@ -66,7 +66,7 @@ def update(
         nll.append(sums[0].detach())
     nll_of_batch = torch.stack(nll).tolist()
     [total_nll] = sum_over_ranks([sum(nll_of_batch)])
-    loss_nats = total_nll / max(1, num_graded)
+    loss_nats = total_nll / max(1, num_supervised)
     parameters = list(model.parameters())
     norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
@@ -81,10 +81,10 @@ def update(
     set_lr(optimizer, lr)
     optimizer.step()
     optimizer.zero_grad()
-    return StepResult(loss_nats, grad_norm, lr, num_graded, num_tokens, attended, num_asking)
+    return StepResult(loss_nats, grad_norm, lr, num_supervised, num_tokens, attended, num_asking)
 
 
-def _where(model: GradedLanguageModel, batches: list[Batch], nll_of_batch: list[float]) -> str:
+def _where(model: SupervisedLanguageModel, batches: list[Batch], nll_of_batch: list[float]) -> str:
     """What is not finite, the same on every rank: rows by their place, else a gradient by its name.
 
     Of the broken gradients the one that the backward pass made first: it goes from the last layer to the first, and

@@ -28,7 +28,7 @@ from sbp_ray.config import Resources, TrainingResources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import set_up_logging
 from sbp_ray.training.loop import is_evaluation, train
-from sbp_ray.training.plan import TrainingPlan
+from sbp_ray.training.training_plan import TrainingPlan
 
 _GAUGES = {
     "sbp_loss_nats": "loss_nats",

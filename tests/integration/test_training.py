@@ -27,7 +27,7 @@ from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
 from sbp_ray.training import worker
 from sbp_ray.training.export import EXPORT_CHECK
-from sbp_ray.training.gate import check_export
+from sbp_ray.training.export_check import check_export
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""Going on from a Hugging Face model, and the forecast of a run."""
+"""Going on from a Hugging Face model, and the estimate of a run."""
 
 import json
 from dataclasses import replace
@@ -25,9 +25,9 @@ from sbp_ray.scoring import sum_nll
 from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, train_tokenizer
 from sbp_ray.training import loop
-from sbp_ray.training.outlook import ASSUMED_MFU, outlook
-from sbp_ray.training.plan import TrainingPlan
-from sbp_ray.training.refusals import refuse_other_tokenizer, refuse_short_context
+from sbp_ray.training.estimate import ASSUMED_MFU, estimate_run
+from sbp_ray.training.preflight import refuse_other_tokenizer, refuse_short_context
+from sbp_ray.training.training_plan import TrainingPlan
 
 SHAPE = {
     "hidden_size": 32,
@@ -99,16 +99,16 @@ def test_a_window_longer_than_the_bases_context_is_refused(tmp_path: Path) -> No
         refuse_short_context("pretrain", plan.config, 31)
 
 
-def test_the_forecast_by_hand(tmp_path: Path) -> None:
+def test_the_estimate_by_hand(tmp_path: Path) -> None:
     plan = tiny_plan(tmp_path, num_steps=10)
     parameters = num_parameters(plan.model, 320)
-    forecast = outlook(plan, 320, num_ranks=2, peak=1e9)
-    assert forecast.tokens == 10 * 4 * 32
-    assert forecast.state_gib == 16 * parameters / 2 / 2**30
+    estimate = estimate_run(plan, 320, num_ranks=2, peak=1e9)
+    assert estimate.tokens == 10 * 4 * 32
+    assert estimate.state_gib == 16 * parameters / 2 / 2**30
     # each token: 6 FLOPs for each of the products 2 x (32 x 8 x 12 + 3 x 32 x 48) + 320 x 32, and attention over a row
     flops_per_token = 6 * (2 * (32 * 8 * 12 + 3 * 32 * 48) + 320 * 32) + 6 * 2 * 4 * 8 * 32
-    assert forecast.flops == 1280 * flops_per_token
-    assert forecast.seconds == pytest.approx(1280 * flops_per_token / (2e9 * ASSUMED_MFU))
-    line = forecast.line(plan, 2)
+    assert estimate.flops == 1280 * flops_per_token
+    assert estimate.seconds == pytest.approx(1280 * flops_per_token / (2e9 * ASSUMED_MFU))
+    line = estimate.line(plan, 2)
     assert line.startswith(f"tiny plan | {parameters:,} parameters | 10 steps x 4 rows x 32 = 1,280 tokens | ")
-    assert "unknown" in outlook(plan, 320, 2, peak=None).line(plan, 2)
+    assert "unknown" in estimate_run(plan, 320, 2, peak=None).line(plan, 2)

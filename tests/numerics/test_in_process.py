@@ -116,7 +116,7 @@ def test_a_training_is_made_in_pieces_and_scored_without_ray(experiment: Experim
 
 
 def _held_out_loss(trained: Artifact, corpus: Artifact) -> float:
-    """By transformers' own loss: <bos> text <eos>, every token but the first graded."""
+    """By transformers' own loss: <bos> text <eos>, every token but the first supervised."""
     model = AutoModelForCausalLM.from_pretrained(trained.path("model"), dtype=torch.float32)
     nll = tokens = 0.0
     for ids in corpus.read_table("validation/part-00000.parquet")["input_ids"].to_pylist():

@@ -18,7 +18,7 @@ from tiny import tiny_plan
 from sbp_ray.training import loop
 from sbp_ray.training.checkpoint import complete_checkpoints
 from sbp_ray.training.journal import survived
-from sbp_ray.training.plan import TrainingPlan
+from sbp_ray.training.training_plan import TrainingPlan
 
 SEED = 11
 NUM_STRIKES = 22

@@ -27,7 +27,7 @@ from sbp_ray.training.checkpoint import complete_checkpoints
 from sbp_ray.training.export import export_model
 from sbp_ray.training.journal import Journal, survived
 from sbp_ray.training.optim import lr_at
-from sbp_ray.training.plan import TrainingPlan
+from sbp_ray.training.training_plan import TrainingPlan
 
 
 def _train(plan: TrainingPlan, stop_after: int | None = None, *, sgd: bool = False) -> None:
@@ -105,7 +105,7 @@ def test_a_checkpoint_of_two_ranks_resumes_on_any_number(tmp_path: Path, num_ran
     run_ranks(2, tmp_path, lambda: _train(halves, stop_after=2))
     run_ranks(num_ranks, tmp_path, lambda: _train(halves))
     assert _losses(halves) == pytest.approx(_losses(whole), rel=1e-4)
-    assert [row["graded_tokens"] for row in _rows(halves)] == [row["graded_tokens"] for row in _rows(whole)]
+    assert [row["supervised_tokens"] for row in _rows(halves)] == [row["supervised_tokens"] for row in _rows(whole)]
 
 
 def test_a_checkpoint_that_was_cut_off_is_never_chosen(tmp_path: Path) -> None:
@@ -144,7 +144,11 @@ def test_a_checkpoint_that_cannot_be_written_says_so_and_leaves_the_one_before_i
 
 @pytest.mark.parametrize(
     ("num_bytes", "what"),
-    [(100, "metrics.jsonl"), (4_000, "model"), (60_000, "model")],  # the second row; what the gate reads; the weights
+    [
+        (100, "metrics.jsonl"),
+        (4_000, "model"),
+        (60_000, "model"),
+    ],  # second row; held-out NLL; weights
 )
 def test_a_disk_that_is_full_for_one_rank_is_one_line_on_all_and_nothing_is_lost(
     tmp_path: Path, num_bytes: int, what: str

@@ -13,7 +13,7 @@ from sbp_ray.scoring import sum_nll
 from sbp_ray.text.pair_format import Example, document_example, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.attention import attend_within_documents
-from sbp_ray.training.loss import GradedLanguageModel, nll_of_each, summed_cross_entropy
+from sbp_ray.training.loss import SupervisedLanguageModel, nll_of_each, summed_cross_entropy
 from sbp_ray.training.rows import make_batch
 
 SPECIAL = SpecialIds(0, 1, 2)
@@ -35,7 +35,7 @@ def packed_nll(folder: Path, lm, examples: list[Example]) -> float:
     rows = read_rows(out, "real", SEQ_LEN)
     batch = make_batch([None] * len(rows), rows)
     with torch.no_grad():
-        return GradedLanguageModel(lm)(batch.input_ids_BT, batch.loss_mask_BT, batch.documents).sum().item()
+        return SupervisedLanguageModel(lm)(batch.input_ids_BT, batch.loss_mask_BT, batch.documents).sum().item()
 
 
 def test_uniform_logits_cost_ln_v_for_each_supervised_token(tmp_path: Path) -> None:
@@ -72,28 +72,28 @@ def test_a_score_has_its_examples_place() -> None:
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 def test_loss_and_gradients_in_chunks_are_those_of_plain_cross_entropy(chunk: int, z_loss: float) -> None:
     torch.manual_seed(0)
-    hidden_GD = torch.randn(7, 16, requires_grad=True)
+    hidden_SD = torch.randn(7, 16, requires_grad=True)
     weight_VD = torch.randn(VOCAB, 16, requires_grad=True)
-    target_G = torch.randint(VOCAB, (7,))
-    logits_GV = hidden_GD @ weight_VD.T
-    plain = torch.nn.functional.cross_entropy(logits_GV, target_G, reduction="sum")
-    with_z = plain + z_loss * logits_GV.logsumexp(dim=1).square().sum()
-    expected = torch.autograd.grad(with_z * 0.5, [hidden_GD, weight_VD])
-    ours = summed_cross_entropy(hidden_GD, weight_VD, target_G, z_loss, chunk)
-    found = torch.autograd.grad(ours[1] * 0.5, [hidden_GD, weight_VD])
+    target_S = torch.randint(VOCAB, (7,))
+    logits_SV = hidden_SD @ weight_VD.T
+    plain = torch.nn.functional.cross_entropy(logits_SV, target_S, reduction="sum")
+    with_z = plain + z_loss * logits_SV.logsumexp(dim=1).square().sum()
+    expected = torch.autograd.grad(with_z * 0.5, [hidden_SD, weight_VD])
+    ours = summed_cross_entropy(hidden_SD, weight_VD, target_S, z_loss, chunk)
+    found = torch.autograd.grad(ours[1] * 0.5, [hidden_SD, weight_VD])
     torch.testing.assert_close(ours, torch.stack([plain, with_z]))
     torch.testing.assert_close(found, expected)
-    each = nll_of_each(hidden_GD.detach(), weight_VD.detach(), target_G)
-    torch.testing.assert_close(each, torch.nn.functional.cross_entropy(logits_GV, target_G, reduction="none"))
+    each = nll_of_each(hidden_SD.detach(), weight_VD.detach(), target_S)
+    torch.testing.assert_close(each, torch.nn.functional.cross_entropy(logits_SV, target_S, reduction="none"))
 
 
 def test_the_scale_of_the_loss_is_not_rounded_to_bfloat16() -> None:
     torch.manual_seed(0)
     weight_VD = torch.randn(VOCAB, 64, dtype=torch.bfloat16, requires_grad=True)
-    hidden_GD = torch.randn(50, 64, dtype=torch.bfloat16, requires_grad=True)
-    nll = summed_cross_entropy(hidden_GD, weight_VD, torch.randint(VOCAB, (50,)))[1]
+    hidden_SD = torch.randn(50, 64, dtype=torch.bfloat16, requires_grad=True)
+    nll = summed_cross_entropy(hidden_SD, weight_VD, torch.randint(VOCAB, (50,)))[1]
     whole, third = (
-        torch.autograd.grad(nll * scale, [hidden_GD, weight_VD], retain_graph=True) for scale in (1.0, 1 / 3)
+        torch.autograd.grad(nll * scale, [hidden_SD, weight_VD], retain_graph=True) for scale in (1.0, 1 / 3)
     )
     for one, part in zip(whole, third, strict=True):  # 1/3 in bfloat16 is 0.33398, 0.2 % too much
         ratio = part.float().abs().sum() / one.float().abs().sum()
@@ -110,10 +110,10 @@ def test_the_logits_of_all_positions_never_exist_at_once() -> None:
             shapes.extend(t.numel() for t in (made if isinstance(made, tuple) else [made]) if torch.is_tensor(t))
             return made
 
-    hidden_GD = torch.randn(512, 8, requires_grad=True)
+    hidden_SD = torch.randn(512, 8, requires_grad=True)
     weight_VD = torch.randn(8192, 8, requires_grad=True)
     with Spy():
-        summed_cross_entropy(hidden_GD, weight_VD, torch.randint(8192, (512,)))[1].backward()
+        summed_cross_entropy(hidden_SD, weight_VD, torch.randint(8192, (512,)))[1].backward()
     assert max(shapes) == 2**21
 
 

@@ -14,7 +14,7 @@ from sbp_ray.mixing import Mixture
 from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import SpecialIds, special_ids, train_tokenizer
 from sbp_ray.training.packed import read_packed
-from sbp_ray.training.plan import TrainingPlan
+from sbp_ray.training.training_plan import TrainingPlan
 
 SEQ_LEN = 32
 MODEL = ModelConfig(

@@ -38,7 +38,7 @@ SPECIAL = SpecialIds(bos=0, eos=1, related=2)
 # Arms
 
 
-def test_a_long_document_is_graded_once_in_windows() -> None:
+def test_a_long_document_is_supervised_once_in_windows() -> None:
     windows = document_windows([3, 4, 5, 6, 7], SPECIAL, max_tokens=4)
     assert [window.input_ids.tolist() for window in windows] == [[0, 3, 4], [0, 5, 6], [0, 7, 1]]
     assert sum(window.num_supervised for window in windows) == 6  # five tokens and the end

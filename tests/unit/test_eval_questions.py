@@ -82,9 +82,11 @@ def test_each_split_has_its_own_limit_and_unknown_articles_are_counted() -> None
     assert again == drawn  # whatever the order of the file
 
 
-def test_only_the_answer_is_graded() -> None:
+def test_only_the_answer_is_supervised() -> None:
     tokenizer = train_tokenizer(["nothing to learn"], 300)
     example = question_example(Question("Who?", "Me", "People"), tokenizer, special_ids(tokenizer))
-    graded = [token for token, is_graded in zip(example.input_ids, example.loss_mask, strict=True) if is_graded]
-    assert tokenizer.decode(graded) == " Me"
+    supervised = [
+        token for token, is_supervised in zip(example.input_ids, example.loss_mask, strict=True) if is_supervised
+    ]
+    assert tokenizer.decode(supervised) == " Me"
     assert tokenizer.decode(example.input_ids[1:]) == "Question: Who?\nAnswer: Me"

@@ -76,7 +76,7 @@ def test_steps_arrive_while_the_training_goes_on_and_once_where_a_restart_writes
         Path(out.path(METRICS)).write_text("")
         write(out, range(1, 2))
         with open(out.path(METRICS), "a") as file:
-            file.write('{"step": 2, "loss_nats": 3.25, "made_by": "the restart, whose lines are longer"}\n')
+            file.write('{"step": 2, "loss_nats": 3.25, "made_by": "the restart, whose lines are of another length"}\n')
         write(out, range(3, 5))
     assert scalars(folder)["loss_nats"] == [(1, 4.0), (2, 3.0), (3, 2.0), (4, 1.0)]
 

@@ -28,7 +28,7 @@ from sbp_ray.text.pair_format import Example
 from sbp_ray.training.build import load_torchao
 from sbp_ray.training.optim import build_optimizer
 from sbp_ray.training.packed import Packed, count_mixture, packing_resources, read_packed
-from sbp_ray.training.refusals import refuse_missing_float8
+from sbp_ray.training.preflight import refuse_missing_float8
 
 REPO = Path(__file__).parents[2]
 SMALL = Path(__file__).parent / "small.yaml"

@@ -24,14 +24,14 @@ class Scores(NamedTuple):
     """One checkpoint's NLL of every unit."""
 
     nll: dict[str, np.ndarray]
-    """For each set float64 [N], nats over the graded tokens of each unit."""
+    """For each set float64 [N], nats over the supervised tokens of each unit."""
     num_parameters: int
 
 
 def document_windows(input_ids: Sequence[int], special: SpecialIds, max_tokens: int) -> list[Example]:
     """A document as the model was trained on it; one that is longer than the context in consecutive windows.
 
-    Each window starts with <bos>, each token is graded once, and only the last window ends in <eos>.
+    Each window starts with <bos>, each token is supervised once, and only the last window ends in <eos>.
     """
     body = max_tokens - 2  # <bos> and <eos>
     parts = [input_ids[start : start + body] for start in range(0, max(1, len(input_ids)), body)]

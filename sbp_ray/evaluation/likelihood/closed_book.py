@@ -32,7 +32,7 @@ class Question:
 
     @property
     def continuation(self) -> str:
-        """What is graded: the answer, with the space that parts it from the prompt."""
+        """What is supervised: the answer, with the space that parts it from the prompt."""
         return f" {self.answer}"
 
 
@@ -115,9 +115,9 @@ def draw_questions(
 
 
 def question_example(question: Question, tokenizer: Any, special: SpecialIds) -> Example:
-    """`<bos> Question: …\\nAnswer: answer`, graded on the answer's tokens only.
+    """`<bos> Question: …\\nAnswer: answer`, supervised on the answer's tokens only.
 
-    Prompt and answer are encoded apart, so that the first graded token is the answer's for every tokenizer.
+    Prompt and answer are encoded apart, so that the first supervised token is the answer's for every tokenizer.
     """
     prompt, answer = encode_texts(tokenizer, [question.prompt, question.continuation])
     return Example(join_tokens([special.bos], prompt, answer), 1 + len(prompt))

@@ -41,7 +41,7 @@ class Texts:
 
     sets: TextSets = field(default_factory=dict)
     num_tokens: dict[str, np.ndarray] = field(default_factory=dict)
-    """Graded tokens of each unit of a set."""
+    """Supervised tokens of each unit of a set."""
     num_bytes: dict[str, np.ndarray] = field(default_factory=dict)
     groups: dict[str, list[str]] = field(default_factory=dict)
     """The group of each unit."""
@@ -76,16 +76,16 @@ def choose_texts(settings: Config, corpus: Artifact) -> Texts:
     special = special_ids(tokenizer)
     sets: TextSets = {HELD_OUT: [document_windows(r["input_ids"], special, settings.pretrain.seq_len) for r in rows]}
     sets |= {ANSWERS[split]: [[question_example(q, tokenizer, special)] for q in asked[split]] for split in asked}
-    graded = {HELD_OUT: [row["text"] for row in rows]}
-    graded |= {ANSWERS[split]: [question.continuation for question in asked[split]] for split in asked}
+    supervised = {HELD_OUT: [row["text"] for row in rows]}
+    supervised |= {ANSWERS[split]: [question.continuation for question in asked[split]] for split in asked}
     groups = {HELD_OUT: [row["group"] for row in rows]}
     groups |= {ANSWERS[split]: [question.group for question in asked[split]] for split in asked}
     there = [name for name in sets if sets[name]]
     how = cfg.model_dump(mode="json", exclude=_NOT_OF_SCORES)
     return Texts(
         sets={name: sets[name] for name in there},
-        num_tokens={name: _graded_tokens(sets[name]) for name in there},
-        num_bytes={name: np.array([len(text.encode()) for text in graded[name]], np.int64) for name in there},
+        num_tokens={name: _count_supervised(sets[name]) for name in there},
+        num_bytes={name: np.array([len(text.encode()) for text in supervised[name]], np.int64) for name in there},
         groups={name: groups[name] for name in there},
         unknown_questions=unknown,
         fingerprint=fingerprint_of({"eval": how, "corpus": corpus.fingerprint(), "seq_len": settings.pretrain.seq_len}),
@@ -93,7 +93,7 @@ def choose_texts(settings: Config, corpus: Artifact) -> Texts:
     )
 
 
-def _graded_tokens(units: Sequence[Sequence[Any]]) -> np.ndarray:
+def _count_supervised(units: Sequence[Sequence[Any]]) -> np.ndarray:
     return np.array([sum(example.num_supervised for example in unit) for unit in units], np.int64)
 
 

@@ -1,4 +1,4 @@
-"""What is refused before work starts."""
+"""Preflight: what is refused before work starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate behind the export: what passes, and what must not."""
+"""The export check: what passes, and what must not."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import PretrainConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.training import gate
+from sbp_ray.training import export_check
 from sbp_ray.training.export import EXPORT_CHECK
 
 CONFIG = PretrainConfig(batch_rows=1, total_tokens=1, peak_lr=1.0, dtype="float32")
@@ -20,7 +20,7 @@ def test_the_largest_difference_of_all_tokens_counts(
 ) -> None:
     out = _exported(new_artifact, [0.5, 0.25])
     said[:] = [0.0, 0.5, 1.0]
-    assert gate.largest_difference(out, "transformers", "float32") == 0.75
+    assert export_check.largest_difference(out, "transformers", "float32") == 0.75
 
 
 @pytest.mark.parametrize("ours", [[math.nan, 0.5], [0.5, math.nan]])
@@ -29,16 +29,16 @@ def test_a_token_that_is_not_a_number_does_not_pass(
 ) -> None:
     out = _exported(new_artifact, ours)
     said[:] = [0.0, 0.5, 0.5]
-    assert gate.largest_difference(out, "transformers", "float32") == math.inf
+    assert export_check.largest_difference(out, "transformers", "float32") == math.inf
     said[:] = [0.0, *ours]  # both
-    assert gate.largest_difference(out, "transformers", "float32") == math.inf
+    assert export_check.largest_difference(out, "transformers", "float32") == math.inf
 
 
 def test_an_export_of_which_nothing_was_compared_is_refused(new_artifact: Callable[[str], Artifact]) -> None:
     out = new_artifact("base_lm")
     out.write_json(EXPORT_CHECK, [])
     with pytest.raises(SbpError, match="tune: the export is refused: no token to check it by"):
-        gate.check_export("tune", CONFIG, out)
+        export_check.check_export("tune", CONFIG, out)
     assert out.files() == [EXPORT_CHECK]
 
 
@@ -56,5 +56,5 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     def say(folder: Path, documents: list[list[int]], dtype: str) -> list[list[float]]:
         return [nll]
 
-    monkeypatch.setattr(gate, "_transformers_nll", say)
+    monkeypatch.setattr(export_check, "_transformers_nll", say)
     return nll

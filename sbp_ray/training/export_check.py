@@ -1,6 +1,6 @@
-"""The gate behind the export: another implementation must say of held-out tokens what the trained model said.
+"""The export check: another implementation must give held-out tokens the NLL that the trained model gave them.
 
-What passes lies in `checked.json`; until it is there the artifact has no manifest, and no other stage reads it.
+What passes is recorded in `checked.json`. Until then the artifact has no manifest, and no other stage reads it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Dtype, ExportCheck, TrainingConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.training.export import EXPORT_CHECK
-from sbp_ray.training.plan import MODEL_FOLDER
+from sbp_ray.training.training_plan import MODEL_FOLDER
 
 logger = logging.getLogger(__name__)
 

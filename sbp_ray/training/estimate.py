@@ -1,21 +1,31 @@
-"""What a run will take, told before its first step."""
+"""What a run will take, estimated before its first step: time from the device's peak, memory from the model's shape."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
-from sbp_ray.config import ModelConfig, TrainingConfig
+import torch
+
+from sbp_ray.config import Dtype, ModelConfig, TrainingConfig
 from sbp_ray.logs import duration
 from sbp_ray.model import flops_per_token, num_parameters
-from sbp_ray.training.plan import TrainingPlan
+from sbp_ray.training.training_plan import TrainingPlan
 
-ASSUMED_MFU = 0.4  # on CPUs and GPUs alike, until the first step tells
-_STATE_BYTES = 16  # of a parameter: float32 weight and gradient, and AdamW's two moments
+PEAK_TFLOPS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A10G": 70.0, "L4": 121.0}
+"""Dense bfloat16 with float32 sums, from NVIDIA's data sheets (SXM where there are several); by part of the name."""
+ASSUMED_MFU = 0.4
+"""Share of the peak that is assumed of CPUs and GPUs alike."""
+_STATE_BYTES = 16
+"""Of a parameter: float32 weight and gradient, and AdamW's two moments."""
+_MATRIX = 1024
+"""Rows and columns of the products that a CPU is measured with."""
+_ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """Forecast of one run."""
+class Estimate:
+    """Of one run."""
 
     parameters: int
     tokens: int
@@ -31,17 +41,17 @@ class Outlook:
 
     def line(self, plan: TrainingPlan, num_ranks: int) -> str:
         rows, seq_len = plan.config.batch_rows, plan.config.seq_len
-        time = "unknown" if self.seconds is None else f"{duration(self.seconds)} at {ASSUMED_MFU:.0%} of the peak"
+        time_left = "unknown" if self.seconds is None else f"{duration(self.seconds)} at {ASSUMED_MFU:.0%} of the peak"
         return (
             f"{plan.stage} plan | {self.parameters:,} parameters | {plan.num_steps:,} steps x {rows} rows x "
             f"{seq_len} = {self.tokens:,} tokens | {self.flops:.2e} FLOPs | {num_ranks} ranks, each "
             f"{self.state_gib:.2f} GiB of state and about {self.activations_gib:.2f} GiB of activations | "
-            f"expected {time}"
+            f"expected {time_left}"
         )
 
 
-def outlook(plan: TrainingPlan, vocab_size: int, num_ranks: int, peak: float | None) -> Outlook:
-    """What the whole run takes on so many ranks.
+def estimate_run(plan: TrainingPlan, vocab_size: int, num_ranks: int, peak: float | None) -> Estimate:
+    """Estimate the whole run on so many ranks.
 
     Args:
         vocab_size: rows of the embedding.
@@ -52,17 +62,17 @@ def outlook(plan: TrainingPlan, vocab_size: int, num_ranks: int, peak: float | N
     _, longest = plan.config.longest_document()
     flops = float(tokens) * flops_per_token(plan.model, vocab_size, longest)
     parameters = num_parameters(plan.model, vocab_size)
-    return Outlook(
+    return Estimate(
         parameters=parameters,
         tokens=tokens,
         flops=flops,
         state_gib=_STATE_BYTES * parameters / num_ranks / 2**30,
-        activations_gib=_activation_bytes(plan.model, plan.config) / 2**30,
+        activations_gib=_count_activation_bytes(plan.model, plan.config) / 2**30,
         seconds=None if peak is None else flops / (peak * num_ranks * ASSUMED_MFU),
     )
 
 
-def _activation_bytes(model: ModelConfig, cfg: TrainingConfig) -> float:
+def _count_activation_bytes(model: ModelConfig, cfg: TrainingConfig) -> float:
     """By counting the tensors that a layer of transformers' Qwen3 keeps for each token."""
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     matrices = queries + 2 * keys + model.hidden_size + 2 * model.ffn_size + model.hidden_size  # their results
@@ -74,3 +84,21 @@ def _activation_bytes(model: ModelConfig, cfg: TrainingConfig) -> float:
     }[cfg.resources.activation_checkpointing]
     size = 4 if cfg.dtype == "float32" else 2
     return float(cfg.resources.micro_batch_rows * cfg.seq_len * model.num_layers * width * size)
+
+
+def find_peak_flops(device: torch.device, dtype: Dtype) -> float | None:
+    """FLOP/s of one rank's device that MFU refers to; None for a GPU that is not in the table.
+
+    A GPU's from its data sheet, whatever `dtype` is. A CPU's is measured: the best of a few large matrix products in
+    `dtype` on this process' threads.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return next((tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+    left, right = torch.ones(2, _MATRIX, _MATRIX, dtype=getattr(torch, dtype))
+    best_s = float("inf")
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        left @ right
+        best_s = min(best_s, time.perf_counter() - start)
+    return 2 * _MATRIX**3 / best_s
