@@ -16,8 +16,10 @@ PEAK_TFLOPS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40
 """Dense bfloat16 with float32 sums, from NVIDIA's data sheets (SXM where there are several); by part of the name."""
 ASSUMED_MFU = 0.4
 """Share of the peak that is assumed of CPUs and GPUs alike."""
-_STATE_BYTES = 16
-"""Of a parameter: float32 weight and gradient, and AdamW's two moments."""
+_SHARDED_BYTES = 12
+"""Of a parameter: float32 weight, and AdamW's two moments."""
+_GRADIENT_BYTES = 4
+"""Of a parameter, in float32."""
 _MATRIX = 1024
 """Rows and columns of the products that a CPU is measured with."""
 _ROUNDS = 5
@@ -66,14 +68,22 @@ def estimate_run(plan: TrainingPlan, vocab_size: int, num_ranks: int, peak: floa
         parameters=parameters,
         tokens=tokens,
         flops=flops,
-        state_gib=_STATE_BYTES * parameters / num_ranks / 2**30,
-        activations_gib=_count_activation_bytes(plan.model, plan.config) / 2**30,
+        state_gib=_count_state_bytes(parameters, num_ranks, plan.config) / 2**30,
+        activations_gib=_count_activation_bytes(plan.model, vocab_size, plan.config) / 2**30,
         seconds=None if peak is None else flops / (peak * num_ranks * ASSUMED_MFU),
     )
 
 
-def _count_activation_bytes(model: ModelConfig, cfg: TrainingConfig) -> float:
-    """By counting the tensors that a layer of transformers' Qwen3 keeps for each token."""
+def _count_state_bytes(parameters: int, num_ranks: int, cfg: TrainingConfig) -> float:
+    """Gradients that are reduced once a step lie whole on each rank until the last micro-batch."""
+    is_one = cfg.batch_rows <= num_ranks * cfg.resources.micro_batch_rows
+    is_sharded = is_one or cfg.resources.reduce_every_micro_batch
+    return parameters * (_SHARDED_BYTES / num_ranks + _GRADIENT_BYTES / (num_ranks if is_sharded else 1))
+
+
+def _count_activation_bytes(model: ModelConfig, vocab_size: int, cfg: TrainingConfig) -> float:
+    """By counting the tensors that a layer of transformers' Qwen3 keeps for each token, and the gradient of the output
+    projection, which the loss keeps in float32."""
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     matrices = queries + 2 * keys + model.hidden_size + 2 * model.ffn_size + model.hidden_size  # their results
     others = 6 * model.hidden_size + 4 * (queries + keys) + queries + 2 * model.ffn_size  # norms, rotation, gate
@@ -83,7 +93,8 @@ def _count_activation_bytes(model: ModelConfig, cfg: TrainingConfig) -> float:
         "full": model.hidden_size,
     }[cfg.resources.activation_checkpointing]
     size = 4 if cfg.dtype == "float32" else 2
-    return float(cfg.resources.micro_batch_rows * cfg.seq_len * model.num_layers * width * size)
+    kept = cfg.resources.micro_batch_rows * cfg.seq_len * model.num_layers * width * size
+    return float(kept + _GRADIENT_BYTES * vocab_size * model.hidden_size)
 
 
 def find_peak_flops(device: torch.device, dtype: Dtype) -> float | None:

@@ -52,31 +52,21 @@ def update(
     Raises:
         SbpError: the loss or its gradient is not finite, on any rank; no weight has been touched.
     """
-    own = [sum(batch.num_supervised for batch in batches), sum(batch.num_tokens for batch in batches)]
-    own += [sum(batch.attended for batch in batches), int(ask)]
-    num_supervised, num_tokens, attended, num_asking = (int(total) for total in sum_over_ranks([float(n) for n in own]))
+    own = [(batch.num_supervised, batch.num_tokens, batch.attended) for batch in batches]
+    totals = sum_over_ranks([*(float(sum(column)) for column in zip(*own, strict=True)), float(ask)])
+    num_supervised, num_tokens, attended, num_asking = map(int, totals)
     # FSDP averages gradients over the ranks: times their number, the sum over ranks divided by the global count is left
-    scale = dist.get_world_size() / max(1, num_supervised)
-    nll: list[torch.Tensor] = []
-    for number, batch in enumerate(batches):
-        model.set_requires_gradient_sync(number == len(batches) - 1)  # type: ignore[operator]  # FSDP2 added it
-        placed = batch.to(device)
-        sums = model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents)
-        (sums[1] * scale).backward()
-        nll.append(sums[0].detach())
-    nll_of_batch = torch.stack(nll).tolist()
-    [total_nll] = sum_over_ranks([sum(nll_of_batch)])
-    loss_nats = total_nll / max(1, num_supervised)
-    parameters = list(model.parameters())
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    nll = _accumulate_gradients(plan, model, batches, dist.get_world_size() / max(1, num_supervised), device)
+    loss_nats = sum_over_ranks([sum(nll)])[0] / max(1, num_supervised)
+    norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
     if not (math.isfinite(loss_nats) and math.isfinite(grad_norm)):
         raise SbpError(
-            f"{plan.stage} step {step}: loss {loss_nats} nats, grad_norm {grad_norm}, "
-            f"{_where(model, batches, nll_of_batch)}: lower peak_lr ({plan.config.peak_lr}) or raise warmup_share "
-            f"({plan.config.warmup_share})"
+            f"{plan.stage} step {step}: loss {loss_nats} nats, grad_norm {grad_norm}, {_locate(model, batches, nll)}: "
+            f"lower peak_lr ({plan.config.peak_lr}) or raise warmup_share ({plan.config.warmup_share})"
         )
-    clip_grads_with_norm_(parameters, plan.config.max_grad_norm, norm)  # not before: NaN x any gradient is NaN
+    # Not before: NaN times any gradient is NaN, and would hide where it comes from.
+    clip_grads_with_norm_(model.parameters(), plan.config.max_grad_norm, norm)
     lr = lr_at(step - 1, plan.num_steps, plan.config)
     set_lr(optimizer, lr)
     optimizer.step()
@@ -84,8 +74,23 @@ def update(
     return StepResult(loss_nats, grad_norm, lr, num_supervised, num_tokens, attended, num_asking)
 
 
-def _where(model: SupervisedLanguageModel, batches: list[Batch], nll_of_batch: list[float]) -> str:
-    """What is not finite, the same on every rank: rows by their place, else a gradient by its name.
+def _accumulate_gradients(
+    plan: TrainingPlan, model: SupervisedLanguageModel, batches: list[Batch], scale: float, device: torch.device
+) -> list[float]:
+    """Run the micro-batches forward and backward; returns the summed NLL of each."""
+    nll = []
+    for number, batch in enumerate(batches, start=1):
+        is_reduced = plan.config.resources.reduce_every_micro_batch or number == len(batches)
+        model.set_requires_gradient_sync(is_reduced)  # type: ignore[operator]  # FSDP2 added it
+        placed = batch.to(device)
+        sums = model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents)
+        (sums[1] * scale).backward()
+        nll.append(sums[0].detach())
+    return torch.stack(nll).tolist()
+
+
+def _locate(model: SupervisedLanguageModel, batches: list[Batch], nll_of_batch: list[float]) -> str:
+    """Name what is not finite, the same on every rank: rows by their place, else a gradient by its name.
 
     Of the broken gradients the one that the backward pass made first: it goes from the last layer to the first, and
     whatever comes after a broken one is broken too.

@@ -104,7 +104,11 @@ def test_the_estimate_by_hand(tmp_path: Path) -> None:
     parameters = num_parameters(plan.model, 320)
     estimate = estimate_run(plan, 320, num_ranks=2, peak=1e9)
     assert estimate.tokens == 10 * 4 * 32
-    assert estimate.state_gib == 16 * parameters / 2 / 2**30
+    # 4 rows on 2 ranks are 2 micro-batches of one row, between which a rank holds all gradients
+    assert estimate.state_gib == (12 / 2 + 4) * parameters / 2**30
+    for settings in ({"reduce_every_micro_batch": True}, {"micro_batch_rows": 2}):
+        spared = tiny_plan(tmp_path / "spared", **settings)
+        assert estimate_run(spared, 320, 2, peak=None).state_gib == 16 * parameters / 2 / 2**30
     # each token: 6 FLOPs for each of the products 2 x (32 x 8 x 12 + 3 x 32 x 48) + 320 x 32, and attention over a row
     flops_per_token = 6 * (2 * (32 * 8 * 12 + 3 * 32 * 48) + 320 * 32) + 6 * 2 * 4 * 8 * 32
     assert estimate.flops == 1280 * flops_per_token

@@ -68,6 +68,31 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path: Path) -> None:
     torch.testing.assert_close(_weights(small), _weights(large), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("is_reduced", [False, True])
+def test_gradients_that_are_reduced_each_time_are_the_same_and_never_lie_whole_on_a_rank(
+    tmp_path: Path, is_reduced: bool
+) -> None:
+    settings = {"num_steps": 2, "peak_lr": 0.5}
+    single = tiny_plan(tmp_path / "single", micro_batch_rows=4, **settings)
+    sharded = tiny_plan(tmp_path / "sharded", num_workers=2, reduce_every_micro_batch=is_reduced, **settings)
+
+    def train() -> list[bool]:
+        model = loop.sharded_model(sharded, torch.device("cpu"))
+        has_own_part: list[bool] = []
+        sharded_layer = list(model.lm.model.layers[0].parameters())
+        model.register_forward_pre_hook(
+            lambda *_: has_own_part.append(all(parameter.grad is not None for parameter in sharded_layer))
+        )
+        loop.sharded_model = lambda *_: model  # type: ignore[assignment]
+        _train(sharded, stop_after=1, sgd=True)
+        return has_own_part[:2]
+
+    run_ranks(1, tmp_path, lambda: _train(single, sgd=True))
+    assert run_ranks(2, tmp_path, train) == [[False, is_reduced]] * 2  # before each micro-batch of the first step
+    run_ranks(2, tmp_path, lambda: _train(sharded, sgd=True))
+    torch.testing.assert_close(_weights(sharded), _weights(single), rtol=1e-5, atol=1e-6)
+
+
 def test_six_steps_are_three_and_after_a_kill_another_three_bit_for_bit(tmp_path: Path) -> None:
     whole = tiny_plan(tmp_path / "whole", num_workers=2)
     halves = tiny_plan(tmp_path / "halves", num_workers=2, checkpoint_every=1)
