@@ -17,6 +17,7 @@ import yaml
 from sbp_ray.config import ClusterConfig, Config, EngineConfig, Resources, TrainingConfig, TrainingResources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import set_up_logging
+from sbp_ray.processor import num_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ def room_here() -> dict[str, float]:
     """The same of this machine, without Ray."""
     import torch
 
-    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    return {"CPU": float(num_cpus()), "GPU": float(torch.cuda.device_count())}
 
 
 def demand(job: str, config: Config) -> dict[str, float]:

@@ -60,8 +60,8 @@ class EmbedConfig(Section):
     max_tokens: PositiveInt = 256
     """Documents are cut to this many of the embedder's tokens."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Weights and activations of the embedder; `auto` is bfloat16 where a worker's hardware multiplies it. Vectors of
-    both are within a cosine of 0.999."""
+    """Weights and activations of the embedder; `auto` is bfloat16 on a GPU that has it, and on a CPU that is
+    measured to multiply it faster than float32. Vectors of both are within a cosine of 0.999."""
     shingle_tokens: PositiveInt = 13
     """Words in a shingle of the MinHash signature that travels beside the vector: what near-duplicates are told by."""
     max_bad_share: Fraction = 0.01

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sbp_ray.config import EmbedConfig
 from sbp_ray.errors import SbpError, one_line
+from sbp_ray.processor import choose_dtype, measure_products, num_cpus
 
 # N = texts, D = vector length, B = texts of a batch, T = tokens of its longest
 
@@ -86,7 +87,7 @@ class Embedder:
         }
         num_threads = 1  # a GPU's work queues up by itself
         if self._device == "cpu":
-            num_threads = resources.num_threads or torch.get_num_threads()
+            num_threads = resources.num_threads or min(torch.get_num_threads(), num_cpus())
             torch.set_num_threads(1)
         self._threads = ThreadPoolExecutor(num_threads, "embed")
 
@@ -261,22 +262,18 @@ def _model_path(name: str) -> str:
 
 
 def _dtype(cfg: EmbedConfig, device: str) -> torch.dtype:
-    multiplies = (
-        torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else cpu_multiplies_bfloat16()
-    )
-    if cfg.dtype == "auto":
-        return torch.bfloat16 if multiplies else torch.float32
-    return torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32
+    if cfg.dtype != "auto":
+        return torch.float32 if cfg.dtype == "float32" else torch.bfloat16
+    if device == "cpu":
+        return choose_dtype("embed", torch.bfloat16)
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
 def _warn_of_slow_bfloat16(cfg: EmbedConfig, device: str) -> None:
-    if cfg.dtype == "bfloat16" and device == "cpu" and not cpu_multiplies_bfloat16():
-        logger.warning(
-            "embed.dtype=bfloat16: this CPU has no instructions for it (avx512_bf16, amx): float32 is faster"
-        )
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for bfloat16; without them it is correct and slow."""
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))  # the last is ARM's name
+    if cfg.dtype == "bfloat16" and device == "cpu":
+        speed, float_speed = measure_products(torch.bfloat16), measure_products(torch.float32)
+        if speed < float_speed:
+            logger.warning(
+                f"embed.dtype=bfloat16: this processor does {speed:,.0f} billion operations a second in bfloat16 and "
+                f"{float_speed:,.0f} in float32: embed.dtype=auto takes the faster"
+            )

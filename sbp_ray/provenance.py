@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from sbp_ray import __version__
+from sbp_ray.processor import num_cpus
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -53,7 +53,7 @@ def hardware() -> str:
     import psutil
 
     memory_gib = psutil.virtual_memory().total / 2**30
-    return f"{_processor()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB"
+    return f"{_processor()}, {num_cpus()} cores, {memory_gib:.0f} GiB"
 
 
 def _processor() -> str:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from sbp_ray.neighbors.kernels import NO_ROW, new_lists, offer_columns, rows_of
+from sbp_ray.processor import choose_dtype
 
 # N = documents, D = vector length, C = cells, G = regions, P = nearest cells of a document
 
@@ -27,6 +28,8 @@ _LEVELS = 127
 _BLOCK_ROWS = 2048
 _LEAST_ROWS = 32  # a GPU's integer product wants more than 16,
 _COLUMNS = 8  # and columns in multiples of 8
+_EXACT_DIM = 1040
+"""Dimensions up to which a product of 8-bit vectors is exact in float32: 127 x 127 x 1,040 is less than 2^24."""
 
 Result = TypeVar("Result")
 
@@ -53,13 +56,25 @@ def in_blocks(pool: ThreadPoolExecutor, num: int, size: int, work: Callable[[sli
 
 
 def products(rows_RD: torch.Tensor, columns_MD: torch.Tensor) -> NDArray[np.int32]:
-    """Exact products of int8 vectors, [R, M], with more rows when R is small; a GPU wants D in multiples of 8."""
+    """Exact products of int8 vectors, [R, M], with more rows when R is small; a GPU wants D in multiples of 8.
+
+    In float32 where the processor is faster at that, with the same result to the bit.
+    """
+    if not columns_MD.is_cuda and choose_dtype("search", torch.int8) == torch.float32:
+        return _products_in_float32(rows_RD, columns_MD).numpy()
     missing = max(0, _LEAST_ROWS - len(rows_RD))
     rows_RD = torch.nn.functional.pad(rows_RD, (0, 0, 0, missing)) if missing else rows_RD
     num_columns = len(columns_MD)
     if columns_MD.is_cuda and num_columns % _COLUMNS:
         columns_MD = torch.nn.functional.pad(columns_MD, (0, 0, 0, -num_columns % _COLUMNS))
     return torch._int_mm(rows_RD, columns_MD.t())[:, :num_columns].cpu().contiguous().numpy()
+
+
+def _products_in_float32(rows_RD: torch.Tensor, columns_MD: torch.Tensor) -> torch.Tensor:
+    total_RM = torch.zeros(len(rows_RD), len(columns_MD), dtype=torch.int32)
+    for rows_RE, columns_ME in zip(rows_RD.split(_EXACT_DIM, 1), columns_MD.split(_EXACT_DIM, 1), strict=True):
+        total_RM += (rows_RE.float() @ columns_ME.float().t()).to(torch.int32)
+    return total_RM
 
 
 def find_cells(sample_ND: torch.Tensor, num_cells: int, seed: int, pool: ThreadPoolExecutor) -> Cells:

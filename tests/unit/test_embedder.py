@@ -159,25 +159,25 @@ def test_bfloat16_turns_no_vector_far() -> None:
     assert ((whole * half).sum(axis=1) > 0.999).all()
 
 
-@pytest.mark.parametrize(("capabilities", "dtype"), [({"avx2": True}, "float32"), ({"amx_bf16": True}, "bfloat16")])
-def test_the_dtype_is_what_the_hardware_multiplies(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capabilities: dict, dtype: str
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_dtype_is_the_one_that_the_processor_multiplies_faster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(embedder, "choose_dtype", lambda use, wanted: {torch.bfloat16: dtype}[wanted])
     made = load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64))
-    assert {parameter.dtype for parameter in made._model.parameters()} == {getattr(torch, dtype)}
+    assert {parameter.dtype for parameter in made._model.parameters()} == {dtype}
 
 
-@pytest.mark.parametrize(("capabilities", "warned"), [({"avx2": True}, True), ({"avx512_bf16": True}, False)])
-def test_bfloat16_on_a_cpu_without_it_is_said(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, capabilities: dict, warned: bool
+@pytest.mark.parametrize(("speed", "warned"), [(10.0, True), (900.0, False)])
+def test_bfloat16_that_is_slower_than_float32_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, speed: float, warned: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(embedder, "measure_products", lambda dtype: {torch.float32: 80.0, torch.bfloat16: speed}[dtype])
     monkeypatch.setattr(logging.getLogger("sbp_ray"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger=embedder.__name__):
         load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64, dtype="bfloat16"))(TEXTS)
     ours = [record.getMessage() for record in caplog.records if record.name == embedder.__name__]
-    assert ["embed.dtype=bfloat16: this CPU has no" in line for line in ours] == [True] * warned
+    assert ["10 billion operations a second in bfloat16" in line for line in ours] == [True] * warned
 
 
 def test_more_tokens_than_the_model_reads_are_refused() -> None:

@@ -196,6 +196,19 @@ def test_products_keep_to_what_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> N
     assert (found[:3] == rows.numpy().astype(int) @ columns.numpy().astype(int).T).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float32])
+@pytest.mark.parametrize("dim", [8, 1040, 1048, 2100])
+def test_products_are_exact_in_either_arithmetic(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, dim: int) -> None:
+    """The largest there are too: 2,100 x 127 x 127 is twice what float32 holds exactly."""
+    monkeypatch.setattr(cells, "choose_dtype", lambda use, wanted: dtype)
+    vectors = np.random.default_rng(0).integers(-127, 128, (40, dim), np.int8)
+    vectors[0], vectors[1] = 127, -127
+    vectors[2] = np.where(np.arange(dim) % 2, 127, 126)
+    rows, columns = torch.from_numpy(vectors[:20]), torch.from_numpy(vectors)
+    expected = vectors[:20].astype(np.int64) @ vectors.T.astype(np.int64)
+    assert (cells.products(rows, columns)[:20] == expected).all()
+
+
 def test_a_neighbour_in_two_lists_counts_once_though_its_cosines_differ_in_the_last_bit() -> None:
     one, other = np.float32(0.7), np.nextafter(np.float32(0.7), np.float32(1))
     for a, b in ((one, other), (other, one)):

@@ -13,7 +13,7 @@ from worked_on import WorkedOn
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig, Resources
 from sbp_ray.errors import SbpError
-from sbp_ray.neighbors import search_plan, steps
+from sbp_ray.neighbors import cells, search_plan, steps
 from sbp_ray.neighbors.histogram import cosine_histogram, sorted_histogram, threshold_for
 from sbp_ray.schema import DOC_ID, NEIGHBORS, SIGNATURE_BYTES, embedding_schema, shard_of
 from sbp_ray.shards import shard_name
@@ -206,6 +206,23 @@ def test_cells_find_what_the_certificate_says(new_artifact, small_cells: Neighbo
         cosines = dict(zip(others, [cosine for _, cosine in neighbors_of], strict=True))
         for other, cosine in expected[name]:
             assert other not in cosines or cosines[other] == pytest.approx(cosine, abs=1e-4)
+
+
+def test_the_graph_is_the_same_to_the_bit_in_either_arithmetic(
+    new_artifact, small_cells: NeighborsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups, margins, cells, lists and the certificate: all come from products that are exact integers."""
+    embeddings = new_artifact("embeddings")
+    shards = {"train": split_up(clustered_vectors(3000), 2), "validation": split_up(clustered_vectors(60), 2)}
+    write_embeddings(embeddings, shards)
+    made = []
+    for dtype in (torch.int8, torch.float32):
+        monkeypatch.setattr(cells, "choose_dtype", lambda use, wanted, dtype=dtype: dtype)
+        out = new_artifact(f"neighbors in {dtype}")
+        stats = find_neighbors(small_cells, embeddings=embeddings, out=out)
+        assert stats["train"]["recall"]["groups"] > 3
+        made.append((stats, [out.read_table(name) for name in out.files("train", ".parquet")]))
+    assert made[0] == made[1]
 
 
 def test_more_cells_are_searched_until_the_recall_is_reached(

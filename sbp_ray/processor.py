@@ -1,0 +1,79 @@
+"""What this machine's processor does fast, and how much of it this process may use.
+
+Names of abilities do not tell which arithmetic is fast: a Xeon with bfloat16 instructions and without AMX multiplies
+bfloat16 half as fast as float32, and PyTorch's product of 8-bit integers is a plain loop where oneDNN has no kernel for
+the processor. So speeds are measured, which takes some milliseconds once in each process.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+_ROWS, _COLUMNS, _DEPTH = 64, 256, 384
+"""Shape of the product that is measured: 0.1 ms in float32, 6 ms in the plain loop of 8-bit integers."""
+_RUNS = 5
+"""Runs of which the fastest counts: the others may have waited for other processes."""
+_FASTER = 1.2
+"""How many times as fast as float32 another type must be to be worth its rounding or its conversions."""
+_LOCK = threading.Lock()
+
+
+def num_cpus() -> int:
+    """CPUs that the affinity and the cgroups of this process leave to it."""
+    import joblib
+
+    return int(joblib.cpu_count())
+
+
+def choose_dtype(use: str, dtype: torch.dtype) -> torch.dtype:
+    """`dtype` where this processor multiplies it clearly faster than float32, else float32.
+
+    Measured once in each process for each use, which a line of the log tells.
+
+    Args:
+        use: begins the line of the log.
+        dtype: `torch.int8` or a floating type.
+    """
+    with _LOCK:
+        return _choose_dtype(use, dtype)
+
+
+@functools.cache
+def _choose_dtype(use: str, dtype: torch.dtype) -> torch.dtype:
+    import torch
+
+    speed, float_speed = measure_products(dtype), measure_products(torch.float32)
+    chosen = dtype if speed >= _FASTER * float_speed else torch.float32
+    logger.info(
+        f"{use} | products in {_name(chosen)}: this processor does {speed:,.0f} billion operations a second in "
+        f"{_name(dtype)}, {float_speed:,.0f} in float32"
+    )
+    return chosen
+
+
+def measure_products(dtype: torch.dtype) -> float:
+    """Billion multiplications and additions a second in a product of matrices, with the threads that PyTorch has."""
+    import torch
+
+    rows, columns = torch.ones(_ROWS, _DEPTH, dtype=dtype), torch.ones(_COLUMNS, _DEPTH, dtype=dtype)
+    multiply = torch._int_mm if dtype == torch.int8 else torch.matmul
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(1 + _RUNS):
+            start = time.perf_counter()
+            multiply(rows, columns.t())
+            seconds.append(time.perf_counter() - start)
+    return 2 * _ROWS * _COLUMNS * _DEPTH / min(seconds[1:]) / 1e9  # the first one has kernels generated
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

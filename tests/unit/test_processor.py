@@ -1,0 +1,38 @@
+"""What is measured of the processor."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+import torch
+
+from sbp_ray import processor
+
+
+@pytest.mark.parametrize(("speed", "chosen"), [(500.0, torch.int8), (95.0, torch.float32), (2.6, torch.float32)])
+def test_a_type_is_chosen_where_it_is_clearly_faster_and_a_line_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, speed: float, chosen: torch.dtype
+) -> None:
+    monkeypatch.setattr(processor, "measure_products", lambda dtype: {torch.int8: speed, torch.float32: 82.0}[dtype])
+    monkeypatch.setattr(logging.getLogger("sbp_ray"), "propagate", True)
+    use = f"test at {speed}"  # what is measured once in a process is measured anew for another use
+    with caplog.at_level(logging.INFO, logger=processor.__name__):
+        assert {processor.choose_dtype(use, torch.int8) for _ in range(3)} == {chosen}
+    [line] = caplog.messages
+    assert line.startswith(f"{use} | products in {str(chosen)[6:]}: ") and f"{speed:,.0f} billion" in line
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
+def test_every_type_can_be_measured(dtype: torch.dtype) -> None:
+    assert processor.measure_products(dtype) > 0
+
+
+def test_a_process_bound_to_one_cpu_has_one() -> None:
+    bound_to = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(bound_to)})
+        assert processor.num_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, bound_to)
