@@ -19,9 +19,12 @@ class IngestConfig(Section):
     text_column: str = "text"
     """The column that holds the text."""
     group_column: str | None = None
-    """Documents that share this column's value stay on one side of the validation split."""
+    """What documents belong to: an article, an entity. Intervals are over groups."""
+    split_by: Literal["group", "document"] = "group"
+    """What is held out: whole groups; or single documents, whose group the train split knows by other documents, where
+    it is asked what was learned of each group."""
     validation_share: Fraction = 0.1
-    """Share of the groups held out before anything is trained or paired."""
+    """Share of the groups, or of the documents, held out before anything is trained or paired."""
     max_train_documents: PositiveInt | None = None
     """Keep so many train documents, chosen by the hashes that their ids are, to within 1/65,536 of the split. The
     validation split stays as it is. What a smaller number keeps is a part of what a larger one keeps."""
@@ -36,7 +39,7 @@ class IngestConfig(Section):
     vocab_size: PositiveInt = 8192
     """Size of the trained tokenizer, special tokens included."""
     seed: Seed = 0
-    """Chooses which groups are held out."""
+    """Chooses what is held out."""
     resources: Resources = Resources()
 
 

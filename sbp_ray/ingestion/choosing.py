@@ -1,7 +1,7 @@
 """Which documents a shard holds: each text once, by split, without those that an evaluation set shares, up to a number.
 
-A group's split follows from its hash, and whether a document is kept from the slot of its id, so a worker decides both
-for its own shard. Only a limit for each is agreed on before.
+A document's split follows from the hash of its group, or from its own, and whether it is kept from the slot of its id:
+a worker decides both for its own shard. Only a limit for each is agreed on before.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _CHECK_ROWS = 1000
 
 
 def validation_limit(share: float, low: int, high: int) -> int:
-    """Groups whose hash is below the limit are held out: `share` of them, but of two or more at least one, and not all.
+    """What has a hash below the limit is held out: `share` of it, but of two or more at least one, and not all.
 
     Args:
         share: `ingest.validation_share`.
-        low: smallest hash of a group.
-        high: largest hash of a group.
+        low: smallest hash of a group, or of a document.
+        high: largest hash.
     """
     if share == 0 or low == high:
         return 0
@@ -63,7 +63,7 @@ def gather_shard(out: Artifact, shard: int, limit: int) -> tuple[dict[Split, pa.
     order = np.argsort(ids, kind="stable")  # stable: the first of equals comes first
     is_first = np.ones(len(order), bool)
     is_first[1:] = ids[order][1:] != ids[order][:-1]
-    is_validation = table.column("group_hash").to_numpy()[order] < limit
+    is_validation = table.column("split_hash").to_numpy()[order] < limit
     documents: dict[Split, pa.Table] = {}
     num_duplicates: dict[Split, int] = {}
     for split in SPLITS:

@@ -25,6 +25,7 @@ PARSED = pa.schema(
         ("doc_id", DOC_ID),
         ("group", pa.string()),
         ("group_hash", pa.uint64()),
+        ("split_hash", pa.uint64()),  # of the group, or of the document
         ("text", pa.large_string()),
     ]
 )
@@ -70,9 +71,10 @@ class FileParser:
         doc_id = hashlib.blake2b(row.text.encode(), digest_size=16).digest()
         group = doc_id.hex() if row.group is None else row.group
         low, high = self._hash_range
-        number = hash64("split", self._cfg.seed, group)
+        of_group = hash64("split", self._cfg.seed, group)
+        number = of_group if self._cfg.split_by == "group" else hash64("split", self._cfg.seed, doc_id.hex())
         self._hash_range = (min(low, number), max(high, number))
-        for name, value in zip(PARSED.names, (doc_id, group, number, row.text), strict=True):
+        for name, value in zip(PARSED.names, (doc_id, group, of_group, number, row.text), strict=True):
             self._rows[name].append(value)
         self._chars += len(row.text) + _ROW_CHARS
         if self._chars > CHUNK_CHARS:

@@ -295,6 +295,8 @@ def _total_stats(cfg: IngestConfig, ngrams: EvaluationNgrams, out: Artifact) -> 
     parsed = _parse_stats(out)
     limit = _limit(cfg, out)
     hashes = {"train": (limit, 2**64), "validation": (0, limit)}
+    if cfg.split_by == "document":
+        hashes = dict.fromkeys(SPLITS, (0, 2**64))  # the split is no cut through the groups
     by_split: dict[str, Stats] = {split: _split_stats(out, split, *hashes[split]) for split in SPLITS}
     if by_split["train"]["documents"] == 0:
         raise SbpError(

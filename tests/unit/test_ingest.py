@@ -93,6 +93,18 @@ def test_an_article_stays_on_one_side(tmp_path: Path, new_artifact) -> None:
     assert stats["validation"]["documents"] == 3 * len(held_out)
 
 
+def test_split_by_document_holds_out_documents_of_groups_that_are_read(tmp_path: Path, new_artifact) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(4, num_each=100))
+    cfg = config(tmp_path / "in.jsonl", split_by="document", validation_share=0.25)
+    stats = ingest_documents(cfg, out=(out := new_artifact("corpus")))
+    held_out = {row["doc_id"] for row in rows_of(out, "validation")}
+    texts = [row["text"] for row in articles(4, num_each=100)]
+    ids = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+    assert held_out == {doc_id for doc_id in ids if hash64("split", 0, doc_id.hex()) < 2**64 // 4}
+    assert 60 < len(held_out) < 140
+    assert (stats["train"]["groups"], stats["validation"]["groups"]) == (4, 4)
+
+
 def test_without_a_group_column_each_document_is_its_own_group(tmp_path: Path, new_artifact) -> None:
     write_rows(tmp_path / "in.jsonl", articles(5))
     ingest_documents(config(tmp_path / "in.jsonl", group_column=None), out=(out := new_artifact("corpus")))
