@@ -1,0 +1,1 @@
+"""Facts: what models and synthetic texts say of a world whose truth is known."""
