@@ -22,8 +22,10 @@ logger = logging.getLogger(__name__)
 
 KEYS_VARIABLE = "SBP_RAY_API_KEYS"
 MIN_KEY_CHARS = 16
-_OF_PROXIES = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip")
 _LOOK_EVERY_S = 1.0
+
+# What proxies add to a request that they pass on, besides everything that begins with `x-forwarded-`.
+_OF_PROXIES = (b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip", b"cf-ray")
 
 
 class Keys:
@@ -56,35 +58,47 @@ class Keys:
         return any(matches) and scheme.lower() == b"bearer"
 
     def _look_again(self) -> None:
-        """Take in a changed file. One that cannot be read just now changes nothing: the old keys hold."""
+        """Take in a changed file. One that is gone, empty or wrong is said in the log, and the old keys hold."""
         if self._file is None or time.monotonic() - self._looked_at < _LOOK_EVERY_S:
             return
         self._looked_at = time.monotonic()
-        try:
-            if _stamp(self._file) != self._stamp:
-                self._digests = self._read_file(self._file)
-        except (OSError, SbpError):
+        stamp = _stamp(self._file)
+        if stamp == self._stamp:
             return
+        try:
+            self._digests = self._read_file(self._file)
+            logger.info(f"{self._file} has changed: its keys hold from now on")
+        except SbpError as error:
+            self._stamp = stamp  # said once for each state of the file
+            logger.warning(f"{error}; until then the keys that were read before hold")
 
     def _read_file(self, file: Path) -> tuple[bytes, ...]:
+        self._stamp = _stamp(file)
         try:
-            self._stamp = _stamp(file)
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError):
             raise SbpError(f"service.keys_file={file}: cannot be read: name a text file with one key a line") from None
-        digests = _digests(lines, str(file))
+        digests = _digests([line for line in lines if not line.lstrip().startswith("#")], str(file))
         if not digests:
             raise SbpError(f"service.keys_file={file}: holds no key: write one a line, or remove the setting")
         return digests
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
+    """What changes when the file does; zeros where there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return 0, 0
     return status.st_mtime_ns, status.st_size
 
 
 def _digests(keys: list[str], origin: str) -> tuple[bytes, ...]:
     stripped = [key.strip() for key in keys if key.strip()]
+    if any(len(key.split()) > 1 for key in stripped):
+        raise SbpError(
+            f"{origin}: a key has white space in it: write one key a line, and comments on lines of their own"
+        )
     if any(len(key) < MIN_KEY_CHARS for key in stripped):
         raise SbpError(f"{origin}: a key has fewer than {MIN_KEY_CHARS} characters: `openssl rand -hex 32` makes one")
     return tuple(sha256(key.encode()).digest() for key in stripped)
@@ -102,7 +116,20 @@ def is_loopback(host: str | None) -> bool:
 
 def is_forwarded(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether a proxy says that the request comes from somebody else: its own address then tells nothing."""
-    return any(name.lower() in _OF_PROXIES for name, _ in headers)
+    return any(name.lower() in _OF_PROXIES or name.lower().startswith(b"x-forwarded-") for name, _ in headers)
+
+
+def is_from_another_site(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a browser may have sent the request for a page of somebody else's.
+
+    A page can make its own name resolve to this machine (DNS rebinding): the request then names that host.
+    """
+    values: dict[bytes, list[str]] = {}
+    for name, value in headers:
+        values.setdefault(name.lower(), []).append(value.decode("latin-1").strip().lower())
+    [host] = values.get(b"host", []) if len(values.get(b"host", [])) == 1 else [""]
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return not is_loopback(name) or not {"cross-site", "same-site"}.isdisjoint(values.get(b"sec-fetch-site", []))
 
 
 def check_door(

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sbp_ray.engine.access import Keys, is_forwarded, is_loopback
+from sbp_ray.engine.access import Keys, is_forwarded, is_from_another_site, is_loopback
 from sbp_ray.engine.messages import ErrorDetail, ErrorResponse
 
 OPEN_PATHS = ("/health", "/health/live")
@@ -35,7 +35,8 @@ def error_answer(status: int, message: str, headers: dict[str, str] | None = Non
 
 
 class Doorkeeper:
-    """Asks for a bearer key; where there is none to ask for, lets in only this machine, and no proxy on it."""
+    """Asks for a bearer key; where there is none to ask for, lets in only programs on this machine: no proxy's clients,
+    and no page that a browser on it shows."""
 
     def __init__(self, app: ASGIApp, keys_file: str | None) -> None:
         self._app = app
@@ -44,18 +45,23 @@ class Doorkeeper:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] != "http" or path in OPEN_PATHS or self._may_enter(scope):
-            await self._app(scope, receive, send)
-        else:
-            answer = error_answer(401, "unauthorized", {"WWW-Authenticate": "Bearer"})
-            await answer(scope, receive, send)
+        refusal = None if scope["type"] != "http" or path in OPEN_PATHS else self._refusal(scope)
+        await (refusal or self._app)(scope, receive, send)
 
-    def _may_enter(self, scope: Scope) -> bool:
-        if not self._keys.are_needed:
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = scope["headers"]
+        if self._keys.are_needed:
+            given = [value for name, value in headers if name.lower() == b"authorization"]
+            may_enter = len(given) == 1 and self._keys.admit(given[0])
+        else:
             client = scope.get("client")
-            return client is not None and is_loopback(client[0]) and not is_forwarded(scope["headers"])
-        given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
-        return len(given) == 1 and self._keys.admit(given[0])
+            may_enter = client is not None and is_loopback(client[0]) and not is_forwarded(headers)
+            if may_enter and is_from_another_site(headers):
+                return error_answer(403, _ANOTHER_SITE)
+        return None if may_enter else error_answer(401, "unauthorized", {"WWW-Authenticate": "Bearer"})
+
+
+_ANOTHER_SITE = "without keys only programs on this machine are served, by the name localhost or a loopback address"
 
 
 class BodyLimit:

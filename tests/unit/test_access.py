@@ -27,7 +27,7 @@ def test_without_keys_none_is_needed() -> None:
 
 
 def test_a_changed_file_is_taken_in_and_a_broken_one_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(access, "_LOOK_EVERY_S", 0)
     file = tmp_path / "keys"
@@ -35,14 +35,35 @@ def test_a_changed_file_is_taken_in_and_a_broken_one_changes_nothing(
     keys = Keys(str(file))
     file.write_text(f"{A}\n{B}\n")
     assert keys.admit(f"Bearer {B}".encode())
-    file.unlink()
-    assert keys.admit(f"Bearer {B}".encode())
-    file.write_text("\n")
-    assert keys.admit(f"Bearer {B}".encode())
+    with caplog.at_level("INFO"):
+        file.unlink()
+        for _ in range(2):
+            assert keys.admit(f"Bearer {B}".encode())
+        file.write_text("\n")
+        for _ in range(2):
+            assert keys.admit(f"Bearer {B}".encode())
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert ["cannot be read" in warnings[0], "holds no key" in warnings[1], len(warnings)] == [True, True, 2]
+
+
+@pytest.mark.parametrize("text", [f"# of a client\n\n  {A}\r\n#{B}\n", f"\ufeff{A}\n", f"\t# {B}\n{A}"])
+def test_comments_blanks_and_a_byte_order_mark_are_no_part_of_a_key(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(text.encode())
+    keys = Keys(str(file))
+    assert keys.admit(f"Bearer {A}".encode())
+    for wrong in (f"#{B}", f"# {B}", B, "# of a client", ""):
+        assert not keys.admit(f"Bearer {wrong}".encode())
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(None, "cannot be read"), ("\n \n", "holds no key"), ("short", "fewer than")]
+    ("text", "said"),
+    [
+        (None, "cannot be read"),
+        ("\n \n", "holds no key"),
+        ("short", "fewer than"),
+        (f"{A}  # of a client", "white space"),
+    ],
 )
 def test_a_file_without_usable_keys_is_refused(tmp_path: Path, text: str | None, said: str) -> None:
     file = tmp_path / "keys"
@@ -99,11 +120,37 @@ def entered(headers: list[tuple[bytes, bytes]], keys: str = "", client: str = "1
     return statuses[0]
 
 
+LOCAL = (b"host", b"127.0.0.1:8000")
+
+
+@pytest.mark.parametrize("host", [b"localhost", b"LOCALHOST:8000", b"127.0.0.1", b"[::1]:8000", b"127.9.9.9:1"])
+def test_without_keys_a_loopback_name_is_served(host: bytes) -> None:
+    assert entered([(b"host", host)]) == 200
+
+
+@pytest.mark.parametrize("host", [b"evil.example", b"evil.example:8000", b"localhost.evil.example", b"10.0.0.5", b"", b"[", b"localhost@evil"])  # fmt: skip  # noqa: E501
+def test_a_page_that_rebinds_its_name_to_this_machine_is_refused(host: bytes) -> None:
+    assert entered([(b"host", host)]) == 403
+    assert entered([(b"host", host), (b"authorization", f"Bearer {A}".encode())], keys=A) == 200
+
+
+def test_without_keys_a_request_of_another_sites_page_is_refused() -> None:
+    for site in (b"cross-site", b"same-site", b"Cross-Site"):
+        assert entered([LOCAL, (b"Sec-Fetch-Site", site)]) == 403
+    for site in (b"none", b"same-origin"):
+        assert entered([LOCAL, (b"Sec-Fetch-Site", site)]) == 200
+    assert entered([]) == 403
+    assert entered([LOCAL, LOCAL]) == 403
+
+
 def test_without_keys_this_machine_enters_and_what_a_proxy_on_it_passes_on_does_not() -> None:
-    assert entered([]) == 200
-    assert entered([], client="10.0.0.5") == 401
-    for name in (b"Forwarded", b"x-forwarded-for", b"X-Forwarded-Host", b"x-real-ip"):
-        assert entered([(name, b"127.0.0.1")]) == 401
+    assert entered([LOCAL]) == 200
+    assert entered([LOCAL], client="10.0.0.5") == 401
+    of_proxies = (
+        b"Forwarded x-forwarded-for X-Forwarded-Host X-Forwarded-Proto x-real-ip Via CF-Connecting-IP True-Client-IP"
+    )
+    for name in of_proxies.split():
+        assert entered([LOCAL, (name, b"127.0.0.1")]) == 401
 
 
 def test_with_keys_a_proxy_may_pass_them_on() -> None:

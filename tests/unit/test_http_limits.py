@@ -28,7 +28,7 @@ def client(keys_file: str | None, host: str = "10.0.0.5") -> TestClient:
     app = Starlette(routes=[Route(path, echo, methods=["GET", "POST"]) for path in paths])
     app.add_middleware(BodyLimit, max_bytes=10, within_s=60)
     app.add_middleware(Doorkeeper, keys_file=keys_file)
-    return TestClient(app, client=(host, 1))
+    return TestClient(app, base_url="http://localhost", client=(host, 1))
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_body_that_does_not_come_ends_with_408() -> None:
 
 def test_under_a_prefix_health_is_open_too_and_nothing_else_is(keys_file: str) -> None:
     """As Serve mounts an application under a route: its path holds the prefix, which `root_path` names."""
-    asked = TestClient(client(keys_file).app, root_path="/synthesizer")
+    asked = TestClient(client(keys_file).app, base_url="http://localhost", root_path="/synthesizer")
     assert asked.get("/synthesizer/health").status_code == 200
     assert asked.get("/synthesizer/v1/models").status_code == 401
 
