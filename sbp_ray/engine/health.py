@@ -7,29 +7,46 @@ import time
 from collections.abc import Callable
 
 _HOLDS_FOR_S = 1.0
+_ANSWERS_WITHIN_S = 2.0
+# A controller that has died is back in some ten seconds, and a new configuration is built for half a minute.
+_REMEMBERED_FOR_S = 60.0
+
+
+class UnknownStatusError(Exception):
+    """The status cannot be told just now, which says nothing about the engines."""
 
 
 class Health:
     """Asks Serve's controller at most once a second, and remembers the answer.
 
-    A caller that comes while an answer is fetched waits for that answer: the check needs no key, and a crowd must not
-    reach the controller, which all applications of the cluster share.
+    All callers that come while an answer is fetched wait for that answer: the check needs no key, and a crowd must not
+    reach the controller, which all applications of the cluster share. While the controller is silent, or does not know,
+    the last answer holds: engines go on serving without it.
     """
 
-    def __init__(self, fetch: Callable[[], str]) -> None:
-        """`fetch` blocks; it is called in a thread."""
+    def __init__(self, fetch: Callable[[], str], answers_within_s: float = _ANSWERS_WITHIN_S) -> None:
+        """`fetch` blocks, and is called in a thread; it raises `UnknownStatusError` where there is nothing to tell."""
         self._fetch = fetch
-        self._fetching = asyncio.Lock()
-        self._fetched_at = float("-inf")
-        self._status = ""
+        self._answers_within_s = answers_within_s
+        self._fetching: asyncio.Task[str] | None = None
+        self._asked_at = self._known_at = float("-inf")
+        self._status = "starting"
 
     async def status(self) -> str:
-        """As of a second ago at most."""
-        async with self._fetching:
-            if time.monotonic() - self._fetched_at > _HOLDS_FOR_S:
-                self._status = await asyncio.to_thread(self._fetch)
-                self._fetched_at = time.monotonic()
-        return self._status
+        """As of a second ago where the controller answers, else the last that was known."""
+        now = time.monotonic()
+        if self._fetching is None and now - self._asked_at > _HOLDS_FOR_S:
+            self._fetching = asyncio.create_task(asyncio.to_thread(self._fetch))
+            self._fetching.add_done_callback(self._take)
+            self._asked_at = now
+        if self._fetching is not None:
+            await asyncio.wait([self._fetching], timeout=self._answers_within_s)
+        return self._status if time.monotonic() - self._known_at < _REMEMBERED_FOR_S else "starting"
+
+    def _take(self, fetching: asyncio.Task[str]) -> None:
+        self._fetching = None
+        if not isinstance(fetching.exception(), UnknownStatusError):
+            self._status, self._known_at = fetching.result(), time.monotonic()
 
 
 class StallWatch:

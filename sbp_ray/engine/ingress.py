@@ -12,7 +12,9 @@ import ray
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 from ray.serve.llm.ingress import OpenAiIngress
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -20,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from sbp_ray.config import ServiceConfig
 from sbp_ray.engine.access import check_door
 from sbp_ray.engine.answers import CompletionAnswer, SynthesizeAnswer
-from sbp_ray.engine.health import Health
+from sbp_ray.engine.health import Health, UnknownStatusError
 from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper, error_answer, error_body
 from sbp_ray.engine.messages import (
     DEPLOYMENT,
@@ -140,7 +142,11 @@ def _event(content: dict[str, Any]) -> str:
 
 def _engine_status(app_name: str) -> str:
     """`ready`, `asleep` (scaled to zero, the first request wakes one) or `starting`."""
-    deployment = serve.status().applications[app_name].deployments[DEPLOYMENT]
+    try:
+        # Serve lists no deployments of an application while it builds a new configuration of it.
+        deployment = serve.status().applications[app_name].deployments[DEPLOYMENT]
+    except (RayError, RayServeException, TimeoutError, KeyError):
+        raise UnknownStatusError from None
     if deployment.replica_states.get("RUNNING", 0):
         return "ready"
     return "asleep" if deployment.status == "HEALTHY" else "starting"

@@ -1,6 +1,7 @@
 """The endpoint's middleware, without Serve: who comes in, and how much they may send."""
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from sbp_ray.engine import health
 from sbp_ray.engine.access import KEYS_VARIABLE
-from sbp_ray.engine.health import Health
+from sbp_ray.engine.health import Health, UnknownStatusError
 from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper
 
 KEY = "k" * 16
@@ -109,3 +111,54 @@ def test_a_crowd_that_asks_for_health_is_one_question_to_the_controller() -> Non
 
     assert asyncio.run(crowd()) == ["ready"] * 100
     assert len(asked) == 1
+
+
+def test_while_the_controller_is_silent_or_does_not_know_the_last_answer_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_HOLDS_FOR_S", -1)
+    answers: list[Any] = ["ready", UnknownStatusError(), "silent", "asleep"]
+    released = threading.Event()
+
+    def fetch() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if answer == "silent":
+            released.wait(60)
+            raise UnknownStatusError
+        return str(answer)
+
+    async def ask() -> list[str]:
+        checked = Health(fetch, answers_within_s=0.05)
+        heard = [await checked.status() for _ in range(4)]  # the silent one is asked once, not at each call
+        released.set()
+        while answers:
+            heard.append(await checked.status())
+        return heard
+
+    assert asyncio.run(ask())[:4] == ["ready"] * 4
+    assert not answers
+
+
+def test_before_the_controller_has_said_anything_the_engine_is_starting() -> None:
+    def fetch() -> str:
+        raise UnknownStatusError
+
+    assert asyncio.run(Health(fetch).status()) == "starting"
+
+
+def test_an_answer_that_is_too_old_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_HOLDS_FOR_S", -1)
+    answers = ["ready"]
+
+    def fetch() -> str:
+        if not answers:
+            raise UnknownStatusError
+        return answers.pop()
+
+    async def ask() -> list[str]:
+        checked = Health(fetch)
+        heard = [await checked.status(), await checked.status()]
+        monkeypatch.setattr(health, "_REMEMBERED_FOR_S", 0)
+        return [*heard, await checked.status()]
+
+    assert asyncio.run(ask()) == ["ready", "ready", "starting"]
