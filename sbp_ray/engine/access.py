@@ -128,8 +128,8 @@ def is_from_another_site(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     for name, value in headers:
         values.setdefault(name.lower(), []).append(value.decode("latin-1").strip().lower())
     [host] = values.get(b"host", []) if len(values.get(b"host", [])) == 1 else [""]
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return not is_loopback(name) or not {"cross-site", "same-site"}.isdisjoint(values.get(b"sec-fetch-site", []))
+    hostname = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return not is_loopback(hostname) or not {"cross-site", "same-site"}.isdisjoint(values.get(b"sec-fetch-site", []))
 
 
 def check_door(

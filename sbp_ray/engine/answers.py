@@ -10,16 +10,15 @@ from typing import Any
 
 from openai.types import Completion, CompletionChoice, CompletionUsage
 
-from sbp_ray.engine.messages import (
-    MODEL_ID,
-    Accepted,
+from sbp_ray.engine.bodies import (
     CompletionRequest,
-    Delta,
+    StreamOptions,
     SynthesizedDocument,
     SynthesizeRequest,
     SynthesizeResponse,
     Usage,
 )
+from sbp_ray.engine.messages import MODEL_ID, Accepted, Delta
 
 
 class _Answer:
@@ -101,7 +100,7 @@ class CompletionAnswer(_Answer):
 
     def __init__(self, request: CompletionRequest) -> None:
         self._id, self._created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
-        self._with_usage = request.stream_options is not None and request.stream_options.include_usage
+        self._options = request.stream_options or StreamOptions()
 
     def whole(self) -> dict[str, Any]:
         """Everything at once."""
@@ -110,12 +109,13 @@ class CompletionAnswer(_Answer):
     def events(self, deltas: list[Delta]) -> Iterator[dict[str, Any]]:
         """One event for each delta: OpenAI's clients look at the first choice only."""
         self._count(deltas)
+        usage = self._usage() if self._options.continuous_usage_stats else None
         for delta in deltas:
-            yield self._object([_choice(delta)])
+            yield self._object([_choice(delta)], usage)
 
     def last_events(self) -> Iterator[dict[str, Any]]:
         """The usage, if it was asked for."""
-        if self._with_usage:
+        if self._options.include_usage:
             yield self._object([], self._usage())
 
     def _usage(self) -> CompletionUsage:

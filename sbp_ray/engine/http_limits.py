@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sbp_ray.engine.access import Keys, is_forwarded, is_from_another_site, is_loopback
-from sbp_ray.engine.messages import ErrorDetail, ErrorResponse
+from sbp_ray.engine.bodies import ErrorDetail, ErrorResponse
 
 OPEN_PATHS = ("/health", "/health/live")
 """Served without a key: they tell a load balancer no more than that the service is there."""
@@ -23,15 +23,20 @@ ERROR_TYPES = {
 }
 
 
-def error_body(status: int, message: str) -> dict[str, Any]:
-    """An error as OpenAI's clients expect it. Offending values are not repeated: they may be huge, or not be JSON."""
+def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI's clients expect it; `param` is the field to blame.
+
+    Offending values are not repeated: they may be huge, or not be JSON.
+    """
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return ErrorResponse(error=ErrorDetail(message=message, type=kind, code=status)).model_dump()
+    return ErrorResponse(error=ErrorDetail(message=message, type=kind, param=param, code=status)).model_dump()
 
 
-def error_answer(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def error_answer(
+    status: int, message: str, headers: dict[str, str] | None = None, param: str | None = None
+) -> JSONResponse:
     """The same as a whole answer."""
-    return JSONResponse(error_body(status, message), status_code=status, headers=headers)
+    return JSONResponse(error_body(status, message, param), status_code=status, headers=headers)
 
 
 class Doorkeeper:

@@ -22,19 +22,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from sbp_ray.config import ServiceConfig
 from sbp_ray.engine.access import check_door
 from sbp_ray.engine.answers import CompletionAnswer, SynthesizeAnswer
+from sbp_ray.engine.bodies import CompletionRequest, ErrorResponse, SynthesizeRequest, SynthesizeResponse, first_fault
 from sbp_ray.engine.health import Health, UnknownStatusError
 from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper, error_answer, error_body
-from sbp_ray.engine.messages import (
-    DEPLOYMENT,
-    MODEL_ID,
-    CompletionRequest,
-    Delta,
-    EngineLostError,
-    ErrorResponse,
-    Refusal,
-    SynthesizeRequest,
-    SynthesizeResponse,
-)
+from sbp_ray.engine.messages import DEPLOYMENT, MODEL_ID, Delta, EngineLostError, Refusal
 from sbp_ray.engine.routing import write_where_there_is_room
 from sbp_ray.logs import set_up_logging
 
@@ -61,7 +52,7 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
     async def completions(self, body: Annotated[CompletionRequest, Body()]) -> Response:
         """Go on with a text, as OpenAI's endpoint of the same name does."""
         if body.model != MODEL_ID:
-            return error_answer(404, NO_SUCH_MODEL)
+            return error_answer(404, NO_SUCH_MODEL, param="model")
         return await self._answer(body, CompletionAnswer(body))
 
     async def model_data(self, model: str) -> Any:
@@ -88,7 +79,7 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
                 deltas, first = await write_where_there_is_room(self._stream.write.remote, body)
                 if isinstance(first, Refusal):
                     headers = {"Retry-After": str(first.retry_after_s)} if first.retry_after_s else None
-                    return error_answer(first.status, first.message, headers)
+                    return error_answer(first.status, first.message, headers, first.param)
                 answer.begin(first)
                 if not body.stream:
                     async with aclosing(deltas):
@@ -157,17 +148,18 @@ def _engine_status(app_name: str) -> str:
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}
     for status, text in {
-        400: "The body is not JSON.",
+        400: "The body is not JSON, a field is wrong, or the text does not fit into the window.",
         401: "No key, or not one of ours.",
         404: "There is no such model.",
         408: "The body did not come in time.",
         413: "The body is too long.",
-        422: "A field is wrong, or the text does not fit into the window.",
         429: "The service is full; Retry-After says when to ask again.",
         503: "The engine died; the same request can be sent again.",
         504: "Not done before the deadline.",
     }.items()
 }
+# Described in place of FastAPI's own 422, which is never sent.
+_ERRORS["default"] = {"model": ErrorResponse, "description": "Any other error."}
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _DENIED: dict[int | str, dict[str, Any]] = {401: _ERRORS[401]}
 
@@ -195,15 +187,20 @@ def http_app(service: ServiceConfig) -> FastAPI:
 
 async def _refuse_malformed(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return error_answer(400, "the body is not JSON")
-    where = ".".join(str(part) for part in first["loc"] if part != "body")[:100]
-    message = first["msg"].removeprefix("Value error, ")
-    return error_answer(422, f"{where}: {message}" if where else message)
+    if not request.headers.get("content-type", "").lower().startswith("application/json"):
+        return error_answer(400, "send JSON, and say so with the header Content-Type: application/json")
+    message, field = first_fault(error.errors())
+    return error_answer(400, message, param=field)
 
 
 async def _refuse(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers) if error.headers else None
-    return error_answer(error.status_code, str(error.detail), headers)
+    message = str(error.detail)
+    if error.status_code == 400:
+        message = "the body is not JSON"  # all that FastAPI answers with 400 itself
+    elif error.status_code == 404:
+        message = f"there is no {request.url.path[:100]} here: this service has /v1/completions and /v1/synthesize"
+        if request.url.path.endswith("/chat/completions"):
+            message += "; its model was not tuned for chats"
+    return error_answer(error.status_code, message, headers)

@@ -1,162 +1,13 @@
-"""What travels to and from the synthesizer: HTTP bodies, and draws inside the cluster."""
+"""What travels inside the cluster: between the ingress or the batch job and a replica."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from sbp_ray.text.hashing import hash64
 
 MODEL_ID = "synthesizer"
 DEPLOYMENT = "SynthesizerServer"
-MAX_SAMPLES = 64
-
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Text = Annotated[str, Field(max_length=10_000_000)]
-
-
-def _valid_unicode(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("not valid Unicode text") from None
-    return text
-
-
-class WriteRequest(BaseModel):
-    """What both endpoints that write take."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 1
-    """Texts to write for each document or prompt."""
-    max_tokens: PositiveInt | None = None
-    """Longest text to write."""
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    """Sampling temperature; 0 always takes the likeliest token."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus of the sampling distribution; 1 samples from all of it."""
-    seed: Seed | None = None
-    """Equal requests with equal seeds draw equal texts; without it, a seed is drawn and told in the answer."""
-    stream: bool = False
-    """Answer with server-sent events while the text is being written."""
-    timeout_s: PositiveFloat | None = None
-    """Give up after so many seconds; the service's own deadline holds too."""
-
-
-class SynthesizeRequest(WriteRequest):
-    """Body of `POST /v1/synthesize`: write `n` documents related to the one sent."""
-
-    document: Text
-    """d1, as plain text; marks of the pair format that are spelt out in it are ordinary characters."""
-    max_tokens: PositiveInt | None = None
-    """Longest document to write; without it, what the window leaves."""
-
-    @field_validator("document")
-    @classmethod
-    def _has_text(cls, document: str) -> str:
-        if not document.strip():
-            raise ValueError("the document is empty")
-        return _valid_unicode(document)
-
-
-class StreamOptions(BaseModel):
-    """OpenAI's options of a stream."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    include_usage: bool = False
-
-
-Prompt = Annotated[str, Field(min_length=1)] | Annotated[list[TokenId], Field(min_length=1)]
-
-
-class CompletionRequest(WriteRequest):
-    """Body of `POST /v1/completions`: the fields of OpenAI's that this service honours; others are refused by name."""
-
-    model: str
-    """The service's only model, `synthesizer`."""
-    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_SAMPLES)]
-    """Text or token ids, or several of them."""
-    max_tokens: PositiveInt | None = 16
-    """Longest completion of each prompt, as in OpenAI's API."""
-    stop: Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)] | None = None  # fmt: skip  # noqa: E501
-    """Texts that end a completion; they are not part of it."""
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    """As in OpenAI's API."""
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    """As in OpenAI's API."""
-    stream_options: StreamOptions | None = None
-    """`{"include_usage": true}` ends a stream with its token counts."""
-    user: str | None = None
-    """Accepted and ignored."""
-
-    @model_validator(mode="after")
-    def _texts_are_valid(self) -> CompletionRequest:
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        for text in [*self.prompts(), *stops]:
-            if isinstance(text, str):
-                _valid_unicode(text)
-        return self
-
-    def prompts(self) -> list[str | list[int]]:
-        """One entry for each prompt, however they were written."""
-        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return list(self.prompt)  # type: ignore[arg-type]
-
-
-class SynthesizedDocument(BaseModel):
-    """One written document. In a stream, `text` is what was added, and the last three come with the last delta."""
-
-    index: int
-    text: str
-    finish_reason: Literal["stop", "length"] | None = None
-    """`stop`: the document ended by itself; `length`: it was cut at `max_tokens`."""
-    num_tokens: int | None = None
-    seed: int | None = None
-    """Sending it as the request's seed does not repeat the document: it follows from the request's seed and `index`."""
-
-
-class Usage(BaseModel):
-    """Token counts as OpenAI's endpoints name them. Samples share the prompt: it is counted once."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class SynthesizeResponse(BaseModel):
-    """Answer of `POST /v1/synthesize`; in a stream each event holds one, with the deltas that are new."""
-
-    id: str
-    model: str
-    synthesizer: str
-    """Fingerprint of the checkpoint that wrote the documents."""
-    seed: int
-    documents: list[SynthesizedDocument]
-    usage: Usage | None = None
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong, in OpenAI's words."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: int
-
-
-class ErrorResponse(BaseModel):
-    """Body of every answer that is an error."""
-
-    error: ErrorDetail
-
-
-# Inside the cluster: between the ingress or the batch job and a replica
 
 
 @dataclass(frozen=True)
@@ -167,6 +18,8 @@ class Refusal:
     message: str
     retry_after_s: int | None = None
     replica: str = ""
+    param: str | None = None
+    """The field of the request that is to blame."""
 
 
 @dataclass(frozen=True)
@@ -200,8 +53,15 @@ class Sampling:
     temperature: float
     top_p: float
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,9 @@ Extends Ray Serve LLM's server, so that its placement, autoscaling and engine me
 import asyncio
 import logging
 import os
-import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
@@ -29,12 +27,12 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ServiceConfig
 from sbp_ray.engine import seeded
 from sbp_ray.engine.admission import TokenBudget
+from sbp_ray.engine.bodies import CompletionRequest, SynthesizeRequest
 from sbp_ray.engine.deltas import merged
 from sbp_ray.engine.health import StallWatch
 from sbp_ray.engine.messages import (
     Accepted,
     Alive,
-    CompletionRequest,
     Delta,
     Drawn,
     Draws,
@@ -42,19 +40,17 @@ from sbp_ray.engine.messages import (
     Refusal,
     Refused,
     Sampling,
-    SynthesizeRequest,
     sample_seed,
 )
+from sbp_ray.engine.planning import Plan, plan_request
 from sbp_ray.errors import one_line
 from sbp_ray.logs import set_up_logging
-from sbp_ray.text.pair_format import prompt_ids
-from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
+from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 
 logger = logging.getLogger(__name__)
 
 _ENGINE_CHECK_S = 0.2
 _ALIVE_EVERY_S = 10.0
-_DRAWN_SEED_BITS = 53  # what JSON carries unharmed to JavaScript and back
 
 
 class ModelFiles(CallbackBase):  # type: ignore[misc]  # Ray's classes are untyped
@@ -101,29 +97,6 @@ class EngineCounters(AggregateStatLoggerBase):  # type: ignore[misc]
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What an HTTP request comes to: samples of one or more prompts."""
-
-    prompts: list[list[int]]
-    sampling: Sampling
-    n: int
-    seed: int
-
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(map(len, self.prompts))
-
-    @property
-    def sequences(self) -> int:
-        return len(self.prompts) * self.n
-
-    @property
-    def cost(self) -> int:
-        """Tokens that it may take in the key-value cache; samples share their prompt."""
-        return self.prompt_tokens + self.sequences * self.sampling.max_tokens
 
 
 class SynthesizerServer(LLMServer):  # type: ignore[misc]
@@ -239,9 +212,15 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             seed=seed,
             max_tokens=sampling.max_tokens,
             stop=list(sampling.stop),
-            stop_token_ids=[self._special.eos],
+            stop_token_ids=[*sampling.stop_token_ids, *([] if sampling.ignore_eos else [self._special.eos])],
             frequency_penalty=sampling.frequency_penalty,
             presence_penalty=sampling.presence_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            min_tokens=sampling.min_tokens,
+            ignore_eos=sampling.ignore_eos,
+            logit_bias=dict(sampling.logit_bias) or None,
             detokenize=as_text,
             output_kind=kind,
         )
@@ -267,9 +246,6 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         if isinstance(plan, Refusal):
             yield plan
             return
-        if refusal := self._refusal(plan):
-            yield refusal
-            return
         with self._budget.held(plan.cost, plan.sequences) as lease:
             # Each delta is a message, which on a CPU costs the engine's own cores: only who reads along gets them.
             kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
@@ -289,63 +265,33 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
                 else:
                     yield deltas
 
-    async def _plan(self, request: SynthesizeRequest | CompletionRequest) -> _Plan | Refusal:
-        """The draws that the request asks for; draws its seed where it names none."""
-        prompts = await asyncio.to_thread(self._prompts, request)  # long texts must not stall the others' streams
-        longest = max(map(len, prompts))
-        room = self._window - longest
-        if room < (request.max_tokens or 1):
-            return Refusal(
-                422,
-                f"the prompt takes {longest} tokens of the window of {self._window}, which leaves {max(room, 0)} "
-                f"for max_tokens={request.max_tokens or 1}: send a shorter text or a smaller max_tokens",
-            )
-        unknown = [token for prompt in prompts for token in prompt if token >= self._vocab_size]
-        if unknown:
-            return Refusal(
-                422, f"prompt: {unknown[0]} is no token of this model: its ids end at {self._vocab_size - 1}"
-            )
-        stops = getattr(request, "stop", None) or ()
-        sampling = Sampling(
-            max_tokens=request.max_tokens or room,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            stop=(stops,) if isinstance(stops, str) else tuple(stops),
-            frequency_penalty=getattr(request, "frequency_penalty", 0.0),
-            presence_penalty=getattr(request, "presence_penalty", 0.0),
-        )
+    async def _plan(self, request: SynthesizeRequest | CompletionRequest) -> Plan | Refusal:
+        """What the request comes to, if it is something that the engine can do."""
+        # In a thread: long texts must not stall the others' streams.
+        plan = await asyncio.to_thread(plan_request, request, self._tokenizer, self._window, self._vocab_size)
+        if isinstance(plan, Refusal):
+            return plan
         try:  # before the request is taken on: where vLLM's limits are narrower than ours, that is no failure
-            self._parameters(sampling, 0, RequestOutputKind.DELTA, as_text=True)
+            self._parameters(plan.sampling, 0, RequestOutputKind.DELTA, as_text=True)
         except ValueError as error:
-            return Refusal(422, one_line(error))
-        seed = secrets.randbits(_DRAWN_SEED_BITS) if request.seed is None else request.seed
-        return _Plan(prompts, sampling, request.n, seed)
+            return Refusal(400, one_line(error))
+        return self._refusal(plan) or plan
 
-    def _prompts(self, request: SynthesizeRequest | CompletionRequest) -> list[list[int]]:
-        if isinstance(request, SynthesizeRequest):
-            [d1_ids] = encode_texts(self._tokenizer, [request.document])
-            return [prompt_ids(d1_ids, self._special)]
-        return [
-            [self._special.bos, *encode_texts(self._tokenizer, [prompt])[0]] if isinstance(prompt, str) else prompt
-            for prompt in request.prompts()
-        ]
-
-    def _refusal(self, plan: _Plan) -> Refusal | None:
+    def _refusal(self, plan: Plan) -> Refusal | None:
         budget = self._budget
         if plan.cost > budget.max_tokens or plan.sequences > budget.max_sequences:
             return Refusal(
-                422,
+                400,
                 f"the request may take {plan.cost} tokens in {plan.sequences} sequences, the service has room for "
                 f"{budget.max_tokens} in {budget.max_sequences}: ask for fewer or shorter texts",
+                param="n",
             )
         retry_after_s = budget.retry_after_s(plan.cost, plan.sequences)
         if retry_after_s is None:
             return None
         return Refusal(429, f"the service is full: ask again in {retry_after_s} s", retry_after_s, self._name)
 
-    async def _deltas(
-        self, plan: _Plan, prompt: list[int], index: int, kind: RequestOutputKind
-    ) -> AsyncIterator[Delta]:
+    async def _deltas(self, plan: Plan, prompt: list[int], index: int, kind: RequestOutputKind) -> AsyncIterator[Delta]:
         """One sample, as the engine writes it, or whole."""
         seed = sample_seed(plan.seed, index)
         num_tokens = 0

@@ -13,7 +13,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import LocalityMixin, PendingRequest, RequestRouter, RunningReplica
 
-from sbp_ray.engine.messages import CompletionRequest, EngineLostError, Refusal, SynthesizeRequest
+from sbp_ray.engine.bodies import CompletionRequest, SynthesizeRequest
+from sbp_ray.engine.messages import EngineLostError, Refusal
 
 # A request that so many replicas refuse finds the whole service full.
 _MAX_REPLICAS_TRIED = 8

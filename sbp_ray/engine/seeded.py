@@ -16,15 +16,19 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
 _DRAW = "sbp_ray_draw"  # the entry in SamplingParams.extra_args: seed, temperature, top_p
+_SHAPES = ("frequency_penalty", "presence_penalty", "repetition_penalty", "top_k", "min_p", "min_tokens", "logit_bias")
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hand_over(params: SamplingParams) -> None:
     """Have a seeded request drawn here, by making it a greedy one of vLLM's.
 
-    Left as they are: greedy requests, and those with penalties, which vLLM applies after its logits processors.
+    Left as they are: greedy requests, and those that change the distribution otherwise than by `temperature` and
+    `top_p`, since vLLM applies penalties after its logits processors.
     """
-    if params.seed is None or not params.temperature or params.frequency_penalty or params.presence_penalty:
+    unchanged = SamplingParams(seed=params.seed, temperature=params.temperature, top_p=params.top_p)
+    is_plain = all(getattr(params, name) == getattr(unchanged, name) for name in _SHAPES)
+    if params.seed is None or not params.temperature or not is_plain:
         return
     params.extra_args = {_DRAW: (params.seed, params.temperature, params.top_p)}
     params.seed, params.temperature, params.top_p = None, 0.0, 1.0

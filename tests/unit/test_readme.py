@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sbp_ray.config_file import load_config
-from sbp_ray.engine.messages import SynthesizeRequest
+from sbp_ray.engine.bodies import SynthesizeRequest
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.settings import load_experiment
 

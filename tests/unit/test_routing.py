@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
+from sbp_ray.engine.bodies import SynthesizeRequest
 from sbp_ray.engine.health import StallWatch
-from sbp_ray.engine.messages import Accepted, EngineLostError, Refusal, SynthesizeRequest
+from sbp_ray.engine.messages import Accepted, EngineLostError, Refusal
 from sbp_ray.engine.routing import two_of, write_where_there_is_room
 
 BODY = SynthesizeRequest(document="the river")
@@ -59,7 +60,7 @@ def test_when_all_are_full_each_is_asked_once_and_the_shortest_wait_is_told() ->
 
 
 def test_what_no_replica_would_take_is_asked_once() -> None:
-    refusal = Refusal(422, "longer than the window")
+    refusal = Refusal(400, "longer than the window")
     assert ask({"a": refusal, "b": ACCEPTED}) == (refusal, [()])
 
 
