@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from openai.types import Completion, CompletionChoice, CompletionUsage
+from openai.types.completion_choice import Logprobs
 
 from sbp_ray.engine.bodies import (
     CompletionRequest,
@@ -27,26 +27,22 @@ class _Answer:
     def begin(self, accepted: Accepted) -> None:
         """The request is served: what is known of the answer before its text."""
         self._accepted = accepted
-        self._texts: dict[int, list[str]] = {}
-        self._last: dict[int, Delta] = {}
+        self._samples: dict[int, Delta] = {}
 
     def add(self, deltas: list[Delta]) -> None:
         """Take in what was written."""
         for delta in deltas:
-            self._texts.setdefault(delta.index, []).append(delta.text)
-            self._last[delta.index] = delta
+            self._samples[delta.index] = delta.after(self._samples.get(delta.index))
 
     def _count(self, deltas: list[Delta]) -> None:
         """What a stream needs of them."""
-        for delta in deltas:
-            self._last[delta.index] = delta
+        self._samples |= {delta.index: delta for delta in deltas}
 
-    def _samples(self) -> list[Delta]:
-        """One for each sample, with all of its text."""
-        return [replace(last, text="".join(self._texts[index])) for index, last in sorted(self._last.items())]
+    def _in_order(self) -> list[Delta]:
+        return [sample for _, sample in sorted(self._samples.items())]
 
     def _written(self) -> int:
-        return sum(delta.num_tokens for delta in self._last.values())
+        return sum(delta.num_tokens for delta in self._samples.values())
 
 
 class SynthesizeAnswer(_Answer):
@@ -57,7 +53,7 @@ class SynthesizeAnswer(_Answer):
 
     def whole(self) -> dict[str, Any]:
         """Everything at once."""
-        return self._response([_document(delta) for delta in self._samples()], self._usage())
+        return self._response([_document(delta) for delta in self._in_order()], self._usage())
 
     def events(self, deltas: list[Delta]) -> Iterator[dict[str, Any]]:
         """What the stream says of new deltas: one event, with a delta of each document that has one."""
@@ -101,17 +97,19 @@ class CompletionAnswer(_Answer):
     def __init__(self, request: CompletionRequest) -> None:
         self._id, self._created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
         self._options = request.stream_options or StreamOptions()
+        self._with_ids, self._with_logprobs = request.return_token_ids, request.logprobs is not None
+        self._offsets: dict[int, int] = {}
 
     def whole(self) -> dict[str, Any]:
         """Everything at once."""
-        return self._object([_choice(delta) for delta in self._samples()], self._usage())
+        return self._object([self._choice(delta) for delta in self._in_order()], self._usage())
 
     def events(self, deltas: list[Delta]) -> Iterator[dict[str, Any]]:
         """One event for each delta: OpenAI's clients look at the first choice only."""
         self._count(deltas)
         usage = self._usage() if self._options.continuous_usage_stats else None
         for delta in deltas:
-            yield self._object([_choice(delta)], usage)
+            yield self._object([self._choice(delta)], usage)
 
     def last_events(self) -> Iterator[dict[str, Any]]:
         """The usage, if it was asked for."""
@@ -133,9 +131,26 @@ class CompletionAnswer(_Answer):
             usage=usage,
         ).model_dump() | {"seed": self._accepted.seed}
 
+    def _choice(self, delta: Delta) -> CompletionChoice:
+        extra: dict[str, Any] = {"token_ids": [token.token_id for token in delta.tokens]} if self._with_ids else {}
+        # A delta that is not the last has no reason yet: null, as OpenAI's streams have it, though its class wants one.
+        return CompletionChoice.model_construct(
+            index=delta.index,
+            text=delta.text,
+            finish_reason=delta.finish_reason,
+            logprobs=self._logprobs(delta) if self._with_logprobs else None,
+            **extra,
+        )
 
-def _choice(delta: Delta) -> CompletionChoice:
-    # A delta that is not the last has no reason yet: null, as OpenAI's streams have it, though its class wants one.
-    return CompletionChoice.model_construct(
-        index=delta.index, text=delta.text, finish_reason=delta.finish_reason, logprobs=None
-    )
+    def _logprobs(self, delta: Delta) -> Logprobs:
+        """In OpenAI's form; the offsets go on where the sample's last delta ended."""
+        offsets = [self._offsets.get(delta.index, 0)]
+        for token in delta.tokens:
+            offsets.append(offsets[-1] + len(token.text))
+        self._offsets[delta.index] = offsets.pop()
+        return Logprobs.model_construct(
+            tokens=[token.text for token in delta.tokens],
+            token_logprobs=[token.logprob for token in delta.tokens],
+            top_logprobs=[token.top for token in delta.tokens],
+            text_offset=offsets,
+        )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 MAX_SAMPLES = 64
+MAX_LOGPROBS = 20
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -90,8 +91,8 @@ class CompletionRequest(WriteRequest):
     """The service's only model, `synthesizer`."""
     prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_SAMPLES)]
     """Text or token ids, or several of them."""
-    max_tokens: PositiveInt | None = 16
-    """Longest completion of each prompt, as in OpenAI's API."""
+    max_tokens: Annotated[int, Field(ge=0)] = 16
+    """Longest completion of each prompt, as in OpenAI's API; 0 only with `echo`."""
     stop: Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)] | None = None  # fmt: skip  # noqa: E501
     """Texts that end a completion; they are not part of it."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
@@ -102,8 +103,11 @@ class CompletionRequest(WriteRequest):
     """Added to the logits of tokens, by their id, as in OpenAI's API."""
     best_of: int | None = None
     """Accepted where it is `n`: every text that is written is returned."""
-    echo: Literal[False] = False
-    """The prompt is not repeated before its completions."""
+    echo: bool = False
+    """Repeat the prompt before each of its completions."""
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    """Tell the log-probability of each token, and so many of the likeliest at its place; with `echo` the prompt's too.
+    They are the model's own, in nats, before temperature and penalties."""
     suffix: Literal[""] = ""
     """There is no text after which to fill in."""
     top_k: Annotated[int, Field(ge=-1)] = 0
@@ -118,6 +122,8 @@ class CompletionRequest(WriteRequest):
     """Go on after the end of a document, to `max_tokens`."""
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] = Field(default_factory=list)
     """Tokens that end a completion."""
+    return_token_ids: bool = False
+    """Have `token_ids` in each choice."""
     add_special_tokens: bool = True
     """Whether a prompt that is text begins with <bos>, as the documents did that the synthesizer was tuned on."""
     stream_options: StreamOptions | None = None
@@ -136,6 +142,8 @@ class CompletionRequest(WriteRequest):
     def _fields_agree(self) -> CompletionRequest:
         if self.best_of not in (None, self.n):
             raise ValueError(f"best_of is {self.best_of}, n is {self.n}: every text is returned: leave best_of out")
+        if not self.max_tokens and not self.echo:
+            raise ValueError("max_tokens is 0: that is for scoring a prompt, with echo")
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         for text in [*self.prompts(), *stops]:
             if isinstance(text, str):

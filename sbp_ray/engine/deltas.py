@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 
 from sbp_ray.engine.messages import Delta
 
@@ -23,8 +22,7 @@ async def merged(samples: Sequence[AsyncIterator[Delta]], pause_s: float = _PAUS
     async def follow(sample: AsyncIterator[Delta]) -> None:
         try:
             async for delta in sample:
-                before = waiting.get(delta.index)
-                waiting[delta.index] = replace(delta, text=before.text + delta.text) if before else delta
+                waiting[delta.index] = delta.after(waiting.get(delta.index))
                 news.set()
         finally:
             news.set()

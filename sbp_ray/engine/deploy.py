@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from sbp_ray.artifacts import Artifact
@@ -168,15 +169,20 @@ def build_app(engine: EngineConfig, synthesizer: Artifact, service: ServiceConfi
     limits = service or ServiceConfig()
     server = build_server(engine, synthesizer, limits)
     from ray import serve
-    from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
     from ray.serve.llm.ingress import make_fastapi_ingress
 
     from sbp_ray.engine.ingress import ENDPOINTS, SynthesizerIngress, http_app
 
     ingress = make_fastapi_ingress(SynthesizerIngress, endpoint_map=ENDPOINTS, app=http_app(limits))
-    card = to_model_metadata(MODEL_ID, llm_config(engine, synthesizer, limits))
-    card.owned_by = "sbp_ray"
-    card.metadata = {"synthesizer": synthesizer.fingerprint()}
+    card = {
+        "id": MODEL_ID,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "sbp_ray",
+        "root": MODEL_ID,
+        "max_model_len": engine.max_model_len,
+        "metadata": {"synthesizer": synthesizer.fingerprint()},
+    }
     return serve.deployment(
         ingress,
         name="SynthesizerIngress",

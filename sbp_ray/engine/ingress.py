@@ -55,10 +55,14 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
             return error_answer(404, NO_SUCH_MODEL, param="model")
         return await self._answer(body, CompletionAnswer(body))
 
+    async def models(self) -> dict[str, Any]:
+        """What is served."""
+        return {"object": "list", "data": list(self._model_cards.values())}
+
     async def model_data(self, model: str) -> Any:
         """What is served under a name."""
         if model not in self._model_cards:
-            return error_answer(404, NO_SUCH_MODEL)
+            return error_answer(404, NO_SUCH_MODEL, param="model")
         return self._model_cards[model]
 
     async def alive(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sbp_ray.text.hashing import hash64
 
@@ -23,6 +23,19 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class ScoredToken:
+    """A token of the prompt or of the text."""
+
+    token_id: int
+    text: str
+    logprob: float | None = None
+    """Nats, before temperature and all else that shapes sampling; None where it was not asked for, or has nothing
+    before it."""
+    top: dict[str, float] | None = None
+    """The likeliest tokens at its place, by their text."""
+
+
+@dataclass(frozen=True)
 class Delta:
     """Text that was added to one sample; `seed` and `finish_reason` come with its last delta."""
 
@@ -32,6 +45,12 @@ class Delta:
     """Of the sample so far, the <eos> that ended it not counted."""
     finish_reason: str | None = None
     seed: int | None = None
+    tokens: tuple[ScoredToken, ...] = ()
+    """Of the text, where the request asks for them."""
+
+    def after(self, before: Delta | None) -> Delta:
+        """This and what came before it of the same sample, as one."""
+        return replace(self, text=before.text + self.text, tokens=before.tokens + self.tokens) if before else self
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,10 @@ class Sampling:
     min_tokens: int = 0
     ignore_eos: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    """How many of the likeliest tokens to tell at each place, besides the one that was sampled."""
+    prompt_logprobs: int | None = None
+    """The same, of the prompt."""
 
 
 @dataclass(frozen=True)

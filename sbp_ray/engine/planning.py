@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
@@ -15,6 +17,13 @@ from sbp_ray.text.tokenizer import encode_texts, special_ids
 _DRAWN_SEED_BITS = 53  # what JSON carries unharmed to JavaScript and back
 
 
+class Echoed(NamedTuple):
+    """What is repeated of a prompt: all of it but a <bos> that was put before its text."""
+
+    text: str
+    from_token: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """Samples of one or more prompts."""
@@ -23,6 +32,12 @@ class Plan:
     sampling: Sampling
     n: int
     seed: int
+    with_tokens: bool = False
+    """Whether the tokens of the text are told."""
+    echoed: tuple[Echoed, ...] = ()
+    """What is repeated of each prompt."""
+    only_prompts: bool = False
+    """Whether nothing is written, and the prompts are only scored."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -67,7 +82,17 @@ def plan_request(
             message = f"{field}: {last} is no token of this model: its ids end at {vocab_size - 1}"
             return Refusal(400, message, param=field)
     seed = secrets.randbits(_DRAWN_SEED_BITS) if request.seed is None else request.seed
-    return Plan(prompts, _sampling(request, request.max_tokens or room), request.n, seed)
+    if isinstance(request, SynthesizeRequest):
+        return Plan(prompts, Sampling(request.max_tokens or room, request.temperature, request.top_p), request.n, seed)
+    return Plan(
+        prompts,
+        _sampling(request),
+        request.n,
+        seed,
+        with_tokens=request.logprobs is not None or request.return_token_ids,
+        echoed=tuple(_echoed(request, tokenizer)) if request.echo else (),
+        only_prompts=request.max_tokens == 0,
+    )
 
 
 def _prompts(request: SynthesizeRequest | CompletionRequest, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
@@ -82,12 +107,18 @@ def _prompts(request: SynthesizeRequest | CompletionRequest, tokenizer: PreTrain
     ]
 
 
-def _sampling(request: SynthesizeRequest | CompletionRequest, max_tokens: int) -> Sampling:
-    if isinstance(request, SynthesizeRequest):
-        return Sampling(max_tokens, request.temperature, request.top_p)
+def _echoed(request: CompletionRequest, tokenizer: PreTrainedTokenizerFast) -> Iterator[Echoed]:
+    for prompt in request.prompts():
+        if isinstance(prompt, str):
+            yield Echoed(prompt, from_token=int(request.add_special_tokens))
+        else:
+            yield Echoed(tokenizer.decode(prompt), from_token=0)
+
+
+def _sampling(request: CompletionRequest) -> Sampling:
     stop = request.stop or ()
     return Sampling(
-        max_tokens,
+        request.max_tokens or 1,  # the engine always writes something
         request.temperature,
         request.top_p,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
@@ -99,5 +130,7 @@ def _sampling(request: SynthesizeRequest | CompletionRequest, max_tokens: int) -
         min_p=request.min_p,
         min_tokens=request.min_tokens,
         ignore_eos=request.ignore_eos,
+        logprobs=request.logprobs,
+        prompt_logprobs=request.logprobs if request.echo else None,
         logit_bias=tuple((int(token), bias) for token, bias in request.logit_bias.items()),
     )

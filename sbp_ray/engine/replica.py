@@ -40,6 +40,7 @@ from sbp_ray.engine.messages import (
     Refusal,
     Refused,
     Sampling,
+    ScoredToken,
     sample_seed,
 )
 from sbp_ray.engine.planning import Plan, plan_request
@@ -221,6 +222,8 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             min_tokens=sampling.min_tokens,
             ignore_eos=sampling.ignore_eos,
             logit_bias=dict(sampling.logit_bias) or None,
+            logprobs=sampling.logprobs,
+            prompt_logprobs=sampling.prompt_logprobs,
             detokenize=as_text,
             output_kind=kind,
         )
@@ -295,10 +298,30 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         """One sample, as the engine writes it, or whole."""
         seed = sample_seed(plan.seed, index)
         num_tokens = 0
+        echoed = plan.echoed[index // plan.n] if plan.echoed else None
         try:
             async for output in self._outputs(prompt, plan.sampling, seed, kind, as_text=True):
                 [new] = output.outputs
-                num_tokens += len(self._without_end(new.token_ids))
-                yield Delta(index, new.text, num_tokens, new.finish_reason, seed if new.finish_reason else None)
+                ids = [] if plan.only_prompts else self._without_end(new.token_ids)
+                text = "" if plan.only_prompts else new.text
+                tokens = self._scored(ids, new.logprobs) if plan.with_tokens else ()
+                if echoed:
+                    text = echoed.text + text
+                    if plan.with_tokens:
+                        tokens = self._scored(prompt, output.prompt_logprobs)[echoed.from_token :] + tokens
+                    echoed = None
+                num_tokens += len(ids)
+                yield Delta(index, text, num_tokens, new.finish_reason, seed if new.finish_reason else None, tokens)
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineLostError(type(error).__name__) from None
+
+    def _scored(self, ids: list[int], scores: list[dict[int, Any] | None] | None) -> tuple[ScoredToken, ...]:
+        """Tokens with what vLLM says of their places: by token id, log-probability and text."""
+        scored = []
+        for token_id, place in zip(ids, scores or [None] * len(ids), strict=False):
+            if place is None:
+                scored.append(ScoredToken(token_id, self._tokenizer.decode([token_id])))
+            else:
+                top = {one.decoded_token: one.logprob for one in place.values()}
+                scored.append(ScoredToken(token_id, place[token_id].decoded_token, place[token_id].logprob, top))
+        return tuple(scored)

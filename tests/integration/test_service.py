@@ -29,6 +29,8 @@ LONG = {"document": "the long river", "n": SLOTS, "max_tokens": 200}  # takes ev
 def test_openai_client_lists_the_model(service: Service) -> None:
     [model] = service.client().models.list().data
     assert model.id == "synthesizer"
+    assert model.max_model_len == WINDOW
+    assert 0 <= time.time() - model.created < 3600
     assert service.client().models.retrieve("synthesizer").id == "synthesizer"
     with pytest.raises(openai.NotFoundError):
         service.client().models.retrieve("another")
@@ -219,6 +221,46 @@ def test_a_malformed_request_is_refused_with_the_field_named(service: Service, b
     assert error["message"].startswith(f"{named}: ")
     assert "\n" not in error["message"]
     assert error["param"] == named
+
+
+def test_a_prompt_is_scored_as_transformers_scores_it(service: Service) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(service.synthesizer.local_copy("model"), dtype=torch.float32)
+    ids = [7, 11, 13, 17, 19]
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    answer = service.client().completions.create(
+        model="synthesizer", prompt=ids, max_tokens=0, echo=True, logprobs=2, extra_body={"return_token_ids": True}
+    )
+    [choice] = answer.choices
+    assert choice.token_ids == ids
+    assert choice.logprobs.token_logprobs[0] is None
+    assert choice.logprobs.token_logprobs[1:] == pytest.approx(
+        [expected[place, token].item() for place, token in enumerate(ids[1:])], abs=1e-4
+    )
+    likeliest = expected[0].topk(2).values.tolist()
+    assert sorted(choice.logprobs.top_logprobs[1].values(), reverse=True)[:2] == pytest.approx(likeliest, abs=1e-4)
+    assert answer.usage.completion_tokens == 0
+
+
+def test_sampled_tokens_come_with_the_models_own_log_probabilities(service: Service) -> None:
+    """Whoever samples: they are asked for at a temperature and with top_k, and are those of neither."""
+    for shape in ({"temperature": 0.5}, {"temperature": 0.5, "extra_body": {"top_k": 3}}):
+        written = service.client().completions.create(
+            model="synthesizer", prompt=[7, 11], max_tokens=4, logprobs=1, seed=5, **_with_ids(shape)
+        )
+        [choice] = written.choices
+        again = service.client().completions.create(
+            model="synthesizer", prompt=[7, 11, *choice.token_ids], max_tokens=0, echo=True, logprobs=1
+        )
+        scored = again.choices[0].logprobs.token_logprobs[2:]
+        assert choice.logprobs.token_logprobs == pytest.approx(scored, abs=1e-4)
+
+
+def _with_ids(shape: dict[str, Any]) -> dict[str, Any]:
+    return shape | {"extra_body": shape.get("extra_body", {}) | {"return_token_ids": True}}
 
 
 @pytest.mark.parametrize(

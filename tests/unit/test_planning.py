@@ -70,3 +70,13 @@ def test_what_the_model_cannot_do_is_refused_with_its_field(
     assert isinstance(refusal, Refusal)
     assert (refusal.status, refusal.param) == (400, param)
     assert said in refusal.message
+
+
+def test_an_echo_repeats_a_prompt_without_the_bos_that_was_put_before_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    [ids] = encode_texts(tokenizer, ["the river"])
+    plan = planned(tokenizer, prompt=["the river", ids], echo=True, logprobs=2, max_tokens=0)
+    assert isinstance(plan, Plan)
+    assert plan.echoed == (("the river", 1), ("the river", 0))
+    assert (plan.sampling.logprobs, plan.sampling.prompt_logprobs, plan.sampling.max_tokens) == (2, 2, 1)
+    assert (plan.only_prompts, plan.with_tokens) == (True, True)
+    assert planned(tokenizer, logprobs=2).sampling.prompt_logprobs is None
