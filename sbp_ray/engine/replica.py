@@ -26,7 +26,7 @@ from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ServiceConfig
 from sbp_ray.engine import seeded
-from sbp_ray.engine.admission import TokenBudget
+from sbp_ray.engine.admission import Pace, TokenBudget
 from sbp_ray.engine.bodies import CompletionRequest, SynthesizeRequest
 from sbp_ray.engine.deltas import merged
 from sbp_ray.engine.health import StallWatch
@@ -85,6 +85,7 @@ class EngineCounters(AggregateStatLoggerBase):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any = None, engine_indexes: list[int] | None = None) -> None:
         self.running = self.waiting = self.generated_tokens = self.steps = 0
+        self.pace = Pace()
 
     def record(
         self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
@@ -93,6 +94,7 @@ class EngineCounters(AggregateStatLoggerBase):  # type: ignore[misc]
         self.steps += 1
         if scheduler_stats is not None:
             self.running, self.waiting = scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs
+        self.pace.step(time.monotonic(), goes_on=self.running + self.waiting > 0)
         if iteration_stats is not None:
             self.generated_tokens += iteration_stats.num_generation_tokens
 
@@ -123,6 +125,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         self._budget = TokenBudget(
             service.max_tokens_in_flight or cache.num_gpu_blocks * cache.block_size,
             llm_config.engine_kwargs["max_num_seqs"],
+            pace=self._counters.pace,
         )
         self._watch = asyncio.create_task(self._die_with_the_engine(stalled_after_s))
 
@@ -168,7 +171,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         In between, say that the engine goes forward, as long as it does. `not_on` is for the router.
         """
         cost = len(draws.seeds) * draws.sampling.max_tokens + len(draws.prompt_ids)
-        with self._budget.held(cost, len(draws.seeds)):
+        with self._budget.held(cost, len(draws.seeds), draws.sampling.max_tokens):
             left = {asyncio.create_task(self._draw(draws, sample, seed)) for sample, seed in draws.seeds.items()}
             steps = -1
             try:
@@ -245,11 +248,11 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
 
         Cancelling it, as Serve does when the client has left, frees its slots in the engine.
         """
-        plan = await self._plan(request)
+        plan = await self._plan(request, is_first_asked=not not_on)
         if isinstance(plan, Refusal):
             yield plan
             return
-        with self._budget.held(plan.cost, plan.sequences) as lease:
+        with self._budget.held(plan.cost, plan.sequences, plan.sampling.max_tokens) as lease:
             # Each delta is a message, which on a CPU costs the engine's own cores: only who reads along gets them.
             kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
             samples = [
@@ -268,7 +271,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
                 else:
                     yield deltas
 
-    async def _plan(self, request: SynthesizeRequest | CompletionRequest) -> Plan | Refusal:
+    async def _plan(self, request: SynthesizeRequest | CompletionRequest, *, is_first_asked: bool) -> Plan | Refusal:
         """What the request comes to, if it is something that the engine can do."""
         # In a thread: long texts must not stall the others' streams.
         plan = await asyncio.to_thread(plan_request, request, self._tokenizer, self._window, self._vocab_size)
@@ -278,9 +281,9 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             self._parameters(plan.sampling, 0, RequestOutputKind.DELTA, as_text=True)
         except ValueError as error:
             return Refusal(400, one_line(error))
-        return self._refusal(plan) or plan
+        return self._refusal(plan, is_first_asked=is_first_asked) or plan
 
-    def _refusal(self, plan: Plan) -> Refusal | None:
+    def _refusal(self, plan: Plan, *, is_first_asked: bool) -> Refusal | None:
         budget = self._budget
         if plan.cost > budget.max_tokens or plan.sequences > budget.max_sequences:
             return Refusal(
@@ -289,7 +292,9 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
                 f"{budget.max_tokens} in {budget.max_sequences}: ask for fewer or shorter texts",
                 param="n",
             )
-        retry_after_s = budget.retry_after_s(plan.cost, plan.sequences)
+        retry_after_s = budget.retry_after_s(
+            plan.cost, plan.sequences, plan.sampling.max_tokens, is_expected_back=is_first_asked
+        )
         if retry_after_s is None:
             return None
         return Refusal(429, f"the service is full: ask again in {retry_after_s} s", retry_after_s, self._name)
