@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 MAX_SAMPLES = 64
 MAX_LOGPROBS = 20
@@ -131,6 +140,20 @@ class CompletionRequest(WriteRequest):
     user: str | None = None
     """Accepted and ignored."""
 
+    @field_validator("best_of")
+    @classmethod
+    def _all_are_returned(cls, best_of: int | None, info: ValidationInfo) -> int | None:
+        if best_of not in (None, info.data.get("n")):
+            raise ValueError(f"it is {best_of}, and n is {info.data.get('n')}: every text is returned: leave it out")
+        return best_of
+
+    @field_validator("min_tokens")
+    @classmethod
+    def _leaves_room(cls, min_tokens: int, info: ValidationInfo) -> int:
+        if min_tokens > info.data.get("max_tokens", min_tokens):
+            raise ValueError(f"it is {min_tokens}, more than max_tokens={info.data['max_tokens']}")
+        return min_tokens
+
     @field_validator("logit_bias")
     @classmethod
     def _names_tokens(cls, logit_bias: dict[str, float]) -> dict[str, float]:
@@ -140,8 +163,6 @@ class CompletionRequest(WriteRequest):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> CompletionRequest:
-        if self.best_of not in (None, self.n):
-            raise ValueError(f"best_of is {self.best_of}, n is {self.n}: every text is returned: leave best_of out")
         if not self.max_tokens and not self.echo:
             raise ValueError("max_tokens is 0: that is for scoring a prompt, with echo")
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
