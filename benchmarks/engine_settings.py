@@ -25,7 +25,7 @@ from sbp_ray.engine import deploy, seeded
 
 NUM_DOCUMENTS = 128
 ROUNDS = 3
-OUR_SEEDS = {"change": seeded.hand_over, "logits_processors": [deploy.SAMPLER]}
+OUR_SEEDS = {"change": seeded.sample_here, "logits_processors": [deploy.SAMPLER]}
 SETTINGS: dict[str, dict[str, Any]] = {
     "base": {},
     "our seeds": OUR_SEEDS,

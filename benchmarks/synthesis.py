@@ -59,8 +59,9 @@ from sbp_ray.config import (
 from sbp_ray.engine import deploy
 from sbp_ray.engine.deploy import build_app, llm_config, quiet_environment
 from sbp_ray.engine.messages import sample_seed
+from sbp_ray.errors import Outcome
+from sbp_ray.generation.coordinator import coordinator_class
 from sbp_ray.generation.shard_worker import Inputs, ShardWorker
-from sbp_ray.generation.tally import tally_class
 from sbp_ray.schema import DOC_ID, DOCUMENT, SIGNATURE_BYTES
 from sbp_ray.shards import shard_name
 from sbp_ray.text.minhash import document_signature
@@ -322,8 +323,8 @@ def job_rate(work: Work) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         out = Artifact("synthetic", folder)
-        tally = ray.remote(num_cpus=0)(tally_class()).remote({}, 1, 1)
-        made_from = (work.corpus, work.synthesizer, out, "bench", 10**9, tally)
+        coordinator = ray.remote(num_cpus=0)(coordinator_class()).remote({}, 1, 1)
+        made_from = (work.corpus, work.synthesizer, out, "bench", 10**9, coordinator)
         rows = ray.data.from_items([{"shard": 0, "quota": len(work.prompts)}]).map(
             TimedWorker,
             fn_constructor_args=(Inputs(CFG, ENGINE, DecontaminateConfig(), 13, *made_from),),
@@ -331,9 +332,7 @@ def job_rate(work: Work) -> float:
             num_cpus=0.5,
         )
         [row] = rows.take_all()
-    if row["error"]:
-        raise RuntimeError(row["error"])
-    return json.loads(row["stats"])["tokens_generated"] / row["seconds"]
+    return Outcome(*json.loads(row["outcome"])).get()["tokens_generated"] / row["seconds"]
 
 
 def ray_data_rates(work: Work, rounds: int) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 
@@ -53,9 +53,20 @@ def call_for_outcome(function: Callable[..., Any], *arguments: Any) -> Outcome:
     """
     try:
         return Outcome(function(*arguments))
-    except SbpError as error:
-        return Outcome(None, str(getattr(error, "cause", error)))
-    except OSError as error:
-        if not (message := out_of_room(error)):
-            raise
-        return Outcome(None, message)
+    except (SbpError, OSError) as error:
+        return _outcome_of(error)
+
+
+async def wait_for_outcome(work: Awaitable[Any]) -> Outcome:
+    """`call_for_outcome` of work that is awaited."""
+    try:
+        return Outcome(await work)
+    except (SbpError, OSError) as error:
+        return _outcome_of(error)
+
+
+def _outcome_of(error: SbpError | OSError) -> Outcome:
+    message = str(getattr(error, "cause", error)) if isinstance(error, SbpError) else out_of_room(error)
+    if not message:
+        raise error
+    return Outcome(None, message)

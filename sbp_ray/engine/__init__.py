@@ -4,7 +4,7 @@ messages      what travels: HTTP bodies, and sampling requests inside the cluste
 access        bearer keys.
 admission     how much a replica takes on.
 replica       the deployment of the engines; `deltas` joins the streams of a request's samples.
-seeded        how an engine on a CPU draws tokens.
+seeded        how an engine on a CPU samples tokens.
 ingress       the deployment in front: HTTP. `http_limits` is its middleware, `answers` forms its bodies.
 health        whether there are replicas, and whether an engine stands still.
 deploy        from engine settings to an application.

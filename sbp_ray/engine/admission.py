@@ -61,8 +61,8 @@ class Pace:
 
 @dataclass
 class TokenBudget:
-    """Counts what requests may at most cost until they end. Batch draws count and are never refused: their job already
-    bounds them, and what they take is not there for HTTP."""
+    """Counts what requests may at most cost until they end. Requests of a batch job count and are never refused: their
+    job already bounds them, and what they take is not there for HTTP."""
 
     max_tokens: int
     max_sequences: int

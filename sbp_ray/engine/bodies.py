@@ -46,7 +46,7 @@ class WriteRequest(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus of the sampling distribution; 1 samples from all of it."""
     seed: Seed | None = None
-    """Equal requests with equal seeds draw equal texts; without it, a seed is drawn and told in the answer."""
+    """Equal requests with equal seeds draw equal texts; without it, the service chooses a seed and returns it."""
     stream: bool = False
     """Answer with server-sent events while the text is being written."""
     timeout_s: PositiveFloat | None = None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.llm import LLMConfig
 
-SAMPLER = "sbp_ray.engine.seeded:SeededDraws"  # of engines on a CPU, as vLLM imports it
+SAMPLER = "sbp_ray.engine.seeded:SeededSampler"  # of engines on a CPU, as vLLM imports it
 
 
 def quiet_environment() -> dict[str, str]:
@@ -33,7 +33,7 @@ def quiet_environment() -> dict[str, str]:
 
 
 def identity_of(engine: EngineConfig, synthesizer: Artifact) -> dict[str, Any]:
-    """What decides the distribution that a replica draws from: the checkpoint, and how the engine computes."""
+    """What decides the distribution that a replica samples from: the checkpoint, and how the engine computes."""
     return {
         "synthesizer": synthesizer.fingerprint(),
         "dtype": engine.dtype,

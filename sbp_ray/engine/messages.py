@@ -66,7 +66,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw; the same for all samples of a request."""
+    """How to sample; the same for all samples of a request."""
 
     max_tokens: int
     temperature: float
@@ -88,8 +88,8 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Samples of one prompt, drawn by one engine so that they share the prompt's part of its cache."""
+class SampleRequest:
+    """Samples of one prompt, all from one engine, so that they share the prompt's part of its cache."""
 
     prompt_ids: list[int]
     seeds: dict[int, int]
@@ -98,8 +98,8 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A document that was drawn."""
+class SampledDocument:
+    """A document that an engine wrote."""
 
     sample: int
     input_ids: list[int]
@@ -111,7 +111,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Alive:
-    """The request is taken on, and its engine goes forward: a replica's first word on draws, and every few seconds."""
+    """The engine has the request and makes progress: a replica's first message, repeated every few seconds."""
 
     replica: str
 
@@ -121,8 +121,8 @@ class EngineLostError(Exception):
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A sample that the engine will never draw."""
+class RefusedSample:
+    """A sample that the engine will never write."""
 
     sample: int
     reason: str

@@ -58,7 +58,7 @@ class Plan:
 def plan_request(
     request: SynthesizeRequest | CompletionRequest, tokenizer: PreTrainedTokenizerFast, window: int, vocab_size: int
 ) -> Plan | Refusal:
-    """Prompts and sampling of a request; its seed is drawn where it names none.
+    """Prompts and sampling of a request; its seed is chosen where it names none.
 
     Args:
         window: tokens that prompt and text may take together.

@@ -34,11 +34,11 @@ from sbp_ray.engine.messages import (
     Accepted,
     Alive,
     Delta,
-    Drawn,
-    Draws,
     EngineLostError,
     Refusal,
-    Refused,
+    RefusedSample,
+    SampledDocument,
+    SampleRequest,
     Sampling,
     ScoredToken,
     sample_seed,
@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 _ENGINE_CHECK_S = 0.2
 _ALIVE_EVERY_S = 10.0
+_WHOLE = RequestOutputKind.FINAL_ONLY
 
 
 class ModelFiles(CallbackBase):  # type: ignore[misc]  # Ray's classes are untyped
@@ -148,7 +149,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         os._exit(1)
 
     async def identity(self) -> dict[str, Any]:
-        """Checkpoint and engine settings: replicas with equal ones draw from the same distribution."""
+        """Checkpoint and engine settings: replicas with equal ones sample from the same distribution."""
         return self._identity
 
     async def load(self) -> dict[str, int]:
@@ -165,14 +166,16 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
 
     # For the batch job: tokens in, tokens out
 
-    async def draw(self, draws: Draws, not_on: Sequence[str] = ()) -> AsyncGenerator[Alive | Drawn | Refused, None]:
-        """Draw the samples of one prompt together, and give each out when it is done.
+    async def sample(
+        self, request: SampleRequest, not_on: Sequence[str] = ()
+    ) -> AsyncGenerator[Alive | SampledDocument | RefusedSample, None]:
+        """Write the samples of one prompt together, and give each out when it is done.
 
         In between, say that the engine goes forward, as long as it does. `not_on` is for the router.
         """
-        cost = len(draws.seeds) * draws.sampling.max_tokens + len(draws.prompt_ids)
-        with self._budget.held(cost, len(draws.seeds), draws.sampling.max_tokens):
-            left = {asyncio.create_task(self._draw(draws, sample, seed)) for sample, seed in draws.seeds.items()}
+        cost = len(request.seeds) * request.sampling.max_tokens + len(request.prompt_ids)
+        with self._budget.held(cost, len(request.seeds), request.sampling.max_tokens):
+            left = {asyncio.create_task(self._sample(request, number, seed)) for number, seed in request.seeds.items()}
             steps = -1
             try:
                 yield Alive(self._name)
@@ -187,16 +190,18 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
                 for task in left:
                     task.cancel()
 
-    async def _draw(self, draws: Draws, sample: int, seed: int) -> Drawn | Refused:
+    async def _sample(self, request: SampleRequest, sample: int, seed: int) -> SampledDocument | RefusedSample:
         try:
-            async for output in self._outputs(draws.prompt_ids, draws.sampling, seed, RequestOutputKind.FINAL_ONLY):
+            async for output in self._outputs(request.prompt_ids, request.sampling, seed, _WHOLE):
                 last = output
         except ValueError as error:  # how vLLM says that it will not take a request
-            return Refused(sample, one_line(error)[:300])
+            return RefusedSample(sample, one_line(error)[:300])
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineLostError(type(error).__name__) from None
         [final] = last.outputs
-        return Drawn(sample, self._without_end(final.token_ids), final.finish_reason, last.num_cached_tokens or 0)
+        return SampledDocument(
+            sample, self._without_end(final.token_ids), final.finish_reason, last.num_cached_tokens or 0
+        )
 
     def _outputs(
         self, prompt: list[int], sampling: Sampling, seed: int, kind: RequestOutputKind, *, as_text: bool = False
@@ -231,7 +236,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             output_kind=kind,
         )
         if self._is_on_cpu:
-            seeded.hand_over(parameters)
+            seeded.sample_here(parameters)
         return parameters
 
     def _without_end(self, token_ids: list[int]) -> list[int]:
@@ -254,7 +259,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             return
         with self._budget.held(plan.cost, plan.sequences, plan.sampling.max_tokens) as lease:
             # Each delta is a message, which on a CPU costs the engine's own cores: only who reads along gets them.
-            kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
+            kind = RequestOutputKind.DELTA if request.stream else _WHOLE
             samples = [
                 self._deltas(plan, prompt, number * plan.n + sample, kind)
                 for number, prompt in enumerate(plan.prompts)

@@ -50,7 +50,7 @@ def running_synthesizer(engine: EngineConfig, synthesizer: Artifact, *, owner: s
 
 
 def _find(identity: dict[str, Any], own_name: str) -> str | None:
-    """A running application that draws from the same distribution.
+    """A running application that samples from the same distribution.
 
     One that sleeps at zero engines is not asked: that would wake an engine only to learn what it is.
     """
@@ -58,7 +58,7 @@ def _find(identity: dict[str, Any], own_name: str) -> str | None:
 
     applications = serve.status().applications
     own = applications.get(own_name)
-    if own and own.status in ("DEPLOYING", "RUNNING", "UNHEALTHY"):  # its name says what it draws from
+    if own and own.status in ("DEPLOYING", "RUNNING", "UNHEALTHY"):  # its name says what it serves
         logger.info(f"synthesize | uses the engine that an earlier run started as {own_name!r}")
         if own.status == "DEPLOYING":
             _wait_until_running(own_name, time.monotonic())

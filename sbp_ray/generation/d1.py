@@ -1,4 +1,4 @@
-"""Which d1 are drawn, and in which order they are started."""
+"""Which documents of a shard are d1, and in which order their samples are requested."""
 
 from __future__ import annotations
 
@@ -10,75 +10,42 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sbp_ray.artifacts import MANIFEST, Artifact
+from sbp_ray.artifacts import Artifact
 from sbp_ray.config import SynthesizeConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.errors import SbpError
-from sbp_ray.shards import shard_name
 from sbp_ray.text.hashing import id_ranks
 
 
 class Source(NamedTuple):
-    """A drawn d1."""
+    """A d1."""
 
     doc_id: bytes
     input_ids: list[int]
 
 
-def corpus_shards(corpus: Artifact) -> list[str]:
-    """The train shards that the corpus was made with.
-
-    Raises:
-        SbpError: one of them is not there.
-    """
-    there = corpus.files("train", ".parquet")
-    if not corpus.exists(MANIFEST):
-        return there
-    manifest = corpus.read_json(MANIFEST)
-    names = [shard_name("train", shard) for shard in range(manifest["settings"]["ingest"]["num_shards"])]
-    missing = sorted({*names} - {*there})
-    if missing:
-        raise vanished(corpus, missing[0])
-    return names
-
-
-def vanished(made: Artifact, name: str) -> SbpError:
-    """What to say when a shard that was there has gone."""
-    return SbpError(f"{made.path(name)} is not there: bring it back and run the same command again to go on")
-
-
 def read_shard(made: Artifact, name: str, columns: list[str]) -> pa.Table:
     """
     Raises:
-        SbpError: it has gone.
+        SbpError: the shard was there when the job began, and has gone.
     """
     try:
         return made.read_table(name, columns)
     except FileNotFoundError:
-        raise vanished(made, name) from None
-
-
-def require_shard(made: Artifact, shard: int) -> str:
-    """The name of a train shard.
-
-    Raises:
-        SbpError: it has gone.
-    """
-    name = shard_name("train", shard)
-    if not made.exists(name):
-        raise vanished(made, name)
-    return name
+        raise SbpError(
+            f"{made.path(name)} is not there: bring it back and run the same command again to go on"
+        ) from None
 
 
 def shard_quotas(cfg: SynthesizeConfig, sizes: Sequence[int]) -> list[int]:
-    """How many d1 each shard gives: what a uniform draw without replacement from all of them would take.
+    """How many d1 each shard gives, as many as if they were chosen uniformly from all documents.
 
-    Knowing only the shards' sizes this is a multivariate hypergeometric draw, so that shards choose alone and the
-    number is exact.
+    Only the shards' sizes are known here, so the numbers are a multivariate hypergeometric sample. Each shard then
+    chooses its d1 alone.
     """
     available = sum(sizes)
     if not available:
-        raise SbpError("the corpus has no train documents to draw d1 from: run jobs/ingest.py on a larger input")
+        raise SbpError("the corpus has no train documents to choose d1 from: run jobs/ingest.py on a larger input")
     wanted = available if cfg.num_documents is None else cfg.num_documents
     if wanted > available:
         raise SbpError(
@@ -90,7 +57,7 @@ def shard_quotas(cfg: SynthesizeConfig, sizes: Sequence[int]) -> list[int]:
 
 
 class Sources(Sequence[Source]):
-    """The d1 that a shard gives, in its order; in Arrow's memory, 4 bytes a token, until one is asked for."""
+    """The d1 that a shard gives, in its order; in Arrow's memory, 4 bytes a token, until one is read."""
 
     def __init__(self, table: pa.Table) -> None:
         self._doc_ids = table["doc_id"].combine_chunks()
@@ -127,9 +94,9 @@ def choose_rows(doc_ids: pa.ChunkedArray, quota: int, seed: int) -> NDArray[np.i
 
 
 def start_order(lengths: Sequence[int], tail: int) -> list[int]:
-    """The order in which to start a shard's d1: as they come, but the last `tail` of them longest first.
+    """The order in which to request a shard's d1: as they come, but the last `tail` of them longest first.
 
-    Long d1 get long d2, and one that is started last is waited for by an engine that is otherwise idle.
+    Long d1 get long d2, and for the d2 that is requested last an otherwise idle engine waits.
     """
     numbers = list(range(len(lengths)))
     cut = max(0, len(numbers) - tail)

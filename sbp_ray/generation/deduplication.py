@@ -8,7 +8,7 @@
 
 A synthetic document is dropped where a corpus document is alike, or an earlier synthetic one: of an earlier shard, or
 of a lower number, whatever became of that one. This follows from the documents alone, neither from which shard was
-finished first nor from when a job died. Each drawn d1 is judged against the other corpus documents, for comparison.
+finished first nor from when a job died. Each d1 is judged against the other corpus documents, for comparison.
 
 Every document is read once and written once for each of its bands, whatever the number of shards.
 """
@@ -26,12 +26,11 @@ from numpy.typing import NDArray
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import bucket_writer, read_bucket
 from sbp_ray.config import Resources, SynthesizeConfig
-from sbp_ray.generation.d1 import choose_rows, read_shard, require_shard
-from sbp_ray.generation.ledger import part_name
-from sbp_ray.generation.merging import finished_shards, merged_name, signatures_name
+from sbp_ray.generation.d1 import choose_rows, read_shard
+from sbp_ray.generation.merging import finished_shards, merged_name, part_name, signatures_name
 from sbp_ray.neighbors.search_files import column, values
 from sbp_ray.schema import SIGNATURE_BYTES, SYNTHETIC
-from sbp_ray.shards import SCRATCH, Stats, Step, remove_scratch, run_steps, shard_name
+from sbp_ray.shards import SCRATCH, Stats, Step, list_shards, remove_scratch, run_steps, shard_name
 from sbp_ray.text.copies import band_keys, band_width, candidate_pairs
 from sbp_ray.text.hashing import mixed
 from sbp_ray.text.minhash import estimate_jaccard
@@ -88,7 +87,7 @@ def _plan(cfg: SynthesizeConfig, corpus_shards: int, embeddings: Artifact, out: 
     """The items of the first step, and how many buckets there are: the same however often the job dies."""
     quotas = {shard: out.read_stats(name)["d1"] for shard, name in finished_shards(out).items()}
     corpus = [{"shard": shard, "quota": quotas.get(shard, 0)} for shard in range(corpus_shards)]
-    documents = sum(embeddings.num_rows(require_shard(embeddings, item["shard"])) for item in corpus)
+    documents = sum(map(embeddings.num_rows, list_shards(embeddings, "train")))
     documents += sum(out.num_rows(signatures_name(shard)) for shard in quotas)
     num_bands = SIGNATURE_BYTES // band_width(cfg.max_jaccard)
     return {

@@ -6,18 +6,18 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 
 from sbp_ray.config import SynthesizeConfig
-from sbp_ray.engine.messages import Drawn
+from sbp_ray.engine.messages import SampledDocument
 from sbp_ray.text.quality import repetition_share
 from sbp_ray.text.shingles import containment, shingle_hashes
 
 TOO_LONG = "prompt_too_long"
 REFUSED = "refused_by_engine"
 BAD = (TOO_LONG, REFUSED)
-"""Reasons of samples that were never drawn: they are also written to quarantine."""
+"""Reasons of samples that were never written: they are also listed in quarantine."""
 
 
 def drop_reason(
-    written: Drawn, d1_ids: Sequence[int], cfg: SynthesizeConfig, *, text_ids: Container[int]
+    written: SampledDocument, d1_ids: Sequence[int], cfg: SynthesizeConfig, *, text_ids: Container[int]
 ) -> str | None:
     """Why a document is not kept, the first reason of those below; None for a sound one.
 

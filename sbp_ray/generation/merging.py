@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +17,17 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import SynthesizeConfig
 from sbp_ray.generation.d1 import Sources
 from sbp_ray.generation.filters import BAD, real_text_drops
-from sbp_ray.generation.ledger import SEGMENT, first_of_each, ledger_name, segments_folder
+from sbp_ray.generation.segments import SEGMENT, first_of_each, list_segments, read_segments, remove_segments
 from sbp_ray.shards import SCRATCH, Stats, shard_name
 
 MERGED = f"{SCRATCH}/merged"
 _SMALL = ["number", "reason", "detail", "num_generated", "num_prompt", "num_cached", "contaminated", "signature"]
 _SMALL += ["d1_id", "sample"]
+
+
+def part_name(shard: int) -> str:
+    """Of a finished shard."""
+    return f"part-{shard:05d}.parquet"
 
 
 def merged_name(shard: int) -> str:
@@ -43,57 +49,40 @@ def finished_shards(out: Artifact) -> dict[int, str]:
 def merge_shard(cfg: SynthesizeConfig, shard: int, sources: Sources, out: Artifact) -> Stats:
     """Commit the merged shard from its segments, and remove these. A shard that is merged already stays as it is.
 
-    Should two workers hold one shard, the first to end removes the segments that the other one reads: the merged shard
-    is then there, and holds what the other one would write.
-
     Two passes: the first over small columns (some 300 bytes a sample) decides what is kept, the second copies the rows,
     of which a few segments are in memory at a time.
     """
-    if stats := _stats_of_merged(shard, out):
-        return stats
-    segments = out.files(segments_folder(shard), ".parquet")
-    try:
-        samples = _samples(segments, out)
-        if len(samples) == len(sources) * cfg.samples_per_document:
-            kept = samples.filter(pc.is_null(samples["reason"]))
-            stats = _stats(samples, kept, sources, cfg)
-            _write_quarantine(samples, shard, out)
-            out.write_table(signatures_name(shard), kept.select(["signature"]))  # whoever sees the rows finds them
-            _write_rows(segments, {*kept["number"].to_pylist()}, shard, stats, out)
-            remove_traces(out, shard)
-            return stats
-    except FileNotFoundError:
-        if not (stats := _stats_of_merged(shard, out)):
-            raise
-        return stats
-    stats = _stats_of_merged(shard, out)
-    assert stats, f"shard {shard} has {len(samples)} of {len(sources) * cfg.samples_per_document} samples"
-    return stats
-
-
-def _stats_of_merged(shard: int, out: Artifact) -> Stats | None:
+    is_there = shard in finished_shards(out)
+    with suppress(FileNotFoundError):  # another worker has merged the shard too, and removed the segments
+        if not is_there:
+            _merge(cfg, shard, sources, out)
     name = finished_shards(out).get(shard)
-    return out.read_stats(name) if name else None
+    assert name, f"not all {len(sources) * cfg.samples_per_document} samples of shard {shard} are in its segments"
+    return out.read_stats(name)
+
+
+def _merge(cfg: SynthesizeConfig, shard: int, sources: Sources, out: Artifact) -> None:
+    names = list_segments(out, shard)
+    samples = _read_samples(out, names)
+    if len(samples) < len(sources) * cfg.samples_per_document:
+        return
+    kept = samples.filter(pc.is_null(samples["reason"]))
+    _write_quarantine(samples, shard, out)
+    out.write_table(signatures_name(shard), kept.select(["signature"]))  # whoever sees the rows finds them
+    _write_rows(names, {*kept["number"].to_pylist()}, shard, _stats(samples, kept, sources, cfg), out)
+    remove_segments(out, shard)
 
 
 def quarantine_so_far(shard: int, out: Artifact) -> None:
-    """What could not be drawn of a shard that is not complete."""
-    _write_quarantine(_samples(out.files(segments_folder(shard), ".parquet"), out), shard, out)
+    """List the samples that could not be written, of a shard that is not complete."""
+    _write_quarantine(_read_samples(out, list_segments(out, shard)), shard, out)
 
 
-def _samples(segments: Sequence[str], out: Artifact) -> pa.Table:
+def _read_samples(out: Artifact, names: Sequence[str]) -> pa.Table:
     """The small columns of each sample, once, in order."""
     nothing = pa.schema([SEGMENT.field(name) for name in _SMALL]).empty_table()
-    every = pa.concat_tables([nothing, *(out.read_table(name, _SMALL) for name in segments)])
+    every = pa.concat_tables([nothing, *read_segments(out, names, _SMALL)])
     return every.take(first_of_each(every["number"]))
-
-
-def remove_traces(out: Artifact, shard: int) -> None:
-    """Segments and ledger of a shard that is merged."""
-    for name in out.files(segments_folder(shard), ".parquet"):
-        out.fs.delete_file(out.path(name))
-    if out.exists(ledger_name(shard)):
-        out.fs.delete_file(out.path(ledger_name(shard)))
 
 
 def _stats(samples: pa.Table, kept: pa.Table, sources: Sources, cfg: SynthesizeConfig) -> Stats:
@@ -116,7 +105,7 @@ def _stats(samples: pa.Table, kept: pa.Table, sources: Sources, cfg: SynthesizeC
 
 
 def _write_quarantine(samples: pa.Table, shard: int, out: Artifact) -> None:
-    """One JSON line for each sample that could not be drawn."""
+    """One JSON line for each sample that could not be written."""
     rows = samples.select(["d1_id", "sample", "reason", "detail"]).to_pylist()
     lines = [json.dumps(row | {"d1_id": row["d1_id"].hex()}) for row in rows if row["reason"] in BAD]
     if lines:

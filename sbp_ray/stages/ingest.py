@@ -46,7 +46,7 @@ from sbp_ray.shards import (
     run_steps,
     shard_name,
 )
-from sbp_ray.text.contamination import EvaluationNgrams, read_evaluation_sets, told
+from sbp_ray.text.contamination import EvaluationNgrams, describe_contamination, read_evaluation_sets
 from sbp_ray.text.records import Unit, input_units
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, train_tokenizer
 from sbp_ray.threads import map_in_threads
@@ -75,7 +75,7 @@ def ingest_documents(cfg: IngestConfig, *, decontaminate: DecontaminateConfig, o
     """
     stats = make_stats_once(out, partial(_ingest, cfg, decontaminate, out))
     if stats["contaminated"]:
-        logger.info(f"ingest | {told(stats['contaminated'])}")
+        logger.info(f"ingest | {describe_contamination(stats['contaminated'])}")
     return stats
 
 
@@ -311,7 +311,7 @@ def _total_stats(cfg: IngestConfig, ngrams: EvaluationNgrams, out: Artifact) -> 
         "documents": total["documents"],
         "tokens": total["tokens"],
         "drops": add_stats([parsed["drops"], total["drops"]]),
-        "contaminated": ngrams.counted(total["drops"].get("contaminated", 0), add_stats(hits)),
+        "contaminated": ngrams.count_hits(total["drops"].get("contaminated", 0), add_stats(hits)),
         "tokenizer": out.read_json(_TOKENIZER_DONE),
         **by_split,
     }

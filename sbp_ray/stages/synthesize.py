@@ -1,4 +1,4 @@
-"""corpus, embeddings, synthesizer -> synthetic: draw d1, have the synthesizer write d2, keep what is sound.
+"""corpus, embeddings, synthesizer -> synthetic: choose d1, have the synthesizer write d2, keep what is sound.
 
 One output shard for each train shard of the corpus. Rows never pass through Ray's object store: a worker gets them from
 the engines' handle and writes them to storage, and what travels to the driver is counts. Once all shards are there,
@@ -19,17 +19,19 @@ from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.cluster import WRITER_CPUS
 from sbp_ray.config import DecontaminateConfig, EngineConfig, Resources, SynthesizeConfig
 from sbp_ray.engine.running import running_synthesizer
-from sbp_ray.errors import SbpError
-from sbp_ray.generation.d1 import corpus_shards, shard_quotas
+from sbp_ray.errors import Outcome, SbpError
+from sbp_ray.generation.coordinator import coordinate
+from sbp_ray.generation.d1 import shard_quotas
 from sbp_ray.generation.deduplication import drop_copies
 from sbp_ray.generation.filters import BAD
-from sbp_ray.generation.ledger import num_done, part_name
-from sbp_ray.generation.merging import finished_shards, merged_name, remove_traces, signatures_name
-from sbp_ray.generation.shard_worker import OPEN_SHARDS, Inputs, ShardWorker, too_many_bad
-from sbp_ray.generation.tally import reported
+from sbp_ray.generation.merging import finished_shards, merged_name, part_name, signatures_name
+from sbp_ray.generation.open_shard import too_many_bad
+from sbp_ray.generation.segments import count_done, remove_segments
+from sbp_ray.generation.shard_worker import OPEN_SHARDS, Inputs, ShardWorker
 from sbp_ray.rounds import round_of_text
-from sbp_ray.shards import Stats, add_stats
-from sbp_ray.text.contamination import EvaluationNgrams, read_evaluation_sets, told
+from sbp_ray.shards import Stats, add_stats, list_shards, read_stats
+from sbp_ray.text.contamination import EvaluationNgrams, describe_contamination, read_evaluation_sets
+from sbp_ray.threads import map_in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -48,22 +50,22 @@ def synthesize_documents(
     synthesizer: Artifact,
     out: Artifact,
 ) -> Stats:
-    """Write `samples_per_document` documents for each of `num_documents` train documents drawn uniformly.
+    """Write `samples_per_document` documents for each of `num_documents` train documents, chosen uniformly.
 
     Args:
         shingle_tokens: words in a shingle of the embeddings' signatures.
 
     Returns:
-        Counts: `documents` kept, `tokens` in them, `d1` drawn, `samples` asked for, `drops` by reason, the same
+        Counts: `documents` kept, `tokens` in them, `d1` chosen, `samples` requested, `drops` by reason, the same
         of `real_text`, and what the evaluation sets hit; kept and dropped samples add up to `samples`. And `round`.
 
     Raises:
-        SbpError: there is nothing to draw from, a shard or an evaluation set cannot be read, the engine cannot start,
-            or too many samples cannot be drawn.
+        SbpError: there is nothing to choose from, a shard or an evaluation set cannot be read, the engine cannot
+            start, or too many samples cannot be written.
     """
     ngrams = read_evaluation_sets(decontaminate)  # before any work
     number = round_of_text(synthesizer)
-    shards = corpus_shards(corpus)
+    shards = list_shards(corpus, "train")
     spent = {}
     if cfg.finished_of is not None:
         take_finished(Artifact("synthetic", cfg.finished_of), synthesizer, out)
@@ -77,11 +79,11 @@ def synthesize_documents(
 def _write_shards(shards: Sequence[str], inputs: Inputs) -> Stats:
     """Write and merge the shards that are not merged yet; returns what that took."""
     cfg, engine, out = inputs.cfg, inputs.engine, inputs.out
-    quotas = shard_quotas(cfg, [inputs.corpus.num_rows(shard) for shard in shards])
+    quotas = shard_quotas(cfg, list(map_in_threads(inputs.corpus.num_rows, shards)))
     finished = finished_shards(out)
     todo = [{"shard": shard, "quota": quota} for shard, quota in enumerate(quotas) if shard not in finished]
     for shard in finished:
-        remove_traces(out, shard)  # of a run that died just before it did
+        remove_segments(out, shard)  # of a run that died just before it did
     if finished:
         logger.info(f"{_STAGE} | {len(finished)} of {len(shards)} shards are there already")
     if not todo:
@@ -94,9 +96,9 @@ def _write_shards(shards: Sequence[str], inputs: Inputs) -> Stats:
     if sum(bad.values()) > max_bad:
         raise too_many_bad(sum(bad.values()), max_bad, cfg, out)
     num_workers = min(engine.resources.max_replicas, len(todo))
-    following = reported(
+    coordinating = coordinate(
         total,
-        done=total - missing + num_done(out, [item["shard"] for item in todo]),
+        done=total - missing + count_done(out, [item["shard"] for item in todo]),
         bad=bad,
         num_todo=len(todo),
         num_workers=num_workers,
@@ -104,9 +106,9 @@ def _write_shards(shards: Sequence[str], inputs: Inputs) -> Stats:
     )
     with running_synthesizer(engine, inputs.synthesizer, owner=out.url) as app_name:
         start = time.monotonic()
-        with following as (reporter, tally):
-            _run(todo, inputs._replace(app_name=app_name, max_bad=max_bad, tally=tally), num_workers)
-        return {"last_run": _spent(reporter.tokens, reporter.dollars, time.monotonic() - start)}
+        with coordinating as (reporter, coordinator):
+            _run(todo, inputs._replace(app_name=app_name, max_bad=max_bad, coordinator=coordinator), num_workers)
+        return {"last_run": reporter.summary(time.monotonic() - start)}
 
 
 def take_finished(growing: Artifact, synthesizer: Artifact, out: Artifact) -> None:
@@ -144,17 +146,6 @@ def _copy_shard(growing: Artifact, shard: int, out: Artifact) -> None:
         out.write_table(part_name(shard), growing.read_table(part_name(shard)))
 
 
-def _spent(tokens: int, dollars: float, seconds: float) -> Stats:
-    """What the run that just ended did; earlier ones of the same artifact are not in it."""
-    return {
-        "tokens_generated": tokens,
-        "wall_s": round(seconds, 1),
-        "tokens_per_s": round(tokens / seconds, 1),
-        "dollars": round(dollars, 2),
-        "dollars_per_billion_tokens": round(dollars / tokens * 1e9, 2) if tokens else None,
-    }
-
-
 def _all_cpus() -> Resources:
     """The whole cluster: the engines have gone."""
     num_cpus = ray.cluster_resources().get("CPU", 1) if metrics.ray_is_running() else 1
@@ -162,11 +153,11 @@ def _all_cpus() -> Resources:
 
 
 def _totals(out: Artifact, ngrams: EvaluationNgrams, number: int) -> Stats:
-    stats = add_stats(map(out.read_stats, out.files(suffix=".parquet")))
-    stats["contaminated"] = ngrams.counted(stats["drops"].get("contaminated", 0), stats["contaminated"])
+    stats = add_stats(read_stats(out, out.files(suffix=".parquet")))
+    stats["contaminated"] = ngrams.count_hits(stats["drops"].get("contaminated", 0), stats["contaminated"])
     stats["round"] = number
     if stats["contaminated"]:
-        logger.info(f"{_STAGE} | {told(stats['contaminated'])}")
+        logger.info(f"{_STAGE} | {describe_contamination(stats['contaminated'])}")
     prompts = stats["prompt_tokens"]
     stats["prefix_cache_hit_rate"] = round(stats["prompt_tokens_cached"] / prompts, 4) if prompts else None
     return stats
@@ -182,6 +173,5 @@ def _run(todo: list[dict[str, int]], inputs: Inputs, num_workers: int) -> None:
     )
     dataset.set_name(_STAGE)
     for row in dataset.iter_rows():
-        if row["error"]:
-            raise SbpError(row["error"])
-        metrics.count_drops(json.loads(row["stats"])["drops"], stage=_STAGE)
+        stats = Outcome(*json.loads(row["outcome"])).get()
+        metrics.count_drops(stats["drops"], stage=_STAGE)

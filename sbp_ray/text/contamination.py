@@ -59,7 +59,7 @@ class EvaluationNgrams:
     def num_ngrams(self) -> int:
         return len(self._hashes_G)
 
-    def counted(self, num_documents: int, by_set: Mapping[str, int]) -> dict[str, Any] | None:
+    def count_hits(self, num_documents: int, by_set: Mapping[str, int]) -> dict[str, Any] | None:
         """What a manifest says of the check; None where there are no sets.
 
         Args:
@@ -102,8 +102,8 @@ class EvaluationNgrams:
         return tuple(self.sets[number].name for number in sorted(numbers))
 
 
-def told(counted: Mapping[str, Any]) -> str:
-    """`EvaluationNgrams.counted` in one line."""
+def describe_contamination(counted: Mapping[str, Any]) -> str:
+    """`EvaluationNgrams.count_hits` in one line."""
     sets, words = counted["sets"], counted["ngram_words"]
     by_set = ", ".join(f"{name} {part['documents']:,}" for name, part in sets.items() if part["documents"])
     num_items, num_too_short = (sum(part[key] for part in sets.values()) for key in ("items", "too_short"))

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from engine_process import is_engine
 from ray_head import Head, free_ports, ray_head
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
-from sbp_ray.generation.ledger import num_done, part_name
-from sbp_ray.generation.merging import finished_shards
+from sbp_ray.generation.merging import finished_shards, part_name
+from sbp_ray.generation.segments import list_segments
 from sbp_ray.schema import DOC_ID, DOCUMENT, shard_of
 from sbp_ray.shards import shard_name
 from sbp_ray.stage_table import FOLDERS
@@ -98,7 +99,7 @@ def write_inputs(folder: Path, synthesizer: Artifact, num_documents: int) -> Non
     copy.commit_folder(Path(synthesizer.path("model")), "model")
     for artifact in (corpus, embeddings, copy):
         artifact.write_json(STARTED, {"fingerprint": "00c0ffee00c0ffee"})
-        artifact.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": NUM_SHARDS}}, "stats": {}})
+        artifact.write_json(MANIFEST, {"stats": {"shards": NUM_SHARDS}})
 
 
 class Run:
@@ -129,6 +130,7 @@ class Run:
         }  # fmt: skip
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
         self.node: subprocess.Popen[bytes] | None = None
+        self.samples_in = cache(self.out.num_rows)  # of a segment, which never changes
         self.looks: Counter[str] = Counter()  # at the job, by what came of them: for the message of a failure
 
     def start_node(self) -> None:
@@ -153,7 +155,8 @@ class Run:
         finished = 0
         with suppress(FileNotFoundError):  # what was there when it was listed: its shard has just been merged
             finished = sum(self.out.read_stats(name)["samples"] for name in finished_shards(self.out).values())
-            return finished + num_done(self.out, range(NUM_SHARDS))
+            for shard in range(NUM_SHARDS):
+                finished += sum(map(self.samples_in, list_segments(self.out, shard)))
         return finished
 
     def find(self, victim: str) -> list[psutil.Process]:

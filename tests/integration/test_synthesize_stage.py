@@ -15,7 +15,7 @@ from sbp_ray import schema
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, SynthesizeConfig, SynthesizeResources
 from sbp_ray.engine.messages import sample_seed
-from sbp_ray.errors import SbpError
+from sbp_ray.errors import Outcome, SbpError
 from sbp_ray.schema import DOC_ID, shard_of
 from sbp_ray.shards import shard_name
 from sbp_ray.text.minhash import document_signature
@@ -101,7 +101,7 @@ def test_a_missing_shard_is_drawn_again_the_same(service: Service, corpus: dict,
 def test_a_synthetic_document_that_an_evaluation_set_shares_is_dropped(
     service: Service, corpus: dict, new_artifact: Any, tmp_path: Path
 ) -> None:
-    """The same draws twice: the second time, a text of the first is in an evaluation set."""
+    """The same samples twice: the second time, a text of the first is in an evaluation set."""
     from sbp_ray.stages.synthesize import synthesize_documents
 
     cfg = SynthesizeConfig(num_documents=10, max_tokens=100, min_tokens=2, keep_unfinished=True)
@@ -153,11 +153,11 @@ def test_a_shard_that_vanishes_is_named_and_the_job_goes_on_once_it_is_back(
     out, undisturbed = new_artifact("synthetic"), new_artifact("undisturbed")
     inputs = {"engine": ENGINE, "decontaminate": DecontaminateConfig(), "synthesizer": service.synthesizer, **corpus}
     synthesize_documents(cfg, out=undisturbed, **inputs)
-    corpus["corpus"].write_json(MANIFEST, {"settings": {"ingest": {"num_shards": 2}}})
+    corpus["corpus"].write_json(MANIFEST, {"stats": {"shards": 2}})
     there = Path(corpus["corpus"].path(shard_name("train", 1)))
     away = there.rename(there.with_suffix(".away"))
     try:
-        with pytest.raises(SbpError, match=r"part-00001\.parquet is not there"):
+        with pytest.raises(SbpError, match=r"part-00001\.parquet is missing"):
             synthesize_documents(cfg, out=out, **inputs)
     finally:
         away.rename(there)
@@ -189,22 +189,22 @@ def test_a_store_ten_times_too_slow_holds_up_the_engines_and_not_the_object_stor
 
     import ray
 
-    from sbp_ray.generation import committing, shard_worker
-    from sbp_ray.generation.ledger import Ledger
-    from sbp_ray.generation.tally import tally_class
+    from sbp_ray.generation import open_shard, shard_worker
+    from sbp_ray.generation.coordinator import coordinator_class
+    from sbp_ray.generation.segments import DoneSamples
 
-    tally = ray.remote(num_cpus=0)(tally_class()).remote({}, 2, 1)
+    coordinator = ray.remote(num_cpus=0)(coordinator_class()).remote({}, 2, 1)
 
     waiting: list[int] = []
-    commit = Ledger.commit
+    commit = DoneSamples.commit
 
-    def slowly(self: Ledger, rows: list[dict[str, Any]]) -> None:
+    def slowly(self: DoneSamples, rows: list[dict[str, Any]]) -> None:
         waiting.append(len(rows))
         time.sleep(0.5)  # the store
         commit(self, rows)
 
-    monkeypatch.setattr(Ledger, "commit", slowly)
-    monkeypatch.setattr(committing, "_SEGMENT_SAMPLES", 4)
+    monkeypatch.setattr(DoneSamples, "commit", slowly)
+    monkeypatch.setattr(open_shard, "_SEGMENT_SAMPLES", 4)
     resources = SynthesizeResources(commit_every_s=60, max_in_flight=8)
     cfg = SynthesizeConfig(
         samples_per_document=4, max_tokens=4, min_tokens=2, keep_unfinished=True, resources=resources
@@ -214,10 +214,10 @@ def test_a_store_ten_times_too_slow_holds_up_the_engines_and_not_the_object_stor
 
     async def make() -> None:
         made = shard_worker.ShardWorker(
-            shard_worker.Inputs(*made_from, new_artifact("synthetic"), "synthesizer", 100, tally)
+            shard_worker.Inputs(*made_from, new_artifact("synthetic"), "synthesizer", 100, coordinator)
         )
         answer = await made({"shard": 0, "quota": corpus["corpus"].num_rows(shard_name("train", 0))})
-        assert answer["error"] == ""
+        assert Outcome(*json.loads(answer["outcome"])).message == ""
 
     asyncio.run(make())
     assert max(waiting) <= 8 + 8  # two segments, and what was in flight when it was full

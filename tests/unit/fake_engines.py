@@ -1,4 +1,4 @@
-"""A deployment handle without a deployment: what the tests of the batch path draw from."""
+"""A deployment handle without a deployment: what the tests of the batch path request samples from."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from sbp_ray.engine.messages import Alive, Drawn, Draws, Refused
+from sbp_ray.engine.messages import Alive, RefusedSample, SampledDocument, SampleRequest
 
-Answer = Alive | Drawn | Refused
-Behaviour = Callable[[Draws], AsyncGenerator[Answer, None]]
+Answer = Alive | SampledDocument | RefusedSample
+Behaviour = Callable[[SampleRequest], AsyncGenerator[Answer, None]]
 
 
-async def sound(draws: Draws) -> AsyncGenerator[Answer, None]:
+async def sound(request: SampleRequest) -> AsyncGenerator[Answer, None]:
     """Each sample has twenty tokens, from its seed."""
     yield Alive("first")
-    for sample, seed in draws.seeds.items():
+    for sample, seed in request.seeds.items():
         await asyncio.sleep(0)
-        yield Drawn(sample, [5 + (seed >> place) % 250 for place in range(20)], "stop", 1)
+        yield SampledDocument(sample, [5 + (seed >> place) % 250 for place in range(20)], "stop", 1)
 
 
-async def hanging(draws: Draws) -> AsyncGenerator[Answer, None]:
+async def hanging(request: SampleRequest) -> AsyncGenerator[Answer, None]:
     """Taken on, and never heard of again."""
     yield Alive("hanging")
     await asyncio.Event().wait()
@@ -29,18 +29,18 @@ async def hanging(draws: Draws) -> AsyncGenerator[Answer, None]:
 def failing(error: Exception, after: int = 0) -> Behaviour:
     """Taken on; so many samples, and then an error."""
 
-    async def behaviour(draws: Draws) -> AsyncGenerator[Answer, None]:
+    async def behaviour(request: SampleRequest) -> AsyncGenerator[Answer, None]:
         yield Alive("failing")
-        for sample in list(draws.seeds)[:after]:
-            yield Drawn(sample, [7] * 20, "stop")
+        for sample in list(request.seeds)[:after]:
+            yield SampledDocument(sample, [7] * 20, "stop")
         raise error
 
     return behaviour
 
 
 class _Answers:
-    def __init__(self, handle: FakeHandle, draws: Draws, behaviour: Behaviour) -> None:
-        self._handle, self._open, self._stream = handle, len(draws.seeds), behaviour(draws)
+    def __init__(self, handle: FakeHandle, request: SampleRequest, behaviour: Behaviour) -> None:
+        self._handle, self._open, self._stream = handle, len(request.seeds), behaviour(request)
         handle.open += self._open
         handle.most_open = max(handle.most_open, handle.open)
 
@@ -67,13 +67,13 @@ class FakeHandle:
     def __init__(self, *behaviours: Behaviour) -> None:
         self._behaviours = list(behaviours) or [sound]
         self.open = self.most_open = 0
-        self.asked: list[tuple[Draws, tuple[str, ...]]] = []
-        self.draw = self
+        self.requests: list[tuple[SampleRequest, tuple[str, ...]]] = []
+        self.sample = self
 
     def options(self, **_: Any) -> FakeHandle:
         return self
 
-    def remote(self, draws: Draws, not_on: tuple[str, ...] = ()) -> _Answers:
-        self.asked.append((draws, not_on))
-        behaviour = self._behaviours[min(len(self.asked), len(self._behaviours)) - 1]
-        return _Answers(self, draws, behaviour)
+    def remote(self, request: SampleRequest, not_on: tuple[str, ...] = ()) -> _Answers:
+        self.requests.append((request, not_on))
+        behaviour = self._behaviours[min(len(self.requests), len(self._behaviours)) - 1]
+        return _Answers(self, request, behaviour)

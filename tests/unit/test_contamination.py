@@ -15,7 +15,13 @@ import pytest
 from sbp_ray.config import DecontaminateConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.text import contamination
-from sbp_ray.text.contamination import EvaluationNgrams, EvaluationSet, ngram_hashes, read_evaluation_sets, told
+from sbp_ray.text.contamination import (
+    EvaluationNgrams,
+    EvaluationSet,
+    describe_contamination,
+    ngram_hashes,
+    read_evaluation_sets,
+)
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 QUESTION = "Which gas do plants take from the air while they make sugar out of sunlight"  # 15 words
@@ -79,7 +85,7 @@ def test_a_document_names_each_set_that_it_shares_with_and_counts_once(tmp_path:
     )
     assert sets.find(["nothing", QUESTION]) == {1: ("a", "b")}
     assert sets.num_ngrams == 3 + 5  # kept once for each set
-    counted = sets.counted(1, {"a": 1, "b": 1})
+    counted = sets.count_hits(1, {"a": 1, "b": 1})
     assert counted == {
         "ngram_words": 13,
         "ngrams": 8,
@@ -89,7 +95,7 @@ def test_a_document_names_each_set_that_it_shares_with_and_counts_once(tmp_path:
             "b": {"items": 2, "too_short": 1, "documents": 1},
         },
     }
-    assert told(counted) == (
+    assert describe_contamination(counted) == (
         "1 documents share 13 words in a row with an evaluation set and are dropped (a 1, b 1) | "
         "4 items in 2 sets, 1 too short to check"
     )
@@ -98,7 +104,7 @@ def test_a_document_names_each_set_that_it_shares_with_and_counts_once(tmp_path:
 def test_without_sets_nothing_is_contaminated() -> None:
     sets = read_evaluation_sets(DecontaminateConfig())
     assert sets.find([QUESTION, ""]) == {}
-    assert sets.counted(0, {}) is None
+    assert sets.count_hits(0, {}) is None
 
 
 def test_scripts_without_spaces_are_taken_character_by_character(tmp_path: Path) -> None:

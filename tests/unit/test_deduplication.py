@@ -16,8 +16,8 @@ from sbp_ray.errors import SbpError
 from sbp_ray.generation import deduplication
 from sbp_ray.generation.d1 import Sources
 from sbp_ray.generation.deduplication import drop_copies
-from sbp_ray.generation.ledger import Ledger, part_name
-from sbp_ray.generation.merging import merge_shard, merged_name
+from sbp_ray.generation.merging import merge_shard, merged_name, part_name
+from sbp_ray.generation.segments import DoneSamples
 from sbp_ray.schema import DOC_ID
 from sbp_ray.shards import shard_name
 from sbp_ray.text.copies import band_width, copies_of_earlier, missed_share
@@ -48,10 +48,10 @@ class Generation:
 
     def merge(self, shard: int, texts: list[str]) -> dict[str, Any]:
         cfg = SynthesizeConfig(samples_per_document=len(texts), min_tokens=2)
-        ledger = Ledger(self.out, shard, len(texts))
+        done = DoneSamples(self.out, shard, len(texts))
         rows = [self._row(shard, number, text) for number, text in enumerate(texts)]
         for number in range(0, len(rows), 2):  # segments, and so groups of rows, of two
-            ledger.commit(rows[number : number + 2])
+            done.commit(rows[number : number + 2])
         sources = Sources(pa.table({"doc_id": pa.array([doc_id(shard, 0)], DOC_ID), "input_ids": [[7] * 20]}))
         return merge_shard(cfg, shard, sources, self.out)
 

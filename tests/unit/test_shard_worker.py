@@ -24,13 +24,14 @@ from sbp_ray.config import (
     SynthesizeResources,
     TrainingResources,
 )
-from sbp_ray.engine.messages import Draws, Refused
-from sbp_ray.generation import committing, shard_worker
-from sbp_ray.generation.ledger import Ledger, segments_folder
+from sbp_ray.engine.messages import RefusedSample, SampleRequest
+from sbp_ray.errors import Outcome
+from sbp_ray.generation import open_shard, shard_worker
+from sbp_ray.generation.coordinator import coordinator_class
 from sbp_ray.generation.merging import finished_shards, merged_name
+from sbp_ray.generation.open_shard import Slots
+from sbp_ray.generation.segments import DoneSamples, count_done, list_segments
 from sbp_ray.generation.shard_worker import Inputs, ShardWorker
-from sbp_ray.generation.slots import Slots
-from sbp_ray.generation.tally import tally_class
 from sbp_ray.shards import shard_name
 from sbp_ray.stages.synthesize import synthesize_documents
 from sbp_ray.text.minhash import document_signature
@@ -38,11 +39,11 @@ from sbp_ray.text.minhash import document_signature
 NUM_SHARDS, DOCUMENTS = 2, 6
 
 
-class LocalTally:
+class LocalCoordinator:
     """The driver's actor, in this process."""
 
     def __init__(self) -> None:
-        self.actor = tally_class()({}, NUM_SHARDS, 1)
+        self.actor = coordinator_class()({}, NUM_SHARDS, 1)
         self.committed = SimpleNamespace(remote=self._committed)
         self.closed = SimpleNamespace(remote=self.actor.closed)
 
@@ -68,12 +69,12 @@ class Stage:
             signed = [{"doc_id": i, "signature": document_signature(i.hex(), 13)[0].tobytes()} for i in ids]
             self.embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed, SIGNED))
         self.corpus.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": NUM_SHARDS}}})
-        self.tally = LocalTally()
+        self.coordinator = LocalCoordinator()
 
     def run(
         self, handle: FakeHandle, *, shard: int = 0, samples: int = 2, max_in_flight: int = 4, max_bad: int = 10**6,
         every_s: float = 0.02,
-    ) -> dict[str, str]:  # fmt: skip
+    ) -> Outcome:  # fmt: skip
         self._monkeypatch.setattr(shard_worker.serve, "get_deployment_handle", lambda *_, **__: handle)
         resources = SynthesizeResources(max_in_flight=max_in_flight, commit_every_s=every_s)
         cfg = SynthesizeConfig(
@@ -81,18 +82,19 @@ class Stage:
         )
         inputs = Inputs(
             cfg, EngineConfig(max_model_len=100), DecontaminateConfig(), 13, self.corpus,
-            self._synthesizer, self.out, "app", max_bad, self.tally,
+            self._synthesizer, self.out, "app", max_bad, self.coordinator,
         )  # fmt: skip
 
-        async def call() -> dict[str, str]:
+        async def call() -> Outcome:
             async with asyncio.timeout(30):
-                return await ShardWorker(inputs)({"shard": shard, "quota": DOCUMENTS})
+                answer = await ShardWorker(inputs)({"shard": shard, "quota": DOCUMENTS})
+                return Outcome(*json.loads(answer["outcome"]))
 
         return asyncio.run(call())
 
     def committed(self, shard: int = 0) -> int:
-        """Samples that a rerun need not draw."""
-        return Ledger(self.out, shard, 1000).num_done
+        """Samples that a rerun need not request."""
+        return count_done(self.out, [shard])
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def stage(tmp_path: Path, tiny_synthesizer: Artifact, monkeypatch: pytest.Monkey
 
 def test_more_samples_of_a_document_than_slots_are_drawn_in_parts_and_never_wait_for_ever(stage: Stage) -> None:
     handle = FakeHandle()
-    stats = json.loads(stage.run(handle, samples=5, max_in_flight=2)["stats"])
+    stats = stage.run(handle, samples=5, max_in_flight=2).get()
     assert stats["samples"] == 5 * DOCUMENTS
     assert handle.most_open <= 2
     assert handle.open == 0
@@ -124,35 +126,35 @@ def test_a_full_disk_cancels_the_draws_at_once_and_loses_nothing_committed(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second commit fails; two engines hang, so that whoever waited for the draws would wait for ever."""
-    commit, calls = Ledger.commit, []
+    commit, calls = DoneSamples.commit, []
 
-    def full(self: Ledger, rows: list[dict[str, Any]]) -> None:
+    def full(self: DoneSamples, rows: list[dict[str, Any]]) -> None:
         calls.append(len(rows))
         if len(calls) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         commit(self, rows)
 
-    monkeypatch.setattr(Ledger, "commit", full)
-    monkeypatch.setattr(committing, "_SEGMENT_SAMPLES", 2)
+    monkeypatch.setattr(DoneSamples, "commit", full)
+    monkeypatch.setattr(open_shard, "_SEGMENT_SAMPLES", 2)
     handle = FakeHandle(hanging, sound)
     answer = stage.run(handle)
-    assert "No space left on device" in answer["error"]
-    assert "run the same command again" in answer["error"]
+    assert "No space left on device" in answer.message
+    assert "run the same command again" in answer.message
     assert handle.open == 0
-    assert stage.committed() == calls[0] == stage.tally.actor.read()["documents"]  # counted once it is safe
-    monkeypatch.setattr(Ledger, "commit", commit)
+    assert stage.committed() == calls[0] == stage.coordinator.actor.read()["documents"]  # counted once it is safe
+    monkeypatch.setattr(DoneSamples, "commit", commit)
     rerun = FakeHandle()
-    assert json.loads(stage.run(rerun)["stats"])["samples"] == 2 * DOCUMENTS
-    assert sum(len(draws.seeds) for draws, _ in rerun.asked) == 2 * DOCUMENTS - calls[0]
+    assert stage.run(rerun).get()["samples"] == 2 * DOCUMENTS
+    assert sum(len(request.seeds) for request, _ in rerun.requests) == 2 * DOCUMENTS - calls[0]
 
 
 def test_a_bug_comes_out_and_what_was_finished_before_it_is_committed(stage: Stage) -> None:
     error = RayTaskError("draw", "Traceback: cannot add None", TypeError("cannot add None"))
 
-    async def then_a_bug(draws: Draws) -> AsyncGenerator[Answer, None]:
-        while stage_handle.open > len(draws.seeds):  # the others are done, and taken in
+    async def then_a_bug(request: SampleRequest) -> AsyncGenerator[Answer, None]:
+        while stage_handle.open > len(request.seeds):  # the others are done, and taken in
             await asyncio.sleep(0.01)
-        async for answer in failing(error)(draws):
+        async for answer in failing(error)(request):
             yield answer
 
     stage_handle = FakeHandle(then_a_bug, sound)
@@ -161,21 +163,21 @@ def test_a_bug_comes_out_and_what_was_finished_before_it_is_committed(stage: Sta
     assert stage.committed() == 2 * DOCUMENTS - 2
 
 
-async def refusing(draws: Draws) -> AsyncGenerator[Answer, None]:
-    for sample in draws.seeds:
-        yield Refused(sample, "the engine says no")
+async def refusing(request: SampleRequest) -> AsyncGenerator[Answer, None]:
+    for sample in request.seeds:
+        yield RefusedSample(sample, "the engine says no")
 
 
 def test_the_error_budget_is_charged_with_each_commit_and_a_larger_one_goes_on(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committing, "_SEGMENT_SAMPLES", 2)
+    monkeypatch.setattr(open_shard, "_SEGMENT_SAMPLES", 2)
     handle = FakeHandle(refusing, refusing, hanging)  # the shard never ends
     answer = stage.run(handle, max_bad=3, max_in_flight=4)
-    assert "4 samples could not be drawn" in answer["error"]
+    assert "4 samples could not be drawn" in answer.message
     lines = stage.out.read_bytes("quarantine/part-00000.jsonl").decode().splitlines()
     assert [json.loads(line)["detail"] for line in lines] == ["the engine says no"] * 4
-    stats = json.loads(stage.run(FakeHandle(), max_bad=4)["stats"])
+    stats = stage.run(FakeHandle(), max_bad=4).get()
     assert (stats["samples"], stats["drops"]["refused_by_engine"]) == (2 * DOCUMENTS, 4)
 
 
@@ -186,23 +188,23 @@ def test_a_shard_that_vanishes_while_the_job_runs_is_named_and_the_job_goes_on_o
     there = Path(stage.corpus.path(shard_name("train", 1)))
     away = there.with_suffix(".away")
 
-    async def taking_it_away(draws: Draws) -> AsyncGenerator[Answer, None]:
+    async def taking_it_away(request: SampleRequest) -> AsyncGenerator[Answer, None]:
         if there.exists():
             there.rename(away)
-        async for answer in sound(draws):
+        async for answer in sound(request):
             yield answer
 
     answers = [stage.run(FakeHandle(taking_it_away), shard=shard) for shard in (0, 1)]
-    assert f"{there} is not there: bring it back" in answers[1]["error"]
+    assert f"{there} is not there: bring it back" in answers[1].message
     assert stage.committed(1) == 0
     away.rename(there)
     handle = FakeHandle()
     for shard in (0, 1):
         if shard not in finished_shards(stage.out):
-            assert stage.run(handle, shard=shard)["error"] == ""
-    assert sum(len(draws.seeds) for draws, _ in handle.asked) == 2 * DOCUMENTS
+            assert stage.run(handle, shard=shard).message == ""
+    assert sum(len(request.seeds) for request, _ in handle.requests) == 2 * DOCUMENTS
     assert [stage.out.read_stats(merged_name(shard))["samples"] for shard in (0, 1)] == [2 * DOCUMENTS] * 2
-    assert stage.out.files(segments_folder(1)) == []
+    assert list_segments(stage.out, 1) == []
 
 
 @pytest.mark.usefixtures("in_process")
@@ -213,9 +215,9 @@ def test_joint_training_starts_on_the_finished_shards_while_others_are_drawn(
     from sbp_ray.stages import pretrain
     from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 
-    monkeypatch.setattr(committing, "_SEGMENT_SAMPLES", 2)
-    finished = json.loads(stage.run(FakeHandle())["stats"])
-    assert stage.run(FakeHandle(sound, refusing, hanging), shard=1, max_bad=1)["error"]
+    monkeypatch.setattr(open_shard, "_SEGMENT_SAMPLES", 2)
+    finished = stage.run(FakeHandle()).get()
+    assert stage.run(FakeHandle(sound, refusing, hanging), shard=1, max_bad=1).message
     assert stage.committed(1) > 0
     stage.out.write_json(STARTED, {"recipe": {"inputs": {"synthesizer": tiny_synthesizer.fingerprint()}}})
     early, lm = Artifact("synthetic", str(tmp_path / "early")), Artifact("lm", str(tmp_path / "lm"))
@@ -274,18 +276,18 @@ def test_who_waits_for_many_slots_holds_none_meanwhile() -> None:
 
 def test_slots_of_workers_without_work_go_to_the_others_once_no_shard_is_left() -> None:
     """Three shards and two workers: the last shard's worker may use both workers' slots."""
-    tally = tally_class()({9: 5}, 3, 2)
-    assert tally.committed("a", 0, 0, {}) == (5, 1.0)
-    assert tally.committed("b", 1, 2, {"documents": 4}) == (7, 1.0)
-    tally.closed("b", 1)
-    assert tally.committed("a", 0, 1, {}) == (8, 1.0)  # the third shard is not open yet
-    assert tally.committed("b", 2, 0, {"documents": 1}) == (8, 1.0)
-    tally.closed("a", 0)
-    assert tally.committed("b", 2, 0, {}) == (8, 2.0)
-    assert tally.read() == {"documents": 5}
+    coordinator = coordinator_class()({9: 5}, 3, 2)
+    assert coordinator.committed("a", 0, 0, {}) == (5, 1.0)
+    assert coordinator.committed("b", 1, 2, {"documents": 4}) == (7, 1.0)
+    coordinator.closed("b", 1)
+    assert coordinator.committed("a", 0, 1, {}) == (8, 1.0)  # the third shard is not open yet
+    assert coordinator.committed("b", 2, 0, {"documents": 1}) == (8, 1.0)
+    coordinator.closed("a", 0)
+    assert coordinator.committed("b", 2, 0, {}) == (8, 2.0)
+    assert coordinator.read() == {"documents": 5}
 
 
 def test_a_shard_that_another_worker_takes_over_counts_its_bad_samples_once() -> None:
-    tally = tally_class()({}, 1, 2)
-    tally.committed("a", 0, 3, {})
-    assert tally.committed("b", 0, 3, {}) == (3, 2.0)  # a, which died, holds no slots
+    coordinator = coordinator_class()({}, 1, 2)
+    coordinator.committed("a", 0, 3, {})
+    assert coordinator.committed("b", 0, 3, {}) == (3, 2.0)  # a, which died, holds no slots

@@ -1,4 +1,4 @@
-"""Which documents are drawn, and which results are kept."""
+"""Which documents become d1, and which results are kept."""
 
 from typing import Any
 
@@ -7,12 +7,11 @@ import pytest
 
 from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.config import SynthesizeConfig
-from sbp_ray.engine.messages import Drawn, sample_seed
+from sbp_ray.engine.messages import SampledDocument, sample_seed
 from sbp_ray.errors import SbpError
 from sbp_ray.generation.d1 import choose_rows, choose_sources, shard_quotas
 from sbp_ray.generation.filters import drop_reason
-from sbp_ray.generation.ledger import part_name
-from sbp_ray.generation.merging import finished_shards, merged_name, signatures_name
+from sbp_ray.generation.merging import finished_shards, merged_name, part_name, signatures_name
 from sbp_ray.schema import DOC_ID
 from sbp_ray.stages.synthesize import take_finished
 
@@ -21,7 +20,7 @@ D1 = list(range(500, 560))
 
 
 def reason(ids: list[int], finish_reason: str = "stop", **limits: object) -> str | None:
-    return drop_reason(Drawn(0, ids, finish_reason), D1, SynthesizeConfig(**limits), text_ids=TEXT_IDS)
+    return drop_reason(SampledDocument(0, ids, finish_reason), D1, SynthesizeConfig(**limits), text_ids=TEXT_IDS)
 
 
 # What to keep
@@ -58,7 +57,7 @@ def test_a_copy_of_d1_is_dropped_at_the_share_of_shingles() -> None:
     assert reason(ids, max_copy=18.5 / 48) is None
 
 
-# Which to draw
+# Which documents become d1
 
 
 def shard(doc_ids: list[bytes]) -> pa.Table:
@@ -77,7 +76,7 @@ def test_a_shard_gives_the_documents_with_the_smallest_hashes_in_its_own_order()
     assert chosen.lengths == [1] * 5
 
 
-def test_a_larger_draw_holds_the_smaller_one() -> None:
+def test_a_larger_choice_holds_the_smaller_one() -> None:
     doc_ids = [f"{number:016d}".encode() for number in range(10, 50)]
     assert set(map(str, choose_sources(shard(doc_ids), 5, 0))) < set(map(str, choose_sources(shard(doc_ids), 9, 0)))
 
@@ -90,7 +89,7 @@ def test_quotas_add_up_to_the_number_wanted_and_follow_the_sizes() -> None:
     assert quotas == shard_quotas(SynthesizeConfig(num_documents=1000), [10_000, 30_000, 0])
 
 
-def test_without_a_number_every_document_is_drawn() -> None:
+def test_without_a_number_every_document_is_a_d1() -> None:
     assert shard_quotas(SynthesizeConfig(), [3, 0, 4]) == [3, 0, 4]
 
 

@@ -1,4 +1,8 @@
-"""How far a generation is, how fast, and what it costs: on the terminal, and on the metrics endpoint."""
+"""What the workers of a generation know of one another, and how far they are, on the terminal and as metrics.
+
+`coordinate` starts an actor (`coordinator_class`), which the workers tell of each commit, and a thread that reports
+what the actor has added up (`Reporter`).
+"""
 
 from __future__ import annotations
 
@@ -23,11 +27,11 @@ _EVERY_S = 2.0
 _RATE_S = 60.0
 
 
-def tally_class() -> type:
+def coordinator_class() -> type:
     """The class of the actor; made in a function, so that its process imports none of this module: 0.2 GiB, 5 s."""
 
-    class Tally:
-        """Adds up what the workers have committed, and tells each what it needs to know of the others."""
+    class Coordinator:
+        """Adds up what the workers have committed, and returns to each what it needs to know of the others."""
 
         def __init__(self, bad: dict[int, int], num_todo: int, num_workers: int) -> None:
             """Bad samples of each finished shard, shards to do, and workers."""
@@ -39,10 +43,10 @@ def tally_class() -> type:
         def committed(self, worker: str, shard: int, bad: int, counts: dict[str, int]) -> tuple[int, float]:
             """Count; returns the bad samples of all shards, and the worker's share of the slots, usually 1.
 
-            Once no shard is left to open, the slots of those who have nothing to do are shared by the others: else
+            Once no shard is left to open, the slots of workers that have nothing to do are shared by the others: else
             their engines would idle.
             """
-            self._bad[shard] = bad  # not added: a worker that takes a shard over says what is in its ledger
+            self._bad[shard] = bad  # not added: a worker that takes a shard over counts what is in its segments
             self._seen.add(shard)
             self._open[shard] = worker
             for name, count in counts.items():
@@ -60,21 +64,14 @@ def tally_class() -> type:
             """All counts."""
             return self._counts
 
-    return Tally
-
-
-def _new_tally(bad: dict[int, int], num_todo: int, num_workers: int) -> Any:
-    """It lives on the driver's node, and with it."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0)(tally_class())
-    return actor.options(scheduling_strategy=here).remote(bad, num_todo, num_workers)
+    return Coordinator
 
 
 class Reporter:
-    """Turns the tally into progress lines and metrics."""
+    """Turns the coordinator's counts into progress lines and metrics."""
 
-    def __init__(self, tally: Any, total: int, *, done: int, dollars_per_node_hour: float) -> None:
-        self._tally = tally
+    def __init__(self, coordinator: Any, total: int, *, done: int, dollars_per_node_hour: float) -> None:
+        self._coordinator = coordinator
         self._total, self._done, self._price = total, done, dollars_per_node_hour
         self._progress = Progress(_STAGE, total, "documents", done=done)
         self._before: Counter[str] = Counter()
@@ -86,71 +83,84 @@ class Reporter:
 
     def report(self) -> None:
         """One line, if something was finished since the last one."""
-        counts: Counter[str] = Counter(ray.get(self._tally.read.remote()))
+        counts: Counter[str] = Counter(ray.get(self._coordinator.read.remote()))
         now = time.monotonic()
-        elapsed_s, self._at = now - self._at, now
-        new, self._before = counts - self._before, counts
-        rate = self._rate(now, counts["tokens"])
         nodes = sum(node["Alive"] for node in ray.nodes())
-        self.dollars += self._price * nodes * elapsed_s / 3600
+        self.dollars += self._price * nodes * (now - self._at) / 3600
+        new, self._at, self._before = counts - self._before, now, counts
         self.tokens = counts["tokens"]
+        rate = self._rate(now)
         per_billion = self.dollars / self.tokens * 1e9 if self.tokens else 0.0
         for name in ("documents", "tokens", "prompt_tokens", "prompt_tokens_cached"):
             metrics.count(f"sbp_{name}", new[name], stage=_STAGE)
-        share = (self._done + counts["documents"]) / self._total
-        metrics.gauge("sbp_tokens_per_s", rate, stage=_STAGE)
-        metrics.gauge("sbp_progress", share, stage=_STAGE)
-        metrics.gauge("sbp_dollars_per_billion_tokens", per_billion, stage=_STAGE)
-        metrics.gauge("sbp_eta_s", self._progress.eta_s(), stage=_STAGE)
+        for name, value in {
+            "tokens_per_s": rate,
+            "progress": (self._done + counts["documents"]) / self._total,
+            "dollars_per_billion_tokens": per_billion,
+            "eta_s": self._progress.eta_s(),
+        }.items():
+            metrics.gauge(f"sbp_{name}", value, stage=_STAGE)
         if new["documents"]:
             cost = f" | ${per_billion:,.0f} per billion tokens" if self._price else ""
             self._progress.advance(new["documents"], f"{rate:,.0f} tokens/s{cost}")
 
-    def _rate(self, now: float, tokens: int) -> float:
+    def _rate(self, now: float) -> float:
         """Tokens a second over the last `_RATE_S`: what is committed comes in lumps."""
-        self._window.append((now, tokens))
+        self._window.append((now, self.tokens))
         while len(self._window) > 2 and now - self._window[1][0] >= _RATE_S:
             self._window.popleft()
         since, before = self._window[0]
-        return (tokens - before) / (now - since) if now > since else 0.0
+        return (self.tokens - before) / (now - since) if now > since else 0.0
 
     def report_or_warn(self) -> None:
-        """The same; a report that fails is said once, and the next one tried: no job should end for its progress."""
+        """The same; warn of the first report that fails, and go on: no job should end for its progress."""
         try:
             self.report()
         except Exception as error:  # noqa: BLE001  whatever Ray's state, metrics or a node may raise
             if not self._has_failed:
-                logger.warning(f"{_STAGE} | progress cannot be told just now: {type(error).__name__}: {error}")
+                logger.warning(f"{_STAGE} | no progress can be shown just now: {type(error).__name__}: {error}")
             self._has_failed = True
+
+    def report_until(self, stop: threading.Event) -> None:
+        """Report every two seconds, and once more at the end."""
+        while not stop.wait(_EVERY_S):
+            self.report_or_warn()
+        self.report_or_warn()
+
+    def summary(self, seconds: float) -> dict[str, Any]:
+        """What this run did; earlier runs of the same artifact are not in it."""
+        return {
+            "tokens_generated": self.tokens,
+            "wall_s": round(seconds, 1),
+            "tokens_per_s": round(self.tokens / seconds, 1),
+            "dollars": round(self.dollars, 2),
+            "dollars_per_billion_tokens": round(self.dollars / self.tokens * 1e9, 2) if self.tokens else None,
+        }
 
 
 @contextmanager
-def reported(
+def coordinate(
     total: int, *, done: int, bad: dict[int, int], num_todo: int, num_workers: int, dollars_per_node_hour: float
 ) -> Iterator[tuple[Reporter, Any]]:
-    """Report while the block runs, and once more when it ends; with the actor that the workers tell.
+    """Report while the block runs; with the actor that the workers tell, which lives on the driver's node.
 
     Args:
         total: samples of the artifact.
         done: those that earlier runs have committed.
-        bad: of each finished shard, samples that were never drawn.
+        bad: of each finished shard, samples that could not be written.
         num_todo: shards that are not finished.
         num_workers: workers that share them.
         dollars_per_node_hour: price of a node.
     """
-    tally = _new_tally(bad, num_todo, num_workers)
-    reporter = Reporter(tally, total, done=done, dollars_per_node_hour=dollars_per_node_hour)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0)(coordinator_class()).options(scheduling_strategy=here)
+    coordinator = actor.remote(bad, num_todo, num_workers)
+    reporter = Reporter(coordinator, total, done=done, dollars_per_node_hour=dollars_per_node_hour)
     stop = threading.Event()
-
-    def run() -> None:
-        while not stop.wait(_EVERY_S):
-            reporter.report_or_warn()
-        reporter.report_or_warn()
-
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=reporter.report_until, args=(stop,), daemon=True)
     thread.start()
     try:
-        yield reporter, tally
+        yield reporter, coordinator
     finally:
         stop.set()
         thread.join()

@@ -4,7 +4,6 @@ import json
 from hashlib import blake2b
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -12,8 +11,8 @@ from sbp_ray import schema
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import SynthesizeConfig
 from sbp_ray.generation.d1 import Sources, start_order
-from sbp_ray.generation.ledger import Ledger, ledger_name, num_done, read_ledger, segments_folder
 from sbp_ray.generation.merging import merge_shard, merged_name
+from sbp_ray.generation.segments import DoneSamples, count_done, list_segments
 from sbp_ray.text.minhash import document_signature
 
 TEXTS = [" ".join(f"{word}{number}" for word in range(40)) for number in range(6)]
@@ -53,65 +52,39 @@ def row(number: int, text: str | None = None, reason: str | None = None, **more:
 CFG = SynthesizeConfig(samples_per_document=2, min_tokens=2)
 
 
-def test_a_restored_ledger_names_what_is_missing(new_artifact: Any) -> None:
+def test_what_is_missing_is_known_from_the_segments_alone(new_artifact: Any) -> None:
     out = new_artifact("out")
-    Ledger(out, 3, 20).commit([row(5), row(0), row(3)])
-    again = Ledger(out, 3, 20)
-    assert again.num_done == 3
-    assert again.missing(range(7)) == [1, 2, 4, 6]
-    assert num_done(out, [1, 3]) == 3
-
-
-def test_a_segment_without_its_ledger_counts(new_artifact: Any) -> None:
-    """The process died between the two writes."""
-    out = new_artifact("out")
-    ledger = Ledger(out, 0, 6)
-    ledger.commit([row(1)])
-    before = out.read_bytes(ledger_name(0))
-    ledger.commit([row(4)])
-    out.write_bytes(ledger_name(0), before)
-    assert Ledger(out, 0, 6).missing(range(6)) == [0, 2, 3, 5]
-    out.fs.delete_file(out.path(ledger_name(0)))
-    assert Ledger(out, 0, 6).missing(range(6)) == [0, 2, 3, 5]
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no archive at all"])
-def test_a_ledger_that_cannot_be_read_is_restored_from_its_segments(new_artifact: Any, content: bytes) -> None:
-    out = new_artifact("out")
-    ledger = Ledger(out, 0, 6)
-    ledger.commit([row(1), row(4, reason="refused_by_engine", detail="no")])
-    ledger.commit([row(0)])
-    out.write_bytes(ledger_name(0), content)
-    again = Ledger(out, 0, 6)
-    assert again.missing(range(6)) == [2, 3, 5]
-    assert again.num_bad == 1
-    assert num_done(out, [0]) == 3
+    DoneSamples(out, 3, 20).commit([row(5), row(0), row(3)])
+    again = DoneSamples(out, 3, 20)
+    assert again.missing(0, 7) == [1, 2, 4, 6]
+    assert again.missing(4, 6) == [4]
+    assert count_done(out, [1, 3]) == 3
 
 
 def test_bad_samples_are_counted_once_however_often_they_were_written(new_artifact: Any) -> None:
     out = new_artifact("out")
     bad = [row(number, reason="prompt_too_long", detail="") for number in (1, 2)]
     for rows in (bad, [bad[1], row(3)], [row(0)]):
-        Ledger(out, 0, 6).commit(rows)
-    assert Ledger(out, 0, 6).num_bad == read_ledger(out, 0).num_bad == 2
+        DoneSamples(out, 0, 6).commit(rows)
+    assert DoneSamples(out, 0, 6).num_bad == 2
+    assert count_done(out, [0]) == 4
 
 
 def test_a_merged_shard_holds_each_sample_once_in_order_whatever_the_segments(new_artifact: Any) -> None:
-    """Two workers held the shard: 2 and 3 were drawn twice, and the first segment's are taken."""
+    """Two workers held the shard: 3 was written twice, and the first segment's is taken."""
     out, other = new_artifact("out"), new_artifact("other")
-    ledger = Ledger(out, 0, 6)
-    for segment in ([row(0), row(3)], [row(2), row(1), row(3, "drawn again by the other one")], [row(5), row(4)]):
-        ledger.commit(segment)
+    done = DoneSamples(out, 0, 6)
+    for segment in ([row(0), row(3)], [row(2), row(1), row(3, "written again by the other worker")], [row(5), row(4)]):
+        done.commit(segment)
     stats = merge_shard(CFG, 0, SOURCES, out)
     rows = out.read_table(merged_name(0)).to_pylist()
     assert [r["text"] for r in rows] == TEXTS
     assert (stats["samples"], stats["documents"], stats["drops"]) == (6, 6, {})
     assert stats["tokens_generated"] == 240
     assert out.read_stats(merged_name(0)) == stats
-    assert out.files(segments_folder(0)) == []
-    assert not out.exists(ledger_name(0))
+    assert list_segments(out, 0) == []
 
-    Ledger(other, 0, 6).commit([row(number) for number in range(6)])
+    DoneSamples(other, 0, 6).commit([row(number) for number in range(6)])
     merge_shard(CFG, 0, SOURCES, other)
     assert other.read_table(merged_name(0)).equals(out.read_table(merged_name(0)))
 
@@ -119,7 +92,9 @@ def test_a_merged_shard_holds_each_sample_once_in_order_whatever_the_segments(ne
 def test_drops_are_counted_and_bad_samples_lie_in_quarantine(new_artifact: Any) -> None:
     out = new_artifact("out")
     bad = row(4, reason="refused_by_engine", detail="no")
-    Ledger(out, 0, 6).commit([row(0), row(1), row(2, reason="looping"), row(3, reason="contaminated"), bad, row(5)])
+    DoneSamples(out, 0, 6).commit(
+        [row(0), row(1), row(2, reason="looping"), row(3, reason="contaminated"), bad, row(5)]
+    )
     stats = merge_shard(CFG, 0, SOURCES, out)
     assert stats["drops"] == {"looping": 1, "contaminated": 1, "refused_by_engine": 1}
     [line] = out.read_bytes("quarantine/part-00000.jsonl").decode().splitlines()
@@ -134,7 +109,7 @@ def test_drops_are_counted_and_bad_samples_lie_in_quarantine(new_artifact: Any) 
 def test_whoever_merges_second_finds_it_done(new_artifact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers hold the shard. The second lists the segments, and the first ends before it has read them."""
     out = new_artifact("out")
-    Ledger(out, 0, 6).commit([row(number) for number in range(6)])
+    DoneSamples(out, 0, 6).commit([row(number) for number in range(6)])
     read_table, first = Artifact.read_table, []
 
     def interrupted(self: Artifact, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -150,14 +125,6 @@ def test_whoever_merges_second_finds_it_done(new_artifact: Any, monkeypatch: pyt
     assert out.read_bytes(merged_name(0)) == before
 
 
-def test_only_the_last_d1_are_started_longest_first() -> None:
+def test_only_the_last_d1_are_requested_longest_first() -> None:
     assert start_order([5, 1, 3, 9, 2], tail=3) == [0, 1, 3, 2, 4]
     assert start_order([5, 1], tail=8) == [0, 1]
-
-
-def test_a_bitmap_takes_a_bit_for_each_sample(new_artifact: Any) -> None:
-    out = new_artifact("out")
-    Ledger(out, 0, 80_000).commit([row(0)])
-    bits = read_ledger(out, 0).bits
-    assert bits.nbytes == 10_000
-    assert int(np.unpackbits(bits).sum()) == 1

@@ -1,4 +1,4 @@
-"""Progress that is told, whatever happens to a report."""
+"""Progress is shown, whatever happens to a report."""
 
 import logging
 from types import SimpleNamespace
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sbp_ray.generation import tally
-from sbp_ray.generation.tally import Reporter
+from sbp_ray.generation import coordinator
+from sbp_ray.generation.coordinator import Reporter
 
 
 @pytest.fixture
@@ -20,10 +20,10 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise held["error"]
         return dict(held["counts"])
 
-    monkeypatch.setattr(tally.ray, "get", read)
-    monkeypatch.setattr(tally.ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
-    monkeypatch.setattr(tally.time, "monotonic", lambda: held["now"])
-    monkeypatch.setattr(tally.metrics, "gauge", lambda name, value, **_: held["gauges"].update({name: value}))
+    monkeypatch.setattr(coordinator.ray, "get", read)
+    monkeypatch.setattr(coordinator.ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
+    monkeypatch.setattr(coordinator.time, "monotonic", lambda: held["now"])
+    monkeypatch.setattr(coordinator.metrics, "gauge", lambda name, value, **_: held["gauges"].update({name: value}))
     return held
 
 
@@ -36,7 +36,7 @@ def test_a_report_that_fails_is_said_once_and_the_next_one_goes_on(
     counts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(tally.logger, "warning", said.append)
+    monkeypatch.setattr(coordinator.logger, "warning", said.append)
     one = reporter(done=10)
     counts["error"] = RuntimeError("no answer")
     for _ in range(3):

@@ -1,7 +1,7 @@
-"""Asks the engines for samples until each of them is there.
+"""Requests samples from the engines until each of them is there.
 
-Only an engine's refusal ends a sample without a document. An engine that dies or stands still costs what it had
-written: the rest of the request goes to another one, with the same seeds.
+Only an engine's refusal ends a sample without a document. The text of an engine that dies or stands still is lost:
+what it did not finish goes to another engine, with the same seeds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from sbp_ray.engine.messages import Alive, Drawn, Draws, EngineLostError, Refused, Sampling
+from sbp_ray.engine.messages import Alive, EngineLostError, RefusedSample, SampledDocument, SampleRequest, Sampling
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.logs import duration
 
@@ -33,17 +33,17 @@ class Engines:
         """
         Args:
             handle: of the replicas, streaming.
-            silent_for_s: an engine that has taken a request on and says nothing for so long stands still.
-            give_up_after_s: how long no engine may have said anything before an error is raised.
+            silent_for_s: an engine that has accepted a request and sends nothing for so long stands still.
+            give_up_after_s: how long no engine may have sent anything before an error is raised.
         """
         self._handle, self._silent_for_s, self._give_up_after_s = handle, silent_for_s, give_up_after_s
         self._heard_at: float | None = None
-        self._last_error = "no engine took it on"
+        self._last_error = "no engine accepted it"
         self._warned_at = float("-inf")
 
-    async def draw(
+    async def sample(
         self, name: str, prompt: list[int], seeds: dict[int, int], sampling: Sampling
-    ) -> AsyncIterator[Drawn | Refused]:
+    ) -> AsyncIterator[SampledDocument | RefusedSample]:
         """Samples of one prompt, by their seeds, in the order in which they are done.
 
         Raises:
@@ -55,9 +55,9 @@ class Engines:
             self._heard_at = time.monotonic()
         while left:
             replica = ""
-            answers = self._handle.draw.remote(Draws(prompt, dict(left), sampling), not_on=(avoided,))
+            answers = self._handle.sample.remote(SampleRequest(prompt, dict(left), sampling), not_on=(avoided,))
             try:
-                while (answer := await self._next(answers, is_taken_on=bool(replica))) is not None:
+                while (answer := await self._next(answers, is_accepted=bool(replica))) is not None:
                     if isinstance(answer, Alive):
                         replica = answer.replica
                     elif left.pop(answer.sample, None) is not None:
@@ -77,21 +77,21 @@ class Engines:
                 self._give_up_in_time(name, losses)
                 await asyncio.sleep(min(pauses, _LONGEST_PAUSE_S))
 
-    async def _next(self, answers: Any, *, is_taken_on: bool) -> Alive | Drawn | Refused | None:
+    async def _next(self, answers: Any, *, is_accepted: bool) -> Alive | SampledDocument | RefusedSample | None:
         """The next message; None at the end.
 
-        One that no engine has taken on yet waits for as long as any engine is heard of: they may all be full.
+        A request that no engine has accepted yet waits for as long as any engine is heard of: they may all be full.
         """
         coming = asyncio.ensure_future(anext(answers, None))
         try:
             while True:
-                limit_s = self._silent_for_s if is_taken_on else self._give_up_after_s - self._silence_s()
+                limit_s = self._silent_for_s if is_accepted else self._give_up_after_s - self._silence_s()
                 done, _ = await asyncio.wait({coming}, timeout=max(limit_s, 0))
                 if done:
                     answer = coming.result()
                     self._heard_at = time.monotonic()
                     return answer
-                if is_taken_on or self._silence_s() >= self._give_up_after_s:
+                if is_accepted or self._silence_s() >= self._give_up_after_s:
                     raise TimeoutError(f"nothing came for {duration(self._silent_for_s)}")
         finally:
             coming.cancel()
@@ -113,7 +113,7 @@ class Engines:
             )
 
     def _warn(self, name: str) -> None:
-        """An engine that dies takes hundreds of requests with it: one line says so for all."""
+        """An engine that dies ends hundreds of requests: one line says so for all of them."""
         if time.monotonic() - self._warned_at >= _WARN_EVERY_S:
             self._warned_at = time.monotonic()
             logger.warning(f"synthesize | d1 {name} and perhaps others are sent again: {self._last_error}")
