@@ -58,7 +58,7 @@ def sample_tokens(
     Args:
         logits: float [rows, vocabulary].
         temperatures: float, above 0 [rows].
-        top_p: the share of the probability that the likeliest tokens must reach to be kept, float [rows]; the others are
+        top_p: float [rows]; the likeliest tokens that reach this share of the probability are kept, and the others are
             never sampled.
         at: in [0, 1), float64 [rows].
     """
