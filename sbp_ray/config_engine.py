@@ -68,6 +68,9 @@ class ServiceConfig(Section):
     """Larger bodies are refused with 413."""
     deadline_s: PositiveFloat = 300.0
     """Longest time for an answer, streams included; a request may ask for less in `timeout_s`."""
+    num_ingresses: PositiveInt | None = None
+    """Processes between Serve's proxy and the engines, each of 0.9 GiB; with a spare, requests are answered while one
+    is replaced. Without a number two, and one on a cluster of fewer than four CPUs."""
 
 
 class SynthesizeResources(Section):

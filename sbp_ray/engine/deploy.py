@@ -168,6 +168,7 @@ def build_app(engine: EngineConfig, synthesizer: Artifact, service: ServiceConfi
     """The service: an HTTP ingress in front of the engine replicas."""
     limits = service or ServiceConfig()
     server = build_server(engine, synthesizer, limits)
+    import ray
     from ray import serve
     from ray.serve.llm.ingress import make_fastapi_ingress
 
@@ -186,6 +187,7 @@ def build_app(engine: EngineConfig, synthesizer: Artifact, service: ServiceConfi
     return serve.deployment(
         ingress,
         name="SynthesizerIngress",
+        num_replicas=limits.num_ingresses or (2 if ray.cluster_resources().get("CPU", 0) >= 4 else 1),
         max_ongoing_requests=10_000,
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=limits.deadline_s,

@@ -1,7 +1,6 @@
 """HTTP in front of the replicas: OpenAI's completions and models, synthesize, and health."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -24,10 +23,13 @@ from sbp_ray.engine.access import check_door
 from sbp_ray.engine.answers import CompletionAnswer, SynthesizeAnswer
 from sbp_ray.engine.bodies import CompletionRequest, ErrorResponse, SynthesizeRequest, SynthesizeResponse, first_fault
 from sbp_ray.engine.health import Health, UnknownStatusError
-from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper, error_answer, error_body
-from sbp_ray.engine.messages import DEPLOYMENT, MODEL_ID, Delta, EngineLostError, Refusal
+from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper, error_answer
+from sbp_ray.engine.messages import DEPLOYMENT, MODEL_ID, EngineLostError, Refusal
 from sbp_ray.engine.routing import write_where_there_is_room
+from sbp_ray.engine.streams import HEADERS, LOST, events_of
 from sbp_ray.logs import set_up_logging
+
+_STATUS_WITHIN_S = 2.5
 
 NO_SUCH_MODEL = f"there is no such model: the only one here is {MODEL_ID!r}"
 
@@ -77,62 +79,41 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
     async def _answer(
         self, body: SynthesizeRequest | CompletionRequest, answer: SynthesizeAnswer | CompletionAnswer
     ) -> Response:
-        deadline = time.monotonic() + min(body.timeout_s or self._service.deadline_s, self._service.deadline_s)
+        seconds = min(body.timeout_s or self._service.deadline_s, self._service.deadline_s)
+        deadline = time.monotonic() + seconds
+        too_late = f"not done within {seconds:g} s: ask for less, or give it longer (timeout_s, service.deadline_s)"
+        coming = asyncio.ensure_future(write_where_there_is_room(self._stream.write.remote, body))
+        # Whether a request is taken on is decided at once, unless an engine must wake first. A stream then begins
+        # without it: whoever stands between would cut a connection on which nothing comes.
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                deltas, first = await write_where_there_is_room(self._stream.write.remote, body)
+            if body.stream:
+                await asyncio.wait([coming], timeout=min(_STATUS_WITHIN_S, seconds))
+                if not coming.done():
+                    return _stream(events_of(coming, answer, deadline, too_late))
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+                deltas, first = await coming
                 if isinstance(first, Refusal):
                     headers = {"Retry-After": str(first.retry_after_s)} if first.retry_after_s else None
                     return error_answer(first.status, first.message, headers, first.param)
+                if body.stream:
+                    return _stream(events_of(coming, answer, deadline, too_late))
                 answer.begin(first)
-                if not body.stream:
-                    async with aclosing(deltas):
-                        answer.add(first.deltas)
-                        async for new in deltas:
-                            answer.add(new)
-                    return JSONResponse(answer.whole())
+                async with aclosing(deltas):
+                    answer.add(first.deltas)
+                    async for new in deltas:
+                        answer.add(new)
+                return JSONResponse(answer.whole())
         except TimeoutError:
-            return error_answer(504, _too_late(body, self._service))
+            return error_answer(504, too_late)
         except EngineLostError:
-            return error_answer(503, _LOST, {"Retry-After": "1"})
-        events = _events(first.deltas, deltas, answer, deadline, _too_late(body, self._service))
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            return error_answer(503, LOST, {"Retry-After": "1"})
+        except asyncio.CancelledError:  # the client has left
+            coming.cancel()
+            raise
 
 
-_LOST = "the engine that was writing this died and is being replaced: send the request again"
-
-
-def _too_late(body: SynthesizeRequest | CompletionRequest, service: ServiceConfig) -> str:
-    seconds = min(body.timeout_s or service.deadline_s, service.deadline_s)
-    return f"not done within {seconds:g} s: ask for less, or give it longer (timeout_s, service.deadline_s)"
-
-
-async def _events(
-    first: list[Delta],
-    deltas: AsyncGenerator[list[Delta], None],
-    answer: SynthesizeAnswer | CompletionAnswer,
-    deadline: float,
-    too_late: str,
-) -> AsyncGenerator[str, None]:
-    """Server-sent events. An error that comes after the status line is the last event, and no `[DONE]` follows it."""
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()), aclosing(deltas):
-            for event in answer.events(first):
-                yield _event(event)
-            async for new in deltas:
-                for event in answer.events(new):
-                    yield _event(event)
-            for event in answer.last_events():
-                yield _event(event)
-        yield "data: [DONE]\n\n"
-    except TimeoutError:
-        yield _event(error_body(504, too_late))
-    except EngineLostError:
-        yield _event(error_body(503, _LOST))
-
-
-def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+def _stream(events: AsyncGenerator[str, None]) -> StreamingResponse:
+    return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
 
 
 def _engine_status(app_name: str) -> str:
