@@ -9,7 +9,7 @@ from sbp_ray.job import Job, Stats, main
 def run(job: Job) -> Stats:
     from sbp_ray.stages.eval import evaluate_run
 
-    return evaluate_run(job.inputs, settings=job.config, out=job.output)
+    return evaluate_run(job.node, out=job.output)
 
 
 if __name__ == "__main__":

@@ -198,6 +198,10 @@ class PretrainConfig(TrainingConfig):
         """Optimizer steps, rounded up to whole batches."""
         return math.ceil(self.total_tokens / (self.batch_rows * self.seq_len))
 
+    def num_positions(self) -> int:
+        """Positions of all steps together."""
+        return self.num_steps() * self.batch_rows * self.seq_len
+
 
 class MixtureConfig(Section):
     """What the sbp arm reads."""

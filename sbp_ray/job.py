@@ -14,11 +14,10 @@ from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.cli import exit_with, parse_command
 from sbp_ray.config import Config, TrackingConfig
 from sbp_ray.logs import duration
+from sbp_ray.nodes import Node, locate
 from sbp_ray.plan import (
-    Node,
     follow,
     is_done,
-    locate,
     plan_run,
     refuse_stale,
     refuse_unfit,
@@ -42,10 +41,23 @@ _TRAINS = ("pretrain", "tune")  # jobs that leave curves
 class Job:
     """A stage about to run: its settings, the artifacts it reads and the one it writes."""
 
-    stage: Stage
-    config: Config
-    inputs: dict[str, Artifact]
-    output: Artifact
+    node: Node
+
+    @property
+    def stage(self) -> Stage:
+        return self.node.stage
+
+    @property
+    def config(self) -> Config:
+        return self.node.config
+
+    @property
+    def inputs(self) -> dict[str, Artifact]:
+        return {noun: read.artifact for noun, read in self.node.inputs.items()}
+
+    @property
+    def output(self) -> Artifact:
+        return self.node.artifact
 
 
 RunStage = Callable[[Job], Stats]
@@ -140,7 +152,7 @@ def _execute(node: Node, run: RunStage) -> None:
     start = time.monotonic()
     tracking = config.tracking if stage.job in _TRAINS else TrackingConfig()
     with MemoryMeter() as memory, track_training(tracking, output, METRICS):
-        stats = run(Job(stage, config, {noun: read.artifact for noun, read in node.inputs.items()}, output))
+        stats = run(Job(node))
     wall_s = time.monotonic() - start
     output.remove_unfinished()  # of workers that were killed in this one
     output.write_json(

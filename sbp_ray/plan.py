@@ -10,68 +10,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-from sbp_ray.artifacts import MANIFEST, STARTED, Artifact, fingerprint_of
+from sbp_ray.artifacts import MANIFEST, STARTED, fingerprint_of
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError
+from sbp_ray.nodes import Node, is_ours, locate
 from sbp_ray.recipes import deciding_settings, describe_differences, input_files
-from sbp_ray.stage_table import FOLDERS, NOUNS, STAGES, Stage
+from sbp_ray.stage_table import NOUNS, STAGES, Stage
 
 logger = logging.getLogger(__name__)
 
 State = Literal["absent", "unfinished", "done", "stale"]
 """`stale`: begun or finished with another recipe than the planned one."""
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """An artifact to be made by one stage."""
-
-    stage: Stage
-    config: Config
-    """Complete: where the artifact lies, and where its inputs lie."""
-    recipe: dict[str, Any] = field(repr=False)
-    fingerprint: str
-    """Of the recipe: of settings, input files and the fingerprints of the inputs."""
-    inputs: Mapping[str, Node] = field(repr=False)
-    """By noun."""
-    after: tuple[Node, ...] = field(default=(), repr=False)
-    """Nodes that must be done before, for a path in the settings that leads into their folder."""
-
-    @property
-    def key(self) -> str:
-        """Noun and the first half of the fingerprint."""
-        return f"{self.stage.writes}-{self.fingerprint[:8]}"
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Keys of the nodes that must be done before."""
-        return tuple(dict.fromkeys(node.key for node in (*self.inputs.values(), *self.after)))
-
-    @property
-    def artifact(self) -> Artifact:
-        return locate(self.config, self.stage.writes)
-
-    def placed_in(self, folder: str) -> Node:
-        """The node with a folder that is its run directory."""
-        where = {noun: node.artifact.url for noun, node in self.inputs.items()}
-        placed = {"run_dir": folder, "artifacts": {**where, self.stage.writes: folder}}
-        return replace(self, config=self.config.model_copy(update=placed))
-
-
-def locate(config: Config, noun: str) -> Artifact:
-    """The artifact of the run, complete or not: under `run_dir`, or where `artifacts` says."""
-    return Artifact(noun, config.artifacts.get(noun, f"{config.run_dir.rstrip('/')}/{FOLDERS[noun]}").rstrip("/"))
-
-
-def is_ours(config: Config, noun: str) -> bool:
-    """Whether the run makes the artifact: then it may be written and deleted.
-
-    One that `artifacts` names is another's, unless the run directory is its folder: a run that makes nothing else.
-    """
-    return noun not in config.artifacts or locate(config, noun).url == config.run_dir.rstrip("/")
 
 
 # Planning

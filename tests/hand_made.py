@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sbp_ray.artifacts import Artifact
+from sbp_ray.artifacts import STARTED, Artifact
+from sbp_ray.config import Config
+from sbp_ray.nodes import Node, locate
 from sbp_ray.schema import DOCUMENT, SYNTHETIC, embedding_schema, shard_of
 from sbp_ray.shards import shard_name
+from sbp_ray.stage_table import STAGES
 from sbp_ray.text.minhash import document_signature
 from sbp_ray.text.tokenizer import encode_texts, train_tokenizer
 
@@ -68,3 +71,13 @@ def write_synthetic(synthetic: Artifact, written: Iterable[tuple[Row, str]], tok
         for i, (d1, text) in enumerate(written)
     ]  # fmt: skip
     synthetic.write_table("part-00000.parquet", pa.Table.from_pylist(rows, SYNTHETIC))
+
+
+def nodes_of(config: Config) -> dict[str, Node]:
+    """The nodes of the artifacts that lie where the settings say, each named by what its `started.json` says."""
+    nodes: dict[str, Node] = {}
+    for stage in STAGES:
+        made = locate(config, stage.writes)
+        fingerprint = made.fingerprint() if made.exists(STARTED) else ""
+        nodes[stage.writes] = Node(stage, config, {}, fingerprint, {noun: nodes[noun] for noun in stage.reads})
+    return nodes

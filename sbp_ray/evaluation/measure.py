@@ -10,10 +10,11 @@ from sbp_ray.evaluation.intervals import MIN_GROUPS
 from sbp_ray.evaluation.judging.judged_study import judge_study
 from sbp_ray.evaluation.likelihood.gains import arm_rows, equal_cost_rows
 from sbp_ray.evaluation.likelihood.scored_texts import Texts, score_study
-from sbp_ray.evaluation.study import Made, Study, Trained, names_of
+from sbp_ray.evaluation.study import Study, Training, names_of
 from sbp_ray.evaluation.text_quality.beside_real import measure_quality
 from sbp_ray.evaluation.text_quality.corpus_scan import fetch_documents
 from sbp_ray.evaluation.unseen import find_held_out_text
+from sbp_ray.nodes import Node
 from sbp_ray.provenance import provenance
 from sbp_ray.report.pair_guide import guide_facts, guide_ids, read_guide
 from sbp_ray.report.run_facts import artifact_row, loss_curve
@@ -34,7 +35,7 @@ def measure_study(study: Study, out: Artifact) -> dict[str, Any]:
     texts, scores = score_study(study, store)
     arms = arm_rows(study, scores, texts)
     return {
-        "seeds": sorted({one.seed for one in study.trained}),
+        "seeds": sorted({one.seed for one in study.trainings}),
         "scale": _scale(study),
         "texts": _text_facts(texts),
         "min_groups": MIN_GROUPS,
@@ -42,7 +43,7 @@ def measure_study(study: Study, out: Artifact) -> dict[str, Any]:
         "arms": arms,
         "equal_cost": equal_cost_rows(arms),
         "curves": [
-            {"name": one.name, "seed": one.seed, "points": loss_curve(one.model.artifact)} for one in study.trained
+            {"name": one.name, "seed": one.seed, "points": loss_curve(one.model.artifact)} for one in study.trainings
         ],
         "benchmarks": compare_on_benchmarks(study, store),
         "judge": judge_study(study, store),
@@ -53,8 +54,8 @@ def measure_study(study: Study, out: Artifact) -> dict[str, Any]:
         ],
         "quality": measure_quality(study, Artifact("quality", f"{out.url}/quality")),
         "mining": [row for made, trained in study.users("pairs") if (row := _mining_row(made, trained))],
-        "decontamination": find_held_out_text(study.made, texts.held_out, settings.decontaminate.ngram_words, store),
-        "artifacts": [artifact_row(made.key, made.stage, made.artifact) for made in study.made],
+        "decontamination": find_held_out_text(study.nodes, texts.held_out, settings.decontaminate.ngram_words, store),
+        "artifacts": [artifact_row(node) for node in study.nodes],
         "made_by": provenance(),
     }
 
@@ -82,13 +83,13 @@ def _text_facts(texts: Texts) -> dict[str, dict[str, int]]:
     }
 
 
-def _synthesizer_row(made: Made, trained: list[Trained]) -> dict[str, Any]:
+def _synthesizer_row(made: Node, trained: list[Training]) -> dict[str, Any]:
     """Its conditional gain on held-out pairs, its curve, and who uses it."""
     gain = made.stats.get("validation") or {"pairs": 0}
     return {"synthesizer": made.key, "for": names_of(trained), "points": loss_curve(made.artifact), **gain}
 
 
-def _mining_row(pairs: Made, trained: list[Trained]) -> dict[str, Any] | None:
+def _mining_row(pairs: Node, trained: list[Training]) -> dict[str, Any] | None:
     """How pairs were mined: recall, yield by similarity, and sample pairs of each band; None for random pairs."""
     guide = read_guide(pairs.artifact)
     if guide is None or pairs.config.pair.source != "neighbors":

@@ -1,13 +1,13 @@
-"""What is measured: trained models, each with all that it was made from. A run is a study of one seed and two arms."""
+"""What is measured: trainings, and the nodes that they were made from. A run is a study of one seed and two arms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config
+from sbp_ray.nodes import Node
 
 BASELINE = "repetition"
 """The arm that the others are compared with."""
@@ -19,36 +19,8 @@ Costs = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Made:
-    """An artifact and the artifacts that it was made from."""
-
-    key: str
-    """Unique for what it was made from: what is measured of it is kept under this name."""
-    stage: str
-    artifact: Artifact
-    config: Config
-    inputs: Mapping[str, Made] = field(default_factory=dict)
-    """By noun."""
-
-    @property
-    def stats(self) -> dict[str, Any]:
-        """What its stage counted; empty until it is finished."""
-        return (self.artifact.manifest() or {}).get("stats", {})  # type: ignore[no-any-return]
-
-    def is_done(self) -> bool:
-        return self.artifact.manifest() is not None
-
-    def ancestry(self) -> dict[str, Made]:
-        """The artifact and all that it was made from, by key, inputs first."""
-        found: dict[str, Made] = {}
-        for one in self.inputs.values():
-            found |= one.ancestry()
-        return found | {self.key: self}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training: one arm with its share and round, and one seed."""
+class Training:
+    """One arm with its share and round, one seed, and the model that comes of it."""
 
     name: str
     """Of the arm with its share and round, the same for all seeds."""
@@ -63,10 +35,7 @@ class Trained:
     round: int
     tokens: int
     """Training positions."""
-    model: Made
-    cost: Costs | None = None
-    """Of everything that it was made from; None where nobody counted."""
-    own_cost: Costs | None = None
+    model: Node
 
 
 @dataclass(frozen=True)
@@ -75,44 +44,45 @@ class Study:
 
     settings: Config
     """`eval`, `benchmarks`, `decontaminate`, `pretrain.seq_len`: the same for all."""
-    trained: Sequence[Trained]
-    """The baseline's among them."""
-    made: Sequence[Made] = ()
+    trainings: Sequence[Training]
+    """Finished ones, the baseline's among them."""
+    nodes: Sequence[Node] = ()
     """Every artifact to report, inputs first; unfinished ones among them."""
+    costs: Mapping[str, Costs] = field(default_factory=dict)
+    """Of a model, by its key: everything that it was made from. Empty where nobody counted."""
+    own_costs: Mapping[str, Costs] = field(default_factory=dict)
 
     @property
-    def models(self) -> dict[str, Made]:
+    def models(self) -> dict[str, Node]:
         """Each model once, by key."""
-        return {one.model.key: one.model for one in self.trained}
+        return {training.model.key: training.model for training in self.trainings}
 
     @property
     def corpus(self) -> Artifact:
         """That of the baseline: held-out documents are the same in all."""
-        return next(one for one in self.trained if one.arm == BASELINE).model.inputs["corpus"].artifact
+        return next(training for training in self.trainings if training.arm == BASELINE).model.inputs["corpus"].artifact
 
-    def by_arm(self) -> dict[str, dict[int, Trained]]:
+    def by_arm(self) -> dict[str, dict[int, Training]]:
         """Trainings by name and seed."""
-        found: dict[str, dict[int, Trained]] = {}
-        for one in self.trained:
-            found.setdefault(one.name, {})[one.seed] = one
+        found: dict[str, dict[int, Training]] = {}
+        for training in self.trainings:
+            found.setdefault(training.name, {})[training.seed] = training
         return found
 
-    def users(self, noun: str, *, read_it: bool = False) -> list[tuple[Made, list[Trained]]]:
+    def users(self, noun: str, *, read_it: bool = False) -> list[tuple[Node, list[Training]]]:
         """Each artifact of this noun that a model was made from, with the trainings that it is for, each name once.
 
         Args:
             read_it: only those that the models themselves were trained on.
         """
-        made: dict[str, Made] = {}
-        names: dict[str, dict[str, Trained]] = {}
-        for one in self.trained:
-            parts = one.model.inputs.values() if read_it else one.model.ancestry().values()
-            for part in (part for part in parts if part.artifact.name == noun):
-                made[part.key] = part
-                names.setdefault(part.key, {}).setdefault(one.name, one)
-        return [(made[key], list(found.values())) for key, found in names.items()]
+        found: dict[str, tuple[Node, dict[str, Training]]] = {}
+        for training in self.trainings:
+            parts = training.model.inputs if read_it else training.model.ancestry()
+            for node in (node for node in parts.values() if node.stage.writes == noun):
+                found.setdefault(node.key, (node, {}))[1].setdefault(training.name, training)
+        return [(node, list(trainings.values())) for node, trainings in found.values()]
 
 
-def names_of(trained: Iterable[Trained]) -> list[str]:
+def names_of(trainings: Iterable[Training]) -> list[str]:
     """For whom an artifact is, in the order of the trainings."""
-    return [one.name for one in trained]
+    return [training.name for training in trainings]

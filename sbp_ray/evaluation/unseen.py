@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sbp_ray.artifacts import Artifact, fingerprint_of
+from sbp_ray.artifacts import MANIFEST, Artifact, fingerprint_of
 from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet
 from sbp_ray.evaluation.likelihood.scored_texts import find_groups, groups_of_shard
-from sbp_ray.evaluation.study import Made
 from sbp_ray.logs import Progress
+from sbp_ray.nodes import Node
 from sbp_ray.shards import call_each
 from sbp_ray.text.contamination import ngram_hashes
 
@@ -37,7 +37,7 @@ class Shared(NamedTuple):
 
 
 def find_held_out_text(
-    made: Sequence[Made], held_out: Sequence[str], ngram_words: int, store: Artifact
+    nodes: Iterable[Node], held_out: Sequence[str], ngram_words: int, store: Artifact
 ) -> list[dict[str, Any]]:
     """For each corpus and synthetic text that is there: what was kept out of it, and what held-out text is in it.
 
@@ -47,13 +47,13 @@ def find_held_out_text(
         store: keeps what was counted: a text is read once.
     """
     rows = []
-    for one in made:
-        if one.artifact.name in _TRAINED_ON and one.is_done():
-            recipe = {"text": one.artifact.fingerprint(), "held_out": list(held_out), "words": ngram_words}
-            name = f"unseen-{one.key}-{fingerprint_of(recipe)[:8]}.json"
-            counted = store.write_json_once(name, partial(_count, one.artifact, held_out, ngram_words))
-            contaminated = one.stats.get("drops", {}).get("contaminated", 0)
-            rows.append({"artifact": one.key, "contaminated": contaminated, **counted})
+    for node in nodes:
+        if node.stage.writes in _TRAINED_ON and node.artifact.exists(MANIFEST):
+            recipe = {"text": node.fingerprint, "held_out": list(held_out), "words": ngram_words}
+            name = f"unseen-{node.key}-{fingerprint_of(recipe)[:8]}.json"
+            counted = store.write_json_once(name, partial(_count, node.artifact, held_out, ngram_words))
+            contaminated = node.stats.get("drops", {}).get("contaminated", 0)
+            rows.append({"artifact": node.key, "contaminated": contaminated, **counted})
     return rows
 
 

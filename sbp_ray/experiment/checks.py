@@ -5,7 +5,8 @@ from __future__ import annotations
 from sbp_ray.artifacts import MANIFEST
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.costs import wanted_tokens
-from sbp_ray.experiment.grid import Grid, Node
+from sbp_ray.experiment.grid import Grid
+from sbp_ray.nodes import Node
 
 _SHORT = 0.99  # of the documents asked for: the cap keeps a little less
 _MARKS = 2  # <bos> and <eos> of each document

@@ -12,8 +12,9 @@ from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from sbp_ray.errors import SbpError
-from sbp_ray.experiment.grid import Grid, Node
+from sbp_ray.experiment.grid import Grid
 from sbp_ray.model import num_parameters, padded_vocab_size
+from sbp_ray.nodes import Node
 
 _TRAIN_FLOPS, _READ_FLOPS = 6, 2  # for each parameter and token
 
@@ -47,7 +48,7 @@ def planned_tokens(node: Node) -> int | None:
     """Positions to train on, or the most tokens that can be written; None where it depends on what is found first."""
     config = node.config
     if node.stage.job == "pretrain":
-        return config.pretrain.num_steps() * config.pretrain.batch_rows * config.pretrain.seq_len
+        return config.pretrain.num_positions()
     if node.stage.job == "synthesize":
         return most_synthetic_tokens(node)
     return None
@@ -84,8 +85,8 @@ def refuse_too_little_text(grid: Grid) -> None:
     for training in grid.trainings:
         if training.share is None:
             continue
-        node = grid.nodes[training.model]
-        most = most_synthetic_tokens(grid.input_of(node, "synthetic"))
+        node = training.model
+        most = most_synthetic_tokens(node.inputs["synthetic"])
         wanted = wanted_tokens(node)
         if most is not None and wanted > most:
             raise SbpError(
@@ -97,9 +98,7 @@ def refuse_too_little_text(grid: Grid) -> None:
 
 def wanted_tokens(node: Node) -> int:
     """Synthetic positions that a joint LM reads."""
-    tokens = planned_tokens(node)
-    assert tokens is not None, node.key
-    return round(node.config.mixture.share() * tokens)
+    return round(node.config.mixture.share() * node.config.pretrain.num_positions())
 
 
 # After
@@ -133,19 +132,17 @@ def costs_of(
     return found
 
 
-def cost_of_model(grid: Grid, key: str, costs: Mapping[str, Cost]) -> Cost:
+def cost_of_model(model: Node, costs: Mapping[str, Cost]) -> Cost:
     """Of a model and everything that it was made from.
 
     Of a synthetic text it pays for the part that it reads: to make the model alone, no more would have been written.
     """
-    total = Cost()
-    share = dict.fromkeys(grid.ancestry(key), 1.0)
-    for one in share:
-        node = grid.nodes[one]
-        if node.stage.name == "pretrain-sbp":
-            share[grid.input_of(node, "synthetic").key] = _part_read(node)
-    for one, part in share.items():
-        total += costs[one].times(part)
+    made_from, total = model.ancestry(), Cost()
+    parts = {
+        node.inputs["synthetic"].key: _part_read(node) for node in made_from.values() if "synthetic" in node.inputs
+    }
+    for key in made_from:
+        total += costs[key].times(parts.get(key, 1.0))
     return total
 
 

@@ -21,7 +21,8 @@ from sbp_ray.experiment.attempts import append_attempt
 from sbp_ray.experiment.checks import refuse_made
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.logs import duration
-from sbp_ray.plan import Node, is_done
+from sbp_ray.nodes import Node
+from sbp_ray.plan import is_done
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Execution:
         self._grid, self._run_dir, self._jobs = grid, run_dir, jobs
         self._room, self._environment = room, environment
         self._has_ray = has_ray
-        waiting = Counter(need for key in grid.nodes for need in grid.ancestry(key))
+        waiting = Counter(need for node in grid.nodes.values() for need in node.ancestry())
         self._order = sorted(grid.nodes, key=lambda key: -waiting[key])  # stable: needs still come first
         self._running: dict[str, _Process] = {}
         self._done: set[str] = set()

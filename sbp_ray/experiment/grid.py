@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from sbp_ray.config import Config, IngestConfig, MixtureConfig
 from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.study import Training
 from sbp_ray.experiment.arms import BASELINE, ORACLE, overrides_of
 from sbp_ray.experiment.settings import ExperimentConfig
-from sbp_ray.plan import Node, plan_node
+from sbp_ray.nodes import Node
+from sbp_ray.plan import plan_node
 from sbp_ray.stage_table import STAGES
 
 __all__ = ("Grid", "Node", "Training", "plan_grid")
@@ -19,25 +21,6 @@ _OWN_CORPUS = {"max_train_documents", "tokenizer", "resources"}
 _STAGE = {stage.name: stage for stage in STAGES}
 
 
-@dataclass(frozen=True)
-class Training:
-    """A cell of the grid: one arm, seed, share and round, and the model that came of it."""
-
-    arm: str
-    seed: int
-    share: float | None
-    """Of synthetic positions; None where all text is real."""
-    round: int
-    model: str
-    """Key of the node."""
-
-    @property
-    def name(self) -> str:
-        """Of the arm with its share and round, the same for all seeds."""
-        share = "" if self.share is None else f" {100 * self.share:g} %"
-        return f"{self.arm}{share}{f' round {self.round}' if self.round > 1 else ''}"
-
-
 @dataclass
 class Grid:
     """Nodes in an order in which each comes after those it needs, and the trainings that they are for."""
@@ -45,28 +28,14 @@ class Grid:
     nodes: dict[str, Node] = field(default_factory=dict)
     trainings: list[Training] = field(default_factory=list)
 
-    def ancestry(self, key: str) -> list[str]:
-        """The node and all that it was made from, in the grid's order."""
-        found: set[str] = set()
-        waiting = [key]
-        while waiting:
-            if (one := waiting.pop()) not in found:
-                found.add(one)
-                waiting += self.nodes[one].needs
-        return [one for one in self.nodes if one in found]
-
     def users(self) -> dict[str, list[str]]:
         """For each node the arms that need it."""
         found: dict[str, list[str]] = {key: [] for key in self.nodes}
         for training in self.trainings:
-            for key in self.ancestry(training.model):
+            for key in training.model.ancestry():
                 if training.arm not in found[key]:
                     found[key].append(training.arm)
         return found
-
-    def input_of(self, node: Node, noun: str) -> Node:
-        """The node that a node reads as `noun`."""
-        return node.inputs[noun]
 
 
 def plan_grid(experiment: ExperimentConfig) -> Grid:
@@ -198,8 +167,22 @@ class _Planner:
             model = self._node(stage, _with_seed(config, seed), read)
         else:
             model = self._joint(config, read, seed, share)
-        self.grid.trainings.append(Training(arm, seed, share, number, model.key))
+        self.grid.trainings.append(self._training(arm, seed, share, number, model))
         return model
+
+    def _training(self, arm: str, seed: int, share: float | None, number: int, model: Node) -> Training:
+        named = [arm, *([] if share is None else [f"{100 * share:g} %"]), *([f"round {number}"] if number > 1 else [])]
+        return Training(
+            name=" ".join(named),
+            arm=arm,
+            like=self._experiment.arms[arm].like or arm,
+            says=self._experiment.built_in(arm).says,
+            seed=seed,
+            share=share,
+            round=number,
+            tokens=model.config.pretrain.num_positions(),
+            model=model,
+        )
 
     def _node(self, stage_name: str, config: Config, read: Mapping[str, Node], after: Iterable[Node] = ()) -> Node:
         planned = plan_node(_STAGE[stage_name], config, read, after=after)
@@ -230,6 +213,6 @@ def _refuse_other_corpus(arm: str, config: Config, base: Config) -> None:
 def _refuse_equal_arms(grid: Grid) -> None:
     first: dict[tuple[str, int], str] = {}
     for training in grid.trainings:
-        other = first.setdefault((training.model, training.seed), training.name)
+        other = first.setdefault((training.model.key, training.seed), training.name)
         if other != training.name:
             raise SbpError(f"arms: {training.name} comes to the same training as {other}: give it another setting")

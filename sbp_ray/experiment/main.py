@@ -13,10 +13,10 @@ from sbp_ray.cli import Parser, exit_with
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
 from sbp_ray.evaluation.likelihood.closed_book import check_questions
-from sbp_ray.experiment.arms import BASELINE
+from sbp_ray.evaluation.study import BASELINE, Training
 from sbp_ray.experiment.checks import refuse_missing_models
 from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
-from sbp_ray.experiment.grid import Grid, Training, plan_grid
+from sbp_ray.experiment.grid import Grid, plan_grid
 from sbp_ray.experiment.settings import ExperimentConfig, load_experiment
 from sbp_ray.logs import set_up_logging
 from sbp_ray.plan import is_done
@@ -98,9 +98,9 @@ def _execute(experiment: ExperimentConfig, grid: Grid, jobs: Path, *, has_ray: b
             has_ray=has_ray,
         )
         execution.run()
-        done = [training for training in grid.trainings if is_done(grid.nodes[training.model])]
+        done = [training for training in grid.trainings if is_done(training.model)]
         dead = [
-            f"{training.name} seed {training.seed}: {execution.dead[training.model]}"
+            f"{training.name} seed {training.seed}: {execution.dead[training.model.key]}"
             for training in grid.trainings
             if training not in done
         ]
@@ -128,6 +128,6 @@ def _scored(experiment: ExperimentConfig, grid: Grid, done: list[Training]) -> s
 
     texts, scores = score_study(study_of(experiment, grid, done), Artifact("scores", f"{experiment.run_dir}/scores"))
     tokens = texts.num_tokens[HELD_OUT].sum()
-    losses = ((t, scores[t.model].nll[HELD_OUT].sum() / tokens) for t in done)
+    losses = ((t, scores[t.model.key].nll[HELD_OUT].sum() / tokens) for t in done)
     lines = [f"{t.name} seed {t.seed}: held-out {loss:.4f} nats a token" for t, loss in losses]
     return "\n".join([*lines, "scored; the same command without --in-process makes the report"])

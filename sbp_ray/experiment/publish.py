@@ -7,10 +7,10 @@ from pathlib import Path
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.study import Made, Study, Trained
+from sbp_ray.evaluation.study import Study, Training
 from sbp_ray.experiment.attempts import lost_hours
-from sbp_ray.experiment.costs import Cost, cost_of_model, costs_of, planned_tokens
-from sbp_ray.experiment.grid import Grid, Node, Training
+from sbp_ray.experiment.costs import Cost, cost_of_model, costs_of
+from sbp_ray.experiment.grid import Grid
 from sbp_ray.experiment.settings import ExperimentConfig
 
 
@@ -63,38 +63,14 @@ def study_of(
     Raises:
         SbpError: the corpus holds no documents out.
     """
-    made: dict[str, Made] = {}
-    for key, node in grid.nodes.items():
-        inputs = {noun: made[grid.input_of(node, noun).key] for noun in node.stage.reads}
-        made[key] = Made(key, node.stage.name, node.artifact, node.config, inputs)
+    models = {training.model.key: training.model for training in done} if costs else {}
     study = Study(
-        experiment.base_config(), [_trained(experiment, grid, one, made, costs) for one in done], list(made.values())
+        experiment.base_config(),
+        done,
+        list(grid.nodes.values()),
+        {key: cost_of_model(model, costs or {}).as_dict() for key, model in models.items()},
+        {key: cost.as_dict() for key, cost in (costs or {}).items()},
     )
     if not any(study.corpus.num_rows(name) for name in study.corpus.files("validation", ".parquet")):
         raise SbpError("the corpus holds no documents out, on which the arms could be compared: raise validation_share")
     return study
-
-
-def _trained(
-    experiment: ExperimentConfig,
-    grid: Grid,
-    training: Training,
-    made: Mapping[str, Made],
-    costs: Mapping[str, Cost] | None,
-) -> Trained:
-    node: Node = grid.nodes[training.model]
-    tokens = planned_tokens(node)
-    assert tokens is not None, training.model
-    return Trained(
-        name=training.name,
-        arm=training.arm,
-        like=experiment.arms[training.arm].like or training.arm,
-        says=experiment.built_in(training.arm).says,
-        seed=training.seed,
-        share=training.share,
-        round=training.round,
-        tokens=tokens,
-        model=made[training.model],
-        cost=cost_of_model(grid, training.model, costs).as_dict() if costs else None,
-        own_cost=costs[training.model].as_dict() if costs else None,
-    )

@@ -7,20 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.nodes import Node
 from sbp_ray.schema import SPLITS
 from sbp_ray.shards import add_stats
 
 _MAX_POINTS = 400  # of a curve in the report
 
 
-def artifact_row(key: str, stage: str, artifact: Artifact) -> dict[str, Any]:
+def artifact_row(node: Node) -> dict[str, Any]:
     """An artifact's stage, wall time, peak memory, counts, and drops by reason; of an unfinished one only its stage."""
-    manifest = artifact.manifest()
+    manifest = node.artifact.manifest()
     recorded = manifest or {}
     stats = recorded.get("stats", {})
     return {
-        "artifact": key,
-        "stage": stage,
+        "artifact": node.key,
+        "stage": node.stage.name,
         "is_done": manifest is not None,
         **{name: recorded.get(name) for name in ("wall_s", "peak_mem_gib", "made_by")},
         "counts": _counts(stats),

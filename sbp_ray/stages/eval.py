@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import Config
 from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
 from sbp_ray.evaluation.judging.rates import require_judge
 from sbp_ray.evaluation.likelihood.closed_book import check_questions
 from sbp_ray.evaluation.measure import measure_study
-from sbp_ray.evaluation.study import BASELINE, Made, Study, Trained
+from sbp_ray.evaluation.study import BASELINE, Study, Training
+from sbp_ray.nodes import Node
 from sbp_ray.report.headline import render_summary
 from sbp_ray.report.page import render_page
 
-_MADE_FROM = {
-    "corpus": (),
-    "embeddings": ("corpus",),
-    "neighbors": ("embeddings",),
-    "pairs": ("neighbors",),
-    "base_lm": ("corpus",),
-    "synthesizer": ("corpus", "pairs", "base_lm"),
-    "synthetic": ("corpus", "embeddings", "synthesizer"),
-    "lm": ("corpus", "synthetic"),
-}
 _ARMS = {
     "base_lm": (BASELINE, "the real text, again and again"),
     "lm": ("sbp", "real text, and what the synthesizer wrote"),
 }
 
 
-def evaluate_run(artifacts: Mapping[str, Artifact], *, settings: Config, out: Artifact) -> dict[str, Any]:
+def evaluate_run(node: Node, *, out: Artifact) -> dict[str, Any]:
     """Measure the run as a study of two arms and one seed; write `report.json`, `report.html` and `summary.txt`.
 
     Args:
-        artifacts: every artifact of the run by its noun.
+        node: the report, whose inputs are all artifacts of the run.
 
     Returns:
         What each arm gained, and the questions that were dropped.
@@ -44,10 +33,12 @@ def evaluate_run(artifacts: Mapping[str, Artifact], *, settings: Config, out: Ar
         SbpError: a file of questions is missing, malformed, or about other articles than the corpus; a benchmark is
             unknown; the judge cannot be reached.
     """
+    settings = node.config
     check_questions(settings.eval)
     choose_questions(settings)
     require_judge(settings.benchmarks.judge)
-    results = measure_study(study_of(artifacts, settings), out)
+    trainings = [_training(node.inputs[noun], *arm) for noun, arm in _ARMS.items()]
+    results = measure_study(Study(settings, trainings, tuple(node.inputs.values())), out)
     results |= {"run_dir": settings.run_dir, "settings": settings.model_dump(mode="json")}
     out.write_json("report.json", results)
     out.write_bytes("report.html", render_page(results).encode())
@@ -59,26 +50,16 @@ def evaluate_run(artifacts: Mapping[str, Artifact], *, settings: Config, out: Ar
     }
 
 
-def study_of(artifacts: Mapping[str, Artifact], settings: Config) -> Study:
-    """The run's two arms, and what each was made from."""
-    made: dict[str, Made] = {}
-    for noun, inputs in _MADE_FROM.items():
-        artifact = artifacts[noun]
-        stage = (artifact.manifest() or {}).get("stage", noun)
-        key = f"{noun}-{artifact.fingerprint()[:8]}"
-        made[noun] = Made(key, stage, artifact, settings, {name: made[name] for name in inputs})
-    trained = [
-        Trained(
-            name=name,
-            arm=name,
-            like=name,
-            says=says,
-            seed=settings.pretrain.seed,
-            share=made[noun].stats.get("mixture", {}).get("synthetic", {}).get("share"),
-            round=made[noun].stats.get("round") or 1,
-            tokens=made[noun].stats["positions"],
-            model=made[noun],
-        )
-        for noun, (name, says) in _ARMS.items()
-    ]
-    return Study(settings, trained, tuple(made.values()))
+def _training(model: Node, arm: str, says: str) -> Training:
+    stats = model.stats
+    return Training(
+        name=arm,
+        arm=arm,
+        like=arm,
+        says=says,
+        seed=model.config.pretrain.seed,
+        share=stats.get("mixture", {}).get("synthetic", {}).get("share"),
+        round=stats.get("round") or 1,
+        tokens=stats["positions"],
+        model=model,
+    )

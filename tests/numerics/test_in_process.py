@@ -89,7 +89,7 @@ class Experiment:
 
     @property
     def model(self) -> Artifact:
-        return self._grid.nodes[self._grid.trainings[0].model].artifact
+        return self._grid.trainings[0].model.artifact
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_every_model_is_asked_once_and_compared(study: Study, tmp_path: Path, in
     assert compare_on_benchmarks(study, store) == rows
     assert {name: Path(store.path(name)).stat().st_mtime_ns for name in store.files()} == written
 
-    [joint, _] = [one.model.artifact for one in study.trained if one.share]
+    [joint, _] = [one.model.artifact for one in study.trainings if one.share]
     shutil.rmtree(joint.path("model"))
     with pytest.raises(SbpError, match="holds no checkpoint"):
         compare_on_benchmarks(study, store)

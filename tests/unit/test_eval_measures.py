@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
+from hand_made import nodes_of
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.config import Config
 from sbp_ray.evaluation.likelihood.checkpoints import document_windows
 from sbp_ray.evaluation.text_quality.duplicates import duplicate_shares, sign_shard
 from sbp_ray.evaluation.text_quality.nearest import Nearest, nearest_in_shard
@@ -254,10 +259,13 @@ def test_drops_are_those_the_stage_added_up_or_else_its_splits(new_artifact) -> 
     split = {"pairs": 3, "drops": {"near": 1}}
     pairs.write_json("manifest.json", {"stats": {"drops": {"near": 2}, "train": split, "validation": split}})
     corpus.write_json("manifest.json", {"stats": {"drops": {}, "train": split, "validation": split}})
-    of_pairs, of_corpus = (artifact_row(made.name, made.name, made) for made in (pairs, corpus))
+    there = {made.name: made.url for made in (pairs, corpus, new_artifact("lm"))}
+    tree = yaml.safe_load((Path(__file__).parent / "small.yaml").read_text())
+    nodes = nodes_of(Config.model_validate(tree | {"artifacts": there}))
+    of_pairs, of_corpus, of_lm = (artifact_row(nodes[noun]) for noun in there)
     assert of_pairs["drops"] == {"near": 2} == of_corpus["drops"]
     assert of_pairs["counts"] == {"pairs": 3}
-    assert not artifact_row("lm", "pretrain", new_artifact("lm"))["is_done"]
+    assert not of_lm["is_done"]
 
 
 def test_a_step_that_was_done_twice_is_one_point_of_the_curve(new_artifact) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hand_made import NUM_SHARDS, WORDS, write_corpus, write_synthetic
+from hand_made import NUM_SHARDS, WORDS, nodes_of, write_corpus, write_synthetic
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config
@@ -116,7 +116,7 @@ def write_questions(path: Path, rows: list[dict[str, object]]) -> str:
 def test_a_run_is_measured_from_its_artifacts(tmp_path: Path, local_ray: None) -> None:
     from sbp_ray.stages.eval import evaluate_run
 
-    artifacts = make_run(tmp_path)
+    make_run(tmp_path)
     questions = [
         {"question": f"Where is {word}?", "answers": ["the river"], "title": f"{split}-0"}
         for word in WORDS[:4]
@@ -125,7 +125,8 @@ def test_a_run_is_measured_from_its_artifacts(tmp_path: Path, local_ray: None) -
     questions.append({"question": "Who?", "answers": ["nobody"], "title": "an article that is not there"})
     config = settings(tmp_path, questions=write_questions(tmp_path / "questions.jsonl", questions))
     out = Artifact("report", str(tmp_path / "9_report"))
-    stats = evaluate_run(artifacts, settings=config, out=out)
+    node = nodes_of(config)["report"]
+    stats = evaluate_run(node, out=out)
 
     report = out.read_json("report.json")
     assert stats["drops"] == {"question_about_unknown_group": 1}
@@ -167,7 +168,7 @@ def test_a_run_is_measured_from_its_artifacts(tmp_path: Path, local_ray: None) -
     # what a killed run measured is not measured again
     written = {name: Path(out.path(name)).stat().st_mtime_ns for name in out.files("scores", ".json")}
     assert len(written) == 4  # two models, and held-out text looked for in two texts
-    evaluate_run(artifacts, settings=config, out=out)
+    evaluate_run(node, out=out)
     assert {name: Path(out.path(name)).stat().st_mtime_ns for name in written} == written
 
 

@@ -14,7 +14,7 @@ from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_l
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.experiment.main import describe
 from sbp_ray.model import num_parameters
-from sbp_ray.plan import Node
+from sbp_ray.nodes import Node
 
 ALL = (
     "repetition",
@@ -43,7 +43,7 @@ def numbers(grid: Grid) -> dict[str, int]:
 
 def last(grid: Grid, arm: str) -> Node:
     """The model of the arm's first training."""
-    return next(grid.nodes[training.model] for training in grid.trainings if training.arm == arm)
+    return next(training.model for training in grid.trainings if training.arm == arm)
 
 
 def test_what_arms_share_is_there_once(plan) -> None:
@@ -88,18 +88,16 @@ def test_each_control_adds_only_what_differs(plan) -> None:
 def test_the_arms_differ_in_the_settings_they_are_named_for(plan) -> None:
     grid = plan(*ALL, seeds=[7], shares=[0.1], oracle_times=3)
     base, oracle = last(grid, "repetition"), last(grid, "oracle")
-    corpus, larger = grid.input_of(base, "corpus"), grid.input_of(oracle, "corpus")
+    corpus, larger = base.inputs["corpus"], oracle.inputs["corpus"]
     assert larger.config.ingest.max_train_documents == 300
     assert larger.config.ingest.tokenizer == f"{corpus.config.run_dir}/tokenizer"
     assert corpus.key in larger.needs
     assert last(grid, "regularised").config.pretrain.weight_decay == pytest.approx(1.0)
     for arm, condition in (("unconditional", "none"), ("untuned", "continue"), ("sbp", "d1"), ("alone", "none")):
-        synthesis = grid.input_of(last(grid, arm), "synthetic")
+        synthesis = last(grid, arm).inputs["synthetic"]
         assert synthesis.config.synthesize.condition == condition
-        assert (grid.input_of(synthesis, "synthesizer") == base) == (arm in ("unconditional", "untuned"))
-    related, alone = (
-        grid.input_of(grid.input_of(last(grid, arm), "synthetic"), "synthesizer") for arm in ("sbp", "alone")
-    )
+        assert (synthesis.inputs["synthesizer"] == base) == (arm in ("unconditional", "untuned"))
+    related, alone = (last(grid, arm).inputs["synthetic"].inputs["synthesizer"] for arm in ("sbp", "alone"))
     assert (related.config.tune.condition, alone.config.tune.condition) == ("d1", "none")
     assert alone.inputs == related.inputs  # the same pairs, the same base LM
     own = next(node for node in grid.nodes.values() if node.config.embed.pooling == "mean_of_states")
@@ -111,8 +109,7 @@ def test_the_arms_differ_in_the_settings_they_are_named_for(plan) -> None:
 def settings_of(grid: Grid, arm: str) -> dict[str, Any]:
     """All settings that decide an arm's first model, by stage."""
     found: dict[str, Any] = {}
-    for key in grid.ancestry(next(t.model for t in grid.trainings if t.arm == arm)):
-        node = grid.nodes[key]
+    for node in last(grid, arm).ancestry().values():
         for section, settings in node.recipe["settings"].items():
             found |= {f"{node.stage.name}: {section}.{name}": value for name, value in settings.items()}
     return found
@@ -160,9 +157,9 @@ def test_nodes_come_after_what_they_need_in_folders_named_after_what_they_are_ma
 
 def test_a_second_round_goes_on_from_the_joint_lm(plan) -> None:
     grid = plan("repetition", "sbp", seeds=[0], shares=[0.1], rounds=2)
-    first, second = (grid.nodes[training.model] for training in grid.trainings if training.arm == "sbp")
-    writer = grid.input_of(grid.input_of(second, "synthetic"), "synthesizer")
-    assert grid.input_of(writer, "base_lm") == first
+    first, second = (training.model for training in grid.trainings if training.arm == "sbp")
+    writer = second.inputs["synthetic"].inputs["synthesizer"]
+    assert writer.inputs["base_lm"] == first
     assert [training.name for training in grid.trainings][1:] == ["sbp 10 %", "sbp 10 % round 2"]
 
 
@@ -170,15 +167,15 @@ def test_an_arm_of_ones_own_starts_from_a_built_in_one(plan) -> None:
     arms = {"repetition": {}, "hot": {"like": "sbp", "overrides": ["synthesize.temperature=1.3"], "shares": [0.3]}}
     grid = plan(seeds=[0], arms=arms)
     assert [training.name for training in grid.trainings] == ["repetition", "hot 30 %"]
-    assert grid.input_of(last(grid, "hot"), "synthetic").config.synthesize.temperature == 1.3
+    assert last(grid, "hot").inputs["synthetic"].config.synthesize.temperature == 1.3
 
 
 def test_a_larger_lm_writes_for_an_lm_of_the_bases_size(plan) -> None:
     arms = {"repetition": {}, "sbp": {}, "large": {"like": "sbp", "writer": ["model.num_layers=5", "pretrain.seed=9"]}}
     grid = plan(seeds=[3], shares=[0.1], arms=arms)
-    small, large = (grid.input_of(last(grid, arm), "synthetic") for arm in ("sbp", "large"))
-    tuned = grid.input_of(large, "synthesizer")
-    base_lm = grid.input_of(tuned, "base_lm")
+    small, large = (last(grid, arm).inputs["synthetic"] for arm in ("sbp", "large"))
+    tuned = large.inputs["synthesizer"]
+    base_lm = tuned.inputs["base_lm"]
     assert base_lm.config.model.num_layers == 5
     assert base_lm.config.pretrain.seed == 3  # the seed's, as everywhere
     assert last(grid, "large").config.model == last(grid, "sbp").config.model
@@ -190,7 +187,7 @@ def test_a_larger_lm_writes_for_an_lm_of_the_bases_size(plan) -> None:
 def test_arms_of_other_corpus_sizes_have_the_tokenizer_of_the_base(plan) -> None:
     arms = {"repetition": {}, "half": {"like": "repetition", "corpus_times": 0.5}, "oracle": {}}
     grid = plan(seeds=[0], arms=arms, oracle_times=4)
-    base, half, oracle = (grid.input_of(last(grid, arm), "corpus") for arm in arms)
+    base, half, oracle = (last(grid, arm).inputs["corpus"] for arm in arms)
     assert [node.config.ingest.max_train_documents for node in (base, half, oracle)] == [100, 50, 400]
     assert half.config.ingest.tokenizer == oracle.config.ingest.tokenizer == f"{base.config.run_dir}/tokenizer"
     assert base.key in half.needs
@@ -202,7 +199,7 @@ def test_the_plan_tells_tokens_flops_and_users(plan) -> None:
     assert planned_tokens(base) == 123 * 16 * 512  # 1,000,000 / 8,192 positions in a step = 122.07
     parameters = num_parameters(base.config.model, 8192)
     assert planned_flops(base) == 6 * parameters * 123 * 16 * 512
-    synthesis = grid.input_of(last(grid, "sbp"), "synthetic")
+    synthesis = last(grid, "sbp").inputs["synthetic"]
     assert planned_tokens(synthesis) == 100 * 384  # a document for each of 100, of at most 384 tokens
     text = describe(grid)
     [line] = [line for line in text.splitlines() if line.startswith(base.key)]

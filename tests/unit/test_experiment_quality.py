@@ -54,7 +54,7 @@ def test_shares_of_one_arm_read_one_synthetic_text(study: Study, tmp_path: Path)
 
 
 def arms_of(study: Study, *names: str) -> Study:
-    return replace(study, trained=[one for one in study.trained if one.arm in names])
+    return replace(study, trainings=[one for one in study.trainings if one.arm in names])
 
 
 def test_each_synthesizer_has_its_numbers_and_a_rerun_measures_what_is_new(

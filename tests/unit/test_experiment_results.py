@@ -80,7 +80,7 @@ def rows(experiment: ExperimentConfig, grid: Grid) -> list[dict[str, Any]]:
         groups={"held_out": groups, "answers_read": ["0"]},
     )
     scores = {
-        training.model: Scores(
+        training.model.key: Scores(
             {
                 "held_out": np.array([10.0, 30.0] * 10) * LOSSES[training.name][training.seed],
                 "answers_read": one * LOSSES[training.name][training.seed],

@@ -110,9 +110,9 @@ def test_a_failure_takes_what_depends_on_it_and_a_rerun_goes_on(small: Small) ->
     (small.jobs / "tune-fails").write_text("the disk is full: make room")
     grid = small.plan("repetition", "sbp", "unconditional")
     execution = small.run(grid)
-    [lm] = [training.model for training in grid.trainings if training.arm == "sbp"]
+    [lm] = [training.model.key for training in grid.trainings if training.arm == "sbp"]
     assert execution.dead[lm] == "tune: the disk is full: make room"
-    done = {training.arm for training in grid.trainings if is_done(grid.nodes[training.model])}
+    done = {training.arm for training in grid.trainings if is_done(training.model)}
     assert done == {"repetition", "unconditional"}
     small.ran()
     (small.jobs / "tune-fails").unlink()
@@ -159,9 +159,9 @@ def test_a_job_that_needs_more_room_is_not_passed_over_by_smaller_ones(small: Sm
         grid, run_dir=small.folder / "run", jobs=small.jobs, room={"CPU": 4}, environment={"RAY_ADDRESS": "x"}
     )
     [pair] = [key for key, node in grid.nodes.items() if node.stage.job == "pair"]
-    first, second = [training.model for training in grid.trainings if training.arm == "regularised"]
-    done = {training.model for training in grid.trainings if training.arm == "repetition"}
-    execution._done = {*done, *grid.ancestry(pair)} - {pair}
+    first, second = [training.model.key for training in grid.trainings if training.arm == "regularised"]
+    done = {training.model.key for training in grid.trainings if training.arm == "repetition"}
+    execution._done = {*done, *grid.nodes[pair].ancestry()} - {pair}
     execution._start = lambda node: SimpleNamespace(node=node)  # type: ignore[method-assign, assignment, return-value]
     execution._running = {first: execution._start(grid.nodes[first])}
     assert not execution._start_what_can()
@@ -182,7 +182,7 @@ def test_what_most_others_wait_for_starts_first(small: Small) -> None:
     execution._done = {key for key, node in grid.nodes.items() if node.stage.job in ("ingest", "embed")}
     execution._start = lambda node: SimpleNamespace(node=node)  # type: ignore[method-assign, assignment, return-value]
     assert execution._start_what_can()
-    base_lm, *_ = [training.model for training in grid.trainings if training.arm == "repetition"]
+    base_lm, *_ = [training.model.key for training in grid.trainings if training.arm == "repetition"]
     assert list(execution._running) == [base_lm]
     execution._running.clear()
     execution._done.add(base_lm)
@@ -238,7 +238,7 @@ def test_a_finished_training_whose_checkpoint_has_gone_is_refused(small: Small) 
 def test_too_little_input_for_the_oracle_stops_the_oracle_alone(small: Small) -> None:
     grid = small.plan("repetition", "oracle", oracle_times=2)
     execution = small.run(grid)  # every corpus there has 100 documents
-    dead = {training.arm: execution.dead.get(training.model) for training in grid.trainings}
+    dead = {training.arm: execution.dead.get(training.model.key) for training in grid.trainings}
     assert dead["repetition"] is None
     assert dead["oracle"] is not None
     assert dead["oracle"].startswith("ingest.max_train_documents=200 and the input has 100 train documents")
@@ -249,7 +249,7 @@ def test_too_little_synthetic_text_is_refused_before_the_training_starts(small: 
     """90 documents of 40,000 tokens and 180 marks, of 1,007,616 positions: 4 %."""
     grid = small.plan("repetition", "sbp", shares=[0.02, 0.3])
     execution = small.run(grid)
-    dead = {training.share: execution.dead.get(training.model) for training in grid.trainings}
+    dead = {training.share: execution.dead.get(training.model.key) for training in grid.trainings}
     assert dead[0.02] is None
     assert dead[0.3] is not None
     assert "a share of 0.3 wants 302,285 synthetic tokens and 40,180 were written" in dead[0.3]

@@ -46,8 +46,8 @@ def test_documents_that_share_a_run_of_words_with_a_held_out_one_are_counted(tmp
         if node.stage.job == "synthesize":
             for shard, texts in enumerate((WRITTEN[:2], WRITTEN[2:])):
                 node.artifact.write_table(f"part-{shard:05d}.parquet", pa.table({"text": texts}))
-    made, store = study_of(experiment, grid, grid.trainings).made, Artifact("scores", str(tmp_path / "scores"))
-    corpus, synthetic = find_held_out_text(made, HELD_OUT, 13, store)
+    nodes, store = study_of(experiment, grid, grid.trainings).nodes, Artifact("scores", str(tmp_path / "scores"))
+    corpus, synthetic = find_held_out_text(nodes, HELD_OUT, 13, store)
     assert (corpus["documents"], corpus["sharing_held_out_text"]) == (3, 1)
     assert (corpus["held_out_groups"], corpus["held_out_groups_in_train"]) == (2, 1)  # c is on both sides
     assert (synthetic["documents"], synthetic["sharing_held_out_text"]) == (3, 2)
@@ -55,5 +55,5 @@ def test_documents_that_share_a_run_of_words_with_a_held_out_one_are_counted(tmp
 
     for name in store.files("", ".json"):  # a text is read once
         store.write_json(name, store.read_json(name) | {"documents": 77})
-    assert [row["documents"] for row in find_held_out_text(made, HELD_OUT, 13, store)] == [77, 77]
-    assert [row["documents"] for row in find_held_out_text(made, HELD_OUT[:1], 13, store)] == [3, 3]
+    assert [row["documents"] for row in find_held_out_text(nodes, HELD_OUT, 13, store)] == [77, 77]
+    assert [row["documents"] for row in find_held_out_text(nodes, HELD_OUT[:1], 13, store)] == [3, 3]

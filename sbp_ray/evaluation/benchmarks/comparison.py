@@ -30,7 +30,7 @@ def compare_on_benchmarks(study: Study, store: Artifact) -> list[dict[str, Any]]
     for benchmark in asked:
         found = answers[benchmark.name]
         by_arm: dict[str, BySeed] = {
-            name: {seed: found[trained.model.key]["records"] for seed, trained in seeds.items()}
+            name: {seed: found[training.model.key]["records"] for seed, training in seeds.items()}
             for name, seeds in study.by_arm().items()
         }
         row = benchmark_row(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sbp_ray.artifacts import Artifact
+from sbp_ray.artifacts import MANIFEST, Artifact
 from sbp_ray.evaluation.judging.rates import Texts, judge_texts
-from sbp_ray.evaluation.study import Made, Study
+from sbp_ray.evaluation.study import Study
 from sbp_ray.evaluation.text_quality.beside_real import name_of_text
 from sbp_ray.evaluation.text_quality.corpus_scan import fetch_documents
 from sbp_ray.evaluation.text_quality.sampling import sample_rows
+from sbp_ray.nodes import Node
 
 _MINED = "mined pairs"
 
@@ -23,20 +24,20 @@ def judge_study(study: Study, store: Artifact) -> dict[str, Any] | None:
     for synthetic, trained in study.users("synthetic", read_it=True):
         if name_of_text(trained) not in texts:
             texts[name_of_text(trained)] = _beside_d1(synthetic, judge.sample, seed)
-    mined = [one for one in study.made if _is_mined(one)]
+    mined = [node for node in study.nodes if _is_mined(node)]
     if mined and texts:
         texts[_MINED] = _mined(mined[0], judge.sample, seed)
     return judge_texts(judge, texts, store)
 
 
-def _beside_d1(synthetic: Made, sample: int, seed: int) -> Texts:
+def _beside_d1(synthetic: Node, sample: int, seed: int) -> Texts:
     columns = ["doc_id", "d1_id", "text"]
     rows = sample_rows(synthetic.artifact, "", key=["doc_id"], columns=columns, limit=sample, seed=seed)
     d1 = fetch_documents(synthetic.inputs["corpus"].artifact, {row["d1_id"] for row in rows})
     return [(d1[row["d1_id"]]["text"], row["text"]) for row in rows]
 
 
-def _mined(pairs: Made, sample: int, seed: int) -> Texts:
+def _mined(pairs: Node, sample: int, seed: int) -> Texts:
     ids = ["d1_id", "d2_id"]
     corpus = pairs.inputs["neighbors"].inputs["embeddings"].inputs["corpus"]
     rows = sample_rows(pairs.artifact, "train", key=ids, columns=ids, limit=sample, seed=seed)
@@ -44,8 +45,7 @@ def _mined(pairs: Made, sample: int, seed: int) -> Texts:
     return [(found[row["d1_id"]]["text"], found[row["d2_id"]]["text"]) for row in rows]
 
 
-def _is_mined(made: Made) -> bool:
+def _is_mined(node: Node) -> bool:
     """By an outside embedder, and there."""
-    config = made.config
-    is_of_kind = made.artifact.name == "pairs" and config.pair.source == "neighbors"
-    return is_of_kind and config.embed.pooling == "sentence" and made.is_done()
+    is_of_kind = node.stage.writes == "pairs" and node.config.pair.source == "neighbors"
+    return is_of_kind and node.config.embed.pooling == "sentence" and node.artifact.exists(MANIFEST)

@@ -13,7 +13,7 @@ import numpy as np
 from sbp_ray.evaluation.intervals import estimate_over_groups, mean_interval, share_of_gain
 from sbp_ray.evaluation.likelihood.checkpoints import Scores
 from sbp_ray.evaluation.likelihood.scored_texts import ANSWERS, HELD_OUT, Texts
-from sbp_ray.evaluation.study import BASELINE, ORACLE, Costs, Study, Trained
+from sbp_ray.evaluation.study import BASELINE, ORACLE, Costs, Study, Training
 
 # S = seeds, N = units of a set of texts
 
@@ -43,18 +43,18 @@ def arm_rows(study: Study, scores: Mapping[str, Scores], texts: Texts) -> list[d
         one = next(iter(seeds.values()))
         row = {key: getattr(one, key) for key in ("name", "arm", "says", "like", "tokens", "share", "round")}
         row["seeds"] = sorted(seeds)
-        row["models"] = {str(seed): trained.model.key for seed, trained in seeds.items()}
+        row["models"] = {str(seed): training.model.key for seed, training in seeds.items()}
         row["parameters"] = scores[one.model.key].num_parameters
         row["mixture"] = one.model.stats.get("mixture")
-        row["cost"] = _mean_cost([trained.cost for trained in seeds.values()])
-        row["own_cost"] = _mean_cost([trained.own_cost for trained in seeds.values()])
+        for key, costs in (("cost", study.costs), ("own_cost", study.own_costs)):
+            row[key] = _mean_cost([costs.get(training.model.key) for training in seeds.values()])
         row["measures"] = {measure: found[name] for measure, found in measures.items()}
         rows.append(row)
     return rows
 
 
 def _measure_arms(
-    by_arm: Mapping[str, Mapping[int, Trained]],
+    by_arm: Mapping[str, Mapping[int, Training]],
     scores: Mapping[str, Scores],
     texts: Texts,
     text_set: str,

@@ -8,17 +8,18 @@ from typing import Any
 
 from sbp_ray.artifacts import Artifact, fingerprint_of
 from sbp_ray.config import Config
-from sbp_ray.evaluation.study import Made, Study, Trained, names_of
+from sbp_ray.evaluation.study import Study, Training, names_of
 from sbp_ray.evaluation.text_quality.duplicates import NEAR_JACCARD
 from sbp_ray.evaluation.text_quality.novelty import COPY_CONTAINMENT
 from sbp_ray.evaluation.text_quality.panel import measure_samples
 from sbp_ray.evaluation.text_quality.samples import KINDS, sample_pairs, sample_real, sample_synthetic
+from sbp_ray.nodes import Node
 from sbp_ray.report.panel_page import table_row
 
 logger = logging.getLogger(__name__)
 
 _SETTINGS = ("quality_sample", "duplicate_sample", "num_samples", "max_validation_documents", "seed")
-Users = Sequence[tuple[Made, Sequence[Trained]]]
+Users = Sequence[tuple[Node, Sequence[Training]]]
 
 
 def measure_quality(study: Study, store: Artifact) -> dict[str, Any] | None:
@@ -56,7 +57,7 @@ def measure_quality(study: Study, store: Artifact) -> dict[str, Any] | None:
 
 
 def _measure_new(
-    settings: Config, embeddings: Made, pairs: Made | None, users: Users, store: Artifact
+    settings: Config, embeddings: Node, pairs: Node | None, users: Users, store: Artifact
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The columns of all synthetic texts by key, and those of real text; only what the store lacks is measured."""
     cfg = settings.eval
@@ -92,19 +93,19 @@ def _table(users: Users, columns: Mapping[str, Any], real: Mapping[str, Any]) ->
     return [*rows, *(table_row(name, KINDS[name], [column]) for name, column in real.items())]
 
 
-def name_of_text(trained: Sequence[Trained]) -> str:
+def name_of_text(trained: Sequence[Training]) -> str:
     """What a synthetic text is called: its arm, and from the second round on the training that it is for."""
     first = trained[0]
     return first.arm if first.round == 1 else first.name
 
 
-def _choose_ruler(synthetic: Sequence[Made]) -> Made:
+def _choose_ruler(synthetic: Sequence[Node]) -> Node:
     """The embeddings by which all are measured: those of an embedder that is no arm's own LM, if there are any."""
     embeddings = [made.inputs["embeddings"] for made in synthetic]
     return next((made for made in embeddings if made.config.embed.pooling == "sentence"), embeddings[0])
 
 
-def _mined_with(embeddings: Made, study: Study) -> Made | None:
+def _mined_with(embeddings: Node, study: Study) -> Node | None:
     """The first pairs that were mined with these vectors."""
     mined = [made for made, _ in study.users("pairs") if made.config.pair.source == "neighbors"]
     return next((m for m in mined if m.inputs["neighbors"].inputs["embeddings"].key == embeddings.key), None)
