@@ -9,19 +9,18 @@ Legend: W words, G n-grams.
 
 from __future__ import annotations
 
-import io
-import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sbp_ray.config import DecontaminateConfig
-from sbp_ray.errors import SbpError, one_line
-from sbp_ray.input_files import list_input_files, open_bytes
+from sbp_ray.errors import SbpError
+from sbp_ray.input_files import list_input_files
 from sbp_ray.text.hashing import run_hashes
+from sbp_ray.text.lines import iter_json
 from sbp_ray.text.words import word_hashes
 
 SETTING = "decontaminate.evaluation_sets"
@@ -203,7 +202,7 @@ def _row_chunks(path: str) -> Iterator[list[list[str]]]:
     """The strings of each row; rows of some 10^6 characters together."""
     rows: list[list[str]] = []
     num_chars = 0
-    for row in _rows(path):
+    for _, row in iter_json(path, f"{SETTING}: {path}", "mend or remove the line"):
         rows.append(list(_strings(row)))
         num_chars += sum(map(len, rows[-1])) + 1
         if num_chars >= _CHUNK_CHARS:
@@ -211,20 +210,6 @@ def _row_chunks(path: str) -> Iterator[list[list[str]]]:
             rows, num_chars = [], 0
     if rows:
         yield rows
-
-
-def _rows(path: str) -> Iterator[Any]:
-    try:
-        with open_bytes(path) as raw:
-            stream = io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20)  # Arrow's stream has what it needs
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except (ValueError, RecursionError):
-                        raise SbpError(f"{SETTING}: {path}:{number}: is not JSON: mend or remove the line") from None
-    except OSError as error:
-        raise SbpError(f"{SETTING}: {path} cannot be read: {one_line(error)}: check the file") from None
 
 
 def _strings(value: Any, key: str = "") -> Iterator[str]:

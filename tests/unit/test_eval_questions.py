@@ -68,7 +68,7 @@ def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:
 def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl.gz"
     path.write_bytes(b"not gzip at all")
-    with pytest.raises(SbpError, match=r"questions\.jsonl\.gz cannot be read"):
+    with pytest.raises(SbpError, match=r"questions\.jsonl\.gz: cannot be read"):
         check_questions(EvalConfig(questions=str(path)))
 
 

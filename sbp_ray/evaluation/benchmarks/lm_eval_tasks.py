@@ -17,9 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sbp_ray.errors import SbpError, one_line
+from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.catalog import KNOWN, Row
-from sbp_ray.evaluation.benchmarks.question_files import wanted_form
+from sbp_ray.evaluation.benchmarks.question_files import reason, wanted_form
 
 LIKELIHOOD = "|likelihood"
 """Ends the name of the second task of a benchmark that generates: it scores the answer that is expected."""
@@ -139,8 +139,7 @@ def check_rows(like: str, rows: Sequence[Row], where: str) -> None:
 
 
 def _reason(like: str, row: Row, error: Exception) -> str:
-    why = f"has no {error.args[0]}" if isinstance(error, KeyError) else one_line(error)
-    return f"question {row['key']}: {why}: {wanted_form(like)}"
+    return f"question {row['key']}: {reason(error)}: {wanted_form(like)}"
 
 
 def _require_answerable(task: Any, doc: Row) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import json
 import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
 
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.evaluation.benchmarks.catalog import KNOWN, TEXT, Row
-from sbp_ray.input_files import open_bytes, open_file_system
+from sbp_ray.input_files import open_file_system
 from sbp_ray.text.hashing import hash64
+from sbp_ray.text.lines import iter_json, iter_lines
 
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 # A WikiText article begins with such a heading; those of its parts have more signs.
@@ -30,10 +28,13 @@ def read_rows(path: str, like: str, where: str) -> list[Row]:
     Raises:
         SbpError: the file is missing, empty, or holds no JSON objects of the benchmark's form; names the line.
     """
-    is_text = KNOWN[like].form is TEXT and not path.endswith(_JSONL)
-    rows = list(_documents(path, where) if is_text else _parsed(path, like, where))
+    fs, inner = open_file_system(path)
+    if not fs.get_file_info(inner).is_file:
+        raise SbpError(f"{where}={path}: there is no such file: mend the path")
+    is_text, named = KNOWN[like].form is TEXT and not path.endswith(_JSONL), f"{where}={path}"
+    rows = list(_documents(path, named) if is_text else _parsed(path, like, named))
     if not rows:
-        raise SbpError(f"{where}={path}: is empty: {wanted_form(like)}")
+        raise SbpError(f"{named}: is empty: {wanted_form(like)}")
     seen: Counter[str] = Counter()
     for row in rows:
         seen[row["key"]] += 1
@@ -57,26 +58,14 @@ def choose_rows(rows: Sequence[Row], limit: int | None, seed: int) -> tuple[list
     return [row for row in rows if row["key"] in chosen], [row for row in rows if row["key"] not in chosen]
 
 
-def _lines(path: str, where: str) -> Iterator[tuple[int, bytes]]:
-    fs, inner = open_file_system(path)
-    if not fs.get_file_info(inner).is_file:
-        raise SbpError(f"{where}={path}: there is no such file: mend the path")
-    try:
-        with open_bytes(path) as raw:
-            stream = io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20)  # Arrow's stream has what it needs
-            yield from enumerate(stream, start=1)
-    except OSError as error:
-        raise SbpError(f"{where}={path}: cannot be read: {one_line(error)}: check the file") from None
-
-
-def _documents(path: str, where: str) -> Iterator[Row]:
+def _documents(path: str, named: str) -> Iterator[Row]:
     """A plain text: WikiText's articles, each from its heading on; without headings, the whole is one document."""
     parts: list[list[str]] = [[]]
-    for number, line in _lines(path, where):
+    for number, line in iter_lines(path, named):
         try:
             text = line.decode().rstrip("\n")
         except UnicodeDecodeError:
-            raise SbpError(f"{where}={path}:{number}: is not UTF-8: convert the file") from None
+            raise SbpError(f"{named}:{number}: is not UTF-8: convert the file") from None
         if _HEADING.match(text) and parts[-1]:
             parts.append([])
         parts[-1].append(text)
@@ -86,23 +75,17 @@ def _documents(path: str, where: str) -> Iterator[Row]:
             yield {"key": f"{name}/{number}", "text": text}
 
 
-def _parsed(path: str, like: str, where: str) -> Iterator[Row]:
-    for number, line in _lines(path, where):
-        if not line.strip():
-            continue
-        place = f"{where}={path}:{number}"
-        try:
-            row: Any = json.loads(line)
-        except ValueError:  # broken JSON, or not UTF-8
-            raise SbpError(f"{place}: is not JSON: {wanted_form(like)}") from None
+def _parsed(path: str, like: str, named: str) -> Iterator[Row]:
+    for where, row in iter_json(path, named, wanted_form(like)):
         if not isinstance(row, dict):
-            raise SbpError(f"{place}: is not an object: {wanted_form(like)}")
+            raise SbpError(f"{where}: is not an object: {wanted_form(like)}")
         try:
             columns = KNOWN[like].columns_of(row)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise SbpError(f"{place}: {_reason(error)}: {wanted_form(like)}") from None
-        yield columns | {"key": str(row.get("id", number))}
+            raise SbpError(f"{where}: {reason(error)}: {wanted_form(like)}") from None
+        yield columns | {"key": str(row.get("id", where.rpartition(":")[2]))}
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What a row lacks, by the error that it led to."""
     return f"has no {error.args[0]}" if isinstance(error, KeyError) else one_line(error)

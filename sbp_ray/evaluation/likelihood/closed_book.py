@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import heapq
-import io
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any, TypeGuard
 
 from sbp_ray.config import EvalConfig
-from sbp_ray.errors import SbpError, one_line
-from sbp_ray.input_files import list_input_files, open_bytes
+from sbp_ray.errors import SbpError
+from sbp_ray.input_files import list_input_files
 from sbp_ray.schema import Split
 from sbp_ray.text.hashing import hash64
+from sbp_ray.text.lines import iter_json
 from sbp_ray.text.pair_format import Example, join_tokens
 from sbp_ray.text.tokenizer import SpecialIds, encode_texts
 
@@ -53,38 +53,23 @@ def check_questions(cfg: EvalConfig) -> set[str] | None:
 def iter_questions(cfg: EvalConfig) -> Iterator[Question]:
     """Every question of the configured file, in its order."""
     assert cfg.questions is not None
+    column = cfg.question_group_column
+    form = f'each line must be {{"question": text, "answers": [text, …], "{column}": text}}'
     for path, _ in list_input_files([cfg.questions]):
-        try:
-            with open_bytes(path) as raw:
-                stream = io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20)  # Arrow's stream has what it needs
-                for number, line in enumerate(stream, start=1):
-                    if line.strip():
-                        yield _parse(line, f"{path}:{number}", cfg.question_group_column)
-        except OSError as error:
-            raise SbpError(f"eval.questions: {path} cannot be read: {one_line(error)}") from None
+        for where, row in iter_json(path, f"eval.questions: {path}", form):
+            if not isinstance(row, dict):
+                raise SbpError(f"{where}: is not an object: {form}")
+            question, group, answers = row.get("question"), row.get(column), row.get("answers")
+            if not (_is_text(question) and _is_text(group) and _holds_text(answers)):
+                raise SbpError(f"{where}: has {', '.join(row) or 'no columns'}: {form}")
+            yield Question(question, answers[0], group)
 
 
-def _parse(line: bytes, where: str, group_column: str) -> Question:
-    wanted = f'{{"question": text, "answers": [text, …], "{group_column}": text}}'
-    try:
-        row = json.loads(line)
-    except ValueError:  # broken JSON, or not UTF-8
-        raise SbpError(f"eval.questions: {where}: is not JSON: each line must be {wanted}") from None
-    if not isinstance(row, dict):
-        raise SbpError(f"eval.questions: {where}: is not an object: each line must be {wanted}")
-    question: Any = row.get("question")
-    group: Any = row.get(group_column)
-    answers: Any = row.get("answers")
-    if not (_is_text(question) and _is_text(group) and _holds_text(answers)):
-        raise SbpError(f"eval.questions: {where}: has {', '.join(row) or 'no columns'}: each line must be {wanted}")
-    return Question(question, answers[0], group)
-
-
-def _is_text(value: Any) -> bool:
+def _is_text(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _holds_text(answers: Any) -> bool:
+def _holds_text(answers: Any) -> TypeGuard[list[str]]:
     return isinstance(answers, list) and bool(answers) and _is_text(answers[0])
 
 
@@ -99,19 +84,19 @@ def draw_questions(
     Returns:
         The questions of each split, and how many were left out because the corpus lacks their group.
     """
-    heaps: dict[Split, list[tuple[int, int, Question]]] = {"train": [], "validation": []}
+    asked: dict[Split, list[Question]] = {"train": [], "validation": []}
     unknown = 0
-    for number, question in enumerate(questions):
+    for question in questions:
         split = split_of.get(question.group)
         if split is None:
             unknown += 1
-            continue
-        entry = (-hash64("questions", seed, question.group, question.question), -number, question)
-        if len(heaps[split]) < limit:
-            heapq.heappush(heaps[split], entry)
-        elif entry > heaps[split][0]:
-            heapq.heapreplace(heaps[split], entry)
-    return {split: [entry[2] for entry in sorted(heap, reverse=True)] for split, heap in heaps.items()}, unknown
+        else:
+            asked[split].append(question)
+    return {split: heapq.nsmallest(limit, found, partial(_rank, seed)) for split, found in asked.items()}, unknown
+
+
+def _rank(seed: int, question: Question) -> int:
+    return hash64("questions", seed, question.group, question.question)
 
 
 def question_example(question: Question, tokenizer: Any, special: SpecialIds) -> Example:
