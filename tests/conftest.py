@@ -48,6 +48,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return BesideRay(config, log)
 
 
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A job that runs in this process sets up the package's logging, and pytest lets go of the stream that it found."""
+    ours = logging.getLogger("sbp_ray")
+    handlers, level, propagate = list(ours.handlers), ours.level, ours.propagate
+    yield
+    ours.handlers, ours.propagate = handlers, propagate
+    ours.setLevel(level)
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One Ray for all tests that need a cluster in this process."""
