@@ -10,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 from ranks import run_ranks, start_ranks
 from safetensors.torch import load_file
@@ -20,8 +21,7 @@ from sbp_ray.training.checkpoint import complete_checkpoints
 from sbp_ray.training.journal import survived
 from sbp_ray.training.training_plan import TrainingPlan
 
-SEED = 11
-NUM_STRIKES = 22
+SEED = 10
 MOST_STEPS = 3
 NUM_RANKS = 2
 LIMIT_S = 200.0
@@ -35,11 +35,10 @@ class Strike(NamedTuple):
     is_in_save: bool
 
 
-def strikes() -> list[Strike]:
+def plan_strikes(number: int) -> list[Strike]:
     rng = random.Random(SEED)
     return [
-        Strike(rng.choice([(0,), (1,), (0, 1)]), rng.randint(1, MOST_STEPS), rng.random() < 0.4)
-        for _ in range(NUM_STRIKES)
+        Strike(rng.choice([(0,), (1,), (0, 1)]), rng.randint(1, MOST_STEPS), rng.random() < 0.4) for _ in range(number)
     ]
 
 
@@ -71,13 +70,16 @@ def strike_down(plan: TrainingPlan, strike: Strike, ranks: list[BaseProcess], st
         rank.join()
 
 
-def test_after_22_strikes_the_weights_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
-    settings = {"num_workers": NUM_RANKS, "num_steps": NUM_STRIKES * (MOST_STEPS + 3)}
+@pytest.mark.parametrize("num_strikes", [7, pytest.param(22, marks=pytest.mark.long)])
+def test_after_many_strikes_the_weights_are_those_of_an_undisturbed_run(tmp_path: Path, num_strikes: int) -> None:
+    strikes = plan_strikes(num_strikes)
+    assert len({(strike.victims, strike.is_in_save) for strike in strikes}) == 6  # every kind is among them
+    settings = {"num_workers": NUM_RANKS, "num_steps": num_strikes * (MOST_STEPS + 3)}
     undisturbed = tiny_plan(tmp_path / "undisturbed", **settings)
     killed = tiny_plan(tmp_path / "killed", **settings, checkpoint_every=2)
     run_ranks(NUM_RANKS, tmp_path, lambda: loop.train(undisturbed))
     done = 0
-    for number, strike in enumerate(strikes()):
+    for number, strike in enumerate(strikes):
         ranks = start_ranks(NUM_RANKS, tmp_path, lambda: loop.train(killed))
         strike_down(killed, strike, ranks, started=lambda number=number: survived(killed.out)["attempts"] == number + 1)
         [newest, *_] = complete_checkpoints(killed.out) or [(0, "")]
@@ -88,6 +90,6 @@ def test_after_22_strikes_the_weights_are_those_of_an_undisturbed_run(tmp_path: 
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert Path(killed.out.path("metrics.jsonl")).read_bytes().count(b"\n") == settings["num_steps"]
     lost = survived(killed.out)
-    assert lost["attempts"] == NUM_STRIKES + 1
-    assert 0 < lost["wasted_steps"] <= NUM_STRIKES * 4  # an interval, and what was trained while the next was written
+    assert lost["attempts"] == num_strikes + 1
+    assert 0 < lost["wasted_steps"] <= num_strikes * 4  # an interval, and what was trained while the next was written
     assert multiprocessing.active_children() == []

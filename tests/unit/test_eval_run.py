@@ -112,8 +112,8 @@ def write_questions(path: Path, rows: list[dict[str, object]]) -> str:
     return str(path)
 
 
-@pytest.mark.slow
-def test_a_run_is_measured_from_its_artifacts(tmp_path: Path, local_ray: None) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_a_run_is_measured_from_its_artifacts(tmp_path: Path) -> None:
     from sbp_ray.stages.eval import evaluate_run
 
     make_run(tmp_path)
