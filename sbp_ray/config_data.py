@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sbp_ray.config_base import ForwardResources, Fraction, Resources, Section, Seed
 
@@ -14,10 +14,11 @@ Cosine = Annotated[float, Field(ge=-1, le=1)]
 class IngestConfig(Section):
     """Text files -> documents, two splits and a tokenizer."""
 
-    input: tuple[str, ...]
-    """Files, globs or folders of JSONL (plain, .gz, .zst), Parquet or .txt; or `hf:NAME` for a Hugging Face dataset."""
+    input: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Files, globs or folders of JSON lines, Parquet or .txt, also compressed (.gz, .zst, .xz, .bz2); or `hf:NAME` for
+    a Hugging Face dataset."""
     text_column: str = "text"
-    """The column that holds the text."""
+    """The column that holds the text; `content.text` is the field `text` of the objects in `content`."""
     group_column: str | None = None
     """What documents belong to: an article, an entity. Intervals are over groups."""
     split_by: Literal["group", "document"] = "group"
@@ -34,6 +35,8 @@ class IngestConfig(Section):
     """Longer documents are quarantined."""
     max_bad_share: Fraction = 0.01
     """Above this share of quarantined rows the stage stops."""
+    max_damaged_files: NonNegativeInt = 0
+    """Above this number of files that cannot be read to their end, the stage stops."""
     tokenizer: str | None = None
     """A Hugging Face tokenizer folder or name to use; without one, a byte-level BPE is trained on the train split."""
     vocab_size: PositiveInt = 8192
@@ -47,7 +50,7 @@ class DecontaminateConfig(Section):
     """Evaluation sets that nothing may be trained on: kept out of the train split and of the synthetic text."""
 
     evaluation_sets: tuple[str, ...] = ()
-    """Files, globs or folders of JSONL (plain, .gz, .zst); all strings in their rows count, except ids."""
+    """Files, globs or folders of JSON lines, also compressed; all strings in their rows count, except ids."""
     ngram_words: PositiveInt = 13
     """A document that shares a run of so many words with an evaluation set is dropped as contaminated."""
 

@@ -11,8 +11,8 @@ class EvalConfig(Section):
     """What is measured at the end, and on how much."""
 
     questions: str | None = None
-    """JSONL (plain, .gz, .zst) of `{"question": text, "answers": [text, …], "title": text}` on the corpus itself, asked
-    closed book; the first answer is the one that is scored. Without a file the report says "not measured"."""
+    """JSON lines, also compressed, of `{"question": text, "answers": [text, …], "title": text}` on the corpus itself,
+    asked closed book; the first answer is the one that is scored. Without a file the report says "not measured"."""
     question_group_column: str = "title"
     """The questions' column that holds what the corpus calls its group."""
     max_questions: PositiveInt = 1000
@@ -38,7 +38,7 @@ class BenchmarkConfig(Section):
     """The benchmark of docs/benchmarks.md whose prompt, measures and shots it has, or one of lm-eval's own tasks;
     without it, the one of its own name."""
     file: str | None = None
-    """JSONL (plain, .gz, .zst), or a plain text for `text`, in the form of docs/benchmarks.md. Without one lm-eval's
+    """JSON lines, also compressed, or a plain text for `text`, in the form of docs/benchmarks.md. Without one lm-eval's
     own task runs, which downloads its data."""
     fewshot_file: str | None = None
     """Questions of the same form that are shown answered before the one that is asked; without one they are drawn from

@@ -13,11 +13,16 @@ import pyarrow.fs as pafs
 from sbp_ray.artifacts import fingerprint_of
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.input_files import HUGGING_FACE, list_input_files, open_file_system
+from sbp_ray.file_formats import open_file_system
+from sbp_ray.input_files import HUGGING_FACE, find_input_files
 from sbp_ray.stage_table import Stage
 from sbp_ray.text.contamination import list_evaluation_files
 
-_NOT_IN_RECIPE = ("resources", "max_bad_share")  # how fast a stage works and when it stops, not what it makes
+_NOT_IN_RECIPE = (
+    "resources",
+    "max_bad_share",
+    "max_damaged_files",
+)  # how fast a stage works and when it stops, not what it makes
 _WINDOW_BYTES = 1 << 16
 """Read of a local file at its head, its middle and its tail: smaller files are read whole, three times over."""
 
@@ -62,7 +67,7 @@ def _outside_inputs(stage: Stage, config: Config) -> Iterator[tuple[str, Callabl
     if datasets:
         yield "datasets", lambda: fingerprint_of({name: _dataset_revision(name) for name in datasets})
     elif patterns:
-        yield "files", lambda: _fingerprint_of_files(list_input_files(patterns))
+        yield "files", lambda: _fingerprint_of_files(find_input_files(patterns).files)
     if "decontaminate" in stage.sections and config.decontaminate.evaluation_sets:
         yield "evaluation sets", lambda: _fingerprint_of_files(list_evaluation_files(config.decontaminate))
 

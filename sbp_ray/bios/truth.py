@@ -13,7 +13,7 @@ from sbp_ray.bios.world_settings import Words, asks, check_sentence, check_wordi
 from sbp_ray.config_base import Section
 from sbp_ray.config_file import settings_of
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.input_files import open_bytes
+from sbp_ray.file_formats import open_bytes
 
 
 class Fact(NamedTuple):

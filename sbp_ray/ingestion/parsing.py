@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
@@ -14,11 +15,13 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import BucketWriter, bucket_writer
 from sbp_ray.config import IngestConfig
 from sbp_ray.doc_ids import ids_to_numpy, shards_of
+from sbp_ray.ingestion.records import BadRow, Damage, Record, RecordReader, SeenColumns
+from sbp_ray.ingestion.refusing import FileReport
+from sbp_ray.input_files import HUGGING_FACE
 from sbp_ray.schema import DOC_ID
 from sbp_ray.shards import SCRATCH, Stats, shard_name
 from sbp_ray.text.hashing import hash64
-from sbp_ray.text.lines import first_byte
-from sbp_ray.text.records import BadRow, Record, RecordReader
+from sbp_ray.text.words import normalize_unicode
 
 PARSED = pa.schema(
     [
@@ -36,6 +39,12 @@ _ROW_CHARS = 200
 """Characters that take the memory of what Python holds of a row beside its text."""
 
 
+def document_id(text: str) -> bytes:
+    """The same for texts that differ only in line ends, in blanks there, and in how Unicode spells a letter."""
+    lines = [line.rstrip() for line in normalize_unicode("NFC", text).strip().splitlines()]
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).digest()
+
+
 class FileParser:
     """Parses the files of one unit into one scratch file, and its unusable rows into one quarantine file."""
 
@@ -45,30 +54,44 @@ class FileParser:
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         self._rows: dict[str, list[Any]] = {name: [] for name in PARSED.names}
-        self._chars = num_rows = 0
+        self._chars = self._num_rows = 0
         self._hash_range = (2**64 - 1, 0)
-        bad: Counter[str] = Counter()
+        self._bad: Counter[str] = Counter()
+        files: list[FileReport] = []
         with (
             bucket_writer(self._out, shard_name(SCRATCH, item["unit"]), PARSED) as writer,
             _Quarantine(self._out, item["unit"]) as quarantine,  # committed before the file that says "done"
         ):
             for path in item["paths"]:
-                is_cut = item["part"] > 0 and path.endswith(".jsonl")
-                from_byte = first_byte(path, item["part"], item["num_parts"]) if is_cut else 0
-                for row in self._reader.read(path, item["part"], item["num_parts"]):
-                    num_rows += 1
-                    if isinstance(row, BadRow):
-                        bad[row.reason] += 1
-                        quarantine.add(path, row, from_byte)
-                    else:
-                        self._add(row, writer)
+                report = self._read(path, item["part"], item["num_parts"], writer, quarantine)
+                if not report.is_good or item["num_parts"] > 1:
+                    files.append(report)
             self._flush(writer)
-            stats = {"rows": num_rows, "drops": dict(bad)}
-            writer.finish(stats | {"hash_range": list(self._hash_range)})
+            stats = {"rows": self._num_rows, "drops": dict(self._bad)}
+            told = {"hash_range": list(self._hash_range), "files": [report._asdict() for report in files]}
+            writer.finish(stats | told)
         return stats
 
+    def _read(self, path: str, part: int, num_parts: int, writer: BucketWriter, quarantine: _Quarantine) -> FileReport:
+        """Take in the rows of a file, or of a part of it."""
+        seen, damage = SeenColumns(), None
+        for row in self._reader.read(path, part, num_parts, seen):
+            if isinstance(row, Damage):
+                damage = row
+                lost = {"reason": "damaged_file", "detail": row.reason, "bytes_unread": row.bytes_unread}
+                quarantine.add(path, part, seen, {"line": row.line} | lost)
+                continue
+            self._num_rows += 1
+            if isinstance(row, BadRow):
+                self._bad[row.reason] += 1
+                quarantine.add(path, part, seen, row._asdict())
+            else:
+                self._add(row, writer)
+        has_group = seen.has_group or not self._cfg.group_column
+        return FileReport(path, seen.num_rows, seen.num_texts, has_group, [*seen.names], seen.types, damage)
+
     def _add(self, row: Record, writer: BucketWriter) -> None:
-        doc_id = hashlib.blake2b(row.text.encode(), digest_size=16).digest()
+        doc_id = document_id(row.text)
         group = doc_id.hex() if row.group is None else row.group
         low, high = self._hash_range
         of_group = hash64("split", self._cfg.seed, group)
@@ -95,9 +118,13 @@ class _Quarantine(ExitStack):
         self._out, self._name = out, f"{QUARANTINE}/part-{unit:05d}.jsonl"
         self._stream: BinaryIO | None = None
 
-    def add(self, path: str, row: BadRow, from_byte: int) -> None:
-        """Note a row; `from_byte` is where the part of the file begins whose lines are counted."""
+    def add(self, path: str, part: int, seen: SeenColumns, entry: Mapping[str, Any]) -> None:
+        """Note what was not read, and where the part of the file begins whose lines are counted."""
         if self._stream is None:
             self._stream = self.enter_context(self._out.writing(self._name))
-        entry = {"file": path, "line": row.line, "reason": row.reason} | ({"from_byte": from_byte} if from_byte else {})
-        self._stream.write(json.dumps(entry).encode() + b"\n")
+        where: dict[str, Any] = {}
+        if path.startswith(HUGGING_FACE):
+            where = {"shard": part}
+        elif seen.from_byte:
+            where = {"from_byte": seen.from_byte}
+        self._stream.write(json.dumps({"file": path, **entry, **where}).encode() + b"\n")

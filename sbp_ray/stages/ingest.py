@@ -33,6 +33,9 @@ from sbp_ray.ingestion.choosing import (
     validation_limit,
 )
 from sbp_ray.ingestion.parsing import QUARANTINE, FileParser
+from sbp_ray.ingestion.refusing import FileReport, merge_parts, require_usable
+from sbp_ray.ingestion.units import Unit, input_units
+from sbp_ray.input_files import FoundFiles
 from sbp_ray.schema import DOCUMENT, SPLITS, Split
 from sbp_ray.shards import (
     SCRATCH,
@@ -47,7 +50,6 @@ from sbp_ray.shards import (
     shard_name,
 )
 from sbp_ray.text.contamination import EvaluationNgrams, describe_contamination, read_evaluation_sets
-from sbp_ray.text.records import Unit, input_units
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, train_tokenizer
 from sbp_ray.threads import map_in_threads
 
@@ -83,10 +85,13 @@ def _ingest(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact
     if cfg.tokenizer is not None:
         load_tokenizer(cfg.tokenizer)  # before any work
     ngrams = read_evaluation_sets(decontaminate)
-    _parse_all(input_units(cfg.input), cfg, out)
+    units, found = input_units(cfg.input)
+    if found.skipped:
+        logger.warning(f"ingest | {found.told()}")
+    _parse_all(units, cfg, out)
     _refuse_bad_input(cfg, out)
     _write_all(cfg, decontaminate, out)
-    return _total_stats(cfg, ngrams, out)
+    return _total_stats(cfg, found, ngrams, out)
 
 
 # Step 1: input files -> scratch files, sorted by shard
@@ -99,30 +104,20 @@ def _parse_all(units: list[Unit], cfg: IngestConfig, out: Artifact) -> None:
 
 
 def _refuse_bad_input(cfg: IngestConfig, out: Artifact) -> None:
-    """Stop when too many rows, or all, were put aside; the next run then reads the input anew."""
+    """Stop when too much of the input, or all, was put aside; the next run then reads it anew."""
     total = _parse_stats(out)
-    drops = total.get("drops", {})
-    num_bad, num_rows = sum(drops.values()), total["rows"]
-    reasons = ", ".join(
-        f"{count:,} {reason}" for reason, count in sorted(drops.items(), key=lambda x: (-x[1], x[0]))[:3]
-    )
-    if num_rows == 0:
+    try:
+        require_usable(cfg, total["rows"], total.get("drops", {}), merge_parts(total["files"]), out.path(QUARANTINE))
+    except SbpError:
         remove_scratch(out)
-        raise SbpError(f"{', '.join(cfg.input)}: holds no documents: give files with text in ingest.input")
-    if num_bad > cfg.max_bad_share * num_rows or num_bad == num_rows:
-        remove_scratch(out)
-        raise SbpError(
-            f"{num_bad:,} of {num_rows:,} input rows ({num_bad / num_rows:.1%}) cannot be used, which is more than "
-            f"ingest.max_bad_share ({cfg.max_bad_share}): {reasons}: see {out.path(QUARANTINE)}, then mend the input "
-            "or raise the share, and use --redo ingest"
-        )
-    if num_bad:
-        logger.warning(f"ingest | {num_bad:,} of {num_rows:,} rows put aside ({reasons}): {out.path(QUARANTINE)}")
+        raise
 
 
 def _parse_stats(out: Artifact) -> Stats:
-    parts = read_stats(out, out.files(SCRATCH, ".parquet"))
-    return add_stats({key: part[key] for key in ("rows", "drops")} for part in parts)
+    """Rows, drops by reason, and what is wrong with files as a whole."""
+    parts = list(read_stats(out, out.files(SCRATCH, ".parquet")))
+    files = [FileReport.from_json(report) for part in parts for report in part["files"]]
+    return {**add_stats({key: part[key] for key in ("rows", "drops")} for part in parts), "files": files}
 
 
 # Step 2: which groups are held out, and the tokenizer
@@ -291,7 +286,7 @@ class ShardMaker:
         return table.select(["doc_id", "group", "text"]).append_column(DOCUMENT.field("input_ids"), input_ids)
 
 
-def _total_stats(cfg: IngestConfig, ngrams: EvaluationNgrams, out: Artifact) -> Stats:
+def _total_stats(cfg: IngestConfig, found: FoundFiles, ngrams: EvaluationNgrams, out: Artifact) -> Stats:
     parsed = _parse_stats(out)
     limit = _limit(cfg, out)
     hashes = {"train": (limit, 2**64), "validation": (0, limit)}
@@ -305,7 +300,14 @@ def _total_stats(cfg: IngestConfig, ngrams: EvaluationNgrams, out: Artifact) -> 
         )
     total = add_stats(by_split.values())
     hits = [part.pop("contaminated") for part in by_split.values()]
+    damage = [report.damage for report in merge_parts(parsed["files"]) if report.damage]
     return {
+        "files": {
+            "read": len(found.files),
+            "skipped": dict(found.skipped),
+            "damaged": len(damage),
+            "bytes_unread": sum(each.bytes_unread for each in damage),
+        },
         "rows": parsed["rows"],
         "shards": cfg.num_shards,
         "documents": total["documents"],

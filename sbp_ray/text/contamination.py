@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from sbp_ray.config import DecontaminateConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.input_files import list_input_files
+from sbp_ray.file_formats import KINDS, split_suffixes
+from sbp_ray.input_files import find_input_files
 from sbp_ray.text.hashing import run_hashes
 from sbp_ray.text.lines import iter_json
 from sbp_ray.text.words import word_hashes
 
 SETTING = "decontaminate.evaluation_sets"
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _MAX_NGRAMS = 50_000_000  # 0.6 GB in each worker
 _FILTER = 16  # bits for each n-gram
 _CHUNK_CHARS = 1 << 20  # some 50 bytes each while they are hashed
@@ -148,12 +148,12 @@ def list_evaluation_files(cfg: DecontaminateConfig) -> list[tuple[str, int]]:
         SbpError: one is not there, is empty, or is not JSONL.
     """
     try:
-        files = list_input_files(cfg.evaluation_sets)
+        files = find_input_files(cfg.evaluation_sets).files
     except SbpError as error:
         raise SbpError(f"{SETTING}: {error}") from None
     for path, _ in files:
-        if not path.endswith(_SUFFIXES):
-            raise SbpError(f"{SETTING}: {path}: is not one of {', '.join(_SUFFIXES)}: convert it to JSONL")
+        if KINDS.get(split_suffixes(path)[0], "json") != "json":
+            raise SbpError(f"{SETTING}: {path}: is no file of JSON lines: convert it")
     return files
 
 
@@ -166,7 +166,7 @@ def read_evaluation_sets(cfg: DecontaminateConfig) -> EvaluationNgrams:
     counts: dict[str, tuple[int, int]] = {}
     ngrams: dict[str, list[NDArray[np.uint64]]] = {}
     for path, _ in list_evaluation_files(cfg):
-        name = posixpath.basename(path).partition(".jsonl")[0]
+        name = posixpath.basename(path)[: -len("".join(split_suffixes(path))) or None]
         num_items, num_too_short = counts.get(name, (0, 0))
         parts = ngrams.setdefault(name, [])
         for rows in _row_chunks(path):

@@ -6,14 +6,15 @@ every line must be right.
 
 from __future__ import annotations
 
+import codecs
 import io
 import itertools
 import json
 from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.input_files import file_size, open_bytes, open_seekable
+from sbp_ray.file_formats import file_size, kind_of, open_bytes, open_seekable, read_head
 
 
 def iter_lines(path: str, named: str) -> Iterator[tuple[int, bytes]]:
@@ -26,8 +27,9 @@ def iter_lines(path: str, named: str) -> Iterator[tuple[int, bytes]]:
         SbpError: the file cannot be read.
     """
     try:
-        with open_bytes(path) as raw:
-            yield from enumerate(_buffered(raw), start=1)
+        with open_bytes(path) as stream:
+            kind_of(named, read_head(stream))
+            yield from enumerate(stream, start=1)
     except OSError as error:
         raise SbpError(f"{named}: cannot be read: {one_line(error)}: check the file") from None
 
@@ -41,14 +43,10 @@ def iter_json(path: str, named: str, remedy: str) -> Iterator[tuple[str, Any]]:
     for number, line in iter_lines(path, named):
         if not line.isspace():
             try:
-                value = json.loads(line)
+                value = json.loads(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
             except (ValueError, RecursionError):  # broken JSON, not UTF-8, or brackets without an end
                 raise SbpError(f"{named}:{number}: is not JSON: {remedy}") from None
             yield f"{named}:{number}", value
-
-
-def _buffered(raw: BinaryIO) -> io.BufferedReader[Any]:
-    return io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20)  # Arrow's stream has what it needs
 
 
 def first_byte(path: str, part: int, num_parts: int) -> int:
@@ -56,14 +54,16 @@ def first_byte(path: str, part: int, num_parts: int) -> int:
     return file_size(path) * part // num_parts if part else 0
 
 
-def read_lines(path: str, max_bytes: int, part: int = 0, num_parts: int = 1) -> Iterator[tuple[int, bytes | str]]:
-    """Lines that are not blank, each of at most `max_bytes`, with their number in the part, from 1.
+def read_lines(path: str, max_bytes: int, part: int = 0, num_parts: int = 1) -> Iterator[tuple[int, bytes | None]]:
+    """Lines that are not blank, with their number in the part, from 1; None in place of one of more than `max_bytes`.
 
-    In place of a line that cannot be read, the reason.
+    Raises:
+        DamagedFileError: the file cannot be read to its end; all whole lines before that were given.
     """
     is_whole = num_parts == 1
     with open_bytes(path) if is_whole else open_seekable(path) as raw:
-        stream = _buffered(raw)
+        # Arrow's stream has what a buffer needs.
+        stream = raw if is_whole else io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20)
         end = 0 if is_whole else file_size(path) * (part + 1) // num_parts
         if start := first_byte(path, part, num_parts):
             stream.seek(start - 1)  # a line that begins at the first byte is ours
@@ -71,18 +71,10 @@ def read_lines(path: str, max_bytes: int, part: int = 0, num_parts: int = 1) -> 
         for line in itertools.count(1):
             if not is_whole and stream.tell() >= end:
                 return
-            try:
-                data = stream.readline(max_bytes)
-                is_cut = len(data) == max_bytes and not data.endswith(b"\n")
-                if is_cut:
-                    _skip_line(stream)
-            except OSError as error:
-                if not is_damage(path, error):
-                    raise
-                yield line, "damaged_file"
-                return
-            if is_cut:
-                yield line, "too_long"
+            data = stream.readline(max_bytes)
+            if len(data) == max_bytes and not data.endswith(b"\n"):
+                yield line, None
+                _skip_line(stream)
             elif not data:
                 return
             elif not data.isspace():
@@ -94,9 +86,3 @@ def _skip_line(stream: io.BufferedReader[Any]) -> None:
         rest = stream.readline(1 << 20)
         if not rest or rest.endswith(b"\n"):
             return
-
-
-def is_damage(path: str, error: OSError) -> bool:
-    """Whether a compressed file is cut off or broken, as opposed to a disk or network that fails."""
-    words = ("inflate", "compressed", "zstd", "corrupt", "deserialize")
-    return path.endswith((".gz", ".zst", ".parquet")) and any(word in str(error).lower() for word in words)

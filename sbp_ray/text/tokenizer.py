@@ -6,7 +6,8 @@ throughout: a document that happens to contain `<|eos|>` cannot end a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from sbp_ray.errors import SbpError, one_line
 BOS = "<|bos|>"
 EOS = "<|eos|>"
 RELATED = "<|related|>"
+_LONG_RUN = 256
+_RUN = re.compile("|".join(f"{kind}{{{_LONG_RUN}}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")))
 MIN_VOCAB_SIZE = 256 + 3  # every byte, and the special tokens
 
 
@@ -53,7 +56,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator(_without_long_runs(texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=BOS,
@@ -61,6 +64,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         extra_special_tokens=[RELATED],
         clean_up_tokenization_spaces=False,
     )
+
+
+def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
+    """Texts in pieces where a run of one kind of character is longer than any word: the time to train on a pre-token is
+    quadratic in its length."""
+    for text in texts:
+        parts = text.split()
+        num_blanks = len(text) - sum(map(len, parts))
+        if max(map(len, parts), default=0) < _LONG_RUN and num_blanks < len(parts) + _LONG_RUN:
+            yield text  # nearly all; much quicker than to look for runs
+            continue
+        start = 0
+        for run in _RUN.finditer(text):
+            yield text[start : run.end()]
+            start = run.end()
+        yield text[start:]
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:

@@ -9,8 +9,10 @@ Legend: C characters of words, W words.
 from __future__ import annotations
 
 import functools
+import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,8 +66,20 @@ def word_ids(text: str) -> NDArray[np.uint64]:
     return words_W if len(words_W) else mixed(_codes("".join(_normalised(text).split())).astype(np.uint64))
 
 
+def normalize_unicode(form: Literal["NFC", "NFKC"], text: str) -> str:
+    """As `unicodedata.normalize`, whose time is quadratic in a run of combining marks: after 30 of them, more than any
+    language has, an invisible joiner is put in, as Unicode's stream-safe text format does."""
+    return unicodedata.normalize(form, text if text.isascii() else _many_marks().sub("\\g<0>\u034f", text))
+
+
+@functools.cache
+def _many_marks() -> re.Pattern[str]:
+    marks = "".join(chr(code) for code in range(0x110000) if unicodedata.combining(chr(code)))
+    return re.compile(f"[{marks}]{{30}}")
+
+
 def _normalised(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
+    return normalize_unicode("NFKC", text).casefold()
 
 
 def _codes(text: str) -> NDArray[np.uint32]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, IngestConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.errors import SbpError
-from sbp_ray.ingestion import parsing
+from sbp_ray.ingestion import parsing, units
 from sbp_ray.ingestion.choosing import HASHES_KEPT, estimate_distinct, validation_limit
 from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, shard_of
 from sbp_ray.stages import ingest
-from sbp_ray.text import records
 from sbp_ray.text.hashing import hash64, id_ranks
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
 
@@ -175,24 +175,110 @@ def test_bad_rows_are_quarantined_with_file_line_and_reason(tmp_path: Path, new_
     write_rows(tmp_path / "a.jsonl", articles(2))
     with (tmp_path / "a.jsonl").open("ab") as file:
         file.write(b'{"text": "\xff"}\n{"text": "' + b"x" * 201 + b'"}\n')
-    write_rows(tmp_path / "b.jsonl.gz", articles(3))
-    cut = (tmp_path / "b.jsonl.gz").read_bytes()
-    (tmp_path / "b.jsonl.gz").write_bytes(cut[:-9])  # the checksum and the end of the data
     out = new_artifact("corpus")
     stats = ingest_documents(config(tmp_path, max_chars=200, max_bad_share=0.5), out=out)
-    assert stats["drops"] | {"exact_duplicate": 0} == {
-        "not_utf8": 1,
-        "too_long": 1,
-        "damaged_file": 1,
-        "exact_duplicate": 0,
-    }
-    files = {name: out.read_bytes(name).decode().splitlines() for name in out.files("quarantine")}
-    assert [json.loads(line) for line in files["quarantine/part-00000.jsonl"]] == [
+    assert stats["drops"] == {"not_utf8": 1, "too_long": 1}
+    [name] = out.files("quarantine")
+    assert [json.loads(line) for line in out.read_bytes(name).splitlines()] == [
         {"file": str(tmp_path / "a.jsonl"), "line": 7, "reason": "not_utf8"},
         {"file": str(tmp_path / "a.jsonl"), "line": 8, "reason": "too_long"},
     ]
-    assert json.loads(files["quarantine/part-00001.jsonl"][0])["reason"] == "damaged_file"
     assert stats["rows"] == stats["documents"] + sum(stats["drops"].values())
+
+
+def test_damaged_files_stop_the_stage_unless_so_many_may_be_and_their_whole_lines_count(
+    tmp_path: Path, new_artifact
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_rows(folder / "a.jsonl", articles(20))
+    lines = [{"text": f"Line {number} of {number**9}.", "title": "T"} for number in range(20_000)]
+    write_rows(folder / "b.jsonl.gz", lines)
+    stored = (folder / "b.jsonl.gz").read_bytes()
+    (folder / "b.jsonl.gz").write_bytes(stored[: len(stored) // 2])
+    num_whole = zlib.decompressobj(31).decompress(stored[: len(stored) // 2]).count(b"\n")
+    (folder / "c.parquet").write_bytes(b"PAR1 and no footer")
+    out = new_artifact("corpus")
+    with pytest.raises(SbpError) as error:
+        ingest_documents(config(folder, max_damaged_files=1), out=out)
+    place = f"{folder}/b.jsonl.gz from row {num_whole + 1:,} on (ends before its compressed data does; 0 bytes unread)"
+    assert str(error.value).startswith(f"2 input files cannot be read to their end: {place}, {folder}/c.parquet from")
+    assert "let ingest.max_damaged_files be more than 1, and use --redo ingest" in str(error.value)
+    stats = ingest_documents(config(folder, max_damaged_files=2), out=out)
+    assert stats["rows"] == stats["documents"] == 60 + num_whole
+    assert stats["files"] == {"read": 3, "skipped": {}, "damaged": 2, "bytes_unread": 18}
+    [name] = out.files("quarantine")
+    told = [json.loads(line) for line in out.read_bytes(name).splitlines()]
+    assert [(Path(entry["file"]).name, entry["line"], entry["reason"]) for entry in told] == [
+        ("b.jsonl.gz", num_whole + 1, "damaged_file"),
+        ("c.parquet", 1, "damaged_file"),
+    ]
+
+
+def test_copies_that_look_the_same_are_one_document(tmp_path: Path, new_artifact) -> None:
+    texts = [
+        "One é.\nTwo.",
+        "One é. \nTwo.\n\n",
+        "\nOne é.\r\nTwo.",
+        "One e\u0301.\nTwo.",
+        "One é. Two.",
+        "one é.\nTwo.",
+    ]
+    write_rows(tmp_path / "in.jsonl", [{"text": text} for text in texts])
+    out = new_artifact("corpus")
+    stats = ingest_documents(config(tmp_path / "in.jsonl", group_column=None), out=out)
+    assert stats["drops"] == {"exact_duplicate": 3}
+    kept = {row["text"] for split in SPLITS for row in rows_of(out, split)}
+    assert kept == {texts[0], texts[4], texts[5]}
+
+
+def test_what_lies_in_a_folder_beside_the_input_is_counted(tmp_path: Path, new_artifact) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_rows(folder / "a.jsonl", articles(3))
+    for name in ("notes.md", "more.md", "_SUCCESS", ".a.jsonl.crc", "COPYING"):
+        (folder / name).write_text("x")
+    stats = ingest_documents(config(folder), out=new_artifact("corpus"))
+    skipped = {".md": 2, "hidden": 2, "without a suffix": 1}
+    assert stats["files"] == {"read": 1, "skipped": skipped, "damaged": 0, "bytes_unread": 0}
+
+
+def test_any_row_can_be_the_first_with_a_text_or_a_group(tmp_path: Path, new_artifact) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    nulls: list[dict[str, Any]] = [{"text": None, "id": number} for number in range(1001)]
+    late: list[dict[str, Any]] = [{"text": "no group"}, *articles(500)]
+    write_rows(folder / "a.jsonl", [*nulls, *late])
+    stats = ingest_documents(config(folder / "a.jsonl", max_bad_share=0.5), out=new_artifact("one"))
+    assert (stats["documents"], stats["drops"]) == (1501, {"no_text": 1001})
+    write_rows(folder / "b.jsonl", nulls[:10])
+    stats = ingest_documents(config(folder, max_bad_share=0.5), out=new_artifact("two"))
+    assert stats["drops"] == {"no_text": 1011}
+
+
+def test_a_file_without_the_columns_says_what_it_holds(tmp_path: Path, new_artifact) -> None:
+    path = tmp_path / "a.jsonl"
+    write_rows(path, [{"text": None, "id": 1}, {"text": ["x"], "id": 2}])
+    with pytest.raises(SbpError) as error:
+        ingest_documents(config(path, group_column=None), out=new_artifact("one"))
+    held = "which holds null, a list: set ingest.text_column to one of id"
+    assert str(error.value) == f"{path}: no text in column 'text', {held}"
+    write_rows(path, [{"text": "x", "id": 1}, {"text": "y", "url": 2}])
+    with pytest.raises(SbpError) as error:
+        ingest_documents(config(path), out=new_artifact("two"))
+    assert str(error.value) == (
+        f"{path}: no column 'title': set ingest.group_column to one of text, id, url, or to null"
+    )
+
+
+def test_a_file_in_parts_has_the_columns_that_any_part_has(
+    tmp_path: Path, new_artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "_PART_BYTES", 300)
+    path = tmp_path / "a.jsonl"
+    write_rows(path, [*articles(3), *({"text": f"Without a title: {number}"} for number in range(30))])
+    stats = ingest_documents(config(path), out=new_artifact("corpus"))
+    assert stats["documents"] == 39
 
 
 def test_a_file_read_in_parts_makes_the_same_corpus_and_its_bad_lines_can_be_found(
@@ -202,7 +288,7 @@ def test_a_file_read_in_parts_makes_the_same_corpus_and_its_bad_lines_can_be_fou
     write_rows(path, [*articles(6), {"text": 1}, *articles(8)])
     whole, parts = new_artifact("whole"), new_artifact("parts")
     expected = ingest_documents(config(path, max_bad_share=0.5), out=whole)
-    monkeypatch.setattr(records, "_PART_BYTES", 300)
+    monkeypatch.setattr(units, "_PART_BYTES", 300)
     stats = ingest_documents(config(path, max_bad_share=0.5), out=parts)
     assert stats == expected
     for split in SPLITS:
@@ -263,8 +349,9 @@ def test_a_chunk_at_a_time_gives_the_same_corpus(tmp_path: Path, new_artifact, m
 
 @pytest.mark.parametrize("survivors", range(8))
 def test_an_interrupted_run_goes_on_and_ends_alike(
-    tmp_path: Path, new_artifact, survivors: int, in_process: WorkedOn
+    tmp_path: Path, new_artifact, survivors: int, in_process: WorkedOn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(units, "_UNIT_FILES", 1)
     for name in "ab":
         write_rows(tmp_path / f"{name}.jsonl", articles(8))
     cfg = config(tmp_path / "*.jsonl")

@@ -3,24 +3,33 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sbp_ray.errors import SbpError
-from sbp_ray.input_files import list_input_files
-from sbp_ray.text import records
-from sbp_ray.text.records import BadRow, Record, RecordReader, Unit, input_units
+from sbp_ray.ingestion import units
+from sbp_ray.ingestion.records import BadRow, Damage, Record, RecordReader, SeenColumns
+from sbp_ray.ingestion.units import Unit, input_units
+from sbp_ray.input_files import find_input_files
+
+Row = Record | BadRow | Damage
 
 
-def read(path: Path, *, text: str = "text", group: str | None = None, max_chars: int = 100) -> list[Record | BadRow]:
+def read(path: Path, *, text: str = "text", group: str | None = None, max_chars: int = 100) -> list[Row]:
     return list(RecordReader(text, group, max_chars).read(str(path)))
 
 
-def write_zstd(path: Path, data: bytes) -> None:
-    with pa.CompressedOutputStream(str(path), "zstd") as stream:
-        stream.write(data)
+def found(*patterns: Path | str) -> list[str]:
+    return [path for path, _ in find_input_files(map(str, patterns)).files]
+
+
+def seen_in(path: Path, *, text: str = "text", group: str | None = None) -> SeenColumns:
+    seen = SeenColumns()
+    list(RecordReader(text, group, 100).read(str(path), seen=seen))
+    return seen
 
 
 # Which files
@@ -30,46 +39,53 @@ def test_files_globs_and_folders_are_found_once_and_sorted(tmp_path: Path) -> No
     for name in ("b.jsonl", "a.jsonl.gz", "sub/c.txt", "notes.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    found = list_input_files([str(tmp_path), str(tmp_path / "*.jsonl")])
-    assert found == [(str(tmp_path / name), 1) for name in ("a.jsonl.gz", "b.jsonl", "sub/c.txt")]
+    listed = find_input_files([str(tmp_path), str(tmp_path / "*.jsonl")])
+    assert listed.told() == "read 3 of 4 files, skipped: 1 .md"
+    assert listed.files == [(str(tmp_path / name), 1) for name in ("a.jsonl.gz", "b.jsonl", "sub/c.txt")]
 
 
 def test_a_star_stays_in_its_folder_and_two_do_not(tmp_path: Path) -> None:
     for name in ("a.jsonl", "sub/b.jsonl", "sub/deep/c.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-
-    def found(pattern: str) -> list[str]:
-        return [str(Path(path).relative_to(tmp_path)) for path, _ in list_input_files([str(tmp_path / pattern)])]
-
-    assert found("*.jsonl") == ["a.jsonl"]
-    assert found("*/*.jsonl") == ["sub/b.jsonl"]
-    assert found("**/*.jsonl") == ["a.jsonl", "sub/b.jsonl", "sub/deep/c.jsonl"]
+    a, b, c = (str(tmp_path / name) for name in ("a.jsonl", "sub/b.jsonl", "sub/deep/c.jsonl"))
+    assert found(tmp_path / "*.jsonl") == [a]
+    assert found(tmp_path / "*/*.jsonl") == [b]
+    assert found(tmp_path / "**/*.jsonl") == [a, b, c]
+    assert found(tmp_path / "**") == [a, b, c]
+    assert found(tmp_path / "**/deep/*") == [c]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("none", "no such file or folder"), ("*.jsonl", "no such file"), ("notes.md", "holds no"), ("e.txt", "is empty")],
+    [
+        ("none", "no such file or folder"),
+        ("*.jsonl", "no such file"),
+        ("notes.md", "holds neither JSON lines nor Parquet"),
+        ("e.txt", "is empty"),
+    ],
 )
 def test_input_that_is_not_there_or_empty_is_named(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "notes.md").write_text("x")
     (tmp_path / "e.txt").write_text("")
     with pytest.raises(SbpError, match=f"{tmp_path}/.*{message}"):
-        list_input_files([str(tmp_path / name)])
+        find_input_files([str(tmp_path / name)])
 
 
-def test_text_files_share_a_unit_and_others_have_their_own(tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in ("a.txt", "b.jsonl", "c.txt", "d.parquet")]
-    for path in paths:
-        path.write_text("x")
-    a, b, c, d = map(str, paths)
-    assert input_units([str(tmp_path)]) == [Unit((b,)), Unit((d,)), Unit((a, c))]
+def test_small_files_share_a_unit_up_to_a_size_and_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{number}.jsonl" for number in range(7)]
+    for path, size in zip(paths, (1, 1, 1, 9, 12, 2, 2), strict=True):
+        path.write_bytes(b"x" * size)
+    monkeypatch.setattr(units, "_UNIT_FILES", 2)
+    monkeypatch.setattr(units, "_UNIT_BYTES", 10)
+    names = [[Path(path).name[0] for path in unit.paths] for unit in input_units([str(tmp_path)])[0]]
+    assert names == [["0", "1"], ["2", "3"], ["4"], ["5", "6"]]
 
 
 # Large files are read in parts
 
 
-def in_parts(path: Path, num_parts: int) -> list[list[Record | BadRow]]:
+def in_parts(path: Path, num_parts: int) -> list[list[Row]]:
     reader = RecordReader("text", None, 100)
     return [list(reader.read(str(path), part, num_parts)) for part in range(num_parts)]
 
@@ -100,24 +116,26 @@ def test_row_groups_are_shared_out_and_rows_keep_their_number(tmp_path: Path, nu
 def test_only_large_files_that_can_be_read_from_the_middle_are_read_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "_PART_BYTES", 1000)
+    monkeypatch.setattr(units, "_PART_BYTES", 1000)
+    monkeypatch.setattr(units, "_UNIT_FILES", 1)
     lines = b'{"text": "x"}\n' * 200
-    for name in ("a.jsonl", "b.jsonl.gz", "c.txt"):
+    for name in ("a.jsonl", "c.txt"):
         (tmp_path / name).write_bytes(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(b"%d\n" % n**9 for n in range(900))))
     (tmp_path / "d.jsonl").write_bytes(lines[:1000])
     pq.write_table(
         pa.table({"text": [str(number) for number in range(900)]}), tmp_path / "e.parquet", row_group_size=450
     )
     (tmp_path / "f.parquet").write_bytes(lines)  # is none
-    units = [(Path(unit.paths[0]).name, unit.part, unit.num_parts) for unit in input_units([str(tmp_path)])]
-    assert units == [
+    made = [(Path(unit.paths[0]).name, unit.part, unit.num_parts) for unit in input_units([str(tmp_path)])[0]]
+    assert made == [
         *(("a.jsonl", part, 3) for part in range(3)),
         ("b.jsonl.gz", 0, 1),
+        ("c.txt", 0, 1),
         ("d.jsonl", 0, 1),
         ("e.parquet", 0, 2),
         ("e.parquet", 1, 2),
         ("f.parquet", 0, 1),
-        ("c.txt", 0, 1),
     ]
 
 
@@ -161,75 +179,64 @@ def test_each_kind_of_bad_line_has_its_reason_and_number(tmp_path: Path) -> None
 
 
 def test_a_line_too_long_to_hold_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sbp_ray.text.records._MAX_LINE_BYTES", 30)
+    monkeypatch.setattr("sbp_ray.ingestion.row_sources._MAX_LINE_BYTES", 30)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": "' + b"b" * 3_000_000 + b'"}\n{"text": "c"}\n{"text": "' + b"d" * 30)
     rows = read(path, max_chars=2)
     assert rows == [Record(1, "a", None), BadRow(2, "too_long"), Record(3, "c", None), BadRow(4, "too_long")]
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
-def test_compressed_files_read_like_plain_ones(tmp_path: Path, suffix: str) -> None:
-    path, data = tmp_path / f"a{suffix}", b'{"text": "a", "title": "T"}\n{"text": "b", "title": 7}\n'
-    if suffix.endswith("zst"):
-        write_zstd(path, data)
-    else:
-        path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
-    assert read(path, group="title") == [Record(1, "a", "T"), Record(2, "b", "7")]
-
-
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
-def test_a_truncated_file_gives_its_whole_lines_and_one_bad_row(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"a{suffix}"
-    data = b"".join(b'{"text": "%d"}\n' % (number * 7919 % 100_003) for number in range(50_000))
-    if suffix.endswith("zst"):
-        write_zstd(path, data)
-    else:
-        path.write_bytes(gzip.compress(data))
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    *good, last = read(path)
-    assert last == BadRow(len(good) + 1, "damaged_file")
-    assert len(good) < 50_000
-    assert good == [Record(n + 1, str(n * 7919 % 100_003), None) for n in range(len(good))]
-
-
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
-def test_a_file_that_is_not_what_its_name_says_is_one_bad_row(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"something else entirely")
-    assert read(tmp_path / name) == [BadRow(1, "damaged_file")]
-
-
 # Columns
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
-def test_a_file_without_the_text_column_is_refused_with_the_columns_found(tmp_path: Path, name: str) -> None:
+def test_what_a_file_holds_is_told_from_all_of_its_rows(tmp_path: Path, name: str) -> None:
+    rows: list[dict[str, Any]] = [{"text": None, "id": 1}, {"text": None, "id": 2}, {"text": [1], "title": "T"}]
     path = tmp_path / name
     if name.endswith("parquet"):
-        pq.write_table(pa.table({"body": ["x"], "id": [1]}), path)
+        table = [{"text": row["text"], "id": row.get("id"), "title": row.get("title")} for row in rows]
+        pq.write_table(pa.Table.from_pylist(table), path)
     else:
-        path.write_text('{"body": "x", "id": 1}\n')
-    with pytest.raises(SbpError, match=rf"{path}: no text in column 'text': .* one of body, id"):
-        read(path)
-    with pytest.raises(SbpError, match=rf"{path}: no column 'title': .*ingest.group_column .* body, id"):
-        read(path, text="body", group="title")
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen = seen_in(path, group="title")
+    assert (seen.num_rows, seen.num_texts, seen.has_group) == (3, 0, True)
+    assert [*seen.names] == ["text", "id", "title"]
+    assert dict(seen.types) == {"null": 2, "a list": 1}
+    seen = seen_in(path, text="body", group="page")
+    assert (seen.num_texts, seen.has_group, dict(seen.types)) == (0, False, {"nothing": 3})
 
 
-def test_a_column_that_never_holds_a_string_is_not_a_text_column(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": [[1], [2]]}), path)
-    with pytest.raises(SbpError, match="no text in column 'text'"):
-        read(path)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_dot_leads_into_an_object_unless_a_column_has_it_in_its_name(tmp_path: Path, name: str) -> None:
+    rows = [
+        {"content": {"text": "inner", "at": {"url": "U"}}, "a.b": "flat"},
+        {"content": {"text": None, "at": None}, "a.b": "x"},
+        {"content": None, "a.b": "y"},
+    ]
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read(path, text="content.text", group="content.at.url") == [
+        Record(1, "inner", "U"),
+        BadRow(2, "no_text"),
+        BadRow(3, "no_text"),
+    ]
+    assert [row.text for row in read(path, text="a.b") if isinstance(row, Record)] == ["flat", "x", "y"]
 
 
-def test_the_wrong_column_is_noticed_early_in_a_large_file(tmp_path: Path) -> None:
+def test_what_names_no_group_is_none(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"body": "x"}\n' * 1_500)
-    rows = RecordReader("text", None, 10).read(str(path))
-    assert [next(rows).line for _ in range(999)] == list(range(1, 1000))
-    with pytest.raises(SbpError):
-        next(rows)
+    path.write_text("".join(f'{{"text": "t", "g": {value}}}\n' for value in ('""', "NaN", "null", "0", '"b"')))
+    assert [row.group for row in read(path, group="g") if isinstance(row, Record)] == [None, None, None, "0", "b"]
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    with pytest.raises(SbpError, match=f"{path}: has the column 'text' more than once: rename"):
+        read(path)
 
 
 # Parquet and text files
@@ -259,13 +266,27 @@ def test_a_text_file_is_a_document(tmp_path: Path) -> None:
     assert len(read(path)[0].text) == 100
     path.write_bytes(b"a\xffb")
     assert read(path) == [BadRow(1, "not_utf8")]
+    path.write_bytes(b"\xef\xbb\xbfa")
+    assert read(path) == [Record(1, "a", None)]
+
+
+def test_only_a_character_that_the_limit_cuts_is_forgiven(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("é".encode() * 500)  # the limit of 404 bytes lies between characters
+    assert read(path) == [BadRow(1, "too_long")]
+    path.write_bytes(b"a" + "é".encode() * 500)  # and within one
+    assert read(path) == [BadRow(1, "too_long")]
+    path.write_bytes("中文".encode("gb2312") * 500)
+    assert read(path) == [BadRow(1, "not_utf8")]
+    path.write_bytes(b"whole but for its last character \xc3")
+    assert read(path) == [BadRow(1, "not_utf8")]
 
 
 def test_a_hugging_face_dataset_is_read_in_parts(tmp_path: Path) -> None:
     for name in ("x", "y"):
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}1"}}\n{{"text": "{name}2"}}\n')
     name = f"hf:{tmp_path}"  # the library takes a folder for a dataset
-    assert input_units([name]) == [Unit((name,), 0, 2), Unit((name,), 1, 2)]
+    assert input_units([name])[0] == [Unit((name,), 0, 2), Unit((name,), 1, 2)]
     reader = RecordReader("text", None, 10)
     parts = [[row.text for row in reader.read(name, part, 2)] for part in range(2)]
     assert parts == [["x1", "x2"], ["y1", "y2"]]

@@ -15,8 +15,8 @@ from sbp_ray.plan import plan_run, state_of
 from sbp_ray.recipes import deciding_settings
 from sbp_ray.stage_table import FOLDERS, STAGES
 
-FREE = "max_bad_share"
-"""The one setting outside `resources`, of any section, that changes no result."""
+FREE = (".max_bad_share", ".max_damaged_files")
+"""The settings outside `resources`, of any section, that change no result."""
 JUDGE = "benchmarks.judge={base_url: u, model: m}"
 
 
@@ -33,7 +33,7 @@ def test_every_setting_of_a_stage_decides_its_result_but_those_of_resources() ->
     for stage in STAGES:
         sections = {name: config.model_dump(mode="json")[name] for name in stage.sections}
         free = _leaves(sections) - _leaves(deciding_settings(stage, config))
-        assert free == {name for name in _leaves(sections) if ".resources." in name or name.endswith(f".{FREE}")}
+        assert free == {name for name in _leaves(sections) if ".resources." in name or name.endswith(FREE)}
         assert not any(".resources." in name for name in _leaves(deciding_settings(stage, config)))
 
 

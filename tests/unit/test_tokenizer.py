@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from sbp_ray.text.tokenizer import (
     BOS,
     EOS,
     RELATED,
+    _without_long_runs,
     encode_texts,
     load_tokenizer,
     special_ids,
@@ -69,6 +71,30 @@ def test_a_given_tokenizer_keeps_its_own_marks_and_gets_the_missing_ones(tmp_pat
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SbpError, match=r"tokenizer .*/none: cannot be loaded .*folder"):
         load_tokenizer(tmp_path / "none")
+
+
+@pytest.mark.parametrize("text", ["-", "a", " ", "ab-", "".join(map(chr, range(97, 123)))])
+def test_the_time_to_train_grows_with_a_words_length_and_not_its_square(text: str) -> None:
+    def seconds(texts: list[str]) -> float:
+        start = time.process_time()
+        train_tokenizer(texts, 1000)
+        return time.process_time() - start
+
+    num_chars = 300_000
+    words = "".join(f"{number**3:x} " for number in range(num_chars // 8))[:num_chars]
+    assert seconds([text * (num_chars // len(text))]) < 10 * seconds([words])
+
+
+def test_ordinary_texts_are_learned_from_whole() -> None:
+    long = "x" * 255 + " " + "y" * 600
+    assert [*_without_long_runs(["a b", long, "  " * 400])] == [
+        "a b",
+        "x" * 255 + " " + "y" * 256,
+        "y" * 256,
+        "y" * 88,
+        *[" " * 256] * 3,
+        " " * 32,
+    ]
 
 
 def test_training_gives_the_same_vocabulary_in_another_process() -> None:

@@ -1,8 +1,11 @@
 """What a word is."""
 
+import time
+import unicodedata
+
 import numpy as np
 
-from sbp_ray.text.words import word_hashes, word_ids
+from sbp_ray.text.words import normalize_unicode, word_hashes, word_ids
 
 
 def test_words_are_numbered_by_what_they_say() -> None:
@@ -28,6 +31,22 @@ def test_a_text_of_symbols_alone_still_has_something_to_compare() -> None:
     assert word_ids("\u2192 \u2190").size == 2
     assert word_ids("\u2192 \u2190").tolist() != word_ids("\u2190 \u2192").tolist()
     assert word_ids("").size == word_ids(" \n").size == 0
+
+
+def test_a_run_of_marks_takes_no_longer_than_a_text_of_its_length() -> None:
+    def seconds(text: str) -> float:
+        start = time.process_time()
+        word_ids(text)
+        return time.process_time() - start
+
+    seconds("é")
+    assert seconds("e" + "\u0301\u0323" * 100_000) < 20 * seconds("é, " * 70_000)
+
+
+def test_up_to_thirty_marks_are_normalised_as_unicode_says() -> None:
+    for text in ("Ệ, e\u0301\u0323", "x" + "\u0301\u0323" * 14 + "y", "हिन्दी", "각"):
+        assert normalize_unicode("NFKC", text) == unicodedata.normalize("NFKC", text)
+        assert normalize_unicode("NFC", text) == unicodedata.normalize("NFC", text)
 
 
 def test_marks_belong_to_their_word_and_an_underscore_parts_two() -> None:

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.evaluation.benchmarks.catalog import KNOWN, TEXT, Row
-from sbp_ray.input_files import open_file_system
+from sbp_ray.file_formats import KINDS, open_file_system, split_suffixes
 from sbp_ray.text.hashing import hash64
 from sbp_ray.text.lines import iter_json, iter_lines
 
-_JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 # A WikiText article begins with such a heading; those of its parts have more signs.
 _HEADING = re.compile(r"^ = [^=].*[^=] = $")
 
@@ -31,7 +30,7 @@ def read_rows(path: str, like: str, where: str) -> list[Row]:
     fs, inner = open_file_system(path)
     if not fs.get_file_info(inner).is_file:
         raise SbpError(f"{where}={path}: there is no such file: mend the path")
-    is_text, named = KNOWN[like].form is TEXT and not path.endswith(_JSONL), f"{where}={path}"
+    is_text, named = KNOWN[like].form is TEXT and KINDS.get(split_suffixes(path)[0]) != "json", f"{where}={path}"
     rows = list(_documents(path, named) if is_text else _parsed(path, like, named))
     if not rows:
         raise SbpError(f"{named}: is empty: {wanted_form(like)}")

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 from sbp_ray.config import EvalConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.input_files import list_input_files
+from sbp_ray.input_files import find_input_files
 from sbp_ray.schema import Split
 from sbp_ray.text.hashing import hash64
 from sbp_ray.text.lines import iter_json
@@ -55,7 +55,7 @@ def iter_questions(cfg: EvalConfig) -> Iterator[Question]:
     assert cfg.questions is not None
     column = cfg.question_group_column
     form = f'each line must be {{"question": text, "answers": [text, …], "{column}": text}}'
-    for path, _ in list_input_files([cfg.questions]):
+    for path, _ in find_input_files([cfg.questions]).files:
         for where, row in iter_json(path, f"eval.questions: {path}", form):
             if not isinstance(row, dict):
                 raise SbpError(f"{where}: is not an object: {form}")

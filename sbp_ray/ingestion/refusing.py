@@ -1,0 +1,124 @@
+"""Whether the input was read well enough to go on: judged once all of it was read, since any row can be the first good
+one."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from sbp_ray.config import IngestConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.ingestion.records import Damage
+
+logger = logging.getLogger(__name__)
+
+_FILES_TOLD = 3
+
+
+class FileReport(NamedTuple):
+    """What a file, or a part of it, holds; for errors."""
+
+    file: str
+    num_rows: int
+    num_texts: int
+    has_group: bool
+    columns: list[str]
+    types: Mapping[str, int]
+    """What the text column holds that is no text."""
+    damage: Damage | None
+
+    @property
+    def is_good(self) -> bool:
+        return self.damage is None and (self.num_rows == 0 or (self.num_texts > 0 and self.has_group))
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> FileReport:
+        return cls(**{**fields, "damage": Damage(*fields["damage"]) if fields["damage"] else None})
+
+
+def merge_parts(reports: Iterable[FileReport]) -> list[FileReport]:
+    """One report for each file that is not good."""
+    merged: dict[str, FileReport] = {}
+    for report in reports:
+        if before := merged.get(report.file):
+            report = FileReport(
+                report.file,
+                before.num_rows + report.num_rows,
+                before.num_texts + report.num_texts,
+                before.has_group or report.has_group,
+                [*dict.fromkeys([*before.columns, *report.columns])],
+                Counter(before.types) + Counter(report.types),
+                before.damage or report.damage,
+            )
+        merged[report.file] = report
+    return [report for report in merged.values() if not report.is_good]
+
+
+def require_usable(
+    cfg: IngestConfig, num_rows: int, drops: Mapping[str, int], files: list[FileReport], quarantine: str
+) -> None:
+    """Go on, with a warning of what was put aside, or say why not.
+
+    Args:
+        num_rows: read.
+        drops: rows that cannot be used, by reason.
+        files: those that are not good.
+        quarantine: where what was put aside is listed.
+
+    Raises:
+        SbpError: too many files are damaged, or too many rows cannot be used, or a file has not the group column.
+    """
+    damaged = [report for report in files if report.damage]
+    textless = [report for report in files if report.num_rows and not report.num_texts]
+    num_bad = sum(drops.values())
+    if damaged:
+        told = f"{len(damaged):,} input files cannot be read to their end: {_told_damage(damaged)}"
+        if len(damaged) > cfg.max_damaged_files:
+            raise SbpError(
+                f"{told}: mend them or leave them out, or let ingest.max_damaged_files be more than "
+                f"{cfg.max_damaged_files}, and use --redo ingest"
+            )
+        logger.warning(f"ingest | {told}")
+    if num_rows == 0:
+        raise SbpError(f"{', '.join(cfg.input)}: holds no documents: give files with text in ingest.input")
+    if textless and num_bad == num_rows:
+        raise SbpError(_told_columns(cfg, textless[0]))
+    reasons = ", ".join(
+        f"{count:,} {reason}" for reason, count in sorted(drops.items(), key=lambda x: (-x[1], x[0]))[:3]
+    )
+    if num_bad > cfg.max_bad_share * num_rows or num_bad == num_rows:
+        raise SbpError(
+            f"{num_bad:,} of {num_rows:,} input rows ({num_bad / num_rows:.1%}) cannot be used, which is more than "
+            f"ingest.max_bad_share ({cfg.max_bad_share}): {reasons}: see {quarantine}, then mend the input "
+            "or raise the share, and use --redo ingest" + (f" ({_told_columns(cfg, textless[0])})" if textless else "")
+        )
+    for report in files:
+        if report.num_texts and not report.has_group:
+            found = ", ".join(report.columns) or "none"
+            raise SbpError(
+                f"{report.file}: no column {cfg.group_column!r}: set ingest.group_column to one of {found}, or to null"
+            )
+    if num_bad:
+        logger.warning(f"ingest | {num_bad:,} of {num_rows:,} rows put aside ({reasons}): {quarantine}")
+
+
+def _told_damage(damaged: list[FileReport]) -> str:
+    places = [
+        f"{report.file} from row {report.damage.line:,} on ({report.damage.reason}; "
+        f"{report.damage.bytes_unread:,} bytes unread)"
+        for report in damaged[:_FILES_TOLD]
+        if report.damage
+    ]
+    return ", ".join(places) + (", …" if len(damaged) > _FILES_TOLD else "")
+
+
+def _told_columns(cfg: IngestConfig, report: FileReport) -> str:
+    """Of a file without a text."""
+    held = ", ".join(Counter(report.types).keys())
+    found = ", ".join(name for name in report.columns if name != cfg.text_column) or "none"
+    return (
+        f"{report.file}: no text in column {cfg.text_column!r}, which holds {held}: set ingest.text_column to one of "
+        f"{found}"
+    )

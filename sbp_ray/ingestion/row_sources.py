@@ -1,0 +1,162 @@
+"""Files -> rows: JSON lines, Parquet, texts and datasets of the Hugging Face hub, in one form.
+
+A row is a mapping with its number, from 1, or in its place the reason why it could not be read. A file that cannot be
+read to its end gives all rows before that, and then `DamagedFileError`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sbp_ray.errors import SbpError, one_line
+from sbp_ray.file_formats import DamagedFileError, decode_cut, file_size, open_bytes, open_seekable
+from sbp_ray.input_files import HUGGING_FACE
+from sbp_ray.text.lines import read_lines
+
+Row = tuple[int, Mapping[str, Any] | str]
+FILE_COLUMN = "file"  # of a text file, beside its text
+_MAX_LINE_BYTES = 64 << 20
+_BATCH_ROWS = 256
+_PARQUET_DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, MemoryError)
+
+
+def json_rows(path: str, max_chars: int, part: int, num_parts: int) -> Iterator[Row]:
+    """Lines of JSON objects, of a file or of a part of it, in which they are counted."""
+    max_bytes = max(_MAX_LINE_BYTES, 12 * max_chars)
+    for line, data in read_lines(path, max_bytes, part, num_parts):
+        if data is None:
+            yield line, "too_long"
+            continue
+        try:
+            row = json.loads(data.decode("utf-8-sig" if line == 1 and part == 0 else "utf-8"))
+        except UnicodeDecodeError:
+            yield line, "not_utf8"
+        except (ValueError, RecursionError):
+            yield line, "broken_json"
+        else:
+            yield line, row if isinstance(row, dict) else "not_an_object"
+
+
+def text_rows(path: str, text_column: str, max_chars: int) -> Iterator[Row]:
+    """The one document that a text file is."""
+    limit = 4 * max_chars + 4  # enough to see that it is too long
+    with open_bytes(path) as stream:
+        data = stream.read(limit)
+    text = decode_cut(data) if len(data) == limit else data
+    if text is None:
+        yield 1, "not_utf8"
+    else:
+        text = text if isinstance(text, str) else text.removeprefix(b"\xef\xbb\xbf")
+        yield 1, {text_column: text, FILE_COLUMN: path}
+
+
+def parquet_rows(path: str, wanted: Sequence[str], part: int, num_parts: int) -> Iterator[Row]:
+    """Rows of a table, or of a part of its row groups, with the columns wanted; the first names the others too."""
+    line = num_rows = 0
+    with _told_damage(path, lambda: (line, num_rows)), open_seekable(path) as stream:
+        file = pq.ParquetFile(stream, page_checksum_verification=True)
+        num_rows, schema = file.metadata.num_rows, file.schema_arrow
+        for name in wanted:
+            if schema.names.count(name) > 1:
+                raise SbpError(f"{path}: has the column {name!r} more than once: rename all but one")
+        there = [name for name in wanted if _has_field(schema, name)]
+        columns = [name if name in schema.names else name.partition(".")[0] for name in there] or schema.names[:1]
+        first, end = (file.num_row_groups * number // num_parts for number in (part, part + 1))
+        line = sum(file.metadata.row_group(number).num_rows for number in range(first))
+        unread = dict.fromkeys(schema.names)
+        groups = range(first, end)  # each by itself: one that is damaged leaves those before it whole
+        for batch in itertools.chain.from_iterable(file.iter_batches(_BATCH_ROWS, [n], columns) for n in groups):
+            values = [_column(batch, name).to_pylist() for name in there]
+            for number in range(len(batch)):
+                line += 1
+                yield line, {**unread, **{name: column[number] for name, column in zip(there, values, strict=True)}}
+                unread = {}
+
+
+@contextmanager
+def _told_damage(path: str, place: Any) -> Iterator[None]:
+    """Say of what is wrong in a Parquet file that it is damage; a disk or a network that fails is none."""
+    try:
+        yield
+    except _PARQUET_DAMAGE as error:
+        message = one_line(error)
+        if isinstance(error, OSError) and (error.errno is not None or "AWS" in message):
+            raise
+        if "ncrypt" in message:
+            raise SbpError(f"{path}: is encrypted ({message}): write it without encryption") from None
+        line, num_rows = place()
+        lost = file_size(path) * (num_rows - line) // num_rows if num_rows else file_size(path)
+        raise DamagedFileError(path, message, max(0, lost)) from None
+
+
+def count_row_groups(path: str) -> int:
+    """Row groups of a Parquet file."""
+    with _told_damage(path, lambda: (0, 0)), open_seekable(path) as stream:
+        return int(pq.ParquetFile(stream).num_row_groups)
+
+
+def _has_field(schema: pa.Schema, name: str) -> bool:
+    """Whether a column is there, or under the dots of its name a field of one."""
+    if name in schema.names:
+        return True
+    first, *rest = name.split(".")
+    kind = schema.field(first).type if first in schema.names else None
+    for field in rest:
+        if kind is None or not pa.types.is_struct(kind) or kind.get_field_index(field) < 0:
+            return False
+        kind = kind.field(field).type
+    return kind is not None
+
+
+def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """Strings as bytes: Parquet does not promise that they are UTF-8."""
+    if name in batch.schema.names:
+        column = batch.column(name)
+    else:
+        first, *rest = name.split(".")
+        column = pc.struct_field(batch.column(first), rest)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_binary())
+    column.validate(full=True)
+    return column
+
+
+def hugging_face_rows(path: str, part: int, num_parts: int) -> Iterator[Row]:
+    """Rows of a dataset, or of one of its shards, in which they are counted."""
+    import datasets
+
+    dataset = open_hugging_face(path)
+    try:
+        yield from enumerate(dataset.shard(num_parts, part) if num_parts > 1 else dataset, start=1)
+    except (OSError, ValueError, TypeError, LookupError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        raise SbpError(
+            f"{path}: shard {part} of {num_parts} cannot be read ({one_line(error)}): mend it, or name the files in "
+            "ingest.input"
+        ) from None
+
+
+def open_hugging_face(path: str) -> Any:
+    """The streaming train split of `hf:NAME`, or of `hf:NAME:CONFIG`.
+
+    Raises:
+        SbpError: there is no such dataset, or no network.
+    """
+    import datasets
+
+    name, _, config = path.removeprefix(HUGGING_FACE).partition(":")
+    try:
+        return datasets.load_dataset(name, config or None, split="train", streaming=True)
+    except (OSError, ValueError) as error:
+        raise SbpError(
+            f"{path}: cannot be opened ({one_line(error)}): check the name and the network, or download it first"
+        ) from None

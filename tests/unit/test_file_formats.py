@@ -1,0 +1,251 @@
+"""Whatever a file is called and however it is damaged, each row is read or the loss is told."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from backports.zstd import CompressionParameter, ZstdCompressor, ZstdDecompressor
+from backports.zstd import compress as zstd_compress
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sbp_ray.errors import SbpError
+from sbp_ray.file_formats import open_bytes
+from sbp_ray.ingestion.records import BadRow, Damage, Record, RecordReader
+
+LINES = [json.dumps({"text": str(number**5 % 1_000_003), "id": number}) for number in range(1, 5001)]
+DATA = "".join(line + "\n" for line in LINES).encode()
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".gzip": gzip.compress,
+    ".zst": zstd_compress,
+    ".xz": lzma.compress,
+    ".bz2": lambda data: bz2.compress(data, 1),  # in blocks of 100 kB
+}
+
+
+def read(path: Path) -> list[Record | BadRow | Damage]:
+    return list(RecordReader("text", None, 1000).read(str(path)))
+
+
+def records(data: bytes) -> list[Record]:
+    """What the whole lines of JSON are."""
+    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    return [Record(number, json.loads(line)["text"], None) for number, line in enumerate(lines, start=1)]
+
+
+# Names
+
+
+@pytest.mark.parametrize("packed", PACK)
+@pytest.mark.parametrize("suffix", [".jsonl", ".JSONL", ".json", ".ndjson", ".txt", ""])
+def test_json_lines_are_read_under_any_name_and_compression(tmp_path: Path, suffix: str, packed: str) -> None:
+    path = tmp_path / f"a{suffix}{packed}"
+    path.write_bytes(PACK[packed](DATA))
+    assert read(path) == records(DATA)
+
+
+@pytest.mark.parametrize("packed", [".gz", ".zst", ".xz", ".bz2"])
+def test_what_a_file_is_counts_more_than_its_name(tmp_path: Path, packed: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(PACK[packed](DATA))
+    (tmp_path / f"b.jsonl{packed}").write_bytes(DATA)
+    assert read(tmp_path / "a.jsonl") == read(tmp_path / f"b.jsonl{packed}") == records(DATA)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"text": "a"}, {"text": "b"}]', "is one JSON array: write a line for each"),
+        ('[\n  {"text": "a"}\n]', "is one JSON array"),
+        ('{\n  "text": "a"\n}', "holds JSON over several lines"),
+    ],
+)
+def test_json_of_another_form_says_what_to_do(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(SbpError, match=f"^{path}: {message}"):
+        read(path)
+
+
+def test_a_text_that_looks_like_json_is_a_text_unless_it_has_the_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text('{"a": 1}')
+    assert read(path) == [Record(1, '{"a": 1}', None)]
+    path.write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert read(path) == [Record(1, "a", None), Record(2, "b", None)]
+
+
+# Whole files that readers stumble over
+
+
+def test_members_frames_and_streams_that_follow_one_another_are_all_read(tmp_path: Path) -> None:
+    middle = DATA.find(b"\n", len(DATA) // 2) + 1
+    for packed in (".gz", ".zst", ".xz", ".bz2"):
+        path = tmp_path / f"a.jsonl{packed}"
+        path.write_bytes(PACK[packed](DATA[:middle]) + PACK[packed](DATA[middle:]))
+        assert read(path) == records(DATA), packed
+
+
+def test_zeros_after_a_gzip_are_padding(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(DATA) + bytes(10_000))
+    assert read(path) == records(DATA)
+
+
+@pytest.mark.parametrize("window_log", [28, 31])
+def test_zstd_of_the_largest_windows_is_read(tmp_path: Path, window_log: int) -> None:
+    options = {int(CompressionParameter.window_log): window_log, int(CompressionParameter.content_size_flag): 0}
+    compressor = ZstdCompressor(options=options)
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(compressor.compress(DATA) + compressor.flush())
+    assert path.read_bytes()[5] >> 3 == window_log - 10  # what the frame asks of its reader
+    assert read(path) == records(DATA)
+
+
+# Damaged files
+
+
+def whole_lines_of(packed: str, data: bytes) -> bytes:
+    """What the compression's own library makes of a file that is cut off."""
+    if packed == ".gz":
+        return zlib.decompressobj(31).decompress(data)
+    if packed == ".xz":
+        return lzma.LZMADecompressor().decompress(data)
+    if packed == ".bz2":
+        return bz2.BZ2Decompressor().decompress(data)
+    return ZstdDecompressor().decompress(data)
+
+
+@pytest.mark.parametrize("packed", [".gz", ".zst", ".xz", ".bz2"])
+def test_every_whole_line_before_a_cut_is_read_and_the_damage_told(tmp_path: Path, packed: str) -> None:
+    data = b"".join(b'{"text": "%d"}\n' % (number**7 % 10**9 + number) for number in range(40_000))
+    stored = PACK[packed](data)
+    stored = stored[: len(stored) // 2]
+    path = tmp_path / f"a.jsonl{packed}"
+    path.write_bytes(stored)
+    expected = records(whole_lines_of(packed, stored))
+    assert len(expected) > 1_000
+    *rows, damage = read(path)
+    assert rows == expected
+    assert damage == Damage(len(rows) + 1, "ends before its compressed data does", 0)
+
+
+@pytest.mark.parametrize("packed", [".gz", ".zst", ".xz", ".bz2"])
+def test_broken_data_is_damage_with_the_bytes_that_were_not_read(tmp_path: Path, packed: str) -> None:
+    texts = [json.dumps({"text": hex((number * 7919) ** 20 % 10**60 + number)}) for number in range(20_000)]
+    stored = bytearray(PACK[packed]("\n".join(texts).encode()))
+    middle = len(stored) // 2
+    stored[middle : middle + 64] = bytes(64)
+    path = tmp_path / f"a.jsonl{packed}"
+    path.write_bytes(stored)
+    *rows, damage = read(path)
+    assert isinstance(damage, Damage)
+    assert damage.bytes_unread < len(stored)
+    assert all(isinstance(row, Record | BadRow) for row in rows)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.txt.xz", "a.parquet"])
+def test_a_file_that_is_nothing_of_what_its_name_says_is_damaged(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\0 something else entirely \xff")
+    [damage] = read(tmp_path / name)
+    assert isinstance(damage, Damage)
+    assert (damage.line, damage.bytes_unread) == (1, 27)
+
+
+def test_garbage_after_a_gzip_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(DATA) + b"garbage")
+    *rows, damage = read(path)
+    assert rows == records(DATA)
+    assert isinstance(damage, Damage)
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_a_parquet_file_is_read_or_said_to_be_damaged(tmp_path: Path, checksum: bool) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [hex(number**30 % 10**40) for number in range(2000)]
+    stored_as = {"compression": "none", "use_dictionary": False, "write_page_checksum": checksum}
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=500, **stored_as)
+    stored = path.read_bytes()
+    path.write_bytes(stored[: len(stored) // 2])
+    assert [type(row) for row in read(path)] == [Damage]
+    place = stored.index(texts[1701].encode())
+    path.write_bytes(stored[:place] + b"X" + stored[place + 1 :])
+    *rows, last = read(path)
+    if checksum:  # a wrong text cannot be told without
+        assert len(rows) == 1500
+        assert isinstance(last, Damage)
+        assert 0 < last.bytes_unread < len(stored)
+
+
+def test_an_encrypted_parquet_file_is_said_to_be(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"]}), path)
+    stored = path.read_bytes()
+    path.write_bytes(b"PARE" + stored[4:-4] + b"PARE")
+    with pytest.raises(SbpError, match=f"{path}: is encrypted"):
+        read(path)
+
+
+def test_a_stream_is_closed_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(DATA))
+    with open_bytes(str(path)) as stream:
+        assert stream.read() == DATA
+    assert stream.closed
+
+
+# Any bytes at all
+
+FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ROW = st.one_of(
+    st.binary(max_size=30),
+    st.text(max_size=20).map(lambda text: json.dumps({"text": text}).encode()),
+    st.text(max_size=20).map(lambda text: json.dumps({"text": text}, ensure_ascii=False).encode("utf-8", "replace")),
+    st.sampled_from([b"", b" ", b"{}", b"[]", b"null", b'{"text": 1e999}', b'{"text": "\\ud800"}', b"\xef\xbb\xbf{}"]),
+)
+
+
+@FUZZ
+@given(rows=st.lists(ROW, max_size=12), packed=st.sampled_from([*PACK]))
+def test_every_line_is_a_record_or_has_a_reason(tmp_path: Path, rows: list[bytes], packed: str) -> None:
+    data = b"\n".join([b'{"text": "first"}', *rows])
+    path = tmp_path / f"a.jsonl{packed}"
+    path.write_bytes(PACK[packed](data))
+    lines = {number: line for number, line in enumerate(data.split(b"\n"), start=1) if line and not line.isspace()}
+    got = read(path)
+    assert [row.line for row in got] == [*lines]
+    for row in got:
+        assert isinstance(row, Record | BadRow)
+        if isinstance(row, Record):
+            assert json.loads(lines[row.line].decode())["text"] == row.text
+
+
+@FUZZ
+@given(data=st.data(), name=st.sampled_from(["a.jsonl.gz", "a.jsonl.zst", "a.jsonl.xz", "a.jsonl.bz2", "a.parquet"]))
+def test_a_damaged_file_gives_rows_and_then_says_so(tmp_path: Path, data: st.DataObject, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        table = pa.table({"text": [f"text {number}" for number in range(300)], "id": range(300)})
+        pq.write_table(table, path, row_group_size=100, write_page_checksum=True)
+    else:
+        path.write_bytes(PACK[path.suffix](DATA[:20_000]))
+    stored = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        stored[data.draw(st.integers(0, len(stored) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(stored[: data.draw(st.integers(1, len(stored)))]))
+    try:
+        rows = read(path)
+    except SbpError:
+        return
+    assert all(isinstance(row, Record | BadRow) for row in rows[:-1])
