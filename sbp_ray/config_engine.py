@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from sbp_ray.config_base import Dtype, Fraction, Resources, Section, Seed
+from sbp_ray.config_base import Dtype, ForwardResources, Fraction, Resources, Section, Seed
 
 
 class EngineResources(Resources):
@@ -74,7 +74,7 @@ class ServiceConfig(Section):
 
 
 class SynthesizeResources(Section):
-    """How fast the synthesize job asks, and what its nodes cost."""
+    """How fast the synthesize job asks and scores, and what its nodes cost."""
 
     max_in_flight: PositiveInt | None = None
     """Samples that one sending actor keeps open; there is one for each of `engine.resources.max_replicas`. Without one,
@@ -85,6 +85,8 @@ class SynthesizeResources(Section):
     """How long no engine may be heard of before the job stops; the same command goes on."""
     dollars_per_node_hour: NonNegativeFloat = 0.0
     """Price of a node, for the cost in progress lines, metrics and manifest; all nodes of the cluster count."""
+    scoring: ForwardResources = ForwardResources()
+    """What scores the samples for `min_gain_nats` and `keep_best`, when the engines have gone."""
 
 
 class SynthesizeConfig(Section):
@@ -116,6 +118,12 @@ class SynthesizeConfig(Section):
     max_jaccard: Fraction = 0.8
     """Results whose shingles overlap those of a corpus document, or of an earlier result, by more than this are dropped
     as copies; estimated by MinHash."""
+    min_gain_nats: float | None = None
+    """Results to which d1 is worth less than this are dropped: log p(d2 | d1) - log p(d2) under the synthesizer, in
+    nats a token of d2. All results are then scored twice, with and without d1. With 0, what is likelier without d1
+    goes; a limit that no result can miss, such as -100, only measures."""
+    keep_best: PositiveInt | None = None
+    """Keep no more than so many results of one d1, those to which it is worth most: best of `samples_per_document`."""
     keep_unfinished: bool = False
     """Keep results that reached `max_tokens` without ending."""
     finished_of: str | None = None
@@ -125,3 +133,19 @@ class SynthesizeConfig(Section):
     """Above this share of samples that could not be drawn (d1 too long, refused by the engine) the stage stops. Free to
     change between runs."""
     resources: SynthesizeResources = SynthesizeResources()
+
+    @property
+    def chooses_by_gain(self) -> bool:
+        """Whether samples are scored."""
+        return self.min_gain_nats is not None or self.keep_best is not None
+
+    @model_validator(mode="after")
+    def _gains_can_be_known(self) -> SynthesizeConfig:
+        for name in ("min_gain_nats", "keep_best"):
+            if getattr(self, name) is not None and self.condition != "d1":
+                raise ValueError(f"{name} asks what d1 is worth, and condition={self.condition} does not give it")
+        if self.keep_best is not None and self.keep_best > self.samples_per_document:
+            raise ValueError(
+                f"keep_best ({self.keep_best}) must not exceed samples_per_document ({self.samples_per_document})"
+            )
+        return self

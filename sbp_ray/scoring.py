@@ -6,15 +6,26 @@ Legend: B rows, T tokens a row, S supervised tokens, D hidden width, V vocabular
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
 
+from sbp_ray.config import Resources
 from sbp_ray.text.pair_format import Example
 
 _LOGITS_AT_ONCE = 2**25  # 128 MiB of float32
+
+
+def load_model(folder: Path, resources: Resources) -> Any:
+    """A Hugging Face causal LM in float32, on the GPU where the worker has one, with the worker's threads."""
+    if resources.num_threads:
+        torch.set_num_threads(resources.num_threads)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.to("cuda" if resources.num_gpus else "cpu")
 
 
 def sum_nll(model: Any, examples: Sequence[Example], *, batch_tokens: int) -> np.ndarray:

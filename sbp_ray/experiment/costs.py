@@ -1,8 +1,9 @@
 """What an artifact costs: planned from the settings, then counted from what its stage recorded.
 
 FLOPs are those of the models: 6 x parameters x positions to train (base LM, synthesizer, joint LM), 2 x parameters x
-tokens to read or write one (generation: prompts and what was written, dropped samples too; embedding: padding too).
-Searching neighbours, judging texts and scoring are no such products: they count in hours and dollars only.
+tokens to read or write (generation: prompts, what was written, dropped samples too, and what was scored to choose
+samples; embedding: padding too). Searching neighbours, judging texts and scoring arms are no such products: they count
+in hours and dollars only.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def planned_tokens(node: Node) -> int | None:
     if node.stage.job == "pretrain":
         return config.pretrain.num_positions()
     if node.stage.job == "synthesize":
-        return most_synthetic_tokens(node)
+        return _most_synthetic_tokens(node, config.synthesize.samples_per_document)
     return None
 
 
@@ -66,14 +67,16 @@ def planned_flops(node: Node) -> float | None:
     if tokens is None:
         return None
     each = _TRAIN_FLOPS if node.stage.job == "pretrain" else _READ_FLOPS
+    if node.stage.job == "synthesize" and node.config.synthesize.chooses_by_gain:
+        each += 2 * _READ_FLOPS  # what was written is scored with its d1 and without
     return float(each * planned_parameters(node) * tokens)
 
 
-def most_synthetic_tokens(node: Node) -> int | None:
-    """No more than this can be written; None where every document of a corpus of unknown size is a d1."""
+def _most_synthetic_tokens(node: Node, samples: int) -> int | None:
+    """The most that so many samples of each d1 hold; None where every document of a corpus of unknown size is a d1."""
     synthesize, cap = node.config.synthesize, node.config.ingest.max_train_documents
     num_documents = synthesize.num_documents or cap
-    return None if num_documents is None else num_documents * synthesize.samples_per_document * synthesize.max_tokens
+    return None if num_documents is None else num_documents * samples * synthesize.max_tokens
 
 
 def refuse_too_little_text(grid: Grid) -> None:
@@ -86,7 +89,9 @@ def refuse_too_little_text(grid: Grid) -> None:
         if training.share is None:
             continue
         node = training.model
-        most = most_synthetic_tokens(node.inputs["synthetic"])
+        synthetic = node.inputs["synthetic"]
+        synthesize = synthetic.config.synthesize
+        most = _most_synthetic_tokens(synthetic, synthesize.keep_best or synthesize.samples_per_document)
         wanted = wanted_tokens(node)
         if most is not None and wanted > most:
             raise SbpError(
@@ -169,7 +174,8 @@ def _flops(node: Node, stats: Mapping[str, Any]) -> float:
         return 0.0
     parameters = _parameters(node)
     if node.stage.job == "synthesize":
-        return float(_READ_FLOPS * parameters * (stats["prompt_tokens"] + stats["tokens_generated"]))
+        scored = stats.get("gain", {}).get("tokens_scored", 0)
+        return float(_READ_FLOPS * parameters * (stats["prompt_tokens"] + stats["tokens_generated"] + scored))
     return float(_TRAIN_FLOPS * parameters * stats["positions"])
 
 

@@ -1,10 +1,9 @@
-"""Copies: the last step, once all shards are merged.
+"""Copies of corpus documents and of earlier samples, found when all shards are merged.
 
     bands       worker of a shard of the corpus, or of a merged shard: each document's signature into the buckets of its
                 bands
     copies      worker of a bucket: its documents that agree in a band are compared; what copies another document goes
                 into the bucket of its shard
-    part        worker of a shard: the merged shard without its copies
 
 A synthetic document is dropped where a corpus document is alike, or an earlier synthetic one: of an earlier shard, or
 of a lower number, whatever became of that one. This follows from the documents alone, neither from which shard was
@@ -15,22 +14,20 @@ Every document is read once and written once for each of its bands, whatever the
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import bucket_writer, read_bucket
-from sbp_ray.config import Resources, SynthesizeConfig
+from sbp_ray.config import SynthesizeConfig
 from sbp_ray.generation.d1 import choose_rows, read_shard
-from sbp_ray.generation.merging import finished_shards, merged_name, part_name, signatures_name
+from sbp_ray.generation.merging import finished_shards, signatures_name
 from sbp_ray.neighbors.search_files import column, values
-from sbp_ray.schema import SIGNATURE_BYTES, SYNTHETIC
-from sbp_ray.shards import SCRATCH, Stats, Step, list_shards, remove_scratch, run_steps, shard_name
+from sbp_ray.schema import SIGNATURE_BYTES
+from sbp_ray.shards import SCRATCH, Stats, Step, list_shards, shard_name
 from sbp_ray.text.copies import band_keys, band_width, candidate_pairs
 from sbp_ray.text.hashing import mixed
 from sbp_ray.text.minhash import estimate_jaccard
@@ -54,33 +51,35 @@ _BUCKET_BYTES = 256 << 20  # of which a worker holds about three times as much
 _BLOCK_DOCUMENTS = 8192  # whose bands are written at a time: 70 MB with 32 bands
 
 
-def drop_copies(
-    cfg: SynthesizeConfig, corpus_shards: int, *, embeddings: Artifact, out: Artifact, resources: Resources
-) -> None:
-    """Make the parts of all merged shards.
+def copy_steps(
+    cfg: SynthesizeConfig, corpus_shards: int, *, embeddings: Artifact, out: Artifact
+) -> tuple[list[Step], list[str]]:
+    """The steps that find all copies, and the files in which `read_copies` finds them afterwards.
 
     Raises:
         SbpError: a shard of the embeddings has gone.
     """
-    merged = [shard for shard, name in finished_shards(out).items() if name == merged_name(shard)]
-    if merged:
-        if not out.exists(_PLAN):
-            out.write_json(_PLAN, _plan(cfg, corpus_shards, embeddings, out))
-        plan = out.read_json(_PLAN)
-        bands, num_buckets = plan["bands"], plan["buckets"]
-        files = [band_file(**item) for item in bands]
-        copies = [copy_file(bucket) for bucket in range(num_buckets)]
-        buckets = [{"bucket": bucket} for bucket in range(num_buckets)]
-        parts = [{"shard": shard} for shard in merged]
-        write = BandWriter, (cfg, embeddings, out, num_buckets), bands
-        compare = BucketComparer, (cfg.max_jaccard, files, out), buckets
-        steps = [
-            Step("synthesize-bands", *write, lambda item: band_file(**item)),
-            Step("synthesize-compare", *compare, lambda item: copy_file(item["bucket"])),
-            Step("synthesize-copies", PartWriter, (copies, out), parts, lambda item: part_name(item["shard"])),
-        ]
-        run_steps(out, steps, resources)
-    remove_scratch(out)
+    if not out.exists(_PLAN):
+        out.write_json(_PLAN, _plan(cfg, corpus_shards, embeddings, out))
+    plan = out.read_json(_PLAN)
+    bands, num_buckets = plan["bands"], plan["buckets"]
+    files = [band_file(**item) for item in bands]
+    buckets = [{"bucket": bucket} for bucket in range(num_buckets)]
+    write = BandWriter, (cfg, embeddings, out, num_buckets), bands
+    compare = BucketComparer, (cfg.max_jaccard, files, out), buckets
+    steps = [
+        Step("synthesize-bands", *write, lambda item: band_file(**item)),
+        Step("synthesize-compare", *compare, lambda item: copy_file(item["bucket"])),
+    ]
+    return steps, [copy_file(bucket) for bucket in range(num_buckets)]
+
+
+def read_copies(out: Artifact, files: list[str], shard: int) -> tuple[dict[str, NDArray[np.int64]], int]:
+    """Rows of a merged shard by what they copy, a corpus document first; and how many d1 copy a corpus document."""
+    found = read_bucket(out, files, shard, COPY)
+    reasons, rows = found["reason"].to_numpy(zero_copy_only=False), found["row"].to_numpy()
+    by_reason = {reason: rows[reasons == reason] for reason in (COPY_OF_CORPUS, COPY_OF_SYNTHETIC)}
+    return by_reason, len(np.unique(rows[reasons == _REAL_COPY]))
 
 
 def _plan(cfg: SynthesizeConfig, corpus_shards: int, embeddings: Artifact, out: Artifact) -> dict[str, Any]:
@@ -183,45 +182,3 @@ class BucketComparer:
         is_real_copy_M = copies[COPY_OF_CORPUS] & (kind_M == _D1)
         copies[COPY_OF_CORPUS] &= is_synthetic_M
         return {reason: place_M[is_copy_M] for reason, is_copy_M in {**copies, _REAL_COPY: is_real_copy_M}.items()}
-
-
-class PartWriter:
-    """Writes a merged shard without its copies, and removes the merged one."""
-
-    def __init__(self, files: list[str], out: Artifact) -> None:
-        self._files, self._out = files, out
-
-    def __call__(self, item: dict[str, Any]) -> Stats:
-        shard, out = item["shard"], self._out
-        found = read_bucket(out, self._files, shard, COPY)
-        reasons, rows = found["reason"].to_numpy(zero_copy_only=False), found["row"].to_numpy()
-        of_corpus, of_synthetic, real = (
-            np.unique(rows[reasons == reason]) for reason in (COPY_OF_CORPUS, COPY_OF_SYNTHETIC, _REAL_COPY)
-        )
-        of_synthetic = np.setdiff1d(of_synthetic, of_corpus)
-        drops = {COPY_OF_CORPUS: len(of_corpus), COPY_OF_SYNTHETIC: len(of_synthetic)}
-        drops = {reason: number for reason, number in drops.items() if number}
-        with out.fs.open_input_file(out.path(merged_name(shard))) as source:
-            merged = pq.ParquetFile(source)
-            is_kept = np.ones(merged.metadata.num_rows, bool)
-            is_kept[of_corpus] = is_kept[of_synthetic] = False
-            stats = json.loads(merged.metadata.metadata[b"stats"])
-            stats["drops"] |= drops
-            stats["real_text"]["drops"][COPY_OF_CORPUS] = len(real)
-            _write_part(merged, is_kept, stats, shard, out)
-        out.fs.delete_file(out.path(merged_name(shard)))
-        return {"drops": drops}
-
-
-def _write_part(merged: pq.ParquetFile, is_kept: NDArray[np.bool_], stats: Stats, shard: int, out: Artifact) -> None:
-    """The kept rows, a group of rows at a time, with the counts that are left."""
-    start, tokens = 0, 0
-    with out.writing(part_name(shard)) as stream, pq.ParquetWriter(stream, SYNTHETIC, compression="zstd") as writer:
-        for group in range(merged.num_row_groups):
-            rows = merged.read_row_group(group, SYNTHETIC.names)
-            kept = rows.filter(pa.array(is_kept[start : start + len(rows)]))
-            start += len(rows)
-            tokens += sum(len(ids) for ids in kept["input_ids"])
-            writer.write_table(kept.cast(SYNTHETIC))
-        stats |= {"documents": int(is_kept.sum()), "tokens": tokens}
-        writer.add_key_value_metadata({"stats": json.dumps(stats)})

@@ -2,7 +2,7 @@
 
 One output shard for each train shard of the corpus. Rows never pass through Ray's object store: a worker gets them from
 the engines' handle and writes them to storage, and what travels to the driver is counts. Once all shards are there,
-copies among them and of the corpus are dropped.
+copies among them and of the corpus are dropped, and samples to which d1 is worth too little.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from sbp_ray.engine.running import running_synthesizer
 from sbp_ray.errors import Outcome, SbpError
 from sbp_ray.generation.coordinator import coordinate
 from sbp_ray.generation.d1 import shard_quotas
-from sbp_ray.generation.deduplication import drop_copies
 from sbp_ray.generation.filters import BAD
+from sbp_ray.generation.gains import summarise_gains
 from sbp_ray.generation.merging import finished_shards, merged_name, part_name, signatures_name
 from sbp_ray.generation.open_shard import too_many_bad
+from sbp_ray.generation.parts import make_parts
 from sbp_ray.generation.segments import count_done, remove_segments
 from sbp_ray.generation.shard_worker import OPEN_SHARDS, Inputs, ShardWorker
 from sbp_ray.rounds import round_of_text
@@ -72,7 +73,8 @@ def synthesize_documents(
     else:
         inputs = Inputs(cfg, engine, decontaminate, shingle_tokens, corpus, synthesizer, out)
         spent = _write_shards(shards, inputs)
-    drop_copies(cfg, len(shards), embeddings=embeddings, out=out, resources=_all_cpus())
+    made_from = {"corpus": corpus, "embeddings": embeddings, "synthesizer": synthesizer}
+    make_parts(cfg, len(shards), **made_from, out=out, resources=_all_cpus())
     return _totals(out, ngrams, number) | spent
 
 
@@ -156,6 +158,8 @@ def _totals(out: Artifact, ngrams: EvaluationNgrams, number: int) -> Stats:
     stats = add_stats(read_stats(out, out.files(suffix=".parquet")))
     stats["contaminated"] = ngrams.count_hits(stats["drops"].get("contaminated", 0), stats["contaminated"])
     stats["round"] = number
+    if "gain" in stats:
+        stats["gain"] = summarise_gains(stats["gain"])
     if stats["contaminated"]:
         logger.info(f"{_STAGE} | {describe_contamination(stats['contaminated'])}")
     prompts = stats["prompt_tokens"]

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from transformers import AutoModelForCausalLM
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TuneConfig
@@ -21,7 +19,7 @@ from sbp_ray.mixing import Mixture
 from sbp_ray.model import read_base_shape
 from sbp_ray.rounds import round_of
 from sbp_ray.schema import shard_of
-from sbp_ray.scoring import sum_nll
+from sbp_ray.scoring import load_model, sum_nll
 from sbp_ray.shards import Stats, shard_name
 from sbp_ray.text.pair_format import PAIR_MARKS, Example, pair_example, unconditional_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
@@ -193,10 +191,7 @@ def _measure_gain(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: S
 
 
 def _score_pairs(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: SpecialIds, out: Artifact) -> Stats:
-    if cfg.resources.num_threads:
-        torch.set_num_threads(cfg.resources.num_threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(out.local_copy("model"), dtype=torch.float32).to(device)
+    model = load_model(out.local_copy("model"), cfg.resources)
     examples = held_out_pairs(cfg, corpus, pairs, special, model.config.max_position_embeddings)
     if not examples:
         return {"pairs": 0, **dict.fromkeys(VIEWS)}

@@ -52,7 +52,7 @@ def test_every_sample_is_a_row_or_a_counted_drop_and_a_rerun_does_nothing(
 ) -> None:
     from sbp_ray.stages.synthesize import synthesize_documents
 
-    cfg = SynthesizeConfig(samples_per_document=3, max_tokens=100, min_tokens=2, seed=5, max_bad_share=0.2)
+    cfg = SynthesizeConfig(samples_per_document=3, keep_best=1, max_tokens=100, min_tokens=2, seed=5, max_bad_share=0.2)
     out = new_artifact("synthetic")
     made_from = {"decontaminate": DecontaminateConfig(), **corpus, "synthesizer": service.synthesizer}
     inputs = {"engine": ENGINE, "out": out, **made_from}
@@ -66,8 +66,10 @@ def test_every_sample_is_a_row_or_a_counted_drop_and_a_rerun_does_nothing(
     assert stats["drops"]["unfinished"] > 0
     assert stats["documents"] == len(rows) > 0
     assert len(rows) + sum(stats["drops"].values()) == 24 * 3
-    assert len({(row["d1_id"], row["sample"]) for row in rows}) == len(rows)
+    assert len({row["d1_id"] for row in rows}) == len(rows)  # the best sample of each
+    assert stats["gain"]["samples"] == len(rows) + stats["drops"]["not_best"]
     for row in rows:
+        assert row["gain_nats"] is not None
         assert row["finish_reason"] == "stop"
         assert row["seed"] == sample_seed(5, row["d1_id"], row["sample"])
         assert row["synthesizer"] == "00c0ffee00c0ffee"

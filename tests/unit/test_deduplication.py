@@ -15,8 +15,8 @@ from sbp_ray.config import Resources, SynthesizeConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.generation import deduplication
 from sbp_ray.generation.d1 import Sources
-from sbp_ray.generation.deduplication import drop_copies
 from sbp_ray.generation.merging import merge_shard, merged_name, part_name
+from sbp_ray.generation.parts import make_parts
 from sbp_ray.generation.segments import DoneSamples
 from sbp_ray.schema import DOC_ID
 from sbp_ray.shards import shard_name
@@ -66,7 +66,11 @@ class Generation:
 
     def drop_copies(self) -> None:
         cfg = SynthesizeConfig(max_jaccard=0.8)
-        drop_copies(cfg, self.num_shards, embeddings=self.embeddings, out=self.out, resources=Resources())
+        none = Artifact("none", self.out.path("none"))  # corpus and synthesizer, which no setting asks for
+        make_parts(
+            cfg, self.num_shards, corpus=none, embeddings=self.embeddings, synthesizer=none, out=self.out,
+            resources=Resources(),
+        )  # fmt: skip
 
     def kept(self) -> list[list[str]]:
         """First words of the texts, shard by shard."""

@@ -207,6 +207,22 @@ def test_the_plan_tells_tokens_flops_and_users(plan) -> None:
     assert line.endswith("repetition, sbp")
 
 
+def test_an_arm_may_choose_samples_by_what_d1_is_worth_and_pays_for_scoring_them(plan) -> None:
+    """Three samples of each of 100 d1 are written, of at most 384 tokens, and each is scored with d1 and without."""
+    best = {"like": "sbp", "overrides": ["synthesize.samples_per_document=3", "synthesize.keep_best=1"]}
+    about = {"like": "sbp", "overrides": ["synthesize.min_gain_nats=0.02"]}
+    arms = {"repetition": {}, "sbp": {}, "best": best, "about": about}
+    grid = plan(seeds=[0], shares=[0.038], arms=arms)
+    plain, best_of_3, filtered = (last(grid, arm).inputs["synthetic"] for arm in ("sbp", "best", "about"))
+    assert len({plain.key, best_of_3.key, filtered.key}) == 3
+    assert plain.inputs == best_of_3.inputs == filtered.inputs  # one synthesizer
+    assert planned_tokens(best_of_3) == 3 * 100 * 384
+    assert planned_flops(best_of_3) == 3 * 3 * planned_flops(plain)
+    refuse_too_little_text(grid)
+    with pytest.raises(SbpError, match=r"arms\.best: a share of 0\.04 wants .* can write 38,400 at most"):
+        refuse_too_little_text(plan(seeds=[0], shares=[0.04], arms={"repetition": {}, "best": best}))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

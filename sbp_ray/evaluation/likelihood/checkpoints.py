@@ -41,16 +41,10 @@ def document_windows(input_ids: Sequence[int], special: SpecialIds, max_tokens: 
 
 def score_checkpoint(named: tuple[str, Artifact], text_sets: TextSets, resources: ForwardResources) -> Scores:
     """Load `model/` of a training artifact and score every text in float32. Runs in a process of its own."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from sbp_ray.scoring import sum_nll
+    from sbp_ray.scoring import load_model, sum_nll
 
     name, trained = named
-    if resources.num_threads:
-        torch.set_num_threads(resources.num_threads)
-    device = "cuda" if resources.num_gpus else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(trained.local_copy("model"), dtype=torch.float32).to(device)
+    model = load_model(trained.local_copy("model"), resources)
     examples = [example for units in text_sets.values() for unit in units for example in unit]
     progress = Progress(f"eval {name}", len(examples), "texts")
     by_length = sorted(range(len(examples)), key=lambda i: -len(examples[i].input_ids))
