@@ -59,7 +59,7 @@ class JudgeResources(Section):
     api_key_env: str = "JUDGE_API_KEY"
     """The environment variable that holds the key; an endpoint without keys takes any."""
     attempts: PositiveInt = 3
-    """Times that a question is asked before its failure counts."""
+    """Times that a question is asked where the endpoint is busy, fails or is not there, before its failure counts."""
     max_failures: NonNegativeInt = 20
     """Questions without a verdict after which no more are asked; what was judged by then is reported."""
     timeout_s: PositiveFloat = 60.0

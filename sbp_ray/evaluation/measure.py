@@ -74,12 +74,12 @@ def _scale(study: Study) -> dict[str, Any]:
 def _text_facts(texts: Texts) -> dict[str, dict[str, int]]:
     return {
         name: {
-            "units": len(units),
-            "groups": len(set(texts.groups[name])),
-            "tokens": int(texts.num_tokens[name].sum()),
-            "bytes": int(texts.num_bytes[name].sum()),
+            "units": len(one.units),
+            "groups": len(set(one.groups)),
+            "tokens": int(one.num_tokens.sum()),
+            "bytes": int(one.num_bytes.sum()),
         }
-        for name, units in texts.sets.items()
+        for name, one in texts.sets.items()
     }
 
 

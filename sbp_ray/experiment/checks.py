@@ -31,12 +31,10 @@ def refuse_missing_models(grid: Grid) -> None:
 def refuse_made(grid: Grid, key: str) -> dict[str, str]:
     """Nodes that a finished artifact makes impossible, each with the reason."""
     node = grid.nodes[key]
-    manifest = node.artifact.manifest()
-    assert manifest is not None, f"{key} is not finished"
     if node.stage.job == "ingest":
-        return _short_corpus(grid, node, manifest["stats"]["train"]["documents"])
+        return _short_corpus(grid, node, node.stats["train"]["documents"])
     if node.stage.job == "synthesize":
-        return _short_text(grid, node, manifest["stats"]["tokens"] + _MARKS * manifest["stats"]["documents"])
+        return _short_text(grid, node, node.stats["tokens"] + _MARKS * node.stats["documents"])
     return {}
 
 

@@ -110,12 +110,7 @@ def wanted_tokens(node: Node) -> int:
 
 
 def costs_of(
-    grid: Grid,
-    keys: Iterable[str],
-    *,
-    room: Mapping[str, float],
-    dollars_per_hour: float,
-    lost_hours: Mapping[str, float],
+    nodes: Iterable[Node], *, room: Mapping[str, float], dollars_per_hour: float, lost_hours: Mapping[str, float]
 ) -> dict[str, Cost]:
     """Each finished artifact's own cost, without what it was made from.
 
@@ -126,14 +121,14 @@ def costs_of(
     from sbp_ray.cluster import demand
 
     found = {}
-    for key in keys:
-        node = grid.nodes[key]
-        manifest = node.artifact.manifest()
-        assert manifest is not None, f"{key} is not finished"
-        hours = manifest["wall_s"] / 3600 + lost_hours.get(key, 0.0)
-        gpu_hours = hours * demand(node.stage.job, node.config).get("GPU", 0.0)
-        dollars = hours * dollars_per_hour * held_share(node, room)
-        found[key] = Cost(_flops(node, manifest["stats"]), hours, gpu_hours, dollars)
+    for node in nodes:
+        if (manifest := node.artifact.manifest()) is not None:
+            held = demand(node.stage.job, node.config)
+            name = "GPU" if held.get("GPU") else "CPU"
+            share = min(1.0, held[name] / room[name]) if room.get(name) else 1.0
+            hours = manifest["wall_s"] / 3600 + lost_hours.get(node.key, 0.0)
+            dollars = hours * dollars_per_hour * share
+            found[node.key] = Cost(_flops(node, manifest["stats"]), hours, hours * held.get("GPU", 0.0), dollars)
     return found
 
 
@@ -143,28 +138,11 @@ def cost_of_model(model: Node, costs: Mapping[str, Cost]) -> Cost:
     Of a synthetic text it pays for the part that it reads: to make the model alone, no more would have been written.
     """
     made_from, total = model.ancestry(), Cost()
-    parts = {
-        node.inputs["synthetic"].key: _part_read(node) for node in made_from.values() if "synthetic" in node.inputs
-    }
+    joint = [node for node in made_from.values() if "synthetic" in node.inputs]
+    read = {node.inputs["synthetic"].key: node.stats["mixture"]["synthetic"]["passes"] for node in joint}
     for key in made_from:
-        total += costs[key].times(parts.get(key, 1.0))
+        total += costs[key].times(min(1.0, read.get(key, 1.0)))
     return total
-
-
-def _part_read(joint: Node) -> float:
-    """How much of its synthetic text a joint LM trained on."""
-    manifest = joint.artifact.manifest()
-    assert manifest is not None, f"{joint.key} is not finished"
-    return min(1.0, manifest["stats"]["mixture"]["synthetic"]["passes"])
-
-
-def held_share(node: Node, room: Mapping[str, float]) -> float:
-    """Share of the cluster that the stage's workers hold: of its GPUs where they hold any, else of its CPUs."""
-    from sbp_ray.cluster import demand
-
-    wanted = demand(node.stage.job, node.config)
-    name = "GPU" if wanted.get("GPU") else "CPU"
-    return min(1.0, wanted[name] / room[name]) if room.get(name) else 1.0
 
 
 def _flops(node: Node, stats: Mapping[str, Any]) -> float:
@@ -172,7 +150,7 @@ def _flops(node: Node, stats: Mapping[str, Any]) -> float:
         return float(stats["flops"])
     if node.stage.job not in ("pretrain", "tune", "synthesize"):
         return 0.0
-    parameters = _parameters(node)
+    parameters = _pretrained(node).stats["parameters"]  # as the pretraining counted them
     if node.stage.job == "synthesize":
         scored = stats.get("gain", {}).get("tokens_scored", 0)
         return float(_READ_FLOPS * parameters * (stats["prompt_tokens"] + stats["tokens_generated"] + scored))
@@ -184,11 +162,3 @@ def _pretrained(node: Node) -> Node:
     while node.stage.job in ("tune", "synthesize"):
         node = node.inputs["synthesizer" if node.stage.job == "synthesize" else "base_lm"]
     return node
-
-
-def _parameters(node: Node) -> int:
-    """Of the model that the stage trains or runs, as its pretraining counted them."""
-    node = _pretrained(node)
-    manifest = node.artifact.manifest()
-    assert manifest is not None, f"{node.key} is not finished"
-    return manifest["stats"]["parameters"]

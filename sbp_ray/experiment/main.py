@@ -127,7 +127,7 @@ def _scored(experiment: ExperimentConfig, grid: Grid, done: list[Training]) -> s
     from sbp_ray.experiment.publish import study_of
 
     texts, scores = score_study(study_of(experiment, grid, done), Artifact("scores", f"{experiment.run_dir}/scores"))
-    tokens = texts.num_tokens[HELD_OUT].sum()
+    tokens = texts.sets[HELD_OUT].num_tokens.sum()
     losses = ((t, scores[t.model.key].nll[HELD_OUT].sum() / tokens) for t in done)
     lines = [f"{t.name} seed {t.seed}: held-out {loss:.4f} nats a token" for t, loss in losses]
     return "\n".join([*lines, "scored; the same command without --in-process makes the report"])

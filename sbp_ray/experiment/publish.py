@@ -34,9 +34,8 @@ def publish(
     from sbp_ray.report.page import render_page
 
     out = Artifact("experiment", experiment.run_dir)
-    finished = [key for key, node in grid.nodes.items() if node.artifact.manifest() is not None]
     lost, price = lost_hours(Path(experiment.run_dir)), experiment.dollars_per_hour
-    costs = costs_of(grid, finished, room=room, dollars_per_hour=price, lost_hours=lost)
+    costs = costs_of(grid.nodes.values(), room=room, dollars_per_hour=price, lost_hours=lost)
     results = measure_study(study_of(experiment, grid, done, costs), out)
     users = grid.users()
     for row in results["artifacts"]:

@@ -40,19 +40,36 @@ _STYLE = {
     "lines.linewidth": 1.8,
 }
 
-_PERCENT = mpl.ticker.FuncFormatter(lambda share, _: f"{100 * share:g} %")
 
+def _plot(
+    name: str,
+    alt: str,
+    draw: Callable[[Any], None],
+    *,
+    height_in: float = 3.1,
+    labels: tuple[str, str] = ("", ""),
+    shares: bool = False,
+    columns: int = 0,
+) -> Markup:
+    """Draw on one axis, 400 pt wide: legible at the width of a phone.
 
-def _legend_below(axis: Any, columns: int = 3) -> None:
-    """For many lines: a legend in the plot would hide them."""
-    axis.figure.legend(loc="outside lower center", ncols=columns, fontsize=9)
-
-
-def _plot(name: str, alt: str, draw: Callable[[Any], None], height_in: float = 3.1) -> Markup:
-    """Draw on one axis, 400 pt wide: legible at the width of a phone."""
+    Args:
+        labels: of both axes.
+        shares: the vertical axis counts per cent.
+        columns: of the legend below the plot, since one in a plot of many lines would hide them; 0 for one within.
+    """
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(400 / 72, height_in), layout="constrained")
-        draw(figure.subplots())
+        axis = figure.subplots()
+        axis.set_xlabel(labels[0])
+        axis.set_ylabel(labels[1])
+        if shares:
+            axis.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+        draw(axis)
+        if columns:
+            figure.legend(loc="outside lower center", ncols=columns, fontsize=9)
+        elif axis.get_legend_handles_labels()[0]:
+            axis.legend()
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     return _inline(stream.getvalue(), name, alt)
@@ -85,20 +102,19 @@ def histograms(
 
     def draw(axis: Any) -> None:
         for label, colour, found in series:
+            clipped = np.clip(found, edges[0], edges[-1])
             if is_cumulative:
-                axis.ecdf(np.clip(found, edges[0], edges[-1]), color=colour, label=label, linewidth=1.8)
-                continue
-            heights, _ = np.histogram(np.clip(found, edges[0], edges[-1]), edges)
-            axis.stairs(heights / len(found), edges, color=colour, label=label, linewidth=1.8)
+                axis.ecdf(clipped, color=colour, label=label)
+            else:
+                axis.stairs(
+                    np.histogram(clipped, edges)[0] / len(found), edges, color=colour, label=label, linewidth=1.8
+                )
         if mark is not None:
             axis.axvline(mark, color=INK, linestyle=":", linewidth=1.2, label=f"threshold {mark:.2f}")
-        axis.set_xlabel(xlabel)
-        axis.set_ylabel("share of the sample below" if is_cumulative else "share of the sample")
         axis.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axis.yaxis.set_major_formatter(_PERCENT)
-        _legend_below(axis)
 
-    return _plot(name, f"Distribution: {xlabel}", draw, 3.4)
+    labels = xlabel, "share of the sample below" if is_cumulative else "share of the sample"
+    return _plot(name, f"Distribution: {xlabel}", draw, height_in=3.4, labels=labels, shares=True, columns=3)
 
 
 def novelty(series: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> Markup:
@@ -106,58 +122,50 @@ def novelty(series: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> Ma
 
     def draw(axis: Any) -> None:
         for label, colour, shares in series:
-            known = [(length, share) for length, share in shares.items() if share is not None]
-            axis.plot([x for x, _ in known], [y for _, y in known], marker="o", color=colour, label=label)
-        axis.set_xlabel("length of the run (tokens)")
-        axis.set_ylabel("not in the training text")
-        axis.yaxis.set_major_formatter(_PERCENT)
+            known = {length: share for length, share in shares.items() if share is not None}
+            axis.plot(list(known), list(known.values()), marker="o", color=colour, label=label)
         axis.set_ylim(-0.03, 1.03)
-        _legend_below(axis)
 
-    return _plot("novelty", "Novel n-grams by length", draw, 3.4)
+    labels = "length of the run (tokens)", "not in the training text"
+    return _plot("novelty", "Novel n-grams by length", draw, height_in=3.4, labels=labels, shares=True, columns=3)
 
 
 def bands(rows: Sequence[Mapping[str, Any]], limits: tuple[float, float], suffix: str = "") -> Markup:
     """Listed neighbours in each band of 0.05, near-duplicates on top; the thresholds as lines. `rows`: rising bands."""
-    width = 0.05
     edges = [float(row["band"]) for row in rows]
     duplicates = [row["near_duplicate_jaccard"] + row["near_duplicate_containment"] for row in rows]
     related = [row["listed"] - duplicate for row, duplicate in zip(rows, duplicates, strict=True)]
 
     def draw(axis: Any) -> None:
-        bars = {"align": "edge", "width": 0.9 * width}
+        bars = {"align": "edge", "width": 0.045}
         axis.bar(edges, related, color=REPETITION, label="others", **bars)
         axis.bar(edges, duplicates, bottom=related, color=SBP, label="near-duplicates", **bars)
-        _limits(axis, limits)
-        axis.set_xlabel("cosine of a document and its neighbour")
-        axis.set_ylabel("listed neighbours")
+        _draw_limits(axis, limits)
         axis.yaxis.set_major_formatter(mpl.ticker.EngFormatter())
         axis.grid(axis="x", visible=False)
-        axis.legend()
 
-    return _plot(f"bands{suffix}", "Neighbours by cosine", draw)
+    labels = "cosine of a document and its neighbour", "listed neighbours"
+    return _plot(f"bands{suffix}", "Neighbours by cosine", draw, labels=labels)
 
 
 def thresholds(rows: Sequence[Mapping[str, Any]], limits: tuple[float, float], suffix: str = "") -> Markup:
     """What each threshold would give: the share of documents with a pair, and of near-duplicates."""
-    cosines = [row["min_cosine"] for row in rows]
 
     def draw(axis: Any) -> None:
         for key, label, colour in (
             ("documents_share", "documents with a pair", REPETITION),
             ("duplicate_share", "near-duplicates among the neighbours", SBP),
         ):
-            axis.plot(cosines, [row[key] for row in rows], marker="o", markersize=3.5, color=colour, label=label)
-        _limits(axis, limits)
-        axis.set_xlabel("min_cosine")
+            x, y = [row["min_cosine"] for row in rows], [row[key] for row in rows]
+            axis.plot(x, y, marker="o", markersize=3.5, color=colour, label=label)
+        _draw_limits(axis, limits)
         axis.set_ylim(-0.03, 1.03)
-        axis.yaxis.set_major_formatter(_PERCENT)
-        axis.legend()
 
-    return _plot(f"thresholds{suffix}", "Yield and near-duplicates as the threshold moves", draw)
+    alt = "Yield and near-duplicates as the threshold moves"
+    return _plot(f"thresholds{suffix}", alt, draw, labels=("min_cosine", ""), shares=True)
 
 
-def _limits(axis: Any, limits: tuple[float, float]) -> None:
+def _draw_limits(axis: Any, limits: tuple[float, float]) -> None:
     """The chosen band of cosines; the upper end only where it cuts something off."""
     low, high = limits
     axis.axvline(low, color=INK, linestyle=":", linewidth=1.2, label=f"min_cosine {low:g}")
@@ -167,25 +175,22 @@ def _limits(axis: Any, limits: tuple[float, float]) -> None:
 
 def degrees(series: Sequence[tuple[str, str, Mapping[str, int]]], suffix: str = "") -> Markup:
     """How many documents appear how often: histograms by powers of two. `series`: label, colour, counts by edge."""
-    edges = sorted({int(edge) for _, _, counts in series for edge in counts})
-    places = {0: 0} | {1 << power: power + 1 for power in range(edges[-1].bit_length())}
+    most = max(int(edge) for _, _, counts in series for edge in counts)
+    places = {0: 0} | {1 << power: power + 1 for power in range(most.bit_length())}
     width = 0.8 / len(series)
 
     def draw(axis: Any) -> None:
         for number, (label, colour, counts) in enumerate(series):
             x = [places[int(edge)] - 0.4 + width * (number + 0.5) for edge in counts]
             axis.bar(x, list(counts.values()), width=width, color=colour, label=label)
-        labels = [str(edge) if edge < 2 else f"{edge}–{2 * edge - 1}" for edge in places]
-        axis.set_xticks(list(places.values()), labels, rotation=45 if len(labels) > 6 else 0)
-        axis.set_xlabel("times")
-        axis.set_ylabel("documents")
+        ticks = [str(edge) if edge < 2 else f"{edge}–{2 * edge - 1}" for edge in places]
+        axis.set_xticks(list(places.values()), ticks, rotation=45 if len(ticks) > 6 else 0)
         axis.set_yscale("log")  # a hub is one document among millions
         axis.set_ylim(0.7, 20 * max(max(counts.values()) for _, _, counts in series))  # room for the legend
         axis.yaxis.set_major_formatter(mpl.ticker.EngFormatter())
         axis.grid(axis="x", visible=False)
-        axis.legend()
 
-    return _plot(f"degrees{suffix}", "How often a document appears", draw)
+    return _plot(f"degrees{suffix}", "How often a document appears", draw, labels=("times", "documents"))
 
 
 # Arms
@@ -195,6 +200,7 @@ Curve = tuple[str, str, str, Sequence[Sequence[Mapping[str, float]]]]
 """Label, colour, line style, and the points of each seed, in the same order for all: `tokens`, `loss_nats`, and
 sometimes `validation_nats`."""
 _SETTLED = 0.1  # of the training: what is before it would squeeze the rest into a line
+_TOKENS = "training tokens (millions)"
 
 
 def loss_curves(name: str, series: Sequence[Curve]) -> Markup | None:
@@ -214,10 +220,9 @@ def loss_curves(name: str, series: Sequence[Curve]) -> Markup | None:
             highest += _draw_seeds(axis, label, colour, style, [_held_out(points) for points in seeds])
         if highest and all(len(entry[3]) > 1 for entry in series):
             axis.set_ylim(top=max(highest) + 0.02 * (max(highest) - axis.get_ylim()[0]))
-        axis.set_ylabel("loss (nats a token)")
-        _finish_curves(axis)
 
-    return _plot(f"curves-{name}", "Loss along training", draw, 4.4)
+    labels = _TOKENS, "loss (nats a token)"
+    return _plot(f"curves-{name}", "Loss along training", draw, height_in=4.4, labels=labels, columns=2)
 
 
 def _held_out(points: Sequence[Mapping[str, float]]) -> dict[float, float]:
@@ -241,10 +246,9 @@ def gain_curves(series: Sequence[Curve], baseline: str) -> Markup | None:
         axis.axhline(0, color=REPETITION, linewidth=1.8, label=baseline)
         for entry in gains:
             _draw_seeds(axis, *entry)
-        axis.set_ylabel("gain over repetition (nats a token)")
-        _finish_curves(axis)
 
-    return _plot("gain-curves", "Gain over repetition along training of every arm", draw, 4.4)
+    labels, alt = (_TOKENS, "gain over repetition (nats a token)"), "Gain over repetition along training of every arm"
+    return _plot("gain-curves", alt, draw, height_in=4.4, labels=labels, columns=2)
 
 
 def _draw_seeds(axis: Any, label: str, colour: str, style: str, seeds: Sequence[Mapping[float, float]]) -> list[float]:
@@ -262,15 +266,8 @@ def _draw_seeds(axis: Any, label: str, colour: str, style: str, seeds: Sequence[
     return settled or mean
 
 
-def _finish_curves(axis: Any) -> None:
-    axis.set_xlabel("training tokens (millions)")
-    _legend_below(axis, columns=2)
-
-
 def arm_gains(name: str, rows: Sequence[tuple[str, str, float, Mapping[str, float] | None]]) -> Markup | None:
     """Gains over repetition with their intervals, where they have one. `rows`: label, colour, gain, interval."""
-    if not rows:
-        return None
 
     def draw(axis: Any) -> None:
         for place, (_, colour, gain, found) in enumerate(reversed(rows)):
@@ -281,26 +278,24 @@ def arm_gains(name: str, rows: Sequence[tuple[str, str, float, Mapping[str, floa
         axis.set_yticks(range(len(rows)), [label for label, *_ in reversed(rows)])
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.grid(axis="y", visible=False)
-        axis.set_xlabel("gain over repetition (nats a token; right is better)")
 
-    return _plot(name, "Gains over repetition with 95 % intervals", draw, 0.9 + 0.4 * len(rows))
+    labels, height_in = ("gain over repetition (nats a token; right is better)", ""), 0.9 + 0.4 * len(rows)
+    alt = "Gains over repetition with 95 % intervals"
+    return _plot(name, alt, draw, height_in=height_in, labels=labels) if rows else None
 
 
 def loss_by_cost(rows: Sequence[tuple[str, str, float, float]]) -> Markup | None:
     """Each arm's final held-out loss by its total cost. `rows`: label, colour, FLOPs, loss."""
-    if not rows:
-        return None
 
     def draw(axis: Any) -> None:
         markers = "os^Dvp*Xh<>P"
         for place, (label, colour, flops, loss) in enumerate(rows):
             marker = markers[place % len(markers)]
             axis.plot([flops], [loss], marker=marker, color=colour, markersize=8, linestyle="none", label=label)
-        axis.set_xlabel("total cost (FLOPs), all that the arm needs")
-        axis.set_ylabel("held-out loss (nats a token)")
         axis.margins(x=0.1, y=0.1)
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
         axis.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda flops, _: f"{flops:.1e}"))
-        _legend_below(axis)
 
-    return _plot("loss-by-cost", "Held-out loss by total cost", draw, 3.9)
+    labels = "total cost (FLOPs), all that the arm needs", "held-out loss (nats a token)"
+    alt = "Held-out loss by total cost"
+    return _plot("loss-by-cost", alt, draw, height_in=3.9, labels=labels, columns=3) if rows else None

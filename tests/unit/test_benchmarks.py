@@ -234,7 +234,7 @@ def row_of(tmp_path: Path, seen: list[str] | None) -> dict[str, Any]:
         }
         for arm, seeds in ANSWERS.items()
     }
-    return benchmark_row(found, answers, "repetition", seen=seen, num_truncated=0, seed=0)
+    return benchmark_row(found, answers, seen=seen, num_truncated=0, seed=0)
 
 
 def test_values_and_gains_on_the_questions_that_are_left(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_no_question_left_is_not_measured(tmp_path: Path) -> None:
 def test_a_perplexity_is_shown_and_its_gain_is_in_nats(tmp_path: Path) -> None:
     found = question_set(tmp_path, "lambada", {"id": 0, "context": "It is", "target": "so"})
     answers = {arm: {0: {"0": {"acc": 0, "nll": nll, "bytes": 3}}} for arm, nll in (("repetition", 2), ("sbp", 1.5))}
-    row = benchmark_row(found, answers, "repetition", seen=None, num_truncated=0, seed=0)
+    row = benchmark_row(found, answers, seen=None, num_truncated=0, seed=0)
     perplexity = row["measures"][1]["arms"]
     assert perplexity["sbp"]["shown"] == pytest.approx(math.exp(1.5))
     assert perplexity["sbp"]["gain_over_questions"]["value"] == pytest.approx(0.5)

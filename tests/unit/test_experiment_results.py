@@ -17,7 +17,7 @@ from small_experiment import small_experiment
 from sbp_ray.artifacts import MANIFEST, STARTED
 from sbp_ray.evaluation.likelihood.checkpoints import Scores
 from sbp_ray.evaluation.likelihood.gains import arm_rows, equal_cost_rows
-from sbp_ray.evaluation.likelihood.scored_texts import Texts
+from sbp_ray.evaluation.likelihood.scored_texts import Texts, TextSet
 from sbp_ray.evaluation.text_quality.samples import KINDS
 from sbp_ray.experiment.attempts import append_attempt, lost_hours
 from sbp_ray.experiment.costs import Cost, costs_of
@@ -74,10 +74,10 @@ def rows(experiment: ExperimentConfig, grid: Grid) -> list[dict[str, Any]]:
     one = np.array([5])
     groups = [str(group) for group in range(20)]
     texts = Texts(
-        sets={"held_out": [], "answers_read": []},
-        num_tokens={"held_out": np.array([10, 30] * 10), "answers_read": one},
-        num_bytes={"held_out": np.array([50, 150] * 10), "answers_read": one},
-        groups={"held_out": groups, "answers_read": ["0"]},
+        {
+            "held_out": TextSet([], np.array([10, 30] * 10), np.array([50, 150] * 10), groups),
+            "answers_read": TextSet([], one, one, ["0"]),
+        }
     )
     scores = {
         training.model.key: Scores(
@@ -89,7 +89,7 @@ def rows(experiment: ExperimentConfig, grid: Grid) -> list[dict[str, Any]]:
         )
         for training in grid.trainings
     }
-    costs = costs_of(grid, grid.nodes, room={"CPU": 4}, dollars_per_hour=8, lost_hours={})
+    costs = costs_of(grid.nodes.values(), room={"CPU": 4}, dollars_per_hour=8, lost_hours={})
     return arm_rows(study_of(experiment, grid, grid.trainings, costs), scores, texts)
 
 
@@ -169,7 +169,7 @@ def test_runs_that_did_not_finish_an_artifact_are_paid_for_and_so_is_each_gpu(tm
     append_attempt(tmp_path, artifact=key, seconds=1800, status=130)
     append_attempt(tmp_path, artifact=key, seconds=3700, status=0)
     room = {"CPU": 8, "GPU": 4}
-    [cost] = costs_of(grid, [key], room=room, dollars_per_hour=8, lost_hours=lost_hours(tmp_path)).values()
+    [cost] = costs_of([grid.nodes[key]], room=room, dollars_per_hour=8, lost_hours=lost_hours(tmp_path)).values()
     assert (cost.hours, cost.gpu_hours, cost.dollars) == (3.5, 7.0, 3.5 * 8 * 2 / 4)
 
 

@@ -8,8 +8,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.benchmarks.ask_models import ask_models
 from sbp_ray.evaluation.benchmarks.measures import BySeed, benchmark_row
 from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
-from sbp_ray.evaluation.intervals import mean_interval
-from sbp_ray.evaluation.study import BASELINE, Study
+from sbp_ray.evaluation.study import Study
 from sbp_ray.evaluation.unseen import find_seen_questions
 
 
@@ -27,34 +26,18 @@ def compare_on_benchmarks(study: Study, store: Artifact) -> list[dict[str, Any]]
     answers = ask_models(settings.eval, models, asked, store)
     seen = find_seen_questions(asked, _trained_on(study), settings.decontaminate.ngram_words, store)
     rows = []
-    for benchmark in asked:
-        found = answers[benchmark.name]
+    for questions in asked:
+        found = answers[questions.name]
         by_arm: dict[str, BySeed] = {
             name: {seed: found[training.model.key]["records"] for seed, training in seeds.items()}
             for name, seeds in study.by_arm().items()
         }
-        row = benchmark_row(
-            benchmark,
-            by_arm,
-            BASELINE,
-            seen=seen[benchmark.name],
-            num_truncated=max(answered["num_truncated"] for answered in found.values()),
-            seed=settings.benchmarks.seed,
-        )
-        rows.append(_with_seed_intervals(row))
+        num_truncated = max(answered["num_truncated"] for answered in found.values())
+        seed = settings.benchmarks.seed
+        rows.append(benchmark_row(questions, by_arm, seen=seen[questions.name], num_truncated=num_truncated, seed=seed))
     return rows
 
 
 def _trained_on(study: Study) -> list[Artifact]:
     """Every corpus and every synthetic text that some model read."""
     return [made.artifact for noun in ("corpus", "synthetic") for made, _ in study.users(noun)]
-
-
-def _with_seed_intervals(row: dict[str, Any]) -> dict[str, Any]:
-    """The same with 95 % t-intervals over the training seeds, of values and of gains paired by seed."""
-    for measure in row["measures"]:
-        for arm in measure["arms"].values():
-            for source, name in (("by_seed", "over_seeds"), ("gain_by_seed", "gain_over_seeds")):
-                interval = mean_interval(list(arm[source].values()))
-                arm[name] = None if interval is None else interval.as_dict()
-    return row

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet
-from sbp_ray.evaluation.intervals import Interval, bootstrap_ratio
+from sbp_ray.evaluation.intervals import Interval, bootstrap_ratio, mean_interval
+from sbp_ray.evaluation.study import BASELINE
 
 # N = questions
 
@@ -64,7 +65,6 @@ def measures_of(like: str, records: Records) -> tuple[str, ...]:
 def benchmark_row(
     questions: QuestionSet,
     answers: Mapping[str, BySeed],
-    baseline: str,
     *,
     seen: Collection[str] | None,
     num_truncated: int,
@@ -73,11 +73,11 @@ def benchmark_row(
     """One benchmark: what it asks, and each arm's numbers.
 
     Args:
-        answers: each arm's answers by training seed.
-        baseline: the arm that the others are compared with.
+        answers: each arm's answers by training seed, the baseline's among them.
         seen: questions that share text with what some arm was trained on, which are left out; None: not checked.
     """
-    keys = [key for key in next(iter(answers[baseline].values())) if key not in (seen or ())]
+    records = next(iter(answers[BASELINE].values()))
+    keys = [key for key in records if key not in (seen or ())]
     row: dict[str, Any] = {
         "name": questions.name,
         "like": questions.like,
@@ -90,60 +90,59 @@ def benchmark_row(
         "measures": [],
     }
     if keys:
-        names = measures_of(questions.like, next(iter(answers[baseline].values())))
-        row["measures"] = [_measured(name, answers, baseline, keys, seed) for name in names]
+        row["measures"] = [_measured(name, answers, keys, seed) for name in measures_of(questions.like, records)]
     return row
 
 
-def _measured(
-    name: str, answers: Mapping[str, BySeed], baseline: str, keys: Sequence[str], seed: int
-) -> dict[str, Any]:
+def _measured(name: str, answers: Mapping[str, BySeed], keys: Sequence[str], seed: int) -> dict[str, Any]:
     measure = MEASURES[name]
     return {
         "name": name,
         "label": measure.label,
         "better": measure.better,
         "is_perplexity": measure.is_perplexity,
-        "arms": {arm: _arm(measure, by_seed, answers[baseline], keys, seed) for arm, by_seed in answers.items()},
+        "arms": {arm: _arm(measure, by_seed, answers[BASELINE], keys, seed) for arm, by_seed in answers.items()},
     }
 
 
 def _arm(measure: Measure, own: BySeed, base: BySeed, keys: Sequence[str], seed: int) -> dict[str, Any]:
     """Value and intervals of an arm, and its gain over the baseline: above zero, the arm is better."""
-    bottom_N = _column(own, measure.bottom, keys)
-    found: dict[str, Any] = {
-        "by_seed": {str(s): _value(measure, {s: records}, keys) for s, records in sorted(own.items())},
-        "over_questions": bootstrap_ratio(_column(own, measure.top, keys), bottom_N, seed=seed).as_dict(),
-        "gain_by_seed": {},
-        "gain_over_questions": None,
+    both = [] if own is base else sorted(own.keys() & base.keys())
+    value = {s: _value(measure, own[s], keys) for s in sorted(own)}
+    gain = {s: measure.better * (value[s] - _value(measure, base[s], keys)) for s in both}
+    top_N, bottom_N = (_column(own.values(), name, keys) for name in (measure.top, measure.bottom))
+    over_questions = bootstrap_ratio(top_N, bottom_N, seed=seed)
+    shown = math.exp(min(over_questions.value, 700.0)) if measure.is_perplexity else over_questions.value
+    return {
+        "value": over_questions.value,
+        "shown": shown,
+        "by_seed": {str(s): number for s, number in value.items()},
+        "over_questions": over_questions.as_dict(),
+        "over_seeds": _over_seeds(value),
+        "gain_by_seed": {str(s): number for s, number in gain.items()},
+        "gain_over_questions": _gain(measure, own, base, both, keys, seed).as_dict() if both else None,
+        "gain_over_seeds": _over_seeds(gain),
     }
-    found["value"] = found["over_questions"]["value"]
-    found["shown"] = math.exp(min(found["value"], 700.0)) if measure.is_perplexity else found["value"]
-    both = sorted(own.keys() & base.keys())
-    if own is base or not both:
-        return found
-    pairs = {s: ({s: own[s]}, {s: base[s]}) for s in both}
-    found["gain_by_seed"] = {
-        str(s): measure.better * (_value(measure, mine, keys) - _value(measure, its, keys))
-        for s, (mine, its) in pairs.items()
-    }
-    found["gain_over_questions"] = _gain(measure, own, base, both, keys, seed).as_dict()
-    return found
 
 
 def _gain(measure: Measure, own: BySeed, base: BySeed, both: Sequence[int], keys: Sequence[str], seed: int) -> Interval:
     """Paired by question, each question's number averaged over the seeds that both arms have."""
-    mine_N, its_N = (_column({s: arm[s] for s in both}, measure.top, keys) for arm in (own, base))
-    return bootstrap_ratio(measure.better * (mine_N - its_N), _column(own, measure.bottom, keys), seed=seed)
+    mine_N, its_N = (_column([arm[s] for s in both], measure.top, keys) for arm in (own, base))
+    bottom_N = _column(own.values(), measure.bottom, keys)
+    return bootstrap_ratio(measure.better * (mine_N - its_N), bottom_N, seed=seed)
 
 
-def _value(measure: Measure, by_seed: BySeed, keys: Sequence[str]) -> float:
-    top_N, bottom_N = _column(by_seed, measure.top, keys), _column(by_seed, measure.bottom, keys)
-    return float(top_N.sum() / bottom_N.sum())
+def _over_seeds(by_seed: Mapping[int, float]) -> dict[str, float] | None:
+    interval = mean_interval(list(by_seed.values()))
+    return None if interval is None else interval.as_dict()
 
 
-def _column(by_seed: BySeed, name: str | None, keys: Sequence[str]) -> np.ndarray:
+def _value(measure: Measure, records: Records, keys: Sequence[str]) -> float:
+    return float(_column([records], measure.top, keys).sum() / _column([records], measure.bottom, keys).sum())
+
+
+def _column(of_seeds: Collection[Records], name: str | None, keys: Sequence[str]) -> np.ndarray:
     """Mean over the seeds for each question; ones without a name. float64 [N]."""
     if name is None:
         return np.ones(len(keys))
-    return np.mean([[records[key][name] for key in keys] for records in by_seed.values()], axis=0)
+    return np.mean([[records[key][name] for key in keys] for records in of_seeds], axis=0)

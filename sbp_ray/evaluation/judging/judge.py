@@ -1,10 +1,9 @@
-"""The judge: an OpenAI-compatible endpoint, asked again where it fails, and never taken for having answered."""
+"""The judge: an OpenAI-compatible endpoint, never taken for having answered where it failed."""
 
 from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,6 @@ from sbp_ray.errors import SbpError, one_line
 from sbp_ray.evaluation.judging.cases import Case, labelled_cases, read_verdict
 from sbp_ray.logs import Progress
 
-# The wait between two tries doubles from the first to the longest.
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0
 # Asking again does not help after such a status.
 _NEEDS_A_HAND = (401, 403, 404)
 
@@ -32,25 +29,23 @@ class Judge:
             base_url=cfg.base_url,
             api_key=os.environ.get(cfg.resources.api_key_env) or "none",
             timeout=cfg.resources.timeout_s,
-            max_retries=0,  # ours are counted
+            max_retries=cfg.resources.attempts - 1,
         )
         self._lock = threading.Lock()
-        self.failed_tries: Counter[str] = Counter()
-        """Why a try gave no verdict, asked again or not."""
-        self.num_failures = 0
-        """Cases without a verdict after all tries."""
+        self.failures: Counter[str] = Counter()
+        """Questions without a verdict, by the reason."""
         self.num_skipped = 0
-        """Cases that were not asked, since too many had failed."""
+        """Questions that were not asked, since too many had failed."""
         self.input_tokens = self.output_tokens = 0
 
     def require(self) -> None:
         """Ask one labelled case, to know before hours are spent that there is a judge.
 
         Raises:
-            SbpError: it cannot be reached, or answers no verdict in `attempts` tries.
+            SbpError: it cannot be reached, or answers no verdict.
         """
         if self.verdict(labelled_cases()[0]) is None:
-            why = ", ".join(f"{number} x {reason}" for reason, number in sorted(self.failed_tries.items()))
+            [why] = self.failures
             raise SbpError(
                 f"benchmarks.judge: {self._cfg.model} at {self._cfg.base_url} gave no verdict on a simple case "
                 f"({why}): mend base_url, model, resources.timeout_s or max_answer_tokens, or leave the judge out"
@@ -70,25 +65,19 @@ class Judge:
             return list(pool.map(one, cases))
 
     def verdict(self, case: Case) -> bool | None:
-        """YES is True; None after `attempts` failures, or without asking once the budget of failures is spent."""
+        """YES is True; None where there is no verdict, or without asking once the budget of failures is spent."""
         with self._lock:
-            if self.num_failures > self._cfg.resources.max_failures:
+            if self.failures.total() > self._cfg.resources.max_failures:
                 self.num_skipped += 1
                 return None
-        for attempt in range(self._cfg.resources.attempts):
-            if attempt:
-                time.sleep(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1)))
-            found, failure = self._try(case)
-            if failure is None:
-                return found
+        found, failure = self._ask(case)
+        if failure is not None:
             with self._lock:
-                self.failed_tries[failure] += 1
-        with self._lock:
-            self.num_failures += 1
-        return None
+                self.failures[failure] += 1
+        return found
 
-    def _try(self, case: Case) -> tuple[bool | None, str | None]:
-        """A verdict, or why there is none."""
+    def _ask(self, case: Case) -> tuple[bool | None, str | None]:
+        """A verdict, or why there is none. The client asks again where the endpoint is busy, fails or is not there."""
         try:
             answer = self._client.chat.completions.create(
                 model=self._cfg.model,
@@ -130,8 +119,7 @@ class Judge:
     def counted(self) -> dict[str, Any]:
         """Failures and tokens so far."""
         return {
-            "failed_tries": dict(sorted(self.failed_tries.items())),
-            "failures": self.num_failures,
+            "failures": dict(sorted(self.failures.items())),
             "skipped": self.num_skipped,
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,

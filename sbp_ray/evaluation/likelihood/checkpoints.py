@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,8 @@ from sbp_ray.text.tokenizer import SpecialIds
 
 # N = units of a set, E = examples of all sets
 
-TextSets = dict[str, list[list[Example]]]
-"""For each set of texts its units, a document or a question, each in one or more examples."""
+Units = list[list[Example]]
+"""Of a set of texts its documents or questions, each in one or more examples."""
 _AT_ONCE = 64  # examples between two progress lines
 
 
@@ -39,7 +39,9 @@ def document_windows(input_ids: Sequence[int], special: SpecialIds, max_tokens: 
     return [*windows, document_example(parts[-1], special)]
 
 
-def score_checkpoint(named: tuple[str, Artifact], text_sets: TextSets, resources: ForwardResources) -> Scores:
+def score_checkpoint(
+    named: tuple[str, Artifact], text_sets: Mapping[str, Units], resources: ForwardResources
+) -> Scores:
     """Load `model/` of a training artifact and score every text in float32. Runs in a process of its own."""
     from sbp_ray.scoring import load_model, sum_nll
 
@@ -56,7 +58,7 @@ def score_checkpoint(named: tuple[str, Artifact], text_sets: TextSets, resources
     return Scores(_by_unit(nll_E, text_sets), sum(parameter.numel() for parameter in model.parameters()))
 
 
-def _by_unit(nll_E: np.ndarray, text_sets: TextSets) -> dict[str, np.ndarray]:
+def _by_unit(nll_E: np.ndarray, text_sets: Mapping[str, Units]) -> dict[str, np.ndarray]:
     """Add up the examples of each unit."""
     remaining = iter(nll_E)
     return {

@@ -62,7 +62,7 @@ def _measure_arms(
     study: Study,
 ) -> dict[str, dict[str, Any]]:
     """One measure of every arm: its losses by seed, and its gain with an interval over seeds and one over groups."""
-    sizes_N = texts.sizes(text_set, unit)
+    sizes_N = texts.sets[text_set].sizes(unit)
     nll = {arm: {s: scores[t.model.key].nll[text_set] for s, t in seeds.items()} for arm, seeds in by_arm.items()}
     losses = {arm: {s: float(nll_N.sum() / sizes_N.sum()) for s, nll_N in seeds.items()} for arm, seeds in nll.items()}
     oracle = next((t.name for seeds in by_arm.values() for t in seeds.values() if t.like == ORACLE), None)
@@ -78,7 +78,7 @@ def _measure_arms(
         }
         if both := _paired(losses, arm, BASELINE):
             gain_N = np.mean([nll[BASELINE][seed] - nll[arm][seed] for seed in both], axis=0)
-            over = estimate_over_groups(gain_N, sizes_N, texts.groups[text_set], seed=study.settings.eval.seed)
+            over = estimate_over_groups(gain_N, sizes_N, texts.sets[text_set].groups, seed=study.settings.eval.seed)
             found[arm]["over_groups"] = over
     return found
 

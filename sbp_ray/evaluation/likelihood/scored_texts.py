@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from sbp_ray.artifacts import Artifact, fingerprint_of
 from sbp_ray.config import Config, EvalConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.likelihood.checkpoints import Scores, TextSets, document_windows, score_checkpoint
+from sbp_ray.evaluation.likelihood.checkpoints import Scores, Units, document_windows, score_checkpoint
 from sbp_ray.evaluation.likelihood.closed_book import (
     Question,
     check_questions,
@@ -36,24 +36,41 @@ _NOT_OF_SCORES = {"resources", "duplicate_sample"}
 
 
 @dataclass(frozen=True)
-class Texts:
-    """What all models are scored on: sets of units, which are documents or questions."""
+class TextSet:
+    """Documents or questions on which all models are scored, the units of a set."""
 
-    sets: TextSets = field(default_factory=dict)
-    num_tokens: dict[str, np.ndarray] = field(default_factory=dict)
-    """Supervised tokens of each unit of a set."""
-    num_bytes: dict[str, np.ndarray] = field(default_factory=dict)
-    groups: dict[str, list[str]] = field(default_factory=dict)
-    """The group of each unit."""
+    units: Units
+    num_tokens: np.ndarray
+    """Supervised tokens of each unit."""
+    num_bytes: np.ndarray
+    groups: list[str]
+    """Of each unit."""
+
+    @classmethod
+    def of(cls, units: Units, texts: Iterable[str], groups: Iterable[str]) -> TextSet:
+        """
+        Args:
+            texts: what is supervised of each unit.
+        """
+        num_tokens = [sum(example.num_supervised for example in unit) for unit in units]
+        num_bytes = [len(text.encode()) for text in texts]
+        return cls(units, np.array(num_tokens, np.int64), np.array(num_bytes, np.int64), list(groups))
+
+    def sizes(self, unit: str) -> np.ndarray:
+        """Of each unit, in tokens or in bytes."""
+        return self.num_tokens if unit == "token" else self.num_bytes
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What all models are scored on."""
+
+    sets: dict[str, TextSet]
     unknown_questions: int = 0
     """Left out, since the corpus lacks their group."""
     fingerprint: str = ""
     held_out: tuple[str, ...] = ()
     """The documents themselves, to look for in what was trained on."""
-
-    def sizes(self, name: str, unit: str) -> np.ndarray:
-        """Of each unit of a set, in tokens or in bytes."""
-        return (self.num_tokens if unit == "token" else self.num_bytes)[name]
 
 
 def choose_texts(settings: Config, corpus: Artifact) -> Texts:
@@ -62,39 +79,23 @@ def choose_texts(settings: Config, corpus: Artifact) -> Texts:
     Raises:
         SbpError: no question is about a group of the corpus.
     """
-    cfg = settings.eval
-    rows = sample_rows(
-        corpus,
-        "validation",
-        key=["doc_id"],
-        columns=["doc_id", "group", "text", "input_ids"],
-        limit=cfg.max_validation_documents,
-        seed=cfg.seed,
-    )
+    cfg, seq_len = settings.eval, settings.pretrain.seq_len
+    columns = ["group", "text", "input_ids"]
+    limit = cfg.max_validation_documents
+    rows = sample_rows(corpus, "validation", key=["doc_id"], columns=columns, limit=limit, seed=cfg.seed)
+    held_out = tuple(row["text"] for row in rows)
     asked, unknown = _choose_questions(cfg, corpus)
     tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))
     special = special_ids(tokenizer)
-    sets: TextSets = {HELD_OUT: [document_windows(r["input_ids"], special, settings.pretrain.seq_len) for r in rows]}
-    sets |= {ANSWERS[split]: [[question_example(q, tokenizer, special)] for q in asked[split]] for split in asked}
-    supervised = {HELD_OUT: [row["text"] for row in rows]}
-    supervised |= {ANSWERS[split]: [question.continuation for question in asked[split]] for split in asked}
-    groups = {HELD_OUT: [row["group"] for row in rows]}
-    groups |= {ANSWERS[split]: [question.group for question in asked[split]] for split in asked}
-    there = [name for name in sets if sets[name]]
+    windows = [document_windows(row["input_ids"], special, seq_len) for row in rows]
+    sets = {HELD_OUT: TextSet.of(windows, held_out, (row["group"] for row in rows))}
+    for split, questions in asked.items():
+        examples = [[question_example(question, tokenizer, special)] for question in questions]
+        answers, groups = (q.continuation for q in questions), (q.group for q in questions)
+        sets[ANSWERS[split]] = TextSet.of(examples, answers, groups)
     how = cfg.model_dump(mode="json", exclude=_NOT_OF_SCORES)
-    return Texts(
-        sets={name: sets[name] for name in there},
-        num_tokens={name: _count_supervised(sets[name]) for name in there},
-        num_bytes={name: np.array([len(text.encode()) for text in supervised[name]], np.int64) for name in there},
-        groups={name: groups[name] for name in there},
-        unknown_questions=unknown,
-        fingerprint=fingerprint_of({"eval": how, "corpus": corpus.fingerprint(), "seq_len": settings.pretrain.seq_len}),
-        held_out=tuple(row["text"] for row in rows),
-    )
-
-
-def _count_supervised(units: Sequence[Sequence[Any]]) -> np.ndarray:
-    return np.array([sum(example.num_supervised for example in unit) for unit in units], np.int64)
+    recipe = {"eval": how, "corpus": corpus.fingerprint(), "seq_len": seq_len}
+    return Texts({name: one for name, one in sets.items() if one.units}, unknown, fingerprint_of(recipe), held_out)
 
 
 def _choose_questions(cfg: EvalConfig, corpus: Artifact) -> tuple[dict[Split, list[Question]], int]:
@@ -131,9 +132,9 @@ def score_study(study: Study, store: Artifact) -> tuple[Texts, dict[str, Scores]
     texts, models = choose_texts(study.settings, study.corpus), study.models
     names = {key: f"{key}-{texts.fingerprint[:8]}.json" for key in models}
     todo = [made for key, made in models.items() if not store.exists(names[key])]
-    resources = study.settings.eval.resources
+    resources, units = study.settings.eval.resources, {name: one.units for name, one in texts.sets.items()}
     calls = [(made.key, made.artifact) for made in todo]
-    for (key, _), found in call_each(score_checkpoint, calls, texts.sets, resources, resources=resources):
+    for (key, _), found in call_each(score_checkpoint, calls, units, resources, resources=resources):
         nll = {name: nll_N.tolist() for name, nll_N in found.nll.items()}
         store.write_json(names[key], {"nll": nll, "parameters": found.num_parameters})
         logger.info(f"eval | {key} | scored")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbp_ray.evaluation.intervals import mean_over_groups
-from sbp_ray.text.hashing import mixed
+from sbp_ray.text.hashing import mixed, run_hashes
 
 NGRAM_LENGTHS = (1, 2, 4, 8, 13)
 COPIED_RUN = 13
@@ -28,33 +28,11 @@ COPY_CONTAINMENT = 0.5
 
 # T = tokens of all documents, one after another, D = documents, L = lengths of runs, C = places of the table
 
-_LENGTHS = np.array(NGRAM_LENGTHS, np.int64)
 # Zero stands for an empty place of the table, and for a run that would cross the end of its document.
 _NO_RUN = np.uint64(0)
 _SHIFT = np.uint64(32)
 _ONE = np.uint64(1)
 _NO_DOCUMENT = -1
-
-
-_mixed = numba.njit(cache=True, nogil=True)(mixed)
-
-
-@numba.njit(cache=True, nogil=True)
-def _hash_runs(ids_T, lengths_D, lengths_L, hashes_LT):  # type: ignore[no-untyped-def]  # compiled
-    """The hash of the run of each length that begins at each token; `_NO_RUN` where the document ends before it."""
-    start = 0
-    for d in range(lengths_D.shape[0]):
-        end = start + lengths_D[d]
-        for t in range(start, end):
-            hashed, length = np.uint64(0), 0
-            for row in range(lengths_L.shape[0]):
-                if t + lengths_L[row] > end:
-                    break
-                while length < lengths_L[row]:
-                    hashed = _mixed(hashed ^ (np.uint64(ids_T[t + length]) + _ONE))
-                    length += 1
-                hashes_LT[row, t] = max(hashed, _ONE)
-        start = end
 
 
 @numba.njit(cache=True, nogil=True)
@@ -103,10 +81,14 @@ def _counts_of(keys_C, counts_C, hashes_LT, found_LT):  # type: ignore[no-untype
                 found_LT[row, t] = counts_C[_place(keys_C, hashes_LT[row, t])]
 
 
-def run_hashes(ids_T: NDArray[Any], lengths_D: NDArray[Any]) -> NDArray[np.uint64]:
+def hash_all_runs(ids_T: NDArray[Any], lengths_D: NDArray[Any]) -> NDArray[np.uint64]:
     """uint64[L, T]: of each length the run that begins at each token; 0 where its document ends before it."""
-    hashes_LT = np.zeros((len(_LENGTHS), len(ids_T)), np.uint64)
-    _hash_runs(ids_T.astype(np.int64), lengths_D.astype(np.int64), _LENGTHS, hashes_LT)
+    left_T = np.repeat(np.cumsum(lengths_D), lengths_D) - np.arange(len(ids_T))
+    token_T = mixed(mixed(ids_T.astype(np.uint64) + _ONE))  # small numbers would give equal hashes to unlike runs
+    hashes_LT = np.zeros((len(NGRAM_LENGTHS), len(ids_T)), np.uint64)
+    for row, length in enumerate(NGRAM_LENGTHS):
+        hashes = np.maximum(run_hashes(token_T, length), _ONE)
+        hashes_LT[row, : len(hashes)] = np.where(left_T[: len(hashes)] >= length, hashes, _NO_RUN)
     return hashes_LT
 
 
@@ -119,7 +101,7 @@ class NgramTable(NamedTuple):
     @classmethod
     def of(cls, samples: Sequence[Sequence[Sequence[int]]]) -> NgramTable:
         """The table of all documents of all samples."""
-        hashes = [run_hashes(*flatten(documents)) for documents in samples]
+        hashes = [hash_all_runs(*flatten(documents)) for documents in samples]
         num_runs = sum(int(np.count_nonzero(hashes_LT)) for hashes_LT in hashes)
         keys_C = np.zeros(1 << (2 * num_runs + 1).bit_length(), np.uint64)
         for hashes_LT in hashes:
@@ -139,7 +121,7 @@ class DocumentCounter:
 
     def add(self, ids_T: NDArray[Any], lengths_D: NDArray[Any]) -> None:
         """Take in some documents, each of which comes once."""
-        hashes_LT = run_hashes(ids_T, lengths_D)
+        hashes_LT = hash_all_runs(ids_T, lengths_D)
         _count(self._keys_C, hashes_LT, lengths_D.astype(np.int64), self._num_documents, self._first_C, self.counts_C)
         self._num_documents += len(lengths_D)
 
@@ -194,7 +176,7 @@ def known_runs(
         own: 1 when the sample is part of the corpus, and each document therefore holds its own runs; else 0.
     """
     ids_T, lengths_D = flatten(documents)
-    hashes_LT = run_hashes(ids_T, lengths_D)
+    hashes_LT = hash_all_runs(ids_T, lengths_D)
     found_LT = np.zeros(hashes_LT.shape, np.uint8)
     _counts_of(table.keys_C, counts_C, hashes_LT, found_LT)
     return KnownRuns(found_LT > own, hashes_LT != _NO_RUN, lengths_D)

@@ -3,7 +3,7 @@
 `measure_samples` goes over the corpus once (`scan_corpus`), over its vectors once (`_find_nearest`), and over the files
 that may hold duplicates (`_find_duplicates`); each shard in a call of its own. What a worker holds is bounded by the
 samples, not by the corpus. `text_measures.sample_column` makes a column of numbers of each sample; to it come the
-duplicates, and of synthetic text what it has in common with d1 (`_beside_d1`) and the documents to show (`_shown`).
+duplicates, and of synthetic text what it has in common with d1 and the documents to show (`_add_d1`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import Config, EmbedConfig, EvalConfig
+from sbp_ray.config import Config, EmbedConfig
 from sbp_ray.evaluation.intervals import connected_groups
 from sbp_ray.evaluation.text_quality.corpus_scan import fetch_documents, scan_corpus
 from sbp_ray.evaluation.text_quality.duplicates import duplicate_shares, sign_shard
@@ -61,32 +61,31 @@ def measure_samples(
     Returns:
         The columns, that of mined pairs among them, and what irrelevance is judged by.
     """
-    cfg, seed = settings.eval, settings.eval.seed
+    seed = settings.eval.seed
     wanted = set[bytes]().union(*(sample.d1_ids for sample in samples.values()))
-    d1_ids = wanted | {row[key] for row in mined for key in ("d1_id", "d2_id")}
     table = NgramTable.of([sample.token_ids for sample in samples.values()])
-    scan = scan_corpus(corpus, wanted=d1_ids, table=table)
+    paired = {row[key] for row in mined for key in ("d1_id", "d2_id")}
+    scan = scan_corpus(corpus, wanted=wanted | paired, table=table)
     for sample in samples.values():
         for row in sample.rows if sample.kind == "synthetic" else ():
             row["group"] = scan.documents[row["d1_id"]]["group"]
-    vectors = _sample_vectors(cfg, settings.embed, embeddings, samples)
+    vectors = _sample_vectors(settings, embeddings, samples)
     nearest = _find_nearest(embeddings, samples, vectors)
+    chance_N = random_cosines(vectors[REAL_TRAIN], seed=seed)
+    threshold = irrelevance_threshold(chance_N) if len(chance_N) else None
     calls = [(name, sample, nearest[name]) for name, sample in samples.items()]
     measured = {name: found for (name, *_), found in call_each(sample_column, calls, table, scan.ngram_counts, seed)}
     columns: Columns = {name: measured[name] for name in samples}
-    chance_N = random_cosines(vectors[REAL_TRAIN], seed=seed)
-    threshold = irrelevance_threshold(chance_N) if len(chance_N) else None
-    stored = _stored_vectors(embeddings, wanted, "train")
+    d1_vectors = _stored_vectors(embeddings, wanted, "train")
     for name, column in columns.items():
         if column is not None:
             column["duplicates"] = _find_duplicates(settings, samples[name], embeddings)
             if samples[name].kind == "synthetic":
-                rows, near = samples[name].rows, nearest[name]
-                cosine_N = np.array([vectors[name][i] @ stored[row["d1_id"]] for i, row in enumerate(rows)])
-                column["d1"] = _beside_d1(settings, rows, cosine_N, scan.documents, threshold)
-                is_d1 = [near.id_N[i] == row["d1_id"] for i, row in enumerate(rows)]
-                column["nearest"]["is_d1_share"] = float(np.mean(is_d1))
-                column["shown"] = _shown(settings, rows, cosine_N, near, scan.documents)
+                beside = samples[name].rows, nearest[name], scan.documents
+                cosine_N = np.array(
+                    [v @ d1_vectors[row["d1_id"]] for v, row in zip(vectors[name], beside[0], strict=True)]
+                )
+                _add_d1(column, settings, *beside, cosine_N, threshold)
     _add_nearest_texts(corpus, [row for column in columns.values() for row in (column or {}).get("shown", ())])
     add_distances(columns, REAL_TRAIN)
     columns[MINED] = _mined_column(settings, mined, scan.documents, threshold)
@@ -97,13 +96,12 @@ def measure_samples(
 # Vectors
 
 
-def _sample_vectors(
-    cfg: EvalConfig, embed: EmbedConfig, embeddings: Artifact, samples: Mapping[str, Sample]
-) -> dict[str, Vectors]:
+def _sample_vectors(settings: Config, embeddings: Artifact, samples: Mapping[str, Sample]) -> dict[str, Vectors]:
     """Unit vectors of each sample's documents: stored ones of the corpus, new ones of synthetic text."""
-    embed = embed.model_copy(update={"resources": cfg.resources})
+    resources = settings.eval.resources
+    embed = settings.embed.model_copy(update={"resources": resources})
     new = [(name, [row["text"] for row in s.rows]) for name, s in samples.items() if s.kind == "synthetic"]
-    found = {name: made for (name, _), made in call_each(_embed, new, embed, resources=cfg.resources)}
+    found = {name: made for (name, _), made in call_each(_embed, new, embed, resources=resources)}
     for name, sample in samples.items():
         if sample.kind != "synthetic":
             stored = _stored_vectors(embeddings, {row["doc_id"] for row in sample.rows}, sample.kind)
@@ -168,15 +166,20 @@ def _find_duplicates(settings: Config, sample: Sample, embeddings: Artifact) -> 
 # d1, mined pairs, and what is shown
 
 
-def _beside_d1(
+def _add_d1(
+    column: dict[str, Any],
     settings: Config,
     rows: Sequence[Row],
-    cosine_N: NDArray[Any],
+    nearest: Nearest,
     documents: Mapping[bytes, Row],
+    cosine_N: NDArray[Any],
     threshold: float | None,
-) -> dict[str, Any]:
+) -> None:
+    """Add what synthetic documents have in common with their d1, and the documents to show."""
     pairs = [(documents[row["d1_id"]]["input_ids"], row["input_ids"]) for row in rows]
-    return _of_pairs(settings, pairs, cosine_N, threshold, [row["group"] for row in rows])
+    column["d1"] = _of_pairs(settings, pairs, cosine_N, threshold, [row["group"] for row in rows])
+    column["nearest"]["is_d1_share"] = float(np.mean([nearest.id_N[i] == row["d1_id"] for i, row in enumerate(rows)]))
+    column["shown"] = _shown(settings, rows, cosine_N, nearest, documents)
 
 
 def _mined_column(
