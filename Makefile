@@ -26,7 +26,7 @@ UV  := .uv/bin/uv
 BIN := .venv/bin
 READY := .venv/ready-$(EXTRA)
 
-# Tests that start Ray wait more than they compute: the others run beside them. Who runs what: tests/conftest.py.
+# Two processes, each of which takes the next tests that share something when it has done some: tests/conftest.py.
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
 
 .PHONY: help setup demo test test-all check bench format lock clean

@@ -21,31 +21,40 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_WITH_RAY = ("tests/integration/", "tests/chaos/")
+_SHARE_LOCAL_RAY = ("data_stages", "training", "synthesize_stage", "service", "service_scale")
+"""Files of `tests/integration` whose tests share a Ray in their own process, and the engine that runs on it."""
+_SHARE_CLUSTER = ("jobs_api", "full_disk", "pipeline")
+"""Those whose tests share a cluster that takes jobs."""
+
+
+def _unit_of(nodeid: str) -> tuple[int, str]:
+    """Tests of one unit run in one process, since they share what is slow to start; long units begin first."""
+    file = nodeid.partition("::")[0]
+    name = file.rpartition("/test_")[2].removesuffix(".py")
+    if file.startswith("tests/integration/") and name in _SHARE_LOCAL_RAY:
+        return 0, "local Ray"
+    if file.startswith("tests/integration/") and name in _SHARE_CLUSTER:
+        return 1, "cluster"
+    return 2 if file.startswith(("tests/integration/", "tests/chaos/")) else 3, file
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with Ray come first, and those of the service last among them.
+    """Tests with Ray come first, and those of the service last among those of its Ray.
 
     The engine of the service holds cores of `local_ray` that Ray Train would count as free.
     """
-    items.sort(
-        key=lambda item: (
-            not item.nodeid.startswith(_WITH_RAY),
-            "service" in getattr(item, "fixturenames", ()),
-        )
-    )
+    items.sort(key=lambda item: (_unit_of(item.nodeid)[0], "service" in getattr(item, "fixturenames", ())))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With two processes, one runs the tests with Ray, which share what is slow to start; the other runs the rest."""
+    """Each process takes the next unit when it has done one."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class BesideRay(LoadScopeScheduling):  # type: ignore[misc]  # untyped
+    class UnitScheduling(LoadScopeScheduling):  # type: ignore[misc]  # untyped
         def _split_scope(self, nodeid: str) -> str:
-            return "with Ray" if nodeid.startswith(_WITH_RAY) else nodeid.partition("::")[0]
+            return _unit_of(nodeid)[1]
 
-    return BesideRay(config, log)
+    return UnitScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +77,7 @@ def local_ray() -> Iterator[None]:
     nowhere = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}}
     with pytest.MonkeyPatch.context() as environment:  # which Ray's processes keep
         environment.setenv("SBP_RAY_API_KEYS", "a-key-of-the-environment-of-ray-start")
+        environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often it looks, else every 2 s
         ray.init(address="local", num_cpus=4, include_dashboard=False, runtime_env=nowhere)
     yield
     ray.shutdown()

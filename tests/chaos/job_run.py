@@ -48,7 +48,7 @@ class JobRun:
         family, workers = psutil.Process(driver.pid).children(recursive=True), self.workers(driver)
         driver.kill()
         driver.wait()
-        _, alive = psutil.wait_procs(workers, timeout=60)
+        _, alive = psutil.wait_procs(workers, timeout=240)
         assert alive == []
         for process in family:
             if process.is_running():

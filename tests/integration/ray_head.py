@@ -45,10 +45,12 @@ def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, all different, also from those of earlier calls.
 
     Below those that the kernel hands out and above those of Ray's workers: nobody gets one by chance before it is used.
+    Of two processes that run tests, one takes the even ports and the other the odd.
     """
     found: list[int] = []
+    odd = os.environ.get("PYTEST_XDIST_WORKER") == "gw1"
     while len(found) < count:
-        port = secrets.randbelow(32_000 - 20_000) + 20_000
+        port = 20_000 + 2 * secrets.randbelow(6_000) + odd
         with socket.socket() as one, suppress(OSError):  # taken
             one.bind(("127.0.0.1", port))
             if port not in _GIVEN:

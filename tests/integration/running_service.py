@@ -35,11 +35,11 @@ class Service(NamedTuple):
     def post(self, path: str, data: Any, key: str | None = KEYS[0], **options: Any) -> requests.Response:
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         body = data if isinstance(data, str | bytes) else json.dumps(data)
-        return requests.post(f"{self.url}{path}", data=body, headers=headers, timeout=120, **options)
+        return requests.post(f"{self.url}{path}", data=body, headers=headers, timeout=240, **options)
 
     def get(self, path: str, key: str | None = KEYS[0]) -> requests.Response:
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        return requests.get(f"{self.url}{path}", headers=headers, timeout=60)
+        return requests.get(f"{self.url}{path}", headers=headers, timeout=240)
 
     def synthesize(self, **body: Any) -> requests.Response:
         return self.post("/v1/synthesize", body)
@@ -52,7 +52,7 @@ class Service(NamedTuple):
         from ray import serve
 
         handle = serve.get_deployment_handle("SynthesizerServer", app_name="synthesizer")
-        return handle.load.remote().result(timeout_s=60)
+        return handle.load.remote().result(timeout_s=240)
 
 
 @contextlib.contextmanager
@@ -65,13 +65,13 @@ def running_service(synthesizer: Artifact, folder: Path) -> Iterator[Service]:
     keys_file.write_text("\n".join(KEYS))
     [port] = free_ports(1)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    limits = ServiceConfig(keys_file=str(keys_file), max_body_bytes=MAX_BODY, deadline_s=60)
+    limits = ServiceConfig(keys_file=str(keys_file), max_body_bytes=MAX_BODY, deadline_s=240)
     serve.run(build_app(ENGINE, synthesizer, limits), name="synthesizer")
     yield Service(f"http://127.0.0.1:{port}", synthesizer, keys_file)
     serve.shutdown()
 
 
-def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
+def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 240) -> Any:
     """What `condition()` returns once that is true.
 
     Raises:

@@ -28,7 +28,7 @@ ray.init(address="auto", log_to_driver=False)
 def workers():
     return [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]]
 
-def wait_for(condition, what, timeout_s=120):
+def wait_for(condition, what, timeout_s=240):
     end = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > end:
@@ -46,9 +46,9 @@ def of_node(node):
 
 seen = {"before": len(workers())}
 on_gpu = Work.options(num_gpus=1).remote()
-nodes = [ray.get(on_gpu.where.remote(), timeout=120)]  # it holds its node's only CPU, where other work could go in
+nodes = [ray.get(on_gpu.where.remote(), timeout=240)]  # it holds its node's only CPU, where other work could go in
 on_cpu = Work.remote()
-nodes.append(ray.get(on_cpu.where.remote(), timeout=120))
+nodes.append(ray.get(on_cpu.where.remote(), timeout=240))
 known = {node["NodeID"]: of_node(node) for node in workers()}
 seen["gpu_work"], seen["cpu_work"] = (known[node] for node in nodes)
 seen["during"] = len(known)
@@ -108,7 +108,7 @@ def test_workers_of_the_right_type_come_from_zero_and_leave_when_idle() -> None:
                 env=driver_env | {"RAY_ADDRESS": head.address},
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=580,
                 check=False,
             )
         assert driver.returncode == 0, driver.stderr + _logs(folder)

@@ -20,7 +20,7 @@ from running_service import KEYS, MAX_BODY, SLOTS, WINDOW, Service, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-LONG = {"document": "the long river", "n": SLOTS, "max_tokens": 200}  # takes every slot of the engine
+LONG = {"document": "the long river", "n": SLOTS, "max_tokens": 240}  # takes every slot of the engine
 
 
 # OpenAI's endpoints
@@ -175,7 +175,7 @@ def metrics() -> bytes:
 
     def page() -> bytes:
         with contextlib.suppress(requests.ConnectionError):
-            content = requests.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=60).content
+            content = requests.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=240).content
             return content if b"SynthesizerIngress" in content else b""
         return b""
 
@@ -183,7 +183,7 @@ def metrics() -> bytes:
 
 
 def test_no_other_origin_may_call_from_a_browser(service: Service) -> None:
-    response = requests.get(f"{service.url}/health", headers={"Origin": "https://example.com"}, timeout=60)
+    response = requests.get(f"{service.url}/health", headers={"Origin": "https://example.com"}, timeout=240)
     assert "access-control-allow-origin" not in response.headers
 
 
@@ -329,7 +329,7 @@ def test_a_body_over_the_limit_is_refused_whether_its_length_is_told_or_not(serv
     assert service.post("/v1/synthesize", b"x" * 100_000_000).status_code == 413
     headers = {"authorization": f"Bearer {KEYS[0]}", "content-type": "application/json"}
     parts = (b"x" * 1000 for _ in range(100))
-    response = requests.post(f"{service.url}/v1/synthesize", data=parts, headers=headers, timeout=60)
+    response = requests.post(f"{service.url}/v1/synthesize", data=parts, headers=headers, timeout=240)
     assert response.status_code == 413
     assert str(MAX_BODY) in response.json()["error"]["message"]
 
@@ -373,7 +373,7 @@ def test_the_fuzzer_finds_no_5xx_and_no_answer_that_the_document_does_not_descri
             def ask(case: Any) -> None:
                 nonlocal asked
                 asked += 1
-                case.call_and_validate(base_url=service.url, headers=headers, timeout=60, checks=checks)
+                case.call_and_validate(base_url=service.url, headers=headers, timeout=240, checks=checks)
 
             ask()
     assert asked > 100

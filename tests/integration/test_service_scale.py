@@ -57,7 +57,7 @@ class App:
 
     def health(self) -> dict[str, str]:
         """As a load balancer asks for it: without a key."""
-        return requests.get(f"{self._root}/health", timeout=60).json()
+        return requests.get(f"{self._root}/health", timeout=240).json()
 
     def status(self) -> str:
         from ray import serve

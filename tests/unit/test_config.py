@@ -176,7 +176,7 @@ def test_a_job_refuses_a_misspelt_setting_in_one_line_before_anything_heavy_is_i
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [

@@ -25,7 +25,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 def sample(handle: FakeHandle, silent_for_s: float = 10, give_up_after_s: float = 10) -> list[Any]:
     async def read() -> list[Any]:
         asking = Engines(handle, silent_for_s=silent_for_s, give_up_after_s=give_up_after_s)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             return [one async for one in asking.sample("a-document", [1, 2], SEEDS, Sampling(20, 1.0, 1.0))]
 
     return asyncio.run(read())

@@ -86,7 +86,7 @@ class Stage:
         )  # fmt: skip
 
         async def call() -> Outcome:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(240):
                 answer = await ShardWorker(inputs)({"shard": shard, "quota": DOCUMENTS})
                 return Outcome(*json.loads(answer["outcome"]))
 

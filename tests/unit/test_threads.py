@@ -21,7 +21,7 @@ def test_the_next_item_is_made_while_one_is_used() -> None:
 
     ahead = read_ahead(items())
     assert next(ahead) == 0
-    assert made[1].wait(10)
+    assert made[1].wait(240)
     assert not made[2].is_set()  # and no more than one
     assert list(ahead) == [1, 2, 3]
 
@@ -47,7 +47,7 @@ def test_as_many_items_are_made_ahead_as_asked_for_and_none_once_it_is_closed() 
 
     ahead = read_ahead(items(), depth=3)
     assert next(ahead) == 0
-    assert made[3].wait(10)
+    assert made[3].wait(240)
     ahead.close()  # waits for what was begun
     assert not made[4].is_set()
 

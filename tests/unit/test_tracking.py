@@ -28,6 +28,12 @@ def out(tmp_path: Path) -> Artifact:
     return artifact
 
 
+@pytest.fixture(autouse=True)
+def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the libraries to start and to send what there is, whatever else the machine does."""
+    monkeypatch.setattr(module, "_LAST_S", 500)
+
+
 def write(out: Artifact, steps: range) -> None:
     """Rows as the journal appends them, one with a held-out loss."""
     rows = [
