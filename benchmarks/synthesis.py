@@ -1,7 +1,7 @@
 """The synthesize job and the HTTP endpoint beside bare vLLM and Ray Data's LLM processor: same model and draws.
 
     python benchmarks/synthesis.py --quick                  # a few minutes on two cores
-    python benchmarks/synthesis.py --parts rates ray-data   # some of it; `first-tokens` is the other part
+    python benchmarks/synthesis.py --parts rates ray-data   # some of it; others are `first-tokens` and `scoring`
 
 The model has the demo's size and random weights. Each prompt is a bundled document cut so that what the window leaves
 to write varies 10 : 1, and each draw has a seed of its own; peers draw with vLLM's sampler, ours on a CPU with
@@ -61,13 +61,14 @@ from sbp_ray.engine.deploy import build_app, llm_config, quiet_environment
 from sbp_ray.engine.messages import sample_seed
 from sbp_ray.errors import Outcome
 from sbp_ray.generation.coordinator import coordinator_class
+from sbp_ray.generation.gains import GainScorer
 from sbp_ray.generation.shard_worker import Inputs, ShardWorker
 from sbp_ray.schema import DOC_ID, DOCUMENT, SIGNATURE_BYTES
 from sbp_ray.shards import shard_name
 from sbp_ray.text.minhash import document_signature
 from sbp_ray.text.pair_format import prompt_ids
 
-PARTS = ("rates", "first-tokens", "ray-data")
+PARTS = ("rates", "first-tokens", "scoring", "ray-data")
 CORES = 2
 CLIENTS = 64
 WINDOW = 512
@@ -178,6 +179,9 @@ def run(work: Work, rounds: int, parts: Sequence[str]) -> None:
             job = measured["job"]
             for case, name in (("job", "job"), (f"HTTP, {CLIENTS} clients", "http")) if "rates" in parts else ():
                 compare(case=case, ours=measured[name], peer_name="vllm.LLM.generate", peer=measured["bare"])
+        if "scoring" in parts:
+            measured = rates(work, url, rounds, ("job", "scored job"))
+            compare(case="job that scores samples", ours=measured["scored job"], peer_name="job", peer=measured["job"])
         if "first-tokens" in parts:
             first_tokens(work, url, rounds)
     if "ray-data" in parts and (peers := ray_data_apart(work, rounds)):
@@ -194,6 +198,7 @@ def rates(work: Work, url: str, rounds: int, names: Sequence[str]) -> dict[str, 
     cases: dict[str, Callable[[], float]] = {
         "bare": partial(bare_rate, work, bare),
         "job": partial(job_rate, work),
+        "scored job": partial(job_rate, work, is_scored=True),
         "http": partial(http_rate, work, url),
     }
     told = {name: partial(_told, name, cases[name]) for name in names}
@@ -317,8 +322,8 @@ class TimedWorker(ShardWorker):
         return {**await super().__call__(item), "seconds": time.monotonic() - start}
 
 
-def job_rate(work: Work) -> float:
-    """The stage's worker in Ray Data, from reading the shard to the committed part."""
+def job_rate(work: Work, *, is_scored: bool = False) -> float:
+    """The stage's worker in Ray Data, from reading the shard to the merged one; with the gains of its samples."""
     import ray
 
     with tempfile.TemporaryDirectory() as folder:
@@ -332,7 +337,16 @@ def job_rate(work: Work) -> float:
             num_cpus=0.5,
         )
         [row] = rows.take_all()
-    return Outcome(*json.loads(row["outcome"])).get()["tokens_generated"] / row["seconds"]
+        seconds = row["seconds"] + (seconds_to_score(work, out) if is_scored else 0.0)
+    return Outcome(*json.loads(row["outcome"])).get()["tokens_generated"] / seconds
+
+
+def seconds_to_score(work: Work, out: Artifact) -> float:
+    """Of a warm worker, for all samples of the merged shard."""
+    scorer = GainScorer(CFG.model_copy(update={"keep_best": 1}), work.corpus, work.synthesizer, out)
+    start = time.monotonic()
+    scorer({"shard": 0})
+    return time.monotonic() - start
 
 
 def ray_data_rates(work: Work, rounds: int) -> list[float]:

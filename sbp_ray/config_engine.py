@@ -90,7 +90,7 @@ class SynthesizeResources(Section):
 
 
 class SynthesizeConfig(Section):
-    """Which documents are drawn, how the synthesizer samples, and what is kept."""
+    """Which documents are d1, how the synthesizer samples, and what is kept."""
 
     condition: Literal["d1", "none", "continue"] = "d1"
     """What comes before d2: `d1`, as the synthesizer was tuned. Two controls are for a base LM in its place
@@ -98,7 +98,7 @@ class SynthesizeConfig(Section):
     `continue` gives the first half of d1, since after all of it a base LM writes the end, and keeps what it goes on
     with."""
     num_documents: PositiveInt | None = None
-    """How many d1 to draw uniformly from the train split; without one, every document."""
+    """How many documents of the train split are d1, chosen uniformly; without one, all of them."""
     samples_per_document: PositiveInt = 1
     """Documents written for each d1."""
     max_tokens: PositiveInt = 4096
@@ -130,7 +130,7 @@ class SynthesizeConfig(Section):
     """Take the finished shards of this synthetic artifact, which may still be growing, instead of writing any: joint
     training can then begin on them."""
     max_bad_share: Fraction = 0.1
-    """Above this share of samples that could not be drawn (d1 too long, refused by the engine) the stage stops. Free to
+    """Above this share of samples that could not be written (d1 too long, engine refused) the stage stops. Free to
     change between runs."""
     resources: SynthesizeResources = SynthesizeResources()
 

@@ -52,7 +52,7 @@ SYNTHETIC = pa.schema(
     [
         ("doc_id", DOC_ID),  # of d1_id and sample
         ("d1_id", DOC_ID),
-        ("sample", pa.int32()),  # 0, 1, … among the samples drawn from one d1
+        ("sample", pa.int32()),  # 0, 1, … among the samples of one d1
         ("text", pa.large_string()),
         ("input_ids", pa.large_list(pa.int32())),
         ("finish_reason", pa.string()),

@@ -51,6 +51,8 @@ STATS = "stats.json"
 """File that says that a stage with a scratch folder has done all its steps."""
 _SMALL_BYTES = 4 << 20
 """Input that one process reads and works on in less time than Ray Data takes to start, some two seconds."""
+_MOST_DEATHS = 7
+"""Processes that a task may lose, to nodes that leave or to a lack of memory, before it is held to kill them itself."""
 _WORKING_HERE: ContextVar[bool] = ContextVar("working_here", default=False)
 _CALLS_AT_ONCE = 64
 """Calls whose results are not yet taken in. This bounds the object store, not the cluster."""
@@ -175,9 +177,9 @@ def _work_on_ray(step: Step, todo: Sequence[Item], taken: Resources) -> Iterator
     if step.keeps_worker:
         pool = ray.data.ActorPoolStrategy(size=num_workers)
         dataset = dataset.map(WorkOnItems, fn_constructor_args=arguments, compute=pool, **amount)
-    else:  # a task whose process dies is run again, three times
+    else:
         tasks = ray.data.TaskPoolStrategy(size=num_workers)
-        dataset = dataset.map(work_on_items, fn_args=arguments, compute=tasks, max_retries=3, **amount)
+        dataset = dataset.map(work_on_items, fn_args=arguments, compute=tasks, **amount)
     dataset.set_name(step.name)  # as the dashboard lists it
     for row in dataset.iter_rows():
         yield from (Outcome(*outcome) for outcome in json.loads(row["outcomes"]))
@@ -215,8 +217,19 @@ class WorkOnItems:
 
 
 def work_on_items(row: dict[str, Any], *arguments: Any) -> dict[str, Any]:
-    """`WorkOnItems` as a task."""
+    """`WorkOnItems` as a task. Ray Data repeats a task whose process died, without end; here it ends."""
+    if (deaths := _count_deaths()) > _MOST_DEATHS:
+        died = f"{arguments[0]}: {deaths} processes that worked on {row['items']} have died"
+        advice = "see Ray's logs, give the stage more memory, and run the same command again to go on"
+        return {"outcomes": json.dumps([Outcome(None, f"{died}: {advice}")])}
     return WorkOnItems(*arguments)(row)
+
+
+def _count_deaths() -> int:
+    """Earlier attempts at the task that this process runs; nothing public of Ray's tells."""
+    from ray._private.worker import global_worker
+
+    return int(global_worker.core_worker.get_current_task_attempt_number())
 
 
 def _report(stage: str, outcomes: Iterable[Outcome], num_items: int, num_done: int) -> None:

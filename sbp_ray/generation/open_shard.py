@@ -183,9 +183,9 @@ def write_error(out: Artifact, error: OSError) -> SbpError:
 def too_many_bad(bad: int, max_bad: int, cfg: SynthesizeConfig, out: Artifact) -> SbpError:
     """The error budget is spent."""
     return SbpError(
-        f"{bad} samples could not be drawn, more than synthesize.max_bad_share={cfg.max_bad_share} allows ({max_bad}): "
-        f"see {out.path('quarantine')}, then go on with the same command and a larger synthesize.max_bad_share, or "
-        "start again in a new run_dir with a larger engine.max_model_len"
+        f"{bad} samples could not be written, more than synthesize.max_bad_share={cfg.max_bad_share} allows "
+        f"({max_bad}): see {out.path('quarantine')}, then go on with the same command and a larger "
+        "synthesize.max_bad_share, or start again in a new run_dir with a larger engine.max_model_len"
     )
 
 

@@ -30,17 +30,6 @@ def shingle_hashes(input_ids: Sequence[int] | NDArray, num_tokens: int = 13) -> 
     return np.unique(run_hashes(ids_T, min(num_tokens, ids_T.size)))
 
 
-def jaccard(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
-    """|a ∩ b| / |a ∪ b| of two results of `shingle_hashes`; 0 when both are empty."""
-    common = _num_common(a, b)
-    union = a.size + b.size - common
-    return common / union if union else 0.0
-
-
 def containment(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
     """|a ∩ b| / |a|: the share of `a` that `b` holds; 0 when `a` is empty."""
-    return _num_common(a, b) / a.size if a.size else 0.0
-
-
-def _num_common(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> int:
-    return int(np.intersect1d(a, b, assume_unique=True).size)
+    return np.intersect1d(a, b, assume_unique=True).size / a.size if a.size else 0.0

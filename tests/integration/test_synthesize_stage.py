@@ -167,7 +167,7 @@ def test_a_shard_that_vanishes_is_named_and_the_job_goes_on_once_it_is_back(
     assert [out.read_table(name) for name in out.files()] == [undisturbed.read_table(name) for name in out.files()]
 
 
-def test_too_many_samples_that_cannot_be_drawn_stop_the_stage_and_lie_in_quarantine(
+def test_too_many_samples_that_cannot_be_written_stop_the_stage_and_lie_in_quarantine(
     service: Service, corpus: dict, new_artifact: Any
 ) -> None:
     """One d1 of 24 is too long: 4 %."""
@@ -176,7 +176,7 @@ def test_too_many_samples_that_cannot_be_drawn_stop_the_stage_and_lie_in_quarant
     out = new_artifact("synthetic")
     inputs = {"engine": ENGINE, "decontaminate": DecontaminateConfig(), "synthesizer": service.synthesizer, **corpus}
     cfg = SynthesizeConfig(max_tokens=20, min_tokens=2, max_bad_share=0.03)
-    with pytest.raises(SbpError, match=r"1 samples could not be drawn, .* synthesize\.max_bad_share=0\.03"):
+    with pytest.raises(SbpError, match=r"1 samples could not be written, .* synthesize\.max_bad_share=0\.03"):
         synthesize_documents(cfg, out=out, **inputs)
     [name] = out.files("quarantine")
     [line] = out.read_bytes(name).decode().splitlines()

@@ -190,7 +190,7 @@ def test_how_much_may_fail_may_change_over_a_stage_that_stopped_for_it(
     run: Run, ran: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def too_much(job: Job) -> Stats:
-        raise SbpError("4 samples could not be drawn")
+        raise SbpError("4 samples could not be written")
 
     assert run("pipeline", stage=lambda job: too_much(job) if job.stage.name == "synthesize" else {}) == 1
     assert run("synthesize", "synthesize.max_bad_share=0.5") == 0

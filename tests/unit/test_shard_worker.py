@@ -174,7 +174,7 @@ def test_the_error_budget_is_charged_with_each_commit_and_a_larger_one_goes_on(
     monkeypatch.setattr(open_shard, "_SEGMENT_SAMPLES", 2)
     handle = FakeHandle(refusing, refusing, hanging)  # the shard never ends
     answer = stage.run(handle, max_bad=3, max_in_flight=4)
-    assert "4 samples could not be drawn" in answer.message
+    assert "4 samples could not be written" in answer.message
     lines = stage.out.read_bytes("quarantine/part-00000.jsonl").decode().splitlines()
     assert [json.loads(line)["detail"] for line in lines] == ["the engine says no"] * 4
     stats = stage.run(FakeHandle(), max_bad=4).get()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 from worked_on import WorkedOn
 
+from sbp_ray import shards
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EmbedConfig, Resources, TrainingResources
 from sbp_ray.embedder import load_embedder
@@ -172,6 +174,19 @@ def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list((tmp_path / "train").iterdir()) == []
+
+
+def test_a_task_whose_processes_die_again_and_again_becomes_a_line_with_its_items(
+    new_artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = new_artifact("any")
+    arguments = ("copies", Copier, (out, "a"), 1)
+    row = {"items": json.dumps([{"shard": 4}])}
+    monkeypatch.setattr(shards, "_count_deaths", lambda: 7)
+    assert json.loads(shards.work_on_items(row, *arguments)["outcomes"]) == [[{"documents": 4}, ""]]
+    monkeypatch.setattr(shards, "_count_deaths", lambda: 8)
+    [[_, message]] = json.loads(shards.work_on_items(row, *arguments)["outcomes"])
+    assert message.startswith('copies: 8 processes that worked on [{"shard": 4}] have died: see Ray')
 
 
 # In Ray
