@@ -132,7 +132,7 @@ def _write_embeddings(vectors_ND: NDArray[np.float32], out: Artifact) -> None:
         ]
         table = pa.concat_tables(parts) if parts else schema.empty_table()
         out.write_table(shard_name("train", shard), table, stats={"documents": len(rows)})
-    out.write_table(shard_name("validation", 0), schema.empty_table(), stats={"documents": 0})
+        out.write_table(shard_name("validation", shard), schema.empty_table(), stats={"documents": 0})
 
 
 def _embedding_rows(vectors_ND: NDArray[np.float32], rows: Rows, schema: pa.Schema) -> pa.Table:

@@ -1,9 +1,12 @@
-"""Columns of document ids as NumPy sees them: 16 bytes each, as in files. People and JSON see 32 hex digits."""
+"""Columns of fixed width as NumPy sees them, ids above all, which have 16 bytes. People and JSON see 32 hex digits."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sbp_ray.schema import DOC_ID
@@ -12,19 +15,27 @@ from sbp_ray.schema import DOC_ID
 ID = "S16"
 
 
+def to_column(values_ND: NDArray) -> pa.Array:
+    """[N, …] as binary of the width of a row; ids become a column of `DOC_ID`."""
+    values_ND = np.ascontiguousarray(values_ND)
+    width = values_ND.dtype.itemsize * int(np.prod(values_ND.shape[1:]))
+    return pa.Array.from_buffers(pa.binary(width), len(values_ND), [None, pa.py_buffer(values_ND)])
+
+
+def from_column(column: pa.Array | pa.ChunkedArray, dtype: Any, width: int) -> NDArray:
+    """The inverse of `to_column`, [N, width], of a column without nulls; a view where it is in one piece."""
+    chunks = [chunk for chunk in getattr(column, "chunks", [column]) if len(chunk)]
+    parts = [
+        np.frombuffer(chunk.buffers()[1], dtype).reshape(-1, width)[chunk.offset : chunk.offset + len(chunk)]
+        for chunk in chunks
+    ]
+    return np.concatenate(parts or [np.empty((0, width), dtype)]) if len(parts) != 1 else parts[0]
+
+
 def ids_to_numpy(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bytes_]:
     """S16[N] of a column of ids without nulls."""
-    if isinstance(ids, pa.ChunkedArray):
-        return np.concatenate([np.empty(0, ID), *map(ids_to_numpy, ids.chunks)])
     assert ids.type == DOC_ID, ids.type
-    if len(ids) == 0:
-        return np.empty(0, ID)
-    return np.frombuffer(ids.buffers()[1], ID)[ids.offset : ids.offset + len(ids)]
-
-
-def ids_to_arrow(ids_N: NDArray[np.bytes_]) -> pa.Array:
-    """The inverse of `ids_to_numpy`."""
-    return pa.Array.from_buffers(DOC_ID, len(ids_N), [None, pa.py_buffer(np.ascontiguousarray(ids_N))])
+    return from_column(ids, ID, 1)[:, 0]
 
 
 def id_numbers(ids_N: NDArray[np.bytes_]) -> NDArray[np.uint64]:
@@ -35,6 +46,12 @@ def id_numbers(ids_N: NDArray[np.bytes_]) -> NDArray[np.uint64]:
 def numbers_to_ids(ids_N2: NDArray[np.uint64]) -> NDArray[np.bytes_]:
     """The inverse of `id_numbers`."""
     return np.ascontiguousarray(ids_N2.astype(">u8")).view(ID)[:, 0]
+
+
+def places_of(wanted_M: NDArray[np.bytes_], ids_N: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """Where each of the wanted ids is among others, -1 where it is not."""
+    found = pc.index_in(to_column(wanted_M), value_set=to_column(ids_N))
+    return found.fill_null(-1).to_numpy().astype(np.int64)
 
 
 def shards_of(ids_N: NDArray[np.bytes_], num_shards: int) -> NDArray[np.int64]:

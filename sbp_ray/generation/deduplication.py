@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import bucket_writer, read_bucket
 from sbp_ray.config import SynthesizeConfig
+from sbp_ray.doc_ids import from_column, to_column
 from sbp_ray.generation.d1 import choose_rows, read_shard
 from sbp_ray.generation.merging import finished_shards, signatures_name
-from sbp_ray.neighbors.search_files import column, values
 from sbp_ray.schema import SIGNATURE_BYTES
 from sbp_ray.shards import SCRATCH, Stats, Step, list_shards, shard_name
 from sbp_ray.text.copies import band_keys, band_width, candidate_pairs
@@ -121,7 +121,7 @@ class BandWriter:
         else:
             table = read_shard(self._out, signatures_name(shard), ["signature"])
             kind_R = np.full(len(table), _SYNTHETIC, np.uint8)
-        signature_RH = values(table, "signature", np.uint8, SIGNATURE_BYTES)
+        signature_RH = from_column(table.column("signature"), np.uint8, SIGNATURE_BYTES)
         with bucket_writer(self._out, band_file(**item), BAND, compression=None) as writer:
             for start in range(0, len(table), _BLOCK_DOCUMENTS):
                 rows = slice(start, start + _BLOCK_DOCUMENTS)
@@ -139,7 +139,7 @@ class BandWriter:
         band_RB = np.broadcast_to(np.arange(num_bands, dtype=np.uint8), key_RB.shape)
         bucket_RB = mixed(mixed(key_RB + band_RB)) % np.uint64(self._num_buckets)
         columns = [pa.array(band_RB.ravel()), *(pa.array(np.repeat(part, num_bands)) for part in (kind_R, place_R))]
-        table = pa.table([*columns, column(np.repeat(signature_RH, num_bands, axis=0))], schema=BAND)
+        table = pa.table([*columns, to_column(np.repeat(signature_RH, num_bands, axis=0))], schema=BAND)
         return table, bucket_RB.ravel().astype(np.int64)
 
 
@@ -162,7 +162,7 @@ class BucketComparer:
     def _copies(self, table: pa.Table) -> dict[str, NDArray[np.int64]]:
         """By reason, the places of the documents that copy another one."""
         band_M, kind_M, place_M = (table[name].to_numpy() for name in ("band", "kind", "place"))
-        signature_MH = values(table, "signature", np.uint8, SIGNATURE_BYTES)
+        signature_MH = from_column(table.column("signature"), np.uint8, SIGNATURE_BYTES)
         key_M = band_keys(signature_MH, band_width(self._max_jaccard))[np.arange(len(band_M)), band_M]
         order_M = np.lexsort((place_M, kind_M == _SYNTHETIC, key_M, band_M))
         kind_M, place_M = kind_M[order_M], place_M[order_M]

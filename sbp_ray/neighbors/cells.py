@@ -7,31 +7,30 @@ the nearest few of these alone: its cost grows with the square root of their num
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sbp_ray.neighbors.kernels import NO_ROW, new_lists, offer_columns, rows_of
-from sbp_ray.processor import choose_dtype
+from sbp_ray.neighbors.nearest_lists import NO_ROW, new_lists, offer_columns, rows_of
+from sbp_ray.neighbors.quantize import in_blocks, products
 
 # N = documents, D = vector length, C = cells, G = regions, P = nearest cells of a document
 
 SAMPLES_PER_CELL = 32
-_FLAT_CELLS = 4096
+"""Documents of the sample for each cell of a group."""
+FLAT_CELLS = 4096
+"""Cells up to which each document is compared with all of them."""
 _REGIONS_TRIED = 16
+"""Nearest regions in whose cells a document looks."""
 _ROUNDS = 4
+"""Rounds of k-means."""
 _LEVELS = 127
+"""Highest component of a centroid."""
 _BLOCK_ROWS = 2048
-_LEAST_ROWS = 32  # a GPU's integer product wants more than 16,
-_COLUMNS = 8  # and columns in multiples of 8
-_EXACT_DIM = 1040
-"""Dimensions up to which a product of 8-bit vectors is exact in float32: 127 x 127 x 1,040 is less than 2^24."""
-
-Result = TypeVar("Result")
+"""Documents that a thread compares with centroids at a time."""
 
 
 class Cells(NamedTuple):
@@ -45,45 +44,13 @@ class Cells(NamedTuple):
     """[G + 1] Where each region's cells begin."""
 
 
-def blocks(num: int, size: int) -> list[slice]:
-    """`num` rows, `size` at a time."""
-    return [slice(start, min(start + size, num)) for start in range(0, num, size)]
-
-
-def in_blocks(pool: ThreadPoolExecutor, num: int, size: int, work: Callable[[slice], Result]) -> list[Result]:
-    """What `work` makes of each `size` rows, in their order."""
-    return list(pool.map(work, blocks(num, size)))
-
-
-def products(rows_RD: torch.Tensor, columns_MD: torch.Tensor) -> NDArray[np.int32]:
-    """Exact products of int8 vectors, [R, M], with more rows when R is small; a GPU wants D in multiples of 8.
-
-    In float32 where the processor is faster at that, with the same result to the bit.
-    """
-    if not columns_MD.is_cuda and choose_dtype("search", torch.int8) == torch.float32:
-        return _products_in_float32(rows_RD, columns_MD).numpy()
-    missing = max(0, _LEAST_ROWS - len(rows_RD))
-    rows_RD = torch.nn.functional.pad(rows_RD, (0, 0, 0, missing)) if missing else rows_RD
-    num_columns = len(columns_MD)
-    if columns_MD.is_cuda and num_columns % _COLUMNS:
-        columns_MD = torch.nn.functional.pad(columns_MD, (0, 0, 0, -num_columns % _COLUMNS))
-    return torch._int_mm(rows_RD, columns_MD.t())[:, :num_columns].cpu().contiguous().numpy()
-
-
-def _products_in_float32(rows_RD: torch.Tensor, columns_MD: torch.Tensor) -> torch.Tensor:
-    total_RM = torch.zeros(len(rows_RD), len(columns_MD), dtype=torch.int32)
-    for rows_RE, columns_ME in zip(rows_RD.split(_EXACT_DIM, 1), columns_MD.split(_EXACT_DIM, 1), strict=True):
-        total_RM += (rows_RE.float() @ columns_ME.float().t()).to(torch.int32)
-    return total_RM
-
-
 def find_cells(sample_ND: torch.Tensor, num_cells: int, seed: int, pool: ThreadPoolExecutor) -> Cells:
     """The centroids of `num_cells` cells, or a few less, in a sample of coarse vectors.
 
     Cells with neighbouring numbers are alike, so that documents in the order of their cells find in the cache what they
     are compared with.
     """
-    if num_cells <= _FLAT_CELLS:
+    if num_cells <= FLAT_CELLS:
         center_CD = _in_a_chain(_centroids(sample_ND, num_cells, seed, pool))
         return Cells(center_CD, center_CD[:1], np.array([0, len(center_CD)]))
     region_GD = _in_a_chain(_centroids(sample_ND, round(math.sqrt(num_cells)), seed, pool))

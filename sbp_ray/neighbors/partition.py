@@ -7,7 +7,6 @@ that a border parts still meet in a group, so many of them as the margin was cho
 
 from __future__ import annotations
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -15,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sbp_ray.neighbors.cells import find_cells, in_blocks, nearest_cells, products
-from sbp_ray.neighbors.quantize import Quantizer
+from sbp_ray.neighbors.cells import find_cells, nearest_cells
+from sbp_ray.neighbors.quantize import Quantizer, in_blocks, products
 
 # N = documents, D = vector length, C = cells, G = groups, Q = queries, K = neighbours
 
@@ -51,23 +50,11 @@ class Partition(NamedTuple):
 
     @property
     def quantizer(self) -> Quantizer:
-        return Quantizer(float(self.max_abs))
+        return Quantizer(self.max_abs)
 
     @property
     def num_groups(self) -> int:
         return len(self.first_cell_G1) - 1
-
-    def to_bytes(self) -> bytes:
-        """As a file of NumPy's."""
-        stream = io.BytesIO()
-        np.savez(stream, **self._asdict())
-        return stream.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Partition:
-        """The inverse of `to_bytes`."""
-        with np.load(io.BytesIO(data)) as arrays:
-            return cls(**{**arrays, "max_abs": float(arrays["max_abs"]), "margin": int(arrays["margin"])})
 
 
 def num_cells_of(num_groups: int) -> int:
@@ -124,7 +111,7 @@ def _halve(
     _halve(center_CD, living_C, cells[num_left:], group_C, first + half, num_groups - half)
 
 
-def gaps(made: Partition, coarse_ND: NDArray[np.int8], pool: ThreadPoolExecutor) -> NDArray[np.int32]:
+def measure_gaps(made: Partition, coarse_ND: NDArray[np.int8], pool: ThreadPoolExecutor) -> NDArray[np.int32]:
     """How much further than a document's nearest cell each group is: int32[N, G], 0 for the group where it lives."""
     if made.num_groups == 1:
         return np.zeros((len(coarse_ND), 1), np.int32)
@@ -140,7 +127,7 @@ def gaps(made: Partition, coarse_ND: NDArray[np.int8], pool: ThreadPoolExecutor)
     return np.concatenate([none, *in_blocks(pool, len(coarse_ND), block_rows, gaps_of)])
 
 
-def margin_for(
+def choose_margin(
     made: Partition,
     vectors_ND: NDArray[np.float32],
     coarse_ND: NDArray[np.int8],
@@ -153,7 +140,7 @@ def margin_for(
 
     A sample of a share s of the documents holds about s k of a document's k neighbours; `k` is that number.
     """
-    gap_NG = gaps(made, coarse_ND, pool)
+    gap_NG = measure_gaps(made, coarse_ND, pool)
     columns_DN = torch.from_numpy(vectors_ND).T
 
     def least_gaps(queries: slice) -> NDArray[np.int32]:

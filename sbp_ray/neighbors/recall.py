@@ -1,121 +1,62 @@
-"""How many of the true neighbours a graph holds, measured on a sample by exact search."""
+"""How many of the true neighbours a graph holds, measured on a sample of documents that were searched exactly."""
 
 from __future__ import annotations
 
+import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from sbp_ray.doc_ids import ID
-from sbp_ray.neighbors.cells import in_blocks, products
-from sbp_ray.neighbors.kernels import keep_exact
-from sbp_ray.neighbors.quantize import Quantizer
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import NeighborsConfig
+from sbp_ray.doc_ids import ids_to_numpy, to_column
+from sbp_ray.neighbors.exact_search import Exact
+from sbp_ray.neighbors.partition import Partition
+from sbp_ray.neighbors.search_files import Scratch, read_arrays
+from sbp_ray.schema import Split
+from sbp_ray.shards import add_stats, fetch_rows, read_stats
 
-# Q = queries, B = documents of a block, D = vector length, K = neighbours
+# Q = queries, K = neighbours
 
-_TIE = 1e-5  # the 16-bit vectors' error: a neighbour as near as the last true one, but for that, is as good
-_ROUNDING = 1e-5  # of the bounds, which are sums in float32
-_BLOCK_QUERIES = 256  # their scores stay in the cache between the product and the scan
+logger = logging.getLogger(__name__)
 
-
-class Exact(NamedTuple):
-    """The nearest documents of each query among those seen so far."""
-
-    cosine_QK: NDArray[np.float32]
-    """Falling; -inf after the last."""
-    id_QK: NDArray[np.bytes_]
-    """S16."""
+_TIE = 1e-5
+"""Error of the 16-bit vectors: a neighbour as near as the last true one, but for that, is as good."""
 
 
-def no_neighbors(num_queries: int) -> Exact:
-    """Nothing seen yet."""
-    return Exact(np.empty((num_queries, 0), np.float32), np.empty((num_queries, 0), ID))
-
-
-class ExactSearch:
-    """The `k` nearest documents of each query among all that are shown, block after block.
-
-    Products of 8 bits say within proven bounds what the cosine is: it differs from the product of the rounded vectors
-    by at most the length of what rounding took from either. Only documents that might be among the nearest by these
-    bounds are compared in float32.
-
-    Args:
-        query_QD: unit vectors.
-        query_id_Q: their ids; a document is not its own neighbour.
-        k: neighbours wanted.
-        quantizer: makes 8 bits of vectors.
-        pool: its threads share the queries.
-    """
-
-    def __init__(
-        self,
-        query_QD: NDArray[np.float32],
-        query_id_Q: NDArray,
-        k: int,
-        quantizer: Quantizer,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        self._query_QD, self._quantizer, self._pool = query_QD, quantizer, pool
-        self._coarse_QD = quantizer.coarse(query_QD)
-        self._lost_Q = _lost(query_QD, self._coarse_QD, quantizer)
-        self._by_id = np.argsort(query_id_Q)
-        self._sorted_ids = query_id_Q[self._by_id]
-        self._seen = 0
-        self._ids: list[NDArray] = []
-        self._cosine_QK = np.full((len(query_QD), k), -np.inf, np.float32)
-        self._row_QK = np.full((len(query_QD), k), -1, np.int64)
-
-    def show(self, block_BD: NDArray[np.float32], coarse_BD: NDArray[np.int8], id_B: NDArray) -> None:
-        """Unit vectors, these in 8 bits, and their ids."""
-        self._ids.append(id_B)
-        if len(self._query_QD) and len(id_B):
-            lengths = 1 + self._lost_Q  # of the rounded queries, at most
-            error_Q = self._lost_Q + lengths * _lost(block_BD, coarse_BD, self._quantizer).max() + _ROUNDING
-            own_Q = self._own_columns(id_B)
-            scale = self._quantizer.cosine_of_one
-
-            def compare(rows: slice) -> None:
-                scores_QB = products(torch.from_numpy(self._coarse_QD[rows]), torch.from_numpy(coarse_BD))
-                so_far = self._cosine_QK[rows], self._row_QK[rows]
-                keep_exact(
-                    scores_QB, scale, error_Q[rows], self._query_QD[rows], block_BD, own_Q[rows], self._seen, *so_far
-                )
-
-            in_blocks(self._pool, len(self._query_QD), _BLOCK_QUERIES, compare)
-        self._seen += len(id_B)
-
-    def _own_columns(self, id_B: NDArray) -> NDArray[np.int64]:
-        """The column that is the query itself, -1 if it is not in the block."""
-        halves_B = np.ascontiguousarray(id_B).view(np.uint64)[::2]  # numbers, not strings: 20 times as fast
-        own_B = np.flatnonzero(np.isin(halves_B, np.ascontiguousarray(self._sorted_ids).view(np.uint64)[::2]))
-        own_B = own_B[np.isin(id_B[own_B], self._sorted_ids)]
-        own_Q = np.full(len(self._query_QD), -1)
-        own_Q[self._by_id[np.searchsorted(self._sorted_ids, id_B[own_B])]] = own_B
-        return own_Q
-
-    def result(self) -> Exact:
-        """The nearest so far."""
-        ids = np.concatenate([np.zeros(1, ID), *self._ids])
-        return Exact(self._cosine_QK, ids[self._row_QK + 1])
-
-
-def _lost(unit_ND: NDArray[np.float32], coarse_ND: NDArray[np.int8], quantizer: Quantizer) -> NDArray[np.float32]:
-    """The length of what rounding took from each vector."""
-    rounded_ND = coarse_ND[:, : unit_ND.shape[1]].astype(np.float32) * np.float32(math.sqrt(quantizer.cosine_of_one))
-    rounded_ND -= unit_ND
-    return np.sqrt(np.einsum("nd,nd->n", rounded_ND, rounded_ND))
-
-
-def merged(a: Exact, b: Exact, k: int) -> Exact:
-    """The `k` nearest of both."""
-    cosine = np.concatenate([a.cosine_QK, b.cosine_QK], axis=1)
-    ids = np.concatenate([a.id_QK, b.id_QK], axis=1)
-    order = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
-    return Exact(np.take_along_axis(cosine, order, axis=1), np.take_along_axis(ids, order, axis=1))
+def measure_recall(
+    cfg: NeighborsConfig, out: Artifact, split: Split, shard_rows: list[int], attempt: int
+) -> dict[str, Any]:
+    """The certificate of a split's graph, for the manifest; a line of the log says it too."""
+    files = Scratch(split, attempt)
+    made = Partition(**read_arrays(out, files.partition))
+    exact = Exact(**read_arrays(out, files.exact))
+    judging = made.query_id_Q[: cfg.recall_queries]  # the others told the search when to end
+    lists = fetch_rows(out, split, to_column(judging).to_pylist(), ["neighbor_ids", "cosines"])
+    cosines = [row.values.to_numpy() for row in lists.column("cosines")]
+    ids = [ids_to_numpy(row.values) for row in lists.column("neighbor_ids")]
+    num_documents = sum(shard_rows)
+    shares = recall_of(Exact(exact.cosine_QK[: len(judging)], exact.id_QK[: len(judging)]), cosines, ids)
+    mean, low, high = interval(shares, num_documents) if len(shares) else (1.0, 1.0, 1.0)
+    routed = add_stats(read_stats(out, map(files.routed, range(len(shard_rows)))))
+    measured = {
+        "k": cfg.num_neighbors,
+        "queries": len(shares),
+        "recall": round(mean, 4),
+        "low": math.floor(low * 1e4) / 1e4,  # it is judged as it is shown
+        "high": round(high, 4),
+        "min_recall": cfg.min_recall,
+        "attempt": attempt,
+        "groups": made.num_groups,
+        "copies": round(routed["copies"] / max(1, num_documents), 2),
+    }
+    logger.info(
+        f"neighbors | {split}: recall@{cfg.num_neighbors} {mean:.4f} [{low:.4f}, {high:.4f}] of {len(shares):,} "
+        f"queries | {measured['groups']} groups, {measured['copies']} copies of a document"
+    )
+    return measured
 
 
 def recall_of(exact: Exact, found_cosines: list[NDArray[np.float32]], found_ids: list[NDArray]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,47 +14,59 @@ from numpy.typing import NDArray
 from sbp_ray.artifacts import Artifact
 from sbp_ray.doc_ids import ids_to_numpy
 from sbp_ray.errors import SbpError
-from sbp_ray.neighbors.partition import Partition
 from sbp_ray.schema import DOC_ID, SIGNATURE_BYTES, Split
 from sbp_ray.shards import SCRATCH, shard_name
 
 # N = documents, D = vector length, K = neighbours
 
-BATCH_ROWS = 4096  # documents that a worker reads and writes at a time
+BATCH_ROWS = 4096
+"""Documents that a worker reads and writes at a time."""
 
 
-def _folder(split: Split, attempt: int) -> str:
-    return f"{SCRATCH}/{split}-{attempt}"
+class Scratch(NamedTuple):
+    """Names of the files of one attempt at the search of a split."""
+
+    split: Split
+    attempt: int
+
+    @property
+    def _folder(self) -> str:
+        return f"{SCRATCH}/{self.split}-{self.attempt}"
+
+    @property
+    def partition(self) -> str:
+        """The `Partition`."""
+        return f"{self._folder}/partition.npz"
+
+    @property
+    def exact(self) -> str:
+        """The nearest documents of the queries in all shards."""
+        return f"{self._folder}/exact.npz"
+
+    def exact_of(self, shard: int) -> str:
+        """The nearest documents of the queries in a shard."""
+        return f"{self._folder}/exact-{shard:05d}.npz"
+
+    def routed(self, shard: int) -> str:
+        """The documents of a shard, in a bucket for each group."""
+        return f"{self._folder}/routed-{shard:05d}.arrow"
+
+    def found(self, group: int) -> str:
+        """The lists that a group found, in a bucket for each shard."""
+        return f"{self._folder}/found-{group:05d}.arrow"
 
 
-def partition_file(split: Split, attempt: int) -> str:
-    """Where the `Partition` lies."""
-    return f"{_folder(split, attempt)}/partition.npz"
+def write_arrays(out: Artifact, name: str, arrays: NamedTuple) -> None:
+    """Arrays and numbers as a file of NumPy's."""
+    stream = io.BytesIO()
+    np.savez(stream, **arrays._asdict())
+    out.write_bytes(name, stream.getvalue())
 
 
-def routed_file(split: Split, attempt: int, shard: int) -> str:
-    """Where the documents of a shard lie, in a bucket for each group."""
-    return f"{_folder(split, attempt)}/routed-{shard:05d}.arrow"
-
-
-def exact_file(split: Split, attempt: int, shard: int) -> str:
-    """Where the nearest documents of the queries in a shard lie."""
-    return f"{_folder(split, attempt)}/exact-{shard:05d}.npz"
-
-
-def merged_exact_file(split: Split, attempt: int) -> str:
-    """Where the nearest documents of the queries in all shards lie."""
-    return f"{_folder(split, attempt)}/exact.npz"
-
-
-def found_file(split: Split, attempt: int, group: int) -> str:
-    """Where the lists that a group found lie, in a bucket for each shard."""
-    return f"{_folder(split, attempt)}/found-{group:05d}.arrow"
-
-
-def read_partition(out: Artifact, split: Split, attempt: int) -> Partition:
-    """The groups of a split."""
-    return Partition.from_bytes(out.read_bytes(partition_file(split, attempt)))
+def read_arrays(out: Artifact, name: str) -> dict[str, Any]:
+    """What `write_arrays` wrote, by name."""
+    with np.load(io.BytesIO(out.read_bytes(name))) as arrays:
+        return {key: value if value.ndim else value.item() for key, value in arrays.items()}
 
 
 def routed_schema(dim: int) -> pa.Schema:
@@ -77,26 +90,6 @@ def found_schema(k: int) -> pa.Schema:
     return pa.schema([("row", pa.int64()), ("ids", pa.binary(16 * k)), *numbers, ("same_group", pa.binary(k))])
 
 
-# Columns of fixed width, one value after the other
-
-
-def column(values_ND: NDArray) -> pa.Array:
-    """[N, …] as binary of the width of a row."""
-    values_ND = np.ascontiguousarray(values_ND)
-    width = values_ND.dtype.itemsize * int(np.prod(values_ND.shape[1:]))
-    return pa.Array.from_buffers(pa.binary(width), len(values_ND), [None, pa.py_buffer(values_ND)])
-
-
-def values(table: pa.Table, name: str, dtype: Any, width: int) -> NDArray:
-    """The inverse of `column`: [N, width]."""
-    chunks = [
-        np.frombuffer(chunk.buffers()[1], dtype).reshape(-1, width)[chunk.offset : chunk.offset + len(chunk)]
-        for chunk in table.column(name).chunks
-        if len(chunk)
-    ]
-    return np.concatenate(chunks) if chunks else np.empty((0, width), dtype)
-
-
 # Vectors
 
 
@@ -109,9 +102,9 @@ def vector_length(embeddings: Artifact, split: Split) -> int:
 class Vectors(NamedTuple):
     """Documents of a shard."""
 
-    doc_ids: pa.Array
     unit_ND: NDArray[np.float32]
     table: pa.Table
+    """Their ids and other columns."""
 
 
 def read_vectors(embeddings: Artifact, name: str, columns: list[str], dim: int = 0) -> Iterator[Vectors]:
@@ -138,7 +131,7 @@ def read_vectors(embeddings: Artifact, name: str, columns: list[str], dim: int =
                     f"{embeddings.url}: {name}: the vector of document {doc_id} is zero or not finite: make "
                     "it again with --redo embed"
                 )
-            yield Vectors(batch.column("doc_id"), vectors_ND / length_N[:, None], pa.Table.from_batches([batch]))
+            yield Vectors(vectors_ND / length_N[:, None], pa.Table.from_batches([batch]))
 
 
 def sample_vectors(
@@ -158,8 +151,8 @@ def sample_vectors(
     ids: list[NDArray[np.bytes_]] = []
     for name in used:
         for part in read_vectors(embeddings, name, [], vectors[0].shape[1] if vectors else 0):
-            chosen = rng.random(len(part.doc_ids)) < num / num_there
+            chosen = rng.random(len(part.table)) < num / num_there
             vectors.append(part.unit_ND[chosen])
-            ids.append(ids_to_numpy(part.doc_ids)[chosen])
+            ids.append(ids_to_numpy(part.table.column("doc_id"))[chosen])
     order = rng.permutation(sum(map(len, ids)))
     return np.concatenate(vectors)[order], np.concatenate(ids)[order]

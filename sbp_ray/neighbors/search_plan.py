@@ -1,49 +1,65 @@
 """What a search will take, worked out before it starts from the number of documents and the length of their vectors.
 
-The constants were measured on one core of an AMD EPYC (AVX-512 VNNI) at 100,000 to 1,000,000 documents of 384
-dimensions; see docs/scaling.md.
+`plan_search` describes the four steps of a split's search, each by `_plan_step`. The constants were measured on one
+core of an AMD EPYC (AVX-512 VNNI) at 100,000 to 1,000,000 documents of 384 dimensions; see docs/scaling.md. What does
+not fit is refused by `search_limits`.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-import psutil
-import pyarrow.fs as pafs
-
-from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig, Resources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration
-from sbp_ray.neighbors.group import JOINED_BYTES, PROBED_BYTES, num_candidates
+from sbp_ray.neighbors.group import Effort, num_candidates
+from sbp_ray.neighbors.joining import JOINED_BYTES
 from sbp_ray.neighbors.partition import SAMPLES_PER_CELL, num_cells_of
-from sbp_ray.schema import SIGNATURE_BYTES, SPLITS, Split
+from sbp_ray.neighbors.probing import PROBED_BYTES
+from sbp_ray.schema import SIGNATURE_BYTES, SPLITS
 
 logger = logging.getLogger(__name__)
 
-EXACT_BELOW = 20_000  # documents: fewer are one cell, and every pair is compared
-_BASE_GIB = 0.55  # a worker before it reads anything: Python, Ray, torch, Numba
-_SHARDS_GIB = 0.25  # what routing and merging hold of a shard, and what their libraries keep
-_ID_BYTES = 16
-_LISTED_NUMBERS = 13  # bytes of cosine, Jaccard, containment and whether the group is the same, of each neighbour
-_UNEVEN = 1.5
-"""How much more than `worker_gib` a group may take before a line of the log says so: groups are about equal."""
-_VRAM = 3  # copies of the 8-bit vectors: as read, in the order of cells, and products
-_NUMBERS = 24  # bytes of row, home, number of shingles and hash of the group
-_CONTROL_QUERIES = 500  # beside those that judge the recall, or
+# How thorough
+
+EXACT_BELOW = 20_000
+"""Documents below which a split is one cell, and every pair is compared."""
+BORDER_SHARE = 0.3
+"""Share of the misses that `min_recall` allows which may be neighbours that meet in no group."""
+_FAIR_SHARE = 0.7
+"""Share of the misses that `min_recall` allows at which the first attempt aims."""
+_SHORT_VECTOR = 128
+"""Dimensions below which products are cheap, and larger cells find more in the same time."""
+_CONTROL_QUERIES = 500
+"""Documents at least whose true neighbours tell the search when to end; others judge the recall."""
 _CONTROL_QUERIES_OF_GROUP = 20
-_CALIBRATION_DOCUMENTS = 12_000  # at least: the nearest of a sample of N / K documents is about the K-th nearest of all
+"""Documents of this kind that each group is to know, where there are many groups."""
+_CALIBRATION_DOCUMENTS = 12_000
+"""Documents at least among which the margin is chosen. The nearest in a sample of N / K documents is about the K-th
+nearest of all N."""
 _MOST_CALIBRATION_DOCUMENTS = 250_000
-_MERGED = 2.5  # of the bytes of its lists a merged shard takes: as read, in one piece, and what is kept
+"""Documents at most among which the margin is chosen."""
+
+# Memory and disk
+
+BASE_GIB = 0.55
+"""Memory of a worker before it reads anything: Python, Ray, torch, Numba."""
+_SHARDS_GIB = 0.25
+"""Memory that routing and merging hold of a shard, and that their libraries keep."""
+_VRAM_COPIES = 3
+"""Copies of the 8-bit vectors on a GPU: as read, in the order of cells, and products."""
+_DESCRIBED_BYTES = SIGNATURE_BYTES + 16 + 24
+"""Bytes of a document beside its vector: signature, id, and the numbers of its row, home, shingles and group."""
+_NEIGHBOR_BYTES = 29
+"""Bytes of a neighbour on its way to a shard, and in the graph: id, cosine, Jaccard, containment and a truth value."""
+_MERGED = 2.5
+"""Memory that a merged shard takes, in sizes of its lists: as read, in one piece, and what is kept."""
+
+# Time
+
 _COMPARED = 400
 """Documents that one document is compared with for each neighbour wanted, in a corpus of `_COMPARED_AT`."""
 _COMPARED_AT = 100_000
@@ -110,21 +126,7 @@ class Plan(NamedTuple):
         return sum(step.writes_gib for step in self.steps)
 
 
-def threads_of(resources: Resources) -> int:
-    """Threads of a worker: as many as it has CPUs, unless told otherwise."""
-    return resources.num_threads or max(1, int(resources.num_cpus))
-
-
-def document_bytes(dim: int, k: int) -> int:
-    """Memory that a document takes in the search of its group: what was read stays with Arrow's allocator."""
-    described = SIGNATURE_BYTES + _ID_BYTES + _NUMBERS
-    vectors = 3 * 2 * dim + 2 * dim  # as read, in one piece and in the order of cells, 16 bits; 8 bits in both orders
-    return vectors + 2 * described + 8 * num_candidates(k) + JOINED_BYTES + PROBED_BYTES + 8 * k
-
-
-def copies(num_groups: int) -> float:
-    """How many groups a document is searched in, as measured on vectors of texts; the margin decides how many it is."""
-    return 1 + 0.6 * math.log2(num_groups)
+# Groups, and how thoroughly they are searched
 
 
 def num_groups(cfg: NeighborsConfig, documents: int, dim: int) -> int:
@@ -141,9 +143,14 @@ def num_groups(cfg: NeighborsConfig, documents: int, dim: int) -> int:
             f"cells of {cfg.cell_documents}: raise it"
         )
     groups = 1
-    while documents * copies(groups) / groups > fitting:
+    while documents * _copies(groups) / groups > fitting:
         groups += 1
     return groups
+
+
+def _copies(num_groups: int) -> float:
+    """How many groups a document is searched in, as measured on vectors of texts; the margin decides how many it is."""
+    return 1 + 0.6 * math.log2(num_groups)
 
 
 def num_control_queries(groups: int) -> int:
@@ -157,88 +164,115 @@ def num_calibration_documents(cfg: NeighborsConfig, documents: int) -> int:
     return min(wanted, _MOST_CALIBRATION_DOCUMENTS, documents // 4)
 
 
+def border_recall(cfg: NeighborsConfig, attempt: int) -> float:
+    """Share of the neighbours that are to meet in a group; more with each attempt."""
+    return 1 - BORDER_SHARE * (1 - cfg.min_recall) / 2**attempt
+
+
+def plan_effort(cfg: NeighborsConfig, documents: int, dim: int, attempt: int, groups: int) -> Effort:
+    """How thorough the search of a group is: more with each attempt. A small split is one cell, searched exactly."""
+    cell_documents = round(cfg.cell_documents * max(1, _SHORT_VECTOR / dim))
+    if documents < EXACT_BELOW:
+        cell_documents = documents
+    share = _FAIR_SHARE - (BORDER_SHARE if groups > 1 else 0)
+    return Effort(cell_documents, cfg.probes * 2**attempt, 1 - share * (1 - cfg.min_recall) / 2**attempt)
+
+
+# What that takes
+
+
+def threads_of(resources: Resources) -> int:
+    """Threads of a worker: as many as it has CPUs, unless told otherwise."""
+    return resources.num_threads or max(1, int(resources.num_cpus))
+
+
+def document_bytes(dim: int, k: int) -> int:
+    """Memory that a document takes in the search of its group: what was read stays with Arrow's allocator."""
+    vectors = 3 * 2 * dim + 2 * dim  # as read, in one piece and in the order of cells, 16 bits; 8 bits in both orders
+    return vectors + 2 * _DESCRIBED_BYTES + 8 * num_candidates(k) + JOINED_BYTES + PROBED_BYTES + 8 * k
+
+
+def lists_bytes(k: int) -> int:
+    """Of a document and its neighbours on their way from a group to a shard."""
+    return 8 + _NEIGHBOR_BYTES * k
+
+
+def group_gib(cfg: NeighborsConfig, num_documents: int, dim: int) -> float:
+    """Memory of a worker that searches a group of so many documents."""
+    return BASE_GIB + gib(num_documents * document_bytes(dim, cfg.num_neighbors))
+
+
+def vram_gib(cfg: NeighborsConfig, num_documents: int, dim: int) -> float:
+    """Memory of the worker's GPU, where it has one."""
+    return gib(_VRAM_COPIES * num_documents * dim) if cfg.resources.num_gpus else 0
+
+
 def shards_merged_at_once(cfg: NeighborsConfig, shard_documents: int, groups: int) -> int:
     """Shards whose lists a worker merges side by side, in its threads: as many as `worker_gib` holds."""
-    fitting = (cfg.worker_gib - _BASE_GIB) / (_SHARDS_GIB + _merged_gib(cfg, shard_documents, groups))
+    fitting = (cfg.worker_gib - BASE_GIB) / _merged_gib(cfg, shard_documents, groups)
     return max(1, min(threads_of(cfg.resources), int(fitting)))
 
 
 def _merged_gib(cfg: NeighborsConfig, shard_documents: int, groups: int) -> float:
-    return _gib(_MERGED * shard_documents * copies(groups) * (8 + 29 * cfg.num_neighbors))
+    return _SHARDS_GIB + gib(_MERGED * shard_documents * _copies(groups) * lists_bytes(cfg.num_neighbors))
+
+
+def gib(num_bytes: float) -> float:
+    """Rounded as it is shown."""
+    return round(num_bytes / 2**30, 3)
 
 
 def plan_search(cfg: NeighborsConfig, shard_rows: Sequence[int], dim: int) -> Plan:
     """The plan for shards of so many documents."""
-    documents, largest = sum(shard_rows), max(shard_rows, default=0)
-    k, threads = cfg.num_neighbors, threads_of(cfg.resources)
-    cores = cfg.resources.num_workers * threads
+    documents = sum(shard_rows)
     groups = num_groups(cfg, documents, dim)
-    searched = documents * copies(groups)
-    group_documents = math.ceil(searched / groups)
-    described = SIGNATURE_BYTES + _ID_BYTES + _NUMBERS
+    group_documents = math.ceil(documents * _copies(groups) / groups)
+    steps = tuple(_plan_steps(cfg, shard_rows, dim, groups, group_documents))
+    return Plan(documents, dim, cfg.resources.num_workers, groups, group_documents, steps)
+
+
+def _plan_steps(
+    cfg: NeighborsConfig, shard_rows: Sequence[int], dim: int, groups: int, group_documents: int
+) -> Iterator[Step]:
+    documents, largest = sum(shard_rows), max(shard_rows, default=0)
+    k, searched = cfg.num_neighbors, documents * _copies(groups)
     num_cells = num_cells_of(groups)
     sampled = SAMPLES_PER_CELL * num_cells
     num_queries = cfg.recall_queries + num_control_queries(groups)
     held_out = num_queries + (num_calibration_documents(cfg, documents) if groups > 1 else 0)
-    merged_at_once = shards_merged_at_once(cfg, largest, groups)
-    each = _COMPARED * max(k, 10) * (min(documents, _COMPARED_TO) / _COMPARED_AT) ** _COMPARED_GROWTH
-    compared = searched * (each if documents >= EXACT_BELOW else documents)
-    small_gib = _BASE_GIB + threads * _SHARDS_GIB
-
-    def step(
-        name: str, worker_gib: float, tasks: int, written: float, pairs: float, other_s: float, vram: float = 0
-    ) -> Step:
-        at_once = min(cfg.resources.num_workers, max(1, tasks))
-        seconds = (pairs * dim / 384 / _PAIRS_PER_S + other_s) / min(cores, at_once * threads)
-        tera_ops = round(2 * pairs * dim / 1e12, 3)
-        return Step(name, worker_gib, at_once, _gib(vram), _gib(written), tera_ops, round(seconds, 1))
-
-    return Plan(
-        documents=documents,
-        dim=dim,
-        workers=cfg.resources.num_workers,
-        groups=groups,
-        group_documents=group_documents,
-        steps=(
-            step(
-                "groups",
-                small_gib + _gib(12 * dim * (sampled + held_out)),
-                len(SPLITS),
-                0,
-                sampled * num_cells * 4,
-                sampled * _SAMPLED_S,
-            ),
-            step(
-                "routing",
-                small_gib,
-                len(shard_rows),
-                searched * (2 * dim + described) + len(shard_rows) * num_queries * 20 * k,
-                documents * (num_queries + num_cells),
-                documents * _ROUTED_S,
-            ),
-            step(
-                "search",
-                group_gib(cfg, group_documents, dim),
-                groups,
-                searched * (8 + 29 * k),
-                compared,
-                searched * (_FOUND_S + k * _LISTED_S),
-                _VRAM * group_documents * dim if cfg.resources.num_gpus else 0,
-            ),
-            step(
-                "merging",
-                _BASE_GIB + merged_at_once * (_SHARDS_GIB + _merged_gib(cfg, largest, groups)),
-                math.ceil(len(shard_rows) / merged_at_once),
-                documents * (_ID_BYTES + (_ID_BYTES + _LISTED_NUMBERS) * k),
-                0,
-                searched * k * _LISTED_S,
-            ),
-        ),
-    )
+    small_gib = BASE_GIB + threads_of(cfg.resources) * _SHARDS_GIB
+    sample_gib = small_gib + gib(12 * dim * (sampled + held_out))
+    yield _plan_step(cfg, dim, "groups", sample_gib, len(SPLITS), 0, sampled * num_cells * 4, sampled * _SAMPLED_S)
+    routed = searched * (2 * dim + _DESCRIBED_BYTES) + len(shard_rows) * num_queries * 20 * k
+    routed_pairs = documents * (num_queries + num_cells)
+    yield _plan_step(cfg, dim, "routing", small_gib, len(shard_rows), routed, routed_pairs, documents * _ROUTED_S)
+    compared = _COMPARED * max(k, 10) * (min(documents, _COMPARED_TO) / _COMPARED_AT) ** _COMPARED_GROWTH
+    pairs = searched * (compared if documents >= EXACT_BELOW else documents)
+    other_s = searched * (_FOUND_S + k * _LISTED_S)
+    search_gib, found = group_gib(cfg, group_documents, dim), searched * lists_bytes(k)
+    search = _plan_step(cfg, dim, "search", search_gib, groups, found, pairs, other_s)
+    yield search._replace(vram_gib=vram_gib(cfg, group_documents, dim))
+    at_once = shards_merged_at_once(cfg, largest, groups)
+    merging_gib = BASE_GIB + at_once * _merged_gib(cfg, largest, groups)
+    tasks, kept = math.ceil(len(shard_rows) / at_once), documents * (16 + _NEIGHBOR_BYTES * k)
+    yield _plan_step(cfg, dim, "merging", merging_gib, tasks, kept, 0, searched * k * _LISTED_S)
 
 
-def _gib(num_bytes: float) -> float:
-    return round(num_bytes / 2**30, 3)
+def _plan_step(
+    cfg: NeighborsConfig,
+    dim: int,
+    name: str,
+    worker_gib: float,
+    tasks: int,
+    written: float,
+    pairs: float,
+    other_s: float,
+) -> Step:
+    """A step of so many tasks, which write so many bytes, compare so many pairs and take other seconds of a core."""
+    threads = threads_of(cfg.resources)
+    at_once = min(cfg.resources.num_workers, max(1, tasks))
+    seconds = (pairs * dim / 384 / _PAIRS_PER_S + other_s) / (at_once * threads)
+    return Step(name, worker_gib, at_once, 0, gib(written), round(2 * pairs * dim / 1e12, 3), round(seconds, 1))
 
 
 def log_plan(plan: Plan) -> None:
@@ -254,142 +288,3 @@ def log_plan(plan: Plan) -> None:
             f"neighbors | plan: {step.name}: {step.at_once} x {step.worker_gib:.1f} GiB{on_gpu}, "
             f"writes {step.writes_gib:.2f} GiB, {step.tera_ops:,.1f} T operations, about {duration(step.seconds)}"
         )
-
-
-def refuse_what_cannot_fit(plans: Collection[Plan], out: Artifact) -> None:
-    """Compare the plans of all splits with the machine's memory and the disk's free space.
-
-    Raises:
-        SbpError: the search does not fit; says what would.
-    """
-    memory_gib = _memory_gib()
-    for plan in plans:
-        largest = max(plan.steps, key=lambda step: step.at_once * step.worker_gib)
-        if memory_gib is not None and plan.cluster_gib > memory_gib:
-            raise SbpError(
-                f"neighbors wants {largest.at_once} workers of {largest.worker_gib:.1f} GiB for {largest.name}, there "
-                f"are {memory_gib:.1f} GiB: lower {_remedy(largest)} or neighbors.resources.num_workers"
-            )
-    if out.is_local:
-        free_gib = shutil.disk_usage(_existing(out.path())).free / 2**30
-        disk_gib, written_gib = sum(plan.disk_gib for plan in plans), _gib(_written_bytes(out))
-        if disk_gib - written_gib > free_gib:
-            raise SbpError(
-                f"neighbors wants {disk_gib:.1f} GiB of disk under {out.url}, {written_gib:.1f} GiB are written and "
-                f"{free_gib:.1f} GiB are free: free some, use another run_dir, or lower neighbors.num_neighbors"
-            )
-
-
-def _written_bytes(out: Artifact) -> int:
-    """What the search itself has committed, in this run or in the one that it goes on from."""
-    selector = pafs.FileSelector(out.path(), recursive=True, allow_not_found=True)
-    return sum(info.size or 0 for info in out.fs.get_file_info(selector))
-
-
-def refuse_hot_spot(cfg: NeighborsConfig, split: Split, group_documents: Sequence[int], dim: int) -> None:
-    """Compare the groups as they turned out with the machines' memory, before one of them is read.
-
-    Documents that are alike cannot be parted, so a group may be much larger than planned.
-
-    Args:
-        cfg: settings.
-        split: named in the message.
-        group_documents: documents that each group has to read.
-        dim: length of the vectors.
-
-    Raises:
-        SbpError: the largest groups, as many as are searched at once, do not fit; says what to set.
-    """
-    needed_G = sorted((group_gib(cfg, num, dim) for num in group_documents), reverse=True)
-    largest = int(np.argmax(group_documents))
-    fact = (
-        f"group {largest} of {split} holds {group_documents[largest]:,} documents and takes {needed_G[0]:.1f} GiB, and "
-        f"neighbors.worker_gib is {cfg.worker_gib}"
-    )
-    memory_gib = _memory_gib()
-    wanted_gib = sum(needed_G[: cfg.resources.num_workers])
-    if memory_gib is None or wanted_gib <= memory_gib:
-        if needed_G[0] > max(cfg.worker_gib, _BASE_GIB) * _UNEVEN:
-            logger.warning(f"neighbors | {fact}: many of its documents are alike")
-        return
-    num_fitting = sum(total <= memory_gib for total in itertools.accumulate(needed_G))
-    remedy = (
-        f"use --redo neighbors with neighbors.resources.num_workers={num_fitting}"
-        if num_fitting
-        else f"give the node {math.ceil(needed_G[0])} GiB, take copies out of the corpus, or use --redo neighbors with "
-        "a lower neighbors.num_neighbors"
-    )
-    raise SbpError(
-        f"{fact}; {cfg.resources.num_workers} workers want {wanted_gib:.1f} GiB, there are {memory_gib:.1f}: {remedy}"
-    )
-
-
-def group_gib(cfg: NeighborsConfig, num_documents: int, dim: int) -> float:
-    """Memory of a worker that searches a group of so many documents."""
-    return _BASE_GIB + _gib(num_documents * document_bytes(dim, cfg.num_neighbors))
-
-
-def needs_of_group(cfg: NeighborsConfig, num_documents: int, dim: int, *, is_remote: bool) -> dict[str, float]:
-    """What a worker needs of its node for a group: the arguments of `refuse_small_machine`."""
-    return {
-        "worker_gib": group_gib(cfg, num_documents, dim),
-        "vram_gib": _gib(_VRAM * num_documents * dim) if cfg.resources.num_gpus else 0,
-        "scratch_gib": _gib(num_documents * (8 + 29 * cfg.num_neighbors)) if is_remote else 0,
-    }
-
-
-def _remedy(step: Step) -> str:
-    return {
-        "groups": "neighbors.recall_queries, raise neighbors.worker_gib (fewer groups)",
-        "merging": "neighbors.num_neighbors, raise ingest.num_shards",
-    }.get(step.name, "neighbors.worker_gib (more and smaller groups)")
-
-
-def refuse_small_machine(worker_gib: float, vram_gib: float, scratch_gib: float = 0) -> None:
-    """In a worker, before it reads a group: nodes that the autoscaler brings up are not known to the plan.
-
-    Args:
-        worker_gib: memory that the group takes.
-        vram_gib: memory that it takes on a GPU, where the worker has one.
-        scratch_gib: its result, where that waits in the node's temporary folder for its upload.
-
-    Raises:
-        SbpError: this node, its GPU or its temporary folder has less.
-    """
-    free_gib = shutil.disk_usage(tempfile.gettempdir()).free / 2**30
-    if scratch_gib > free_gib:
-        raise SbpError(
-            f"the result of a group of the search takes {scratch_gib:.1f} GiB of {tempfile.gettempdir()} until it is "
-            f"uploaded, and {free_gib:.1f} GiB are free: free some, set TMPDIR to a larger disk, or use --redo "
-            "neighbors with a lower neighbors.worker_gib"
-        )
-    has_gib = psutil.virtual_memory().total / 2**30
-    if worker_gib > has_gib:
-        raise SbpError(
-            f"a group of the search wants {worker_gib:.1f} GiB, and the node has {has_gib:.1f} GiB: lower "
-            "neighbors.worker_gib, with --redo neighbors"
-        )
-    if vram_gib:
-        import torch
-
-        has_gib = torch.cuda.mem_get_info()[1] / 2**30
-        if vram_gib > has_gib:
-            raise SbpError(
-                f"a group of the search wants {vram_gib:.1f} GiB of GPU memory, and there are {has_gib:.1f} GiB: lower "
-                "neighbors.worker_gib, with --redo neighbors"
-            )
-
-
-def _memory_gib() -> float | None:
-    """Of the cluster, as Ray counts it, or of this machine; None where nodes are yet to come."""
-    import ray
-
-    if "SBP_RAY_AUTOSCALER_CONFIG" in os.environ:
-        return None
-    if ray.is_initialized():
-        return float(ray.cluster_resources().get("memory", psutil.virtual_memory().total)) / 2**30
-    return float(psutil.virtual_memory().total) / 2**30
-
-
-def _existing(path: str) -> str:
-    return str(next(folder for folder in [Path(path), *Path(path).parents] if folder.exists()))

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sbp_ray.config import PairConfig
-from sbp_ray.doc_ids import ids_to_arrow, numbers_to_ids, shards_of
+from sbp_ray.doc_ids import numbers_to_ids, shards_of, to_column
 from sbp_ray.schema import PAIR
 
 # N = directed pairs; 2 = the two halves of a document's id, 64 bits each
@@ -65,7 +65,7 @@ class Candidates:
 
     def to_pairs(self) -> pa.Table:
         """Rows of `PAIR`."""
-        ids = [ids_to_arrow(numbers_to_ids(ids_N2)) for ids_N2 in (self.d1_N2, self.d2_N2)]
+        ids = [to_column(numbers_to_ids(ids_N2)) for ids_N2 in (self.d1_N2, self.d2_N2)]
         return pa.table([*ids, pa.array(self.cosine_N), pa.array(self.jaccard_N)], schema=PAIR)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbp_ray.config import PairConfig
-from sbp_ray.doc_ids import ids_to_arrow, numbers_to_ids
+from sbp_ray.doc_ids import numbers_to_ids, to_column
 from sbp_ray.neighbors.histogram import bin_edge, bin_numbers, sorted_histogram, threshold_for
 from sbp_ray.pairing.candidates import REASONS
 from sbp_ray.text.hashing import id_ranks, mixed
@@ -181,7 +181,7 @@ def draw_samples(
 
 def _named_ids(*ids_2: NDArray[np.uint64]) -> dict[str, str]:
     """The two documents of a pair in the order of their ids, as hex digits."""
-    d1, d2 = sorted(ids_to_arrow(numbers_to_ids(np.stack(ids_2))).to_pylist())
+    d1, d2 = sorted(to_column(numbers_to_ids(np.stack(ids_2))).to_pylist())
     return {"d1_id": d1.hex(), "d2_id": d2.hex()}
 
 

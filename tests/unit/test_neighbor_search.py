@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from sbp_ray.neighbors import cells, group, kernels, partition
+from sbp_ray.neighbors import cells, group, joining, partition, probing, quantize
 from sbp_ray.neighbors.cells import find_cells, nearest_cells
+from sbp_ray.neighbors.exact_search import ExactSearch
 from sbp_ray.neighbors.group import Control, Effort, search_group
+from sbp_ray.neighbors.listing import merge_lists
 from sbp_ray.neighbors.quantize import Quantizer, encode
-from sbp_ray.neighbors.recall import ExactSearch
 
 NO_CONTROL = Control(np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -53,7 +54,7 @@ def test_neighbours_of_neighbours_find_what_cells_miss(monkeypatch: pytest.Monke
     vectors = vectors_of_topics(4000)
     _, truth = brute_force(vectors, 10)
     assert recall(search(vectors, 10, Effort(40, 2, 1.0)), truth) > 0.97
-    monkeypatch.setattr(group, "_ROUNDS", 0)
+    monkeypatch.setattr(group, "ROUNDS", 0)
     assert recall(search(vectors, 10, Effort(40, 2, 1.0)), truth) < 0.9
 
 
@@ -62,8 +63,8 @@ def test_the_search_ends_once_the_controls_neighbours_are_found(monkeypatch: pyt
     _, truth = brute_force(vectors, 10)
     control = Control(np.repeat(np.arange(0, 4000, 8), 10), truth[::8].ravel())
     rounds = []
-    join = group._Search._join
-    monkeypatch.setattr(group._Search, "_join", lambda self, width: rounds.append(1) or join(self, width))
+    join = group.join_lists
+    monkeypatch.setattr(group, "join_lists", lambda *given: rounds.append(1) or join(*given))
     shares = [recall(search(vectors, 10, Effort(40, 2, wanted), control), truth) for wanted in (0.2, 0.93, 1.0)]
     assert shares[0] < 0.93 < shares[1] + 0.01 < shares[2] + 0.01
     num_rounds = len(rounds)
@@ -84,7 +85,7 @@ def test_equally_near_documents_are_the_same_ones_whatever_the_threads(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Directions of zeros and ones only: most lists end among documents that are equally near."""
-    monkeypatch.setattr(group, "_CHUNK", 32)  # 94 chunks, more than are carried out together
+    monkeypatch.setattr(joining, "CHUNK", 32)  # 94 chunks, more than are carried out together
     vectors = np.sign(np.round(vectors_of_topics(3000, dim=12) * 1.5))
     vectors[:, 0] += np.abs(vectors).sum(axis=1) == 0
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
@@ -96,7 +97,7 @@ def test_more_updates_than_a_buffer_holds_are_carried_out_all_the_same(monkeypat
     vectors = vectors_of_topics(3000)
     effort = Effort(50, 2, 1.0)
     _, truth = brute_force(vectors, 10)
-    monkeypatch.setattr(group, "_UPDATES_PER_LIST", 0)  # room for a single list
+    monkeypatch.setattr(joining, "UPDATES_PER_LIST", 0)  # room for a single list
     assert recall(search(vectors, 10, effort), truth) > 0.97
 
 
@@ -109,17 +110,17 @@ def test_lists_without_cells_are_those_of_brute_force() -> None:
 def test_a_crowd_of_identical_documents_is_compared_in_parts() -> None:
     vectors = np.concatenate([np.repeat(vectors_of_topics(1), 3000, axis=0), vectors_of_topics(600, seed=1)])
     compared = []
-    products = group.products
+    products = probing.products
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(group, "products", lambda a, b: compared.append(len(a) * len(b)) or products(a, b))
+        patch.setattr(probing, "products", lambda a, b: compared.append(len(a) * len(b)) or products(a, b))
         rows = search(vectors, 5, Effort(50, 2, 1.0))
     assert (rows[:3000] < 3000).all()  # each has neighbours with a cosine of 1
     assert sum(compared) < 3600 * 50 * 4 * 2 * 1.5  # not 3,000 squared
 
 
 def test_cells_of_regions_are_nearly_as_near_as_the_nearest_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = torch.from_numpy(quantizer_of(vectors_of_topics(3000)).coarse(vectors_of_topics(3000)))
-    monkeypatch.setattr(cells, "_FLAT_CELLS", 50)
+    vectors = torch.from_numpy(quantizer_of(vectors_of_topics(3000)).coarse(encode(vectors_of_topics(3000))))
+    monkeypatch.setattr(cells, "FLAT_CELLS", 50)
     with ThreadPoolExecutor(2) as pool:
         made = find_cells(vectors, 200, 0, pool)
         assert len(made.region_GD) > 1 and 150 < len(made.center_CD) <= 250
@@ -133,13 +134,13 @@ def test_as_many_neighbours_meet_in_a_group_as_the_margin_was_chosen_for(monkeyp
     monkeypatch.setattr(partition, "CELLS_PER_GROUP", 8)  # a hundred documents of the sample in each, as in earnest
     vectors = vectors_of_topics(6000)
     quantizer = quantizer_of(vectors)
-    coarse = quantizer.coarse(vectors)
+    coarse = quantizer.coarse(encode(vectors))
     _, truth = brute_force(vectors, 5)
     with ThreadPoolExecutor(1) as pool:
         made = partition.make_groups(coarse[:3000], quantizer, 4, 0, pool)
-        margin = partition.margin_for(made, vectors[3000:], coarse[3000:], 1000, 3, 0.95, pool)
-        is_in = partition.gaps(made, coarse, pool) <= margin
-        lives_in = partition.gaps(made, coarse, pool) == 0
+        margin = partition.choose_margin(made, vectors[3000:], coarse[3000:], 1000, 3, 0.95, pool)
+        is_in = partition.measure_gaps(made, coarse, pool) <= margin
+        lives_in = partition.measure_gaps(made, coarse, pool) == 0
     assert made.num_groups == 4
     met = (is_in[:, None] & is_in[truth]).any(axis=2).mean()
     assert 0.92 < met < 0.99
@@ -158,19 +159,18 @@ def test_the_exact_search_is_exact_block_after_block(k: int) -> None:
         exact = ExactSearch(vectors[queries], ids[queries], k, quantizer, pool)
         for start in range(0, 2500, 700):
             block = vectors[start : start + 700]
-            exact.show(block, quantizer.coarse(block), ids[start : start + 700])
+            exact.show(block, quantizer.coarse(encode(block)), ids[start : start + 700])
     cosines, rows = brute_force(vectors, k)
     assert np.allclose(exact.result().cosine_QK, cosines[queries], atol=1e-6)
     assert (exact.result().id_QK == ids[rows[queries]]).mean() > 0.999
 
 
 def test_merged_lists_hold_each_neighbour_once_nearest_first() -> None:
-    first_N1, lists = np.array([0, 2, 2, 3]), np.array([0, 2, 1])
+    """Documents 3 and 6 are found by both lists of the first document; the second has none."""
     cosines = np.array([[0.9, 0.5, 0.4], [0.7, -np.inf, -np.inf], [0.9, 0.6, 0.5]], np.float32)
-    names = np.array([[3, 8, 9], [5, 0, 0], [3, 7, 6]])  # documents 3 and 6 are found by both lists of the first
-    ids = np.stack([np.zeros_like(names), names], axis=2).astype(np.uint64)
-    source = np.empty((3, 3), np.int64)
-    kernels.merge_lists(first_N1, lists, cosines, ids, source)
+    names = np.array([[3, 8, 9], [5, 0, 0], [3, 7, 6]])
+    ids = np.array([[b"%016d" % name for name in row] for row in names], "S16")
+    source = merge_lists(np.array([0, 2, 0]), cosines, ids, 3)
     assert source[0, 0] in (0, 6)
     assert [names.ravel()[place] for place in source[0]] == [3, 7, 6]  # 6 before 8: as near, and the lower id
     assert (source[1] == -1).all()
@@ -192,7 +192,7 @@ def test_products_keep_to_what_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(torch, "_int_mm", on_cuda)
     rows, columns = (torch.from_numpy(np.random.default_rng(n).integers(-127, 128, (n, 24), np.int8)) for n in (3, 13))
-    found = cells.products(rows, columns.as_subclass(OnCuda))
+    found = quantize.products(rows, columns.as_subclass(OnCuda))
     assert (found[:3] == rows.numpy().astype(int) @ columns.numpy().astype(int).T).all()
 
 
@@ -200,23 +200,25 @@ def test_products_keep_to_what_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("dim", [8, 1040, 1048, 2100])
 def test_products_are_exact_in_either_arithmetic(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, dim: int) -> None:
     """The largest there are too: 2,100 x 127 x 127 is twice what float32 holds exactly."""
-    monkeypatch.setattr(cells, "choose_dtype", lambda use, wanted: dtype)
+    monkeypatch.setattr(quantize, "choose_dtype", lambda use, wanted: dtype)
     vectors = np.random.default_rng(0).integers(-127, 128, (40, dim), np.int8)
     vectors[0], vectors[1] = 127, -127
     vectors[2] = np.where(np.arange(dim) % 2, 127, 126)
     rows, columns = torch.from_numpy(vectors[:20]), torch.from_numpy(vectors)
     expected = vectors[:20].astype(np.int64) @ vectors.T.astype(np.int64)
-    assert (cells.products(rows, columns)[:20] == expected).all()
+    assert (quantize.products(rows, columns)[:20] == expected).all()
 
 
-def test_a_neighbour_in_two_lists_counts_once_though_its_cosines_differ_in_the_last_bit() -> None:
-    one, other = np.float32(0.7), np.nextafter(np.float32(0.7), np.float32(1))
-    for a, b in ((one, other), (other, one)):
-        cosine = np.array([[a, 0.5, -np.inf], [b, a, 0.5]], np.float32)
-        ids = np.array([[[0, 1], [0, 2], [0, 0]], [[0, 1], [0, 3], [0, 2]]], np.uint64)
-        source = np.empty((1, 3), np.int64)
-        kernels.merge_lists(np.array([0, 2]), np.array([0, 1]), cosine, ids, source)
-        assert sorted(int(ids[s // 3, s % 3, 1]) for s in source[0]) == [1, 2, 3]
+def test_a_cosine_is_that_of_exact_arithmetic_whatever_the_processor() -> None:
+    """So that a pair has the same cosine in every group, and counts once."""
+    vectors = vectors_of_topics(300, dim=384)
+    found = search_group(encode(vectors), 10, quantizer_of(vectors), Effort(300, 1, 1.0), NO_CONTROL)
+    encoded = encode(vectors)[found.order_N].astype(object)  # Python's integers
+    length = np.array([np.float32(1 / float(sum(x * x for x in row)) ** 0.5) for row in encoded])
+    for row in range(0, 300, 29):
+        for cosine, other in zip(found.cosine_NK[row], found.row_NK[row], strict=True):
+            product = np.float32(int(encoded[row] @ encoded[other]))
+            assert cosine == min(product * length[row] * length[other], np.float32(1))
 
 
 @pytest.mark.gpu

@@ -13,7 +13,7 @@ from worked_on import WorkedOn
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig, Resources
 from sbp_ray.errors import SbpError
-from sbp_ray.neighbors import cells, search_plan, steps
+from sbp_ray.neighbors import quantize, recall, search_limits, search_plan
 from sbp_ray.neighbors.histogram import cosine_histogram, sorted_histogram, threshold_for
 from sbp_ray.schema import DOC_ID, NEIGHBORS, SIGNATURE_BYTES, embedding_schema, shard_of
 from sbp_ray.shards import shard_name
@@ -51,9 +51,11 @@ def doc_id(number: int, shard: int, num_shards: int) -> bytes:
 
 
 def write_embeddings(artifact: Artifact, shards: dict[str, list[np.ndarray]], **columns: Any) -> Vectors:
-    """Write vectors, split by split and shard by shard; returns them by id, as stored."""
+    """Write vectors, split by split and shard by shard, as many shards of each; returns them by id, as stored."""
     vectors = {}
-    for split, parts in shards.items():
+    num_shards = max(map(len, shards.values()))
+    for split, some in shards.items():
+        parts = [*some, *[some[0][:0]] * (num_shards - len(some))]
         for shard, part in enumerate(parts):
             ids = [doc_id(row, shard, len(parts)) for row in range(len(part))]
             assert all(shard_of(name, len(parts)) == shard for name in ids)
@@ -95,8 +97,7 @@ def split_up(vectors: np.ndarray, num_shards: int) -> list[np.ndarray]:
 @pytest.fixture
 def small_cells(monkeypatch: pytest.MonkeyPatch) -> NeighborsConfig:
     """Settings under which 3,000 documents are searched as millions are: many cells, several groups."""
-    for module in (search_plan, steps):
-        monkeypatch.setattr(module, "EXACT_BELOW", 100)
+    monkeypatch.setattr(search_plan, "EXACT_BELOW", 100)
     return NeighborsConfig(num_neighbors=10, cell_documents=50, worker_gib=0.002, recall_queries=300)
 
 
@@ -217,7 +218,7 @@ def test_the_graph_is_the_same_to_the_bit_in_either_arithmetic(
     write_embeddings(embeddings, shards)
     made = []
     for dtype in (torch.int8, torch.float32):
-        monkeypatch.setattr(cells, "choose_dtype", lambda use, wanted, dtype=dtype: dtype)
+        monkeypatch.setattr(quantize, "choose_dtype", lambda use, wanted, dtype=dtype: dtype)
         out = new_artifact(f"neighbors in {dtype}")
         stats = find_neighbors(small_cells, embeddings=embeddings, out=out)
         assert stats["train"]["recall"]["groups"] > 3
@@ -231,7 +232,7 @@ def test_more_cells_are_searched_until_the_recall_is_reached(
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     shards = {"train": split_up(clustered_vectors(3000), 2), "validation": split_up(clustered_vectors(60), 2)}
     vectors = write_embeddings(embeddings, shards)
-    monkeypatch.setattr(steps, "_BORDER_SHARE", 2)  # the first attempt may lose 10 % of the neighbours at borders
+    monkeypatch.setattr(search_plan, "BORDER_SHARE", 2)  # the first attempt may lose 10 % of the neighbours at borders
     recall = find_neighbors(small_cells, embeddings=embeddings, out=out)["train"]["recall"]
     assert recall["attempt"] > 0 and recall["low"] >= 0.95
     found, expected = read_lists(out, "train"), exact_lists(vectors, "train", 10)
@@ -245,7 +246,7 @@ def test_a_recall_that_cannot_be_reached_is_an_error_that_says_what_to_change(
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     write_embeddings(embeddings, {"train": split_up(unit_vectors(3000), 2), "validation": [unit_vectors(5)] * 2})
     blind = small_cells.model_copy(update={"probes": 1})
-    monkeypatch.setattr(steps, "_BORDER_SHARE", 8)
+    monkeypatch.setattr(search_plan, "BORDER_SHARE", 8)
     with pytest.raises(SbpError, match=r"train: recall@10 is 0\.\d+ .* neighbors\.min_recall is 0\.95: .*probes \(1\)"):
         find_neighbors(blind, embeddings=embeddings, out=out)
 
@@ -255,7 +256,7 @@ def test_a_recall_that_only_rounding_lifts_is_not_enough(
 ) -> None:
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     write_embeddings(embeddings, {"train": split_up(unit_vectors(300), 2), "validation": [unit_vectors(5)] * 2})
-    monkeypatch.setattr(neighbors, "interval", lambda shares, num: (0.96, 0.94996, 0.97))
+    monkeypatch.setattr(recall, "interval", lambda shares, num: (0.96, 0.94996, 0.97))
     with pytest.raises(SbpError, match=r"recall@10 is 0.96 \[0.9499, 0.97\]"):
         find_neighbors(small_cells, embeddings=embeddings, out=out)
 
@@ -309,16 +310,16 @@ def test_a_missing_shard_is_refused(new_artifact) -> None:
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     write_embeddings(embeddings, {"train": [unit_vectors(3)] * 3, "validation": [unit_vectors(1)] * 3})
     Path(embeddings.path("train/part-00001.parquet")).unlink()
-    with pytest.raises(SbpError, match=r"train/part-00001.parquet is missing: .*--redo embed"):
+    with pytest.raises(SbpError, match=r"train/part-00001.parquet is missing \(1 of 3 shards .*--redo embed"):
         find_neighbors(NeighborsConfig(), embeddings=embeddings, out=out)
 
 
 def test_a_missing_last_shard_is_noticed_by_the_manifest(new_artifact) -> None:
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     write_embeddings(embeddings, {"train": [unit_vectors(3)] * 3, "validation": [unit_vectors(1)] * 3})
-    embeddings.write_json("manifest.json", {"stats": {"train": {"documents": 9}, "validation": {"documents": 3}}})
+    embeddings.write_json("manifest.json", {"stats": {"shards": 3}})
     Path(embeddings.path("train/part-00002.parquet")).unlink()
-    with pytest.raises(SbpError, match=r"a shard of train after train/part-00001.parquet is missing"):
+    with pytest.raises(SbpError, match=r"train/part-00002.parquet is missing"):
         find_neighbors(NeighborsConfig(), embeddings=embeddings, out=out)
 
 
@@ -326,7 +327,7 @@ def test_what_cannot_fit_is_refused_before_it_starts(new_artifact, monkeypatch: 
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     write_embeddings(embeddings, {"train": [unit_vectors(3)], "validation": [unit_vectors(1)]})
     cfg = NeighborsConfig(resources=Resources(num_workers=10_000))
-    monkeypatch.setattr(search_plan, "_memory_gib", lambda: 0.5)
+    monkeypatch.setattr(search_limits, "_memory_gib", lambda: 0.5)
     with pytest.raises(SbpError, match=r"wants 2 workers of 0\.8 GiB for groups, there are 0\.5 GiB: lower"):
         find_neighbors(cfg, embeddings=embeddings, out=out)  # two splits: the other workers have nothing to do
     monkeypatch.undo()
@@ -349,44 +350,44 @@ def test_what_the_search_has_written_itself_counts_when_it_goes_on(
         file.truncate(written)
     free = int(0.5 * made.disk_gib * 2**30)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(written + free, written, free))
-    search_plan.refuse_what_cannot_fit([made], out)
+    search_limits.refuse_what_cannot_fit([made], out)
     scratch.unlink()
     with pytest.raises(
         SbpError, match=r"wants 0\.\d GiB of disk under .*, 0\.0 GiB are written and 0\.\d GiB are free"
     ):
-        search_plan.refuse_what_cannot_fit([made], out)
+        search_limits.refuse_what_cannot_fit([made], out)
 
 
 def test_both_splits_share_the_disk(new_artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     made = search_plan.plan_search(NeighborsConfig(num_neighbors=10), [100_000], 384)
     free = int(1.5 * made.disk_gib * 2**30)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(free, 0, free))
-    search_plan.refuse_what_cannot_fit([made], new_artifact("neighbors"))
+    search_limits.refuse_what_cannot_fit([made], new_artifact("neighbors"))
     with pytest.raises(SbpError, match="GiB of disk"):
-        search_plan.refuse_what_cannot_fit([made, made], new_artifact("neighbors"))
+        search_limits.refuse_what_cannot_fit([made, made], new_artifact("neighbors"))
 
 
 def test_a_group_whose_result_has_no_room_before_its_upload_says_so() -> None:
     with pytest.raises(SbpError, match=r"takes 1000000\.0 GiB of /.* until it is uploaded, and [\d.]+ GiB are free"):
-        search_plan.refuse_small_machine(0.1, 0, 1e6)
-    remote = search_plan.needs_of_group(NeighborsConfig(num_neighbors=10), 2**30, 16, is_remote=True)
+        search_limits.refuse_small_machine(0.1, 0, 1e6)
+    remote = search_limits.needs_of_group(NeighborsConfig(num_neighbors=10), 2**30, 16, is_remote=True)
     assert remote["scratch_gib"] == 8 + 29 * 10
 
 
 def test_a_hot_spot_is_refused_before_its_group_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = NeighborsConfig(num_neighbors=10, worker_gib=1, resources=Resources(num_workers=3))
     small, large = (search_plan.group_gib(cfg, num, 384) for num in (100_000, 2_000_000))
-    monkeypatch.setattr(search_plan, "_memory_gib", lambda: large + 2 * small + 0.1)
-    search_plan.refuse_hot_spot(cfg, "train", [100_000, 2_000_000, 100_000, 100_000], 384)
-    monkeypatch.setattr(search_plan, "_memory_gib", lambda: large + small + 0.1)
+    monkeypatch.setattr(search_limits, "_memory_gib", lambda: large + 2 * small + 0.1)
+    search_limits.refuse_hot_spot(cfg, "train", [100_000, 2_000_000, 100_000, 100_000], 384)
+    monkeypatch.setattr(search_limits, "_memory_gib", lambda: large + small + 0.1)
     fact = (
         r"group 1 of train holds 2,000,000 documents and takes \d+\.\d GiB, and neighbors.worker_gib is 1.0; 3 workers"
     )
     with pytest.raises(SbpError, match=fact + r" want .*--redo neighbors with neighbors.resources.num_workers=2$"):
-        search_plan.refuse_hot_spot(cfg, "train", [100_000, 2_000_000, 100_000, 100_000], 384)
-    monkeypatch.setattr(search_plan, "_memory_gib", lambda: large - 0.1)
+        search_limits.refuse_hot_spot(cfg, "train", [100_000, 2_000_000, 100_000, 100_000], 384)
+    monkeypatch.setattr(search_limits, "_memory_gib", lambda: large - 0.1)
     with pytest.raises(SbpError, match=r"give the node \d+ GiB, take copies out of the corpus"):
-        search_plan.refuse_hot_spot(cfg, "train", [100_000, 2_000_000, 100_000, 100_000], 384)
+        search_limits.refuse_hot_spot(cfg, "train", [100_000, 2_000_000, 100_000, 100_000], 384)
 
 
 def test_equal_documents_that_memory_does_not_hold_are_refused_after_routing(
@@ -397,7 +398,7 @@ def test_equal_documents_that_memory_does_not_hold_are_refused_after_routing(
     vectors[np.random.default_rng(1).permutation(3000)[:2500]] = vectors[0]  # shards are random parts of a corpus
     write_embeddings(embeddings, {"train": split_up(vectors, 2), "validation": [unit_vectors(5)] * 2})
     monkeypatch.setattr(neighbors, "refuse_what_cannot_fit", lambda plans, out: None)  # the plan fits
-    monkeypatch.setattr(search_plan, "_memory_gib", lambda: 0.5)
+    monkeypatch.setattr(search_limits, "_memory_gib", lambda: 0.5)
     with pytest.raises(SbpError, match=r"group \d+ of train holds 2,[5-9]\d\d documents and takes"):
         find_neighbors(small_cells, embeddings=embeddings, out=out)
     assert not [name for name in out.files("scratch/train-0") if "found" in name]
@@ -418,10 +419,10 @@ def test_the_number_of_groups_follows_from_the_workers_memory() -> None:
 
 def test_a_machine_too_small_for_its_group_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SbpError, match=r"a group of the search wants 1000000.0 GiB, and the node has [\d.]+ GiB"):
-        search_plan.refuse_small_machine(1e6, 0)
+        search_limits.refuse_small_machine(1e6, 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 2 * 2**30))
     with pytest.raises(SbpError, match=r"wants 3\.0 GiB of GPU memory, and there are 2\.0 GiB"):
-        search_plan.refuse_small_machine(0.1, 3)
+        search_limits.refuse_small_machine(0.1, 3)
 
 
 def test_merging_takes_as_many_shards_at_once_as_fit() -> None:

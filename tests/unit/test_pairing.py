@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sbp_ray.doc_ids import id_numbers, ids_to_arrow, ids_to_numpy, numbers_to_ids, shards_of
+from sbp_ray.doc_ids import id_numbers, ids_to_numpy, numbers_to_ids, shards_of, to_column
 from sbp_ray.pairing import guide
 from sbp_ray.pairing.guide import degree_counts, degree_summary, in_slots, threshold_rows, what_if_slots
 from sbp_ray.schema import DOC_ID, shard_of
@@ -21,11 +21,11 @@ def test_ids_come_back_from_their_halves_and_sort_alike() -> None:
     ids = [*random_ids(50), bytes(16), b"\xff" * 16, b"zeros at the end"[:4] + bytes(12)]
     column = pa.array(ids, DOC_ID)
     halves_N2 = id_numbers(ids_to_numpy(column))
-    assert ids_to_arrow(numbers_to_ids(halves_N2)).to_pylist() == ids
+    assert to_column(numbers_to_ids(halves_N2)).to_pylist() == ids
     assert [int(high) << 64 | int(low) for high, low in halves_N2] == [int.from_bytes(one, "big") for one in ids]
     assert ids_to_numpy(column[3:5]).tobytes() == b"".join(ids[3:5])
     assert ids_to_numpy(pa.chunked_array([column[3:5], column[:1]])).tobytes() == b"".join([*ids[3:5], ids[0]])
-    assert ids_to_arrow(numbers_to_ids(id_numbers(ids_to_numpy(column[:0])))).to_pylist() == []
+    assert to_column(numbers_to_ids(id_numbers(ids_to_numpy(column[:0])))).to_pylist() == []
 
 
 @pytest.mark.parametrize("num_shards", [1, 3, 4850])
