@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -22,6 +21,7 @@ from sbp_ray.config_training import (
     TuneResources,
     shape_of_depth,
 )
+from sbp_ray.errors import did_you_mean
 from sbp_ray.stage_table import NOUNS
 
 __all__ = (
@@ -84,9 +84,7 @@ class Config(Section):
     def _nouns_are_known(cls, given: Any) -> Any:
         for noun in given if isinstance(given, dict) else ():
             if noun not in NOUNS:
-                near = difflib.get_close_matches(str(noun), NOUNS, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NOUNS)}"
-                raise ValueError(f"{noun}: no such artifact; {hint}")
+                raise ValueError(f"{noun}: no such artifact; {did_you_mean(str(noun), NOUNS)}")
         return given
 
     @model_validator(mode="after")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
 
@@ -15,6 +16,13 @@ def one_line(error: BaseException) -> str:
     """The first line of a foreign error's message, for quoting inside an `SbpError`."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def did_you_mean(word: str, known: Iterable[str], listed: Iterable[str] | None = None) -> str:
+    """What to say of a word that is none of those known: the nearest, or else those that there are."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known if listed is None else listed)}"
 
 
 def out_of_room(error: BaseException) -> str:

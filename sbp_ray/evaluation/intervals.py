@@ -37,9 +37,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
     def as_dict(self) -> dict[str, float]:
         return self._asdict()
 

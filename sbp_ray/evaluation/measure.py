@@ -7,16 +7,15 @@ from typing import Any
 from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.benchmarks.comparison import compare_on_benchmarks
 from sbp_ray.evaluation.intervals import MIN_GROUPS
-from sbp_ray.evaluation.judging.judged_study import judge_study
+from sbp_ray.evaluation.judging.rates import judge_study
 from sbp_ray.evaluation.likelihood.gains import arm_rows, equal_cost_rows
 from sbp_ray.evaluation.likelihood.scored_texts import Texts, score_study
-from sbp_ray.evaluation.study import Study, Training, names_of
+from sbp_ray.evaluation.study import Study, names_of
 from sbp_ray.evaluation.text_quality.beside_real import measure_quality
 from sbp_ray.evaluation.text_quality.corpus_scan import fetch_documents
 from sbp_ray.evaluation.unseen import find_held_out_text
-from sbp_ray.nodes import Node
 from sbp_ray.provenance import provenance
-from sbp_ray.report.pair_guide import guide_facts, guide_ids, read_guide
+from sbp_ray.report.pair_guide import mining_facts
 from sbp_ray.report.run_facts import artifact_row, loss_curve
 
 _WRITTEN = ("samples", "documents", "tokens", "tokens_generated", "drops", "real_text")
@@ -47,13 +46,21 @@ def measure_study(study: Study, out: Artifact) -> dict[str, Any]:
         ],
         "benchmarks": compare_on_benchmarks(study, store),
         "judge": judge_study(study, store),
-        "synthesizers": [_synthesizer_row(made, trained) for made, trained in study.users("synthesizer")],
+        "synthesizers": [
+            {"synthesizer": node.key, "for": names_of(trainings), "points": loss_curve(node.artifact)}
+            | (node.stats.get("validation") or {"pairs": 0})  # its conditional gain on held-out pairs
+            for node, trainings in study.users("synthesizer")
+        ],
         "synthetic": [
-            {"synthetic": made.key, "for": names_of(trained), **{key: made.stats.get(key) for key in _WRITTEN}}
-            for made, trained in study.users("synthetic")
+            {"synthetic": node.key, "for": names_of(trainings), **{key: node.stats.get(key) for key in _WRITTEN}}
+            for node, trainings in study.users("synthetic")
         ],
         "quality": measure_quality(study, Artifact("quality", f"{out.url}/quality")),
-        "mining": [row for made, trained in study.users("pairs") if (row := _mining_row(made, trained))],
+        "mining": [
+            facts | {"for": names_of(trainings)}
+            for node, trainings in study.users("pairs")
+            if (facts := mining_facts(node, fetch_documents))
+        ],
         "decontamination": find_held_out_text(study.nodes, texts.held_out, settings.decontaminate.ngram_words, store),
         "artifacts": [artifact_row(node) for node in study.nodes],
         "made_by": provenance(),
@@ -80,26 +87,4 @@ def _text_facts(texts: Texts) -> dict[str, dict[str, int]]:
             "bytes": int(one.num_bytes.sum()),
         }
         for name, one in texts.sets.items()
-    }
-
-
-def _synthesizer_row(made: Node, trained: list[Training]) -> dict[str, Any]:
-    """Its conditional gain on held-out pairs, its curve, and who uses it."""
-    gain = made.stats.get("validation") or {"pairs": 0}
-    return {"synthesizer": made.key, "for": names_of(trained), "points": loss_curve(made.artifact), **gain}
-
-
-def _mining_row(pairs: Node, trained: list[Training]) -> dict[str, Any] | None:
-    """How pairs were mined: recall, yield by similarity, and sample pairs of each band; None for random pairs."""
-    guide = read_guide(pairs.artifact)
-    if guide is None or pairs.config.pair.source != "neighbors":
-        return None
-    neighbors = pairs.inputs["neighbors"]
-    corpus = neighbors.inputs["embeddings"].inputs["corpus"].artifact
-    mined = pairs.stats.get("train", {})
-    return {
-        "pairs": pairs.key,
-        "for": names_of(trained),
-        **{key: mined.get(name) for key, name in (("num_pairs", "pairs"), ("same_group_share", "same_group_share"))},
-        **guide_facts(guide, pairs.config.pair, neighbors.artifact, fetch_documents(corpus, guide_ids(guide))),
     }

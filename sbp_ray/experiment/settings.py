@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from sbp_ray.cli import with_absolute_folders
 from sbp_ray.config import Config, Section, Seed
 from sbp_ray.config_file import read_yaml, settings_of
-from sbp_ray.errors import SbpError
+from sbp_ray.errors import SbpError, did_you_mean
 from sbp_ray.experiment.arms import BASELINE, BUILT_IN, BuiltIn
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -68,8 +67,7 @@ class ExperimentConfig(Section):
             raise ValueError(f"arms: {BASELINE} is missing, which the others are compared with: add it")
         for name, arm in self.arms.items():
             if (arm.like or name) not in BUILT_IN:
-                near = difflib.get_close_matches(arm.like or name, BUILT_IN, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(BUILT_IN)}"
+                hint = did_you_mean(arm.like or name, BUILT_IN)
                 where = f"arms.{name}.like={arm.like}" if arm.like else f"arms.{name}"
                 raise ValueError(f"{where}: no such arm; {hint}; an arm of your own says which it is `like`")
         return self

@@ -203,7 +203,7 @@ def _row_chunks(path: str) -> Iterator[list[list[str]]]:
     rows: list[list[str]] = []
     num_chars = 0
     for _, row in iter_json(path, f"{SETTING}: {path}", "mend or remove the line"):
-        rows.append(list(_strings(row)))
+        rows.append(list(iter_strings(row)))
         num_chars += sum(map(len, rows[-1])) + 1
         if num_chars >= _CHUNK_CHARS:
             yield rows
@@ -212,16 +212,17 @@ def _row_chunks(path: str) -> Iterator[list[list[str]]]:
         yield rows
 
 
-def _strings(value: Any, key: str = "") -> Iterator[str]:
+def iter_strings(value: Any) -> Iterator[str]:
+    """All strings of a row however deep, except those under `id` and `…_id`."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for name, inner in value.items():
             if name != "id" and not name.endswith("_id"):
-                yield from _strings(inner)
+                yield from iter_strings(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _strings(inner)
+            yield from iter_strings(inner)
 
 
 # Hashing

@@ -17,7 +17,7 @@ from worked_on import WorkedOn
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.benchmarks.ask_models import require_checkpoints
+from sbp_ray.evaluation.benchmarks.comparison import require_checkpoints
 from sbp_ray.evaluation.benchmarks.lm_eval_tasks import own_task_names
 from sbp_ray.evaluation.benchmarks.measures import benchmark_row
 from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet, choose_questions

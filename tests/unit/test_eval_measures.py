@@ -22,7 +22,7 @@ from sbp_ray.evaluation.text_quality.novelty import (
     flatten,
     known_runs,
 )
-from sbp_ray.evaluation.text_quality.sampling import sample_rows
+from sbp_ray.evaluation.text_quality.samples import sample_rows
 from sbp_ray.evaluation.text_quality.text_measures import (
     copying,
     distance_of_distributions,

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
-from sbp_ray.evaluation.text_quality.sampling import sample_rows
+from sbp_ray.evaluation.text_quality.samples import sample_rows
 from sbp_ray.generation.d1 import choose_rows
 from sbp_ray.schema import DOC_ID
 from sbp_ray.text.hashing import hash64, hash_bytes, id_ranks, run_hashes

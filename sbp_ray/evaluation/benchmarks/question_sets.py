@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -10,10 +9,11 @@ from typing import Any
 
 from sbp_ray.artifacts import fingerprint_of
 from sbp_ray.config import BenchmarkConfig, Config
-from sbp_ray.errors import SbpError
+from sbp_ray.errors import SbpError, did_you_mean
 from sbp_ray.evaluation.benchmarks.catalog import ANSWERS, CHOICES, KNOWN, Row
 from sbp_ray.evaluation.benchmarks.lm_eval_tasks import check_rows, own_task_names, require_own_task, rows_by_subject
 from sbp_ray.evaluation.benchmarks.question_files import choose_rows, read_rows
+from sbp_ray.text.contamination import iter_strings
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,7 @@ class QuestionSet:
 
     def texts(self) -> Mapping[str, Sequence[str]]:
         """The strings of each question by its key; empty for lm-eval's own data."""
-        return {row["key"]: [*_strings({k: v for k, v in row.items() if k != "key"})] for row in self.rows or ()}
-
-
-def _strings(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for part in parts for text in _strings(part)]
+        return {row["key"]: list(iter_strings(row | {"key": None})) for row in self.rows or ()}
 
 
 def choose_questions(settings: Config) -> list[QuestionSet]:
@@ -136,6 +129,5 @@ def _require_own_task(name: str, task: str) -> None:
 
 
 def _unknown(name: str, task: str, known: Any, fact: str) -> str:
-    near = difflib.get_close_matches(task, known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(KNOWN)}"
+    hint = did_you_mean(task, known, KNOWN)
     return f"benchmarks.tasks.{name}: no benchmark is called {task} ({fact}); {hint}"
