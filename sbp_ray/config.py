@@ -99,6 +99,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_best_can_be_told(self) -> Config:
+        for section in ("pretrain", "tune"):
+            if getattr(self, section).checkpoint == "best" and not self.ingest.development_share:
+                raise ValueError(
+                    f"{section}.checkpoint=best chooses by the development split, and ingest.development_share is 0: "
+                    f"raise it, or set {section}.checkpoint=last"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _a_pair_fits(self) -> Config:
         longest = self.model.max_positions
         for section, (key, value) in [

@@ -25,7 +25,11 @@ class IngestConfig(Section):
     """What is held out: whole groups; or single documents, whose group the train split knows by other documents, where
     it is asked what was learned of each group."""
     validation_share: Fraction = 0.1
-    """Share of the groups, or of the documents, held out before anything is trained or paired."""
+    """Share of the groups, or of the documents, held out before anything is trained or paired; what is reported is
+    measured on them."""
+    development_share: Fraction = 0.05
+    """Share of the groups, or of the documents, that are neither trained on nor reported: checkpoints are chosen by
+    them (`checkpoint=best` of `pretrain` and `tune`). Some thousand documents are enough for any corpus."""
     max_train_documents: PositiveInt | None = None
     """Keep so many train documents, chosen by the hashes that their ids are, to within 1/65,536 of the split. The
     validation split stays as it is. What a smaller number keeps is a part of what a larger one keeps."""
@@ -44,6 +48,15 @@ class IngestConfig(Section):
     seed: Seed = 0
     """Chooses what is held out."""
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> IngestConfig:
+        if self.validation_share + self.development_share > 1:
+            raise ValueError(
+                f"validation_share ({self.validation_share}) and development_share ({self.development_share}) add up "
+                "to more than 1"
+            )
+        return self
 
 
 class DecontaminateConfig(Section):

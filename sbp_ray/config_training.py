@@ -149,6 +149,9 @@ class TrainingConfig(Section):
     """Matrix products of the layers in float8: needs `dtype: bfloat16`, an H100 or newer, and the extra `float8`."""
     seed: Seed = 0
     """Of the initial weights and of the order of the rows."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which weights become `model/`, of those at which the held-out loss is measured, some ten times a run: those with
+    the lowest loss on the development split, or the last."""
     repack: bool = True
     """Text that is read again shares its rows with other documents each time, instead of the same ones. Each document
     is then read by itself: on an object store, where it would be a request, say false."""

@@ -1,15 +1,15 @@
 """The rows that travel between stages: one Arrow schema for each kind.
 
-Two splits, `train` and `validation`, run side by side through corpus, embeddings, neighbors and pairs. The
-split of a document follows from its group (its article), and its shard from its id, so that any stage can find
-any document without an index.
+The splits run side by side through corpus, embeddings, neighbors and pairs: `train`; `validation`, which is reported;
+and `development`, which checkpoints are chosen by, where there is one. The split of a document follows from its group
+(its article), and its shard from its id, so that any stage can find any document without an index.
 """
 
 from typing import Literal, get_args
 
 import pyarrow as pa
 
-Split = Literal["train", "validation"]
+Split = Literal["train", "validation", "development"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 DOC_ID = pa.binary(16)

@@ -300,6 +300,13 @@ def call_each(
 # What there is
 
 
+def splits_of(artifact: Artifact) -> tuple[Split, ...]:
+    """The splits that the artifact has; the development split is there if it was asked for."""
+    stats = (artifact.manifest() or {}).get("stats", {})
+    is_there = "development" in stats or artifact.files("development", ".parquet")
+    return SPLITS if is_there else ("train", "validation")
+
+
 def list_shards(artifact: Artifact, split: Split) -> list[str]:
     """Names of all shards of a split, in order. All splits have as many shards, empty shards too.
 

@@ -7,6 +7,7 @@ a worker decides both for its own shard. Only a limit for each is agreed on befo
 from __future__ import annotations
 
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import read_bucket
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.ingestion.parsing import PARSED
-from sbp_ray.schema import SPLITS, Split
+from sbp_ray.schema import Split
 from sbp_ray.shards import SCRATCH
 from sbp_ray.text.contamination import EvaluationNgrams
 from sbp_ray.text.hashing import id_ranks
@@ -28,17 +29,33 @@ _CHECK_ROWS = 1000
 """Documents that are compared with the evaluation sets at a time."""
 
 
-def validation_limit(share: float, low: int, high: int) -> int:
-    """What has a hash below the limit is held out: `share` of it, but of two or more at least one, and not all.
+class TrainRange(NamedTuple):
+    """What has a hash in here is trained on; lower ones are the validation split, higher ones the development split."""
+
+    first: int
+    last: int
+
+    def of(self, split: Split) -> tuple[int, int]:
+        """The hashes of a split, from the first up to and without the second."""
+        return {
+            "validation": (0, self.first),
+            "train": (self.first, self.last + 1),
+            "development": (self.last + 1, 2**64),
+        }[split]
+
+
+def train_range(validation_share: float, development_share: float, low: int, high: int) -> TrainRange:
+    """The shares are of groups or of documents, but of two or more at least one is held out, and not all.
 
     Args:
-        share: `ingest.validation_share`.
         low: smallest hash of a group, or of a document.
         high: largest hash.
     """
-    if share == 0 or low == high:
-        return 0
-    return min(max(int(share * 2**64), low + 1), high)
+    if low == high:
+        return TrainRange(0, 2**64 - 1)
+    first = min(max(int(validation_share * 2**64), low + 1), high) if validation_share else 0
+    last = max(min(int((1 - development_share) * 2**64), high - 1), low) if development_share else 2**64 - 1
+    return TrainRange(first, last)
 
 
 def slots_of(documents: pa.Table) -> np.ndarray:
@@ -52,22 +69,23 @@ def keep_slots(documents: pa.Table, num_slots: int) -> pa.Table:
     return documents if num_slots == NUM_SLOTS else documents.filter(pa.array(slots_of(documents) < num_slots))
 
 
-def gather_shard(out: Artifact, shard: int, limit: int) -> tuple[dict[Split, pa.Table], dict[Split, int]]:
+def gather_shard(out: Artifact, shard: int, trained: TrainRange) -> tuple[dict[Split, pa.Table], dict[Split, int]]:
     """A shard's documents by split, sorted by id, and how many exact duplicates each split lost.
 
     Of equal texts the first stays: by file, then by line. Which split the others were of does not matter, so that no
-    text is in both.
+    text is in two.
     """
     table = read_bucket(out, out.files(SCRATCH, ".parquet"), shard, PARSED)
     ids = ids_to_numpy(table["doc_id"])
     order = np.argsort(ids, kind="stable")  # stable: the first of equals comes first
     is_first = np.ones(len(order), bool)
     is_first[1:] = ids[order][1:] != ids[order][:-1]
-    is_validation = table.column("split_hash").to_numpy()[order] < limit
+    hashes = table.column("split_hash").to_numpy()[order]
+    masks: dict[Split, np.ndarray] = {"validation": hashes < trained.first, "development": hashes > trained.last}
+    masks["train"] = ~(masks["validation"] | masks["development"])
     documents: dict[Split, pa.Table] = {}
     num_duplicates: dict[Split, int] = {}
-    for split in SPLITS:
-        in_split = is_validation if split == "validation" else ~is_validation
+    for split, in_split in masks.items():
         documents[split] = table.take(pa.array(order[in_split & is_first]))
         num_duplicates[split] = int((in_split & ~is_first).sum())
     return documents, num_duplicates

@@ -19,7 +19,7 @@ from sbp_ray.config import EmbedConfig
 from sbp_ray.embedder import Running, Tokenized, joined, load_embedder
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import SIGNATURE_BYTES, SPLITS, embedding_schema
-from sbp_ray.shards import Stats, Step, add_stats, list_shards, read_stats, run_steps
+from sbp_ray.shards import Stats, Step, add_stats, list_shards, read_stats, run_steps, splits_of
 from sbp_ray.text.hashing import hash64
 from sbp_ray.text.minhash import document_signature
 from sbp_ray.threads import map_in_threads, read_ahead
@@ -46,18 +46,18 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
         SbpError: a shard of the corpus is missing, the model cannot be loaded, gives too many documents no direction,
             or gives vectors of another length than those of the finished shards.
     """
-    names = {split: list_shards(corpus, split) for split in SPLITS}
+    names = {split: list_shards(corpus, split) for split in splits_of(corpus)}
     embed = Step(
         "embed",
         ShardEmbedder,
         (cfg, corpus, out, _dim_made(out)),
-        [{"name": name} for split in SPLITS for name in names[split]],
+        [{"name": name} for split in names for name in names[split]],
         lambda item: item["name"],
         resources=cfg.resources,
         keeps_worker=True,
     )
     run_steps(out, [embed], cfg.resources)
-    by_split: dict[str, Stats] = {split: add_stats(read_stats(out, names[split])) for split in SPLITS}
+    by_split: dict[str, Stats] = {split: add_stats(read_stats(out, names[split])) for split in names}
     total = add_stats(by_split.values())
     _refuse_bad_vectors(cfg, total, out)
     computed = total["tokens"] + total["padding_tokens"]

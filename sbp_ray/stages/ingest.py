@@ -25,12 +25,13 @@ from sbp_ray.errors import SbpError
 from sbp_ray.ingestion.choosing import (
     HASHES_KEPT,
     NUM_SLOTS,
+    TrainRange,
     drop_contaminated,
     estimate_distinct,
     gather_shard,
     keep_slots,
     slots_of,
-    validation_limit,
+    train_range,
 )
 from sbp_ray.ingestion.parsing import QUARANTINE, FileParser
 from sbp_ray.ingestion.refusing import FileReport, merge_parts, require_usable
@@ -123,9 +124,14 @@ def _parse_stats(out: Artifact) -> Stats:
 # Step 2: which groups are held out, and the tokenizer
 
 
-def _limit(cfg: IngestConfig, out: Artifact) -> int:
+def _train_range(cfg: IngestConfig, out: Artifact) -> TrainRange:
     ranges = [stats["hash_range"] for stats in read_stats(out, out.files(SCRATCH, ".parquet"))]
-    return validation_limit(cfg.validation_share, min(low for low, _ in ranges), max(high for _, high in ranges))
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    return train_range(cfg.validation_share, cfg.development_share, low, high)
+
+
+def _splits(cfg: IngestConfig) -> tuple[Split, ...]:
+    return SPLITS if cfg.development_share else ("train", "validation")
 
 
 class TokenizerMaker:
@@ -135,9 +141,9 @@ class TokenizerMaker:
     """
 
     def __init__(
-        self, cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact, limit: int, num_slots: int
+        self, cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact, trained: TrainRange, num_slots: int
     ) -> None:
-        self._cfg, self._out, self._limit, self._num_slots = cfg, out, limit, num_slots
+        self._cfg, self._out, self._trained, self._num_slots = cfg, out, trained, num_slots
         self._ngrams = read_evaluation_sets(decontaminate)
         self._num_chars = 0
 
@@ -153,7 +159,7 @@ class TokenizerMaker:
 
     def _texts(self) -> Iterator[str]:
         for shard in range(self._cfg.num_shards):
-            documents, _ = gather_shard(self._out, shard, self._limit)
+            documents, _ = gather_shard(self._out, shard, self._trained)
             clean, _ = drop_contaminated(documents["train"], self._ngrams)
             for text in keep_slots(clean, self._num_slots).column("text").to_pylist():
                 if self._num_chars >= _TOKENIZER_CHARS:
@@ -168,12 +174,12 @@ class TokenizerMaker:
 class SlotCounter:
     """Counts one shard's train documents by slot of their ids."""
 
-    def __init__(self, decontaminate: DecontaminateConfig, out: Artifact, limit: int) -> None:
-        self._out, self._limit = out, limit
+    def __init__(self, decontaminate: DecontaminateConfig, out: Artifact, trained: TrainRange) -> None:
+        self._out, self._trained = out, trained
         self._ngrams = read_evaluation_sets(decontaminate)
 
     def __call__(self, item: dict[str, Any]) -> Stats:
-        documents, _ = gather_shard(self._out, item["shard"], self._limit)
+        documents, _ = gather_shard(self._out, item["shard"], self._trained)
         clean, _ = drop_contaminated(documents["train"], self._ngrams)
         counts = np.bincount(slots_of(clean), minlength=NUM_SLOTS).astype(np.int64)
         self._out.write_bytes(_slots_name(item["shard"]), counts.tobytes())
@@ -184,11 +190,11 @@ def _slots_name(shard: int) -> str:
     return f"{SCRATCH}/slots-{shard:05d}.bin"
 
 
-def _choose_slots(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact, limit: int) -> int:
+def _choose_slots(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact, trained: TrainRange) -> int:
     """The most slots that hold no more than `max_train_documents` together."""
     if cfg.max_train_documents is None:
         return NUM_SLOTS
-    count = _shard_step("ingest-choose", SlotCounter, (decontaminate, out, limit), cfg, out, _slots_name)
+    count = _shard_step("ingest-choose", SlotCounter, (decontaminate, out, trained), cfg, out, _slots_name)
     run_steps(out, [count], cfg.resources)
     total = np.zeros(NUM_SLOTS, np.int64)
     for data in map_in_threads(out.read_bytes, map(_slots_name, range(cfg.num_shards))):
@@ -201,13 +207,13 @@ def _choose_slots(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Ar
     return num_slots
 
 
-# Step 3: scratch files -> shards of both splits
+# Step 3: scratch files -> shards of each split
 
 
 def _write_all(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact) -> None:
-    limit = _limit(cfg, out)
-    num_slots = _choose_slots(cfg, decontaminate, out, limit)
-    shared = (decontaminate, out, limit, num_slots)
+    trained = _train_range(cfg, out)
+    num_slots = _choose_slots(cfg, decontaminate, out, trained)
+    shared = (decontaminate, out, trained, num_slots)
     learn = Step(
         "ingest-tokenizer",
         TokenizerMaker,
@@ -216,7 +222,7 @@ def _write_all(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artif
         lambda _: _TOKENIZER_DONE,
         reads=[(out, SCRATCH)],
     )
-    write = _shard_step("ingest", ShardMaker, shared, cfg, out, partial(shard_name, SPLITS[-1]))
+    write = _shard_step("ingest", ShardMaker, (*shared, _splits(cfg)), cfg, out, partial(shard_name, _splits(cfg)[-1]))
     run_steps(out, [learn, write], cfg.resources)
 
 
@@ -240,17 +246,25 @@ def _shard_step(
 
 
 class ShardMaker:
-    """Writes one shard of both splits."""
+    """Writes one shard of each split."""
 
-    def __init__(self, decontaminate: DecontaminateConfig, out: Artifact, limit: int, num_slots: int) -> None:
-        self._out, self._limit, self._num_slots = out, limit, num_slots
+    def __init__(
+        self,
+        decontaminate: DecontaminateConfig,
+        out: Artifact,
+        trained: TrainRange,
+        num_slots: int,
+        splits: tuple[Split, ...],
+    ) -> None:
+        self._splits = splits
+        self._out, self._trained, self._num_slots = out, trained, num_slots
         self._ngrams = read_evaluation_sets(decontaminate)
         self._tokenizer = load_tokenizer(out.local_copy(TOKENIZER))
 
     def __call__(self, item: dict[str, Any]) -> Stats:
-        documents, num_duplicates = gather_shard(self._out, item["shard"], self._limit)
-        both = []
-        for split in SPLITS:
+        documents, num_duplicates = gather_shard(self._out, item["shard"], self._trained)
+        written = []
+        for split in self._splits:
             table = documents[split]
             hits: Counter[str] = Counter()
             num_clean = len(table)
@@ -273,8 +287,8 @@ class ShardMaker:
             smallest = np.unique(table.column("group_hash").to_numpy())[:HASHES_KEPT].tolist()
             name = shard_name(split, item["shard"])
             self._out.write_table(name, tokenised, stats=stats | {"group_hashes": smallest})
-            both.append(stats)
-        return add_stats(both)
+            written.append(stats)
+        return add_stats(written)
 
     def _tokenised(self, table: pa.Table) -> pa.Table:
         """Rows of `DOCUMENT`."""
@@ -288,15 +302,14 @@ class ShardMaker:
 
 def _total_stats(cfg: IngestConfig, found: FoundFiles, ngrams: EvaluationNgrams, out: Artifact) -> Stats:
     parsed = _parse_stats(out)
-    limit = _limit(cfg, out)
-    hashes = {"train": (limit, 2**64), "validation": (0, limit)}
-    if cfg.split_by == "document":
-        hashes = dict.fromkeys(SPLITS, (0, 2**64))  # the split is no cut through the groups
-    by_split: dict[str, Stats] = {split: _split_stats(out, split, *hashes[split]) for split in SPLITS}
+    trained, splits = _train_range(cfg, out), _splits(cfg)
+    # Where single documents are held out, the split is no cut through the groups.
+    hashes = {split: trained.of(split) if cfg.split_by == "group" else (0, 2**64) for split in splits}
+    by_split: dict[str, Stats] = {split: _split_stats(out, split, *hashes[split]) for split in splits}
     if by_split["train"]["documents"] == 0:
         raise SbpError(
-            "no document is left in the train split: lower ingest.validation_share, or shorten "
-            "decontaminate.evaluation_sets"
+            "no document is left in the train split: lower ingest.validation_share or ingest.development_share, or "
+            "shorten decontaminate.evaluation_sets"
         )
     total = add_stats(by_split.values())
     hits = [part.pop("contaminated") for part in by_split.values()]

@@ -31,7 +31,7 @@ from sbp_ray.neighbors.routing import ExactMerger, Partitioner, Router
 from sbp_ray.neighbors.search_files import Scratch, vector_length
 from sbp_ray.neighbors.search_limits import needs_of_group, refuse_hot_spot, refuse_what_cannot_fit
 from sbp_ray.neighbors.search_plan import Plan, log_plan, plan_search, shards_merged_at_once, threads_of
-from sbp_ray.schema import SPLITS, Split
+from sbp_ray.schema import Split
 from sbp_ray.shards import (
     SCRATCH,
     Stats,
@@ -42,6 +42,7 @@ from sbp_ray.shards import (
     read_stats,
     run_steps,
     shard_name,
+    splits_of,
 )
 from sbp_ray.threads import map_in_threads
 
@@ -69,15 +70,15 @@ def find_neighbors(cfg: NeighborsConfig, *, embeddings: Artifact, out: Artifact)
 
 
 def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> Stats:
-    names = {split: list_shards(embeddings, split) for split in SPLITS}
-    rows: Rows = {split: list(map_in_threads(embeddings.num_rows, names[split])) for split in SPLITS}
-    plans = {split: plan_search(cfg, rows[split], vector_length(embeddings, "train")) for split in SPLITS}
+    names = {split: list_shards(embeddings, split) for split in splits_of(embeddings)}
+    rows: Rows = {split: list(map_in_threads(embeddings.num_rows, names[split])) for split in names}
+    plans = {split: plan_search(cfg, rows[split], vector_length(embeddings, "train")) for split in names}
     plan = plans["train"]
     log_plan(plan)
     refuse_what_cannot_fit(plans.values(), out)
     recall: dict[str, Any] = out.read_json(_RECALL) if out.exists(_RECALL) else {}
     for attempt in range(_ATTEMPTS):
-        splits = [split for split in SPLITS if not _is_enough(cfg, recall.get(split))]
+        splits = [split for split in rows if not _is_enough(cfg, recall.get(split))]
         splits = [split for split in splits if recall.get(split, {}).get("attempt", -1) < attempt]
         run_steps(
             out, _steps(cfg, embeddings, out, {split: rows[split] for split in splits}, attempt, plan), cfg.resources
@@ -87,9 +88,9 @@ def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> S
         if "train" in splits:
             _log_peak(out, attempt, recall["train"]["groups"], plan)
         out.write_json(_RECALL, recall)
-    for split in SPLITS:
+    for split in rows:
         _refuse_low_recall(cfg, split, recall[split])
-    by_split: dict[str, Stats] = {split: _split_stats(out, names[split], recall[split]) for split in SPLITS}
+    by_split: dict[str, Stats] = {split: _split_stats(out, names[split], recall[split]) for split in names}
     return {
         "shards": len(names["train"]),
         "documents": sum(part["documents"] for part in by_split.values()),

@@ -59,8 +59,8 @@ from sbp_ray.pairing.guide import (
     what_if_slots,
 )
 from sbp_ray.pairing.random_pairs import RandomPairer
-from sbp_ray.schema import NEIGHBORS, SPLITS, Split
-from sbp_ray.shards import SCRATCH, Stats, Step, add_stats, make_stats_once, run_steps, shard_name
+from sbp_ray.schema import NEIGHBORS, Split
+from sbp_ray.shards import SCRATCH, Stats, Step, add_stats, make_stats_once, run_steps, shard_name, splits_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +87,16 @@ def pair_documents(cfg: PairConfig, *, neighbors: Artifact, out: Artifact) -> St
 
 
 def _pair_both(cfg: PairConfig, neighbors: Artifact, out: Artifact) -> Stats:
-    names: Names = {split: neighbors.files(split, ".parquet") for split in SPLITS}
+    names: Names = {split: neighbors.files(split, ".parquet") for split in splits_of(neighbors)}
     _require_shards(neighbors, names)
-    num_documents = {split: sum(map(neighbors.num_rows, names[split])) for split in SPLITS}
-    slots = {split: what_if_slots(num_documents[split]) for split in SPLITS}
+    num_documents = {split: sum(map(neighbors.num_rows, names[split])) for split in names}
+    slots = {split: what_if_slots(num_documents[split]) for split in names}
     _run_passes(cfg, neighbors, out, names, slots)
-    found = {split: _split_stats(cfg, out, names[split], split) for split in SPLITS}
+    found = {split: _split_stats(cfg, out, names[split], split) for split in names}
     if found["train"]["histogram"] == {}:
         raise SbpError(explain_no_pairs(cfg, found["train"]))
-    out.write_json(GUIDE, {split: _guide(found[split]) for split in SPLITS})
-    by_split: dict[str, Stats] = {split: _manifest_stats(found[split]) for split in SPLITS}
+    out.write_json(GUIDE, {split: _guide(found[split]) for split in names})
+    by_split: dict[str, Stats] = {split: _manifest_stats(found[split]) for split in names}
     if cfg.source == "random":
         _draw_random(cfg, neighbors, out, names["train"])
         by_split["train"] |= {"histogram": {}, "same_group_share": None}  # of the mined pairs they were
@@ -132,7 +132,7 @@ def _draw_random(cfg: PairConfig, neighbors: Artifact, out: Artifact, names: lis
 
 def _require_shards(neighbors: Artifact, names: Names) -> None:
     """A gap in the numbers; `CandidateLister` sees whether the last ones are missing."""
-    for split in SPLITS:
+    for split in names:
         for shard, name in enumerate(names[split]):
             if name != shard_name(split, shard):
                 raise SbpError(_missing(neighbors, shard_name(split, shard)))
@@ -145,7 +145,7 @@ def _missing(neighbors: Artifact, what: str) -> str:
 
 
 def _run_passes(cfg: PairConfig, neighbors: Artifact, out: Artifact, names: Names, slots: dict[Split, int]) -> None:
-    items = [{"split": split, "shard": shard} for split in SPLITS for shard in range(len(names[split]))]
+    items = [{"split": split, "shard": shard} for split in names for shard in range(len(names[split]))]
 
     def new_step(name: str, step: str, worker: type) -> Step:
         return Step(
@@ -154,7 +154,7 @@ def _run_passes(cfg: PairConfig, neighbors: Artifact, out: Artifact, names: Name
             (cfg, neighbors, out, names, slots),
             items,
             lambda item: _file(step, item["split"], item["shard"], cfg),
-            reads=[(neighbors, split) for split in SPLITS],
+            reads=[(neighbors, split) for split in names],
         )
 
     passes = (("pair-list", "list", CandidateLister), ("pair-cap", "cap", D2Capper), ("pair", "write", PairWriter))

@@ -18,7 +18,12 @@ from sbp_ray.text.pair_format import DOCUMENT_MARKS, document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
 from sbp_ray.training.launch import run_plan
 from sbp_ray.training.packed import Packed, TokenLists, packing_resources, read_packed, write_shard
-from sbp_ray.training.preflight import refuse_missing_float8, refuse_other_tokenizer, refuse_short_context
+from sbp_ray.training.preflight import (
+    refuse_missing_choice,
+    refuse_missing_float8,
+    refuse_other_tokenizer,
+    refuse_short_context,
+)
 from sbp_ray.training.training_plan import TrainingPlan, rows_folder
 
 
@@ -47,10 +52,11 @@ def pretrain(
         vocab_size = max(base_rows, padded_vocab_size(model, len(tokenizer)))
         refuse_other_tokenizer(tokenizer, cfg.base, base_rows)
         refuse_short_context("pretrain", cfg, model.max_positions)
-    inputs = {"real": (corpus, "train"), "validation": (corpus, "validation")}
+    inputs = {"real": (corpus, "train"), "validation": (corpus, "validation"), "development": (corpus, "development")}
     if synthetic is not None:
         inputs["synthetic"] = (synthetic, "")
     packed = _pack(stage, cfg, inputs, special, vocab_size, out)
+    refuse_missing_choice("pretrain", cfg, packed["development"].source)
     plan = TrainingPlan(
         stage=stage,
         config=cfg,
@@ -58,6 +64,7 @@ def pretrain(
         num_steps=cfg.num_steps(),
         out=out,
         validation=packed["validation"].source,
+        development=packed["development"].source,
         tokenizer=corpus,
         vocab_size=vocab_size,
         special=special,

@@ -26,7 +26,12 @@ from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
 from sbp_ray.training.launch import run_plan
 from sbp_ray.training.packed import Packed, read_packed
 from sbp_ray.training.pair_rows import PAIR_ROWS, SOURCES, UNREAD, pack_pairs
-from sbp_ray.training.preflight import refuse_missing_float8, refuse_other_tokenizer, refuse_short_context
+from sbp_ray.training.preflight import (
+    refuse_missing_choice,
+    refuse_missing_float8,
+    refuse_other_tokenizer,
+    refuse_short_context,
+)
 from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan, rows_folder
 
 logger = logging.getLogger(__name__)
@@ -52,10 +57,12 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
     special = special_ids(tokenizer)
     pack_pairs(cfg, corpus=corpus, pairs=pairs, special=special, vocab_size=vocab_size, out=out)
     packed = {name: read_packed(out, name) for name in SOURCES.values()}
+    development = packed[SOURCES["development"]].source
     for source in packed.values():
         source.stats.pop("shortest_pair", None)  # of one shard; it does not add up
     train = packed[SOURCES["train"]]
     _refuse_no_pairs(cfg, train, out)
+    refuse_missing_choice("tune", cfg, development)
     # Fewer pairs than all were packed where `num_epochs` is below 1: one pass over them is what it asks for.
     num_rows = train.stats.get(PAIR_ROWS, train.source.num_rows)
     num_steps = math.ceil(max(1, cfg.num_epochs) * num_rows / cfg.batch_rows)
@@ -66,6 +73,7 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
         num_steps=num_steps,
         out=out,
         validation=packed[SOURCES["validation"]].source,
+        development=development,
         tokenizer=corpus,
         vocab_size=vocab_size,
         special=special,

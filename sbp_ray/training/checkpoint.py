@@ -1,7 +1,7 @@
 """Distributed checkpoints, written while training goes on; a marker written last says that all is there.
 
 checkpoints/step-000100/    what torch.distributed.checkpoint wrote; readable by any number of ranks
-checkpoints/step-000100/complete.json    {step, files: {name: bytes}}
+checkpoints/step-000100/complete.json    {step, files: {name: bytes}, best: {step, loss_nats}}
 
 Each rank writes its own part to where the artifact lies, and reads the parts it needs from there: no copy of a
 checkpoint ever lies on a node's disk.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 import torch
@@ -39,8 +39,18 @@ _FOLDER = "checkpoints"
 _MARKER = "complete.json"
 
 
+class Best(NamedTuple):
+    """The step with the lowest loss on the development split so far. Its checkpoint is kept."""
+
+    step: int
+    loss_nats: float
+
+
 class Checkpoints:
     """The checkpoints of one training run. Every method is called by every rank, at the same step."""
+
+    best: Best | None = None
+    """Known again after a resume, since each checkpoint's marker names it."""
 
     def __init__(self, out: Artifact, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._out, self._model, self._optimizer = out, model, optimizer
@@ -55,7 +65,7 @@ class Checkpoints:
             SbpError: the earlier save failed, or this one cannot begin, on whichever rank.
         """
         self.wait()
-        folder = f"{_FOLDER}/step-{step:06d}"
+        folder = _folder(step)
         with failing_together(self._out.path(folder), self._group):
             if dist.get_rank() == 0:
                 _remove(self._out, folder)  # what an attempt that was cut off left there
@@ -63,7 +73,7 @@ class Checkpoints:
             writer = _writer(self._out, folder)
         written = dcp.async_save(self._state(), storage_writer=writer, process_group=self._group)
         assert isinstance(written, Future)  # the writer copies the state to host memory before it returns
-        self._pending = self._thread.submit(self._commit, step, folder, written)
+        self._pending = self._thread.submit(self._commit, step, folder, written, self.best)
 
     def wait(self) -> None:
         """Return when nothing is being saved.
@@ -90,6 +100,28 @@ class Checkpoints:
         if not found[0]:
             return 0
         [(step, folder)] = found[0]
+        self._load(folder)
+        best = self._out.read_json(f"{folder}/{_MARKER}").get("best")
+        self.best = Best(**best) if best else None
+        return step
+
+    def load_best(self, last_step: int) -> int:
+        """Put the best weights in the place of the last; returns their step.
+
+        Raises:
+            SbpError: its checkpoint has been damaged or has gone.
+        """
+        if self.best is None or self.best.step == last_step:
+            return last_step
+        folder = _folder(self.best.step)
+        is_whole = [dist.get_rank() == 0 and (self.best.step, folder) in complete_checkpoints(self._out)]
+        dist.broadcast_object_list(is_whole, group=self._group)
+        if not is_whole[0]:
+            raise SbpError(f"{self._out.path(folder)} was the best checkpoint and is not whole: --redo the stage")
+        self._load(folder)
+        return self.best.step
+
+    def _load(self, folder: str) -> None:
         reader = _reader(self._out, folder)
         state = self._state()
         _refuse_other_shapes(self._out.path(folder), reader, state["model"])
@@ -97,13 +129,12 @@ class Checkpoints:
         set_state_dict(
             self._model, self._optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
-        return step
 
     def _state(self) -> dict[str, Any]:
         model_state, optimizer_state = get_state_dict(self._model, self._optimizer)
         return {"model": model_state, "optimizer": optimizer_state}
 
-    def _commit(self, step: int, folder: str, written: Future[Any]) -> None:
+    def _commit(self, step: int, folder: str, written: Future[Any], best: Best | None) -> None:
         """In the thread: the marker, once all ranks' files are where they belong."""
         is_first = dist.get_rank() == 0
         try:
@@ -111,13 +142,19 @@ class Checkpoints:
                 _finish_writing(written)
             with failing_together(self._out.path(folder), self._group):
                 if is_first:
-                    self._out.write_json(f"{folder}/{_MARKER}", {"step": step, "files": _sizes(self._out, folder)})
-                    for _, old in complete_checkpoints(self._out)[NUM_KEPT:]:
-                        _remove(self._out, old)
+                    marker = {"step": step, "files": _sizes(self._out, folder), "best": best and best._asdict()}
+                    self._out.write_json(f"{folder}/{_MARKER}", marker)
+                    for number, old in complete_checkpoints(self._out)[NUM_KEPT:]:
+                        if best is None or number != best.step:
+                            _remove(self._out, old)
         except SbpError:
             if is_first:
                 _remove(self._out, folder)  # half a checkpoint is worth nothing, and the room is
             raise
+
+
+def _folder(step: int) -> str:
+    return f"{_FOLDER}/step-{step:06d}"
 
 
 def _finish_writing(written: Future[Any]) -> None:

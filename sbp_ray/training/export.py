@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.errors import one_line
-from sbp_ray.mixing import Address
+from sbp_ray.mixing import Address, Source
 from sbp_ray.text.tokenizer import load_tokenizer
 from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.rows import Batch, RowReader
@@ -36,8 +36,13 @@ def is_exported(out: Artifact) -> bool:
     return out.exists(_MARKER)
 
 
-def export_model(plan: TrainingPlan, model: SupervisedLanguageModel, reader: RowReader, device: torch.device) -> None:
+def export_model(
+    plan: TrainingPlan, model: SupervisedLanguageModel, reader: RowReader, device: torch.device, step: int
+) -> None:
     """Gather the weights on rank 0 and commit `model/`, after what it says of held-out text. Called by every rank.
+
+    Args:
+        step: after which the weights are so, which is noted.
 
     Raises:
         SbpError: there is no room for it.
@@ -49,13 +54,19 @@ def export_model(plan: TrainingPlan, model: SupervisedLanguageModel, reader: Row
         if dist.get_rank() == 0:
             plan.out.write_json(EXPORT_CHECK, documents)
             _write(plan.out, plan.tokenizer, model.lm.config, {k.removeprefix("lm."): v for k, v in weights.items()})
+            plan.out.write_json(_MARKER, {"step": step})
 
 
-def held_out_addresses(plan: TrainingPlan, num_rows: int) -> list[Address | None]:
-    """The first held-out rows, as many as there are."""
+def exported_step(out: Artifact) -> int:
+    """The step whose weights `model/` holds."""
+    return int(out.read_json(_MARKER)["step"])
+
+
+def held_out_addresses(source: Source, num_rows: int) -> list[Address | None]:
+    """The first rows of a split, as many as there are."""
     everything = (
-        Address(plan.validation.name, 0, shard, position)
-        for shard, rows in enumerate(plan.validation.shard_rows)
+        Address(source.name, 0, shard, position)
+        for shard, rows in enumerate(source.shard_rows)
         for position in range(rows)
     )
     return list(islice(everything, num_rows))
@@ -69,7 +80,7 @@ def _said_of_each_token(
 
     All ranks pass the same rows, since FSDP needs all of them.
     """
-    addresses = held_out_addresses(plan, _CHECKED_ROWS)
+    addresses = held_out_addresses(plan.validation, _CHECKED_ROWS)
     if not addresses:
         addresses = [plan.mixture.address(row) for row in range(min(_CHECKED_ROWS, plan.mixture.total_rows))]
     model.eval()
@@ -111,4 +122,3 @@ def _write(out: Artifact, tokenizer: Artifact, config: Any, weights: dict[str, t
             raise OSError(one_line(error)) from error
         load_tokenizer(tokenizer.local_copy("tokenizer")).save_pretrained(folder)
         out.commit_folder(Path(folder), MODEL_FOLDER)
-    out.write_json(_MARKER, {"parameters": lm.num_parameters()})

@@ -97,9 +97,9 @@ def _lines(out: Artifact, name: str) -> list[str]:
     return [line for line in out.read_bytes(name).decode().split("\n")[:-1] if line.endswith("}")]
 
 
-def last_row(out: Artifact) -> dict[str, Any]:
-    """The row of the last step: the training's result in numbers."""
-    return json.loads(_lines(out, METRICS)[-1])
+def row_of(out: Artifact, step: int) -> dict[str, Any]:
+    """What was measured at a step: of the last or the exported one, the training's result in numbers."""
+    return next(row for line in _lines(out, METRICS) if (row := json.loads(line))["step"] == step)
 
 
 def survived(out: Artifact) -> dict[str, int]:

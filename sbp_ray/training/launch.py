@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 from sbp_ray.shards import Stats
-from sbp_ray.training.export import is_exported
+from sbp_ray.training.export import exported_step, is_exported
 from sbp_ray.training.export_check import check_export
-from sbp_ray.training.journal import last_row, survived
+from sbp_ray.training.journal import row_of, survived
 from sbp_ray.training.packed import Packed, count_mixture
 from sbp_ray.training.training_plan import TrainingPlan
 
@@ -36,7 +36,8 @@ def run_plan(plan: TrainingPlan, packed: dict[str, Packed]) -> Stats:
         "positions": plan.num_steps * cfg.batch_rows * cfg.seq_len,
         "mixture": mixed,
         "packing": {name: source.stats for name, source in packed.items()},
-        "final": last_row(plan.out),
+        "final": row_of(plan.out, plan.num_steps),
+        "exported": row_of(plan.out, exported_step(plan.out)),
         **survived(plan.out),
         "export": check_export(plan.stage, cfg, plan.out),
     }

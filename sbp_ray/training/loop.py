@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sbp_ray.mixing import Source
 from sbp_ray.training.build import sharded_model
-from sbp_ray.training.checkpoint import Checkpoints
+from sbp_ray.training.checkpoint import Best, Checkpoints
 from sbp_ray.training.export import export_model, held_out_addresses
 from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.meter import Meter
@@ -23,6 +24,8 @@ from sbp_ray.training.training_plan import TrainingPlan
 NUM_EVALUATIONS = 10  # held-out losses on the way, for the curve
 EVALUATION_BATCHES = 2  # rows of each, in optimizer batches
 EVALUATION_TOKENS = 16_384  # and no less than this: a curve of a few documents says nothing
+
+VALIDATION, DEVELOPMENT = "validation_nats", "development_nats"
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -57,27 +60,43 @@ def train(
             for step, batches in meter.timed(_batches(plan, first_step)):
                 result = update(plan, model, optimizer, batches, step, device, ask=meter.is_time_to_ask())
                 held_out = _evaluate(plan, model, reader, device) if is_evaluation(plan, step) else {}
+                is_best = _is_best(checkpoints.best, held_out)
+                if is_best:
+                    checkpoints.best = Best(step, held_out[DEVELOPMENT])
                 row = meter.add(step, result, held_out)
                 if on_step:
                     on_step(row)
                 is_urgent = is_preempted is not None and result.num_asking > 0 and is_preempted()
                 if is_urgent:
                     is_preempted = None  # one checkpoint is enough
-                if is_urgent or step % plan.config.resources.checkpoint_every == 0 or step == plan.num_steps:
+                if is_urgent or is_best or step % plan.config.resources.checkpoint_every == 0 or step == plan.num_steps:
                     meter.flush()
                     checkpoints.save(step)
                 if step == stop_after:
                     checkpoints.wait()
                     return
             checkpoints.wait()
-        export_model(plan, model, reader, device)
+            exported = checkpoints.load_best(plan.num_steps)
+        export_model(plan, model, reader, device, exported)
 
 
 def is_evaluation(plan: TrainingPlan, step: int) -> bool:
     """Whether the held-out loss is measured after this step."""
-    return bool(plan.validation.num_rows) and (
-        step % max(1, plan.num_steps // NUM_EVALUATIONS) == 0 or step == plan.num_steps
-    )
+    is_time = step % max(1, plan.num_steps // NUM_EVALUATIONS) == 0 or step == plan.num_steps
+    return is_time and bool(_held_out(plan))
+
+
+def _held_out(plan: TrainingPlan) -> dict[str, Source]:
+    """What is measured along the training, by its name in `metrics.jsonl`."""
+    sources = {VALIDATION: plan.validation}
+    if plan.config.checkpoint == "best":
+        sources[DEVELOPMENT] = plan.development
+    return {name: source for name, source in sources.items() if source.num_rows}
+
+
+def _is_best(best: Best | None, held_out: dict[str, float]) -> bool:
+    """Of equals the first."""
+    return DEVELOPMENT in held_out and (best is None or held_out[DEVELOPMENT] < best.loss_nats)
 
 
 def _batches(plan: TrainingPlan, first_step: int) -> Iterator[tuple[int, list[Batch]]]:
@@ -96,10 +115,19 @@ def _batches(plan: TrainingPlan, first_step: int) -> Iterator[tuple[int, list[Ba
 def _evaluate(
     plan: TrainingPlan, model: SupervisedLanguageModel, reader: RowReader, device: torch.device
 ) -> dict[str, float]:
-    """Mean NLL of the first held-out rows. Every rank makes the same number of passes: FSDP demands it."""
+    """Mean NLL of the first rows of each held-out split."""
     model.eval()
+    found = {name: _loss(plan, source, model, reader, device) for name, source in _held_out(plan).items()}
+    model.train()
+    return found
+
+
+def _loss(
+    plan: TrainingPlan, source: Source, model: SupervisedLanguageModel, reader: RowReader, device: torch.device
+) -> float:
+    """Every rank makes the same number of passes: FSDP demands it."""
     num_rows = max(EVALUATION_BATCHES * plan.config.batch_rows, EVALUATION_TOKENS // plan.config.seq_len)
-    addresses = held_out_addresses(plan, num_rows)
+    addresses = held_out_addresses(source, num_rows)
     micro_batch_rows = plan.config.resources.micro_batch_rows
     addresses += [None] * (-len(addresses) % (micro_batch_rows * dist.get_world_size()))
     totals = [0.0, 0.0]
@@ -108,5 +136,4 @@ def _evaluate(
         totals[0] += model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents).sum().item()
         totals[1] += batch.num_supervised
     nll, num_supervised = sum_over_ranks(totals)
-    model.train()
-    return {"validation_nats": nll / max(1.0, num_supervised)}
+    return nll / max(1.0, num_supervised)

@@ -32,8 +32,8 @@ from sbp_ray.buckets import bucket_writer, read_bucket
 from sbp_ray.config import TuneConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy, shards_of
 from sbp_ray.errors import SbpError
-from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, Split
-from sbp_ray.shards import SCRATCH, Stats, Step, remove_scratch, run_steps, shard_name
+from sbp_ray.schema import DOC_ID, DOCUMENT, Split
+from sbp_ray.shards import SCRATCH, Stats, Step, remove_scratch, run_steps, shard_name, splits_of
 from sbp_ray.text.hashing import id_ranks
 from sbp_ray.text.packing import best_fit
 from sbp_ray.text.pair_format import DOCUMENT_MARKS, PAIR_MARKS, document_example, pair_example
@@ -41,7 +41,7 @@ from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.packed import TokenLists, packing_resources, write_shard
 from sbp_ray.training.training_plan import rows_folder
 
-SOURCES: dict[Split, str] = {"train": "pairs", "validation": "validation"}
+SOURCES: dict[Split, str] = {"train": "pairs", "validation": "validation", "development": "development"}
 """What the packed rows of a split's pairs are called."""
 WANTED = pa.schema([("doc_id", DOC_ID)])
 FETCHED = pa.schema([("doc_id", DOC_ID), DOCUMENT.field("input_ids")])
@@ -65,12 +65,13 @@ def pack_pairs(
     Raises:
         SbpError: the corpus lacks a document of the pairs.
     """
+    splits = splits_of(pairs)
     items = [
-        {"split": split, "shard": shard} for split in SPLITS for shard in range(len(pairs.files(split, ".parquet")))
+        {"split": split, "shard": shard} for split in splits for shard in range(len(pairs.files(split, ".parquet")))
     ]
-    there = {name for split in SPLITS for name in out.files(_folder("rows", split), ".parquet")}
+    there = {name for split in splits for name in out.files(_folder("rows", split), ".parquet")}
     if not there.issuperset(_file("rows", item) for item in items):
-        reads = [(made, split) for made in (corpus, pairs) for split in SPLITS]
+        reads = [(made, split) for made in (corpus, pairs) for split in splits]
         arguments = (cfg, special, vocab_size, corpus, pairs, out)
         steps = [
             Step(f"tune-{name}", worker, arguments, items, partial(_file, name), reads=reads)

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sbp_ray.config import TrainingConfig
 from sbp_ray.errors import SbpError
+from sbp_ray.mixing import Source
 from sbp_ray.text.tokenizer import RELATED, load_tokenizer
 from sbp_ray.training.build import load_torchao
 
@@ -45,6 +46,19 @@ def refuse_other_tokenizer(tokenizer: PreTrainedTokenizerFast, base: Path | str,
     known = len(ours) - (RELATED in ours)  # which training may add to the embedding
     if known > num_rows:
         raise SbpError(f"{base}: its tokenizer has {known} tokens, its embedding {num_rows} rows: use a whole model")
+
+
+def refuse_missing_choice(section: str, cfg: TrainingConfig, development: Source) -> None:
+    """
+    Raises:
+        SbpError: the best checkpoint is asked for, and there is nothing to choose it by.
+    """
+    if cfg.checkpoint == "best" and not development.num_rows:
+        what = "pairs" if section == "tune" else "documents"
+        raise SbpError(
+            f"{section}.checkpoint=best chooses by the development split, which has no {what}: raise "
+            f"ingest.development_share, or set {section}.checkpoint=last"
+        )
 
 
 def refuse_missing_float8(section: str, cfg: TrainingConfig) -> None:

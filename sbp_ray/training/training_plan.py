@@ -23,7 +23,9 @@ class TrainingPlan:
     out: Artifact
     """Holds `rows/`, and gets `checkpoints/`, `metrics.jsonl` and `model/`."""
     validation: Source
-    """Held-out rows."""
+    """Held-out rows, which are reported."""
+    development: Source
+    """Held-out rows that the best checkpoint is chosen by; without any, or with `checkpoint=last`, the last is it."""
     tokenizer: Artifact
     """Its `tokenizer/` goes into the exported model."""
     vocab_size: int

@@ -92,7 +92,7 @@ def test_from_text_to_pairs(finished: tuple[Path, dict[str, Any]]) -> None:
     assert stats["ingest"]["rows"] == 64
     assert stats["ingest"]["documents"] == 60
     assert stats["ingest"]["drops"] == {"broken_json": 1, "text_not_a_string": 1, "empty": 1, "exact_duplicate": 1}
-    assert stats["ingest"]["train"]["groups"] + stats["ingest"]["validation"]["groups"] == NUM_ARTICLES
+    assert sum(stats["ingest"][split]["groups"] for split in SPLITS) == NUM_ARTICLES
     assert stats["embed"]["documents"] == 60
     assert stats["neighbors"]["train"]["neighbors"] == 8 * stats["ingest"]["train"]["documents"]
     assert stats["pair"]["train"]["pairs"] > 50

@@ -78,20 +78,21 @@ TUNE = TuneConfig(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    """A corpus of 60 short documents in six groups, pairs within groups, and some synthetic documents."""
+    """A corpus of 70 short documents in seven groups, pairs within groups, and some synthetic documents."""
     folder = tmp_path_factory.mktemp("run")
     names = ("corpus", "pairs", "synthetic", "base_lm", "synthesizer", "lm")
     made = {name: Artifact(name, str(folder / name)) for name in names}
     draw = random.Random(0)
-    texts = [" ".join(draw.choices(WORDS, k=draw.randint(10, 30))) for _ in range(60)]
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(10, 30))) for _ in range(70)]
     tokenizer = train_tokenizer(texts, 320)
     tokenizer.save_pretrained(made["corpus"].path("tokenizer"))
     ids = encode_texts(tokenizer, texts)
     documents = [
-        {"doc_id": bytes.fromhex(f"{n:08x}{n:024x}"), "group": f"g{n % 6}", "text": texts[n], "input_ids": ids[n]}
-        for n in range(60)
+        {"doc_id": bytes.fromhex(f"{n:08x}{n:024x}"), "group": f"g{n % 7}", "text": texts[n], "input_ids": ids[n]}
+        for n in range(70)
     ]
-    for split, groups in {"train": ("g0", "g1", "g2", "g3"), "validation": ("g4", "g5")}.items():
+    splits = {"train": ("g0", "g1", "g2", "g3"), "validation": ("g4", "g5"), "development": ("g6",)}
+    for split, groups in splits.items():
         members = [document for document in documents if document["group"] in groups]
         for shard in range(NUM_SHARDS):
             mine = [d for d in members if shard_of(d["doc_id"], NUM_SHARDS) == shard]
@@ -133,6 +134,7 @@ def test_the_base_lm_is_trained_recorded_and_exported(run: dict[str, Artifact], 
     rows = [json.loads(line) for line in run["base_lm"].read_bytes("metrics.jsonl").splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 11))
     assert rows[-1]["loss_nats"] < rows[0]["loss_nats"]
+    assert base_lm["exported"] == min(rows, key=lambda row: row["development_nats"])  # ten steps, each measured
 
 
 def test_the_export_has_the_held_out_loss_that_was_recorded(run: dict[str, Artifact], base_lm: dict[str, Any]) -> None:
@@ -143,7 +145,7 @@ def test_the_export_has_the_held_out_loss_that_was_recorded(run: dict[str, Artif
     examples = [document_example(ids, special) for table in tables for ids in table["input_ids"].to_pylist()]
     nll = sum_nll(model, examples, batch_tokens=1024).sum() / sum(example.num_supervised for example in examples)
     assert base_lm["packing"]["validation"]["rows"] <= 2 * PRETRAIN.batch_rows
-    assert base_lm["final"]["validation_nats"] == pytest.approx(nll, rel=1e-5)
+    assert base_lm["exported"]["validation_nats"] == pytest.approx(nll, rel=1e-5)
 
 
 def test_a_finished_training_is_not_run_again(

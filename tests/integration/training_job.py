@@ -24,6 +24,7 @@ from sbp_ray.text.tokenizer import encode_texts, train_tokenizer
 REPO = Path(__file__).parents[2]
 LIMIT_S = 400.0
 PRETRAIN: dict[str, Any] = {"seq_len": 64, "batch_rows": 2, "peak_lr": 1e-3, "dtype": "float32"}
+PRETRAIN |= {"checkpoint": "last"}
 MODEL = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "ffn_size": 48}
 
 

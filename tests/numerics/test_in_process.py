@@ -43,10 +43,10 @@ BASE = {
 
 def _write_corpus(made: Artifact, fingerprint: str) -> None:
     draw = random.Random(0)
-    texts = [" ".join(draw.choices(["sea", "sun", "sand", "salt", "swim", "surf"], k=20)) for _ in range(60)]
+    texts = [" ".join(draw.choices(["sea", "sun", "sand", "salt", "swim", "surf"], k=20)) for _ in range(70)]
     tokenizer = train_tokenizer(texts, 300)
     tokenizer.save_pretrained(made.path("tokenizer"))
-    for split, part in (("train", range(50)), ("validation", range(50, 60))):
+    for split, part in (("train", range(50)), ("validation", range(50, 60)), ("development", range(60, 70))):
         ids = encode_texts(tokenizer, [texts[n] for n in part])
         rows = [
             {"doc_id": n.to_bytes(16, "big"), "group": str(n), "text": texts[n], "input_ids": own}

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from packed_rows import documents_of, read_rows
 from ranks import run_ranks
 from safetensors.torch import load_file
-from tiny import tiny_plan
+from tiny import SEQ_LEN, tiny_plan
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sbp_ray.artifacts import Artifact
@@ -26,7 +27,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.training import loop, meter
 from sbp_ray.training.build import sharded_model
 from sbp_ray.training.checkpoint import complete_checkpoints
-from sbp_ray.training.export import export_model
+from sbp_ray.training.export import export_model, exported_step
 from sbp_ray.training.journal import Journal, survived
 from sbp_ray.training.optim import lr_at
 from sbp_ray.training.training_plan import TrainingPlan
@@ -457,3 +458,60 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     assert rates[:3] == [0.5, 1.0, 1.0]  # two steps of warm-up, then the top of the cosine
     assert rates[2 + 9 // 3] == pytest.approx(0.2 + 0.8 * 0.75)  # a third of the way: cos 60 degrees is 0.5
     assert rates[-1] == pytest.approx(0.2)
+
+
+def _overfitting(folder: Path, **settings: Any) -> TrainingPlan:
+    """The held-out rows choose, too: documents of random tokens, which are soon known by heart."""
+    plan = tiny_plan(folder, num_steps=20, peak_lr=0.05, **settings)
+    return replace(plan, development=plan.validation)
+
+
+def test_the_exported_weights_are_those_of_the_lowest_development_loss(tmp_path: Path) -> None:
+    plan = _overfitting(tmp_path / "run")
+    run_ranks(1, tmp_path, lambda: _train(plan))
+    rows = {row["step"]: row["development_nats"] for row in _rows(plan) if "development_nats" in row}
+    best = min(rows, key=lambda step: rows[step])
+    assert best < 20  # it did overfit
+    assert exported_step(plan.out) == best
+    assert sorted(_steps_saved(plan)) == sorted({best, *_steps_saved(plan)[-2:]})
+    model = AutoModelForCausalLM.from_pretrained(plan.out.path("model"))
+    held_out = [row for shard in (0, 1) for row in read_rows(plan.out, "validation", SEQ_LEN, shard=shard)]
+    nll = num_graded = 0.0
+    for ids, _ in (document for row in held_out for document in documents_of(row)):
+        with torch.inference_mode():
+            nll += model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss.item() * (len(ids) - 1)
+        num_graded += len(ids) - 1
+    assert nll / num_graded == pytest.approx(rows[best], rel=1e-5)
+
+
+def test_the_last_weights_are_exported_where_they_are_asked_for(tmp_path: Path) -> None:
+    plan = _overfitting(tmp_path / "run", checkpoint="last")
+    run_ranks(1, tmp_path, lambda: _train(plan))
+    assert exported_step(plan.out) == 20
+    assert not any("development_nats" in row for row in _rows(plan))
+
+
+def test_the_best_survives_kills_and_is_chosen_as_without_them(tmp_path: Path) -> None:
+    whole = _overfitting(tmp_path / "whole")
+    pieces = _overfitting(tmp_path / "pieces", checkpoint_every=3)
+    run_ranks(1, tmp_path, lambda: _train(whole))
+    for step in (7, 17):
+        run_ranks(1, tmp_path, lambda step=step: _die_after(pieces, step))
+    run_ranks(1, tmp_path, lambda: _train(pieces))
+    assert exported_step(pieces.out) == exported_step(whole.out) < 17
+    assert all(torch.equal(tensor, _weights(pieces)[name]) for name, tensor in _weights(whole).items())
+
+
+def test_a_best_checkpoint_that_is_damaged_is_an_error(tmp_path: Path) -> None:
+    plan = _overfitting(tmp_path / "run")
+    run_ranks(1, tmp_path, lambda: _train(plan, stop_after=20))
+    best = min((row for row in _rows(plan) if "development_nats" in row), key=lambda row: row["development_nats"])
+    Path(plan.out.path(f"checkpoints/step-{int(best['step']):06d}/complete.json")).unlink()
+
+    def refused() -> str:
+        with pytest.raises(SbpError) as error:
+            _train(plan)
+        return str(error.value)
+
+    [message] = run_ranks(1, tmp_path, refused)
+    assert message.endswith(f"step-{int(best['step']):06d} was the best checkpoint and is not whole: --redo the stage")

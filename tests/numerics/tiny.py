@@ -53,6 +53,7 @@ def tiny_plan(folder: Path, *, num_workers: int = 1, num_steps: int = 6, **setti
         num_steps=num_steps,
         out=out,
         validation=read_packed(out, "validation").source,
+        development=read_packed(out, "development").source,
         tokenizer=out,
         vocab_size=320,
         special=special,

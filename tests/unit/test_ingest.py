@@ -17,8 +17,9 @@ from sbp_ray.config import DecontaminateConfig, IngestConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.errors import SbpError
 from sbp_ray.ingestion import parsing, units
-from sbp_ray.ingestion.choosing import HASHES_KEPT, estimate_distinct, validation_limit
+from sbp_ray.ingestion.choosing import HASHES_KEPT, estimate_distinct, train_range
 from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, shard_of
+from sbp_ray.shards import splits_of
 from sbp_ray.stages import ingest
 from sbp_ray.text.hashing import hash64, id_ranks
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, special_ids
@@ -40,7 +41,8 @@ def articles(num_articles: int, num_each: int = 3) -> list[dict[str, Any]]:
 
 
 def config(path: Path, **changes: Any) -> IngestConfig:
-    settings = {"input": (str(path),), "group_column": "title", "num_shards": 3, "vocab_size": 300} | changes
+    settings = {"input": (str(path),), "group_column": "title", "num_shards": 3, "vocab_size": 300}
+    settings |= {"development_share": 0.0} | changes
     return IngestConfig(**settings)
 
 
@@ -60,7 +62,7 @@ def contents(out: Artifact) -> dict[str, bytes]:
 def test_documents_lie_in_the_shard_of_their_id_sorted_and_tokenised(tmp_path: Path, new_artifact) -> None:
     write_rows(tmp_path / "in.jsonl", articles(20))
     out = new_artifact("corpus")
-    stats = ingest_documents(config(tmp_path / "in.jsonl"), out=out)
+    stats = ingest_documents(config(tmp_path / "in.jsonl", development_share=0.2), out=out)
     tokenizer = load_tokenizer(out.path("tokenizer"))
     num_tokens = 0
     for split in SPLITS:
@@ -103,6 +105,31 @@ def test_split_by_document_holds_out_documents_of_groups_that_are_read(tmp_path:
     assert held_out == {doc_id for doc_id in ids if hash64("split", 0, doc_id.hex()) < 2**64 // 4}
     assert 60 < len(held_out) < 140
     assert (stats["train"]["groups"], stats["validation"]["groups"]) == (4, 4)
+
+
+def test_three_splits_are_disjoint_and_the_held_out_one_is_the_same_with_and_without_the_third(
+    tmp_path: Path, new_artifact
+) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(40))
+    two, three = new_artifact("corpus-2"), new_artifact("corpus-3")
+    ingest_documents(config(tmp_path / "in.jsonl", validation_share=0.2), out=two)
+    shares = {"validation_share": 0.2, "development_share": 0.2}
+    stats = ingest_documents(config(tmp_path / "in.jsonl", **shares), out=three)
+    highest = {f"Subject {a}" for a in range(40) if hash64("split", 0, f"Subject {a}") >= 0.8 * 2**64}
+    groups = {split: {row["group"] for row in rows_of(three, split)} for split in SPLITS}
+    assert groups["development"] == highest
+    assert groups["train"] | highest == {row["group"] for row in rows_of(two, "train")}
+    assert rows_of(three, "validation") != []
+    assert groups["validation"] == {row["group"] for row in rows_of(two, "validation")}
+    assert stats["development"]["groups"] == len(highest)
+    assert (splits_of(two), splits_of(three)) == (("train", "validation"), SPLITS)
+
+
+def test_of_three_articles_each_split_has_one_whatever_the_shares(tmp_path: Path, new_artifact) -> None:
+    write_rows(tmp_path / "in.jsonl", articles(3))
+    shares = {"validation_share": 1e-9, "development_share": 1e-9}
+    stats = ingest_documents(config(tmp_path / "in.jsonl", **shares), out=new_artifact("corpus"))
+    assert [stats[split]["documents"] for split in SPLITS] == [3, 3, 3]
 
 
 def test_without_a_group_column_each_document_is_its_own_group(tmp_path: Path, new_artifact) -> None:
@@ -150,7 +177,19 @@ def test_the_tokenizer_of_a_capped_corpus_has_read_only_what_was_kept(tmp_path: 
     ],
 )
 def test_both_splits_have_a_group_if_there_are_two(share: float, low: int, high: int, limit: int) -> None:
-    assert validation_limit(share, low, high) == limit
+    assert train_range(share, 0.0, low, high) == (limit, 2**64 - 1)
+
+
+@pytest.mark.parametrize(
+    ("share", "low", "high", "last"),
+    [
+        (0.25, 10, 2**64 - 1, 3 * 2**62),
+        (0.25, 10, 10, 2**64 - 1),  # one group: it is needed for training
+        (1e-12, 10, 2**63, 2**63 - 1),  # the largest hash, though below what the share leaves
+    ],
+)
+def test_the_development_split_is_cut_off_at_the_other_end(share: float, low: int, high: int, last: int) -> None:
+    assert train_range(0.0, share, low, high) == (0, last)
 
 
 @pytest.mark.parametrize("share", [1e-9, 1.0])
@@ -428,9 +467,11 @@ def test_a_corpus_that_is_all_in_the_evaluation_sets_is_refused(tmp_path: Path, 
 
 
 def test_many_groups_are_counted_within_each_split_s_part_of_the_hashes() -> None:
-    """100,000 groups, a tenth of them held out by their hash: 10,000 and 90,000, to within four standard errors."""
+    """100,000 groups, by their hash 85,000, 10,000 and 5,000 of them, to within four standard errors."""
     hashes = np.array([hash64("split", 0, f"group {number}") for number in range(100_000)], np.uint64)
-    limit = validation_limit(0.1, int(hashes.min()), int(hashes.max()))
-    for part, low, high in ((hashes[hashes < limit], 0, limit), (hashes[hashes >= limit], limit, 2**64)):
+    trained = train_range(0.1, 0.05, int(hashes.min()), int(hashes.max()))
+    for split in SPLITS:
+        low, high = trained.of(split)
+        part = hashes[(hashes >= low) & (hashes <= high - 1)]
         smallest = np.sort(part)[:HASHES_KEPT].tolist()
         assert estimate_distinct(smallest, low, high) == pytest.approx(len(part), rel=4 / HASHES_KEPT**0.5)

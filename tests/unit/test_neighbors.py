@@ -328,8 +328,8 @@ def test_what_cannot_fit_is_refused_before_it_starts(new_artifact, monkeypatch: 
     write_embeddings(embeddings, {"train": [unit_vectors(3)], "validation": [unit_vectors(1)]})
     cfg = NeighborsConfig(resources=Resources(num_workers=10_000))
     monkeypatch.setattr(search_limits, "_memory_gib", lambda: 0.5)
-    with pytest.raises(SbpError, match=r"wants 2 workers of 0\.8 GiB for groups, there are 0\.5 GiB: lower"):
-        find_neighbors(cfg, embeddings=embeddings, out=out)  # two splits: the other workers have nothing to do
+    with pytest.raises(SbpError, match=r"wants 3 workers of 0\.8 GiB for groups, there are 0\.5 GiB: lower"):
+        find_neighbors(cfg, embeddings=embeddings, out=out)  # three splits: the other workers have nothing to do
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(100, 100, 0))
     with pytest.raises(SbpError, match=r"wants 0\.\d GiB of disk under .* 0\.0 GiB are free: free some"):

@@ -22,7 +22,7 @@ from sbp_ray.evaluation.likelihood.closed_book import (
 )
 from sbp_ray.evaluation.study import Study
 from sbp_ray.evaluation.text_quality.samples import sample_rows
-from sbp_ray.schema import SPLITS, Split
+from sbp_ray.schema import Split
 from sbp_ray.shards import call_each
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 
@@ -103,7 +103,7 @@ def _choose_questions(cfg: EvalConfig, corpus: Artifact) -> tuple[dict[Split, li
     groups = check_questions(cfg)
     if groups is None:
         return {}, 0
-    split_of = {group: split for split in SPLITS for group in find_groups(corpus, split, groups)}
+    split_of = {group: split for split in ANSWERS for group in find_groups(corpus, split, groups)}
     if not split_of:
         raise SbpError(
             f"eval.questions={cfg.questions}: no {cfg.question_group_column} there, such as {min(groups)!r}, is a "
