@@ -8,7 +8,8 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.benchmarks.comparison import compare_on_benchmarks
 from sbp_ray.evaluation.intervals import MIN_GROUPS
 from sbp_ray.evaluation.judging.rates import judge_study
-from sbp_ray.evaluation.likelihood.gains import arm_rows, equal_cost_rows
+from sbp_ray.evaluation.likelihood.effective_data import effective_data
+from sbp_ray.evaluation.likelihood.gains import HEADLINE, arm_rows, equal_cost_rows, losses_of
 from sbp_ray.evaluation.likelihood.scored_texts import Texts, score_study
 from sbp_ray.evaluation.study import Study, names_of
 from sbp_ray.evaluation.text_quality.beside_real import measure_quality
@@ -41,6 +42,7 @@ def measure_study(study: Study, out: Artifact) -> dict[str, Any]:
         "unknown_questions": texts.unknown_questions,
         "arms": arms,
         "equal_cost": equal_cost_rows(arms),
+        "effective_data": effective_data(study, losses_of(arms)) if HEADLINE in arms[0]["measures"] else None,
         "curves": [
             {"name": one.name, "seed": one.seed, "points": loss_curve(one.model.artifact)} for one in study.trainings
         ],

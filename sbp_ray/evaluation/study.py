@@ -11,6 +11,8 @@ from sbp_ray.nodes import Node
 
 BASELINE = "repetition"
 """The arm that the others are compared with."""
+CONTROLS = (BASELINE, "regularised", "unconditional", "alone", "random_pairs")
+"""Kinds of arms that one must beat, on the same corpus and with as many tokens, before its gain is the relation's."""
 ORACLE = "oracle"
 """The arm that trains on more real text."""
 

@@ -26,12 +26,18 @@ def interval_of(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return found["over_seeds"] or (over_groups if over_groups and "low" in over_groups else None)
 
 
-def gain_words(found: Mapping[str, Any]) -> str:
-    """A gain with its interval, as far as it has one."""
+def gain_words(found: Mapping[str, Any], of_what: str = "") -> str:
+    """A gain with its interval and the interval's unit, as far as it has one.
+
+    Args:
+        of_what: stands before the unit, such as ` nats a token`.
+    """
     if found["gain"] is None:
         return "–"
     interval = interval_of(found)
-    return f"{signed(found['gain'])} (no interval)" if interval is None else wording.interval(interval)
+    if interval is None:
+        return f"{signed(found['gain'])} (no interval){of_what}"
+    return f"{wording.interval(interval)}{of_what} (over {interval['units']} {interval['unit']})"
 
 
 def best_sbp(results: Mapping[str, Any]) -> Arm | None:
@@ -41,9 +47,8 @@ def best_sbp(results: Mapping[str, Any]) -> Arm | None:
 
 
 def _comparable(results: Mapping[str, Any]) -> list[Arm]:
-    """Arms with SBP text that trained on as many tokens as repetition."""
-    base = _arm(results, "repetition")
-    return [arm for arm in results["arms"] if arm["like"] == "sbp" and arm["tokens"] == base["tokens"]]
+    """Arms with SBP text of the same corpus that trained on as many tokens as repetition."""
+    return [arm for arm in results["arms"] if arm["like"] == "sbp" and arm["is_comparable"]]
 
 
 def _arm(results: Mapping[str, Any], like: str) -> Any:
@@ -52,25 +57,56 @@ def _arm(results: Mapping[str, Any], like: str) -> Any:
     return next(iter([*named, *(arm for arm in results["arms"] if arm["like"] == like)]), None)
 
 
-def answer(results: Mapping[str, Any]) -> str:
-    """What SBP gained, plus or minus what, at what cost, against repetition and the oracle."""
+def answer(results: Mapping[str, Any]) -> list[str]:
+    """What SBP gained, plus or minus what: over the best control first, where there are any; then over repetition, at
+    what cost, and beside the oracle."""
     if "held_out" not in results["texts"]:
-        return "No documents were held out, so the arms were not compared on unread text."
+        return ["No documents were held out, so the arms were not compared on unread text."]
     best, base = best_sbp(results), _arm(results, "repetition")
     if best is None:
-        return "No arm trained on synthetic text as SBP does, on as many tokens as repetition."
+        return ["No arm trained on synthetic text as SBP does, on the same corpus and as many tokens as repetition."]
     found = best["measures"][HEADLINE]
-    interval, share = interval_of(found), found["share_of_oracle"]
-    gain = f"{gain_words(found)} nats a token over repetition on held-out text"
-    if interval is None:
-        said = f"{best['name']}: {gain}"
-    elif interval["low"] <= 0 <= interval["high"]:
-        said = f"{best['name']} shows no difference: {gain}"
-    else:
-        said = f"{best['name']} gained {gain}" if interval["low"] > 0 else f"{best['name']} lost: {gain}"
+    share, control = found["share_of_oracle"], found["control"]
+    over = _verdict(best["name"], found, "repetition")
     if best["cost"]:
-        said += f", at {best['cost']['flops'] / base['cost']['flops']:.1f} times its cost"
-    return f"{said}; that is {percent_interval(share)} of what the oracle gained." if share else f"{said}."
+        over += f", at {best['cost']['flops'] / base['cost']['flops']:.1f} times its cost"
+    if share:
+        over += f"; that is {percent_interval(share)} (over {len(best['seeds'])} seeds) of what the oracle gained"
+    if worth := _worth(results, best):
+        over += f", and {worth}"
+    if control is None:
+        return [f"{over}."]
+    best_of = f"{control['name']}, the best of {', '.join(control['of'])}"
+    return [f"{_verdict(best['name'], control, best_of)}.", f"{over}."]
+
+
+def _verdict(name: str, found: Mapping[str, Any], other: str) -> str:
+    interval = interval_of(found)
+    gain = f"{gain_words(found, f' nats a token of held-out text over {other}')}"
+    if interval is None:
+        return f"{name}: {gain}"
+    if interval["low"] <= 0 <= interval["high"]:
+        return f"{name} shows no difference: {gain}"
+    return f"{name} gained {gain}" if interval["low"] > 0 else f"{name} lost: {gain}"
+
+
+def _worth(results: Mapping[str, Any], arm: Arm) -> str | None:
+    """The gain in effective data, where a law was fitted to repetition."""
+    rows = results["effective_data"]["arms"] if results["effective_data"] else ()
+    times = next((row["times"]["repetition"] for row in rows if row["name"] == arm["name"]), None)
+    return None if times is None else f"in effective data it is worth {times_words(times)}"
+
+
+def times_words(found: Mapping[str, Any] | None) -> str:
+    """A multiple of real text, with its interval and the interval's unit, as far as it has one."""
+    if found is None:
+        return "–"
+    if found["value"] is None:
+        return "more real text than any (its loss is below the law's floor)"
+    said = f"{found['value']:.2f} times the corpus"
+    if "low" in found:
+        said += f" [{found['low']:.2f}, {found['high']:.2f}] over {found['units']} {found['unit']}"
+    return f"{said}, beyond the sizes measured" if found["is_extrapolated"] else said
 
 
 # What a reader must know to believe the answer, or not
@@ -91,6 +127,14 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         if arm["tokens"] != base["tokens"]
     ]
     oracle = _arm(results, "oracle")
+    if results["effective_data"]:
+        refused = [recipe["refused"] for recipe in results["effective_data"]["recipes"] if recipe["refused"]]
+        found += [f"Effective data: not given: {why}." for why in refused[:1]]
+    if sbp and not any(arm["measures"][HEADLINE]["control"] for arm in sbp if HEADLINE in arm["measures"]):
+        found.append(
+            "Repetition is the only arm at equal budget: controls would tell whether the relation between documents "
+            "has a part in the gain (docs/experiment.md)."
+        )
     if oracle and HEADLINE in oracle["measures"]:
         over_seeds = oracle["measures"][HEADLINE]["over_seeds"]
         if over_seeds is None or over_seeds["low"] <= 0:
@@ -127,12 +171,12 @@ def _about_intervals(results: Mapping[str, Any]) -> list[str]:
 def _at_equal_cost(row: Mapping[str, Any]) -> str:
     against, within = row["against"], row["within"]
     best = f"Of what repeats the text for no more, {within['name']} is best: beside it {row['name']} gains "
-    best += f"{gain_words(within)} nats a token."
+    best += f"{gain_words(within, ' nats a token')}."
     if against is None:
         times = f"{row['times_repetition']:.1f} times as much as repetition"
         return f"{row['name']} costs {times}, and no arm that repeats the text costs as much. {best}"
     costs = f"{row['flops']:.1e} FLOPs, {against['name']} {against['flops']:.1e}"
-    spent = f"At equal cost, all of it spent ({costs}), {row['name']} gains {gain_words(against)} nats a token."
+    spent = f"At equal cost, all of it spent ({costs}), {row['name']} gains {gain_words(against, ' nats a token')}."
     return spent if against["name"] == within["name"] else f"{spent} {best}"
 
 
@@ -141,14 +185,16 @@ def tiles(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     best, base, oracle = best_sbp(results), _arm(results, "repetition"), _arm(results, "oracle")
     if best is None:
         return []
-    shown = [(n, arm, c) for n, arm, c in (("Repetition", base, "rep"), (best["name"], best, "sbp"),
-             ("Oracle", oracle, "third")) if arm]  # fmt: skip
+    control = best["measures"].get(HEADLINE, {}).get("control")
+    rival = _arm(results, control["name"]) if control and control["name"] != base["name"] else None
+    shown = [(n, arm, c) for n, arm, c in (("Repetition", base, "rep"), (control and control["name"], rival, ""),
+             (best["name"], best, "sbp"), ("Oracle", oracle, "third")) if arm]  # fmt: skip
     found: list[dict[str, Any]] = []
     for name, title in (("held_out", "Held-out loss"), ("answers_read", "Answers on articles it read")):
         if (measure := f"{name}_nats_per_token") in base["measures"]:
             losses = [(label, fixed(arm["measures"][measure]["mean"]), css) for label, arm, css in shown]
-            gain = gain_words(best["measures"][measure])
-            found.append({"title": f"{title}, nats a token", "lines": losses, "note": f"Gain {gain}."})
+            gain = f"Gain over repetition {gain_words(best['measures'][measure])}."
+            found.append({"title": f"{title}, nats a token", "lines": losses, "note": gain})
     if oracle:
         share = best["measures"][HEADLINE]["share_of_oracle"]
         theirs = f"The paper’s: {paper.SHARES_OF_ORACLE}, of the gain in QA accuracy of 3 and 6 B parameters."
@@ -177,7 +223,7 @@ def _synthesizer_tile(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def render_summary(results: Mapping[str, Any]) -> str:
     """Plain text: the answer, the arms, the synthesizers, the quality of the text, and what to keep in mind."""
-    blocks = [[answer(results), f"Scale: {wording.scale_sentence(results)}."], _aligned(_arm_cells(results))]
+    blocks = [[*answer(results), f"Scale: {wording.scale_sentence(results)}."], _aligned(_arm_cells(results))]
     if gains := [row for row in results["synthesizers"] if row["pairs"]]:
         heads = ("nats a token of d2, held-out pairs", "given d1", "random d1", "alone")
         keys = ("nll_given_d1", "nll_given_random", "nll_alone")

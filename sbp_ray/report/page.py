@@ -39,6 +39,7 @@ def render_page(results: Mapping[str, Any]) -> str:
             tiles=headline.tiles(results),
             remarks=headline.remarks(results),
             gain_words=headline.gain_words,
+            times_words=headline.times_words,
             text_sets={name: label for name, label in headline.TEXT_SETS.items() if name in results["texts"]},
             exp=math.exp,
             bit=math.log(2),

@@ -16,7 +16,8 @@ from small_experiment import small_experiment
 
 from sbp_ray.artifacts import MANIFEST, STARTED
 from sbp_ray.evaluation.likelihood.checkpoints import Scores
-from sbp_ray.evaluation.likelihood.gains import arm_rows, equal_cost_rows
+from sbp_ray.evaluation.likelihood.effective_data import DataLaw, effective_data, fit_data_law
+from sbp_ray.evaluation.likelihood.gains import arm_rows, equal_cost_rows, losses_of
 from sbp_ray.evaluation.likelihood.scored_texts import Texts, TextSet
 from sbp_ray.evaluation.text_quality.samples import KINDS
 from sbp_ray.experiment.attempts import append_attempt, lost_hours
@@ -24,7 +25,7 @@ from sbp_ray.experiment.costs import Cost, costs_of
 from sbp_ray.experiment.grid import Grid, plan_grid
 from sbp_ray.experiment.publish import study_of
 from sbp_ray.experiment.settings import ExperimentConfig
-from sbp_ray.report.headline import answer, remarks, render_summary
+from sbp_ray.report.headline import answer, remarks, render_summary, times_words
 from sbp_ray.report.page import render_page
 from sbp_ray.report.panel_page import table_row
 
@@ -35,6 +36,7 @@ LOSSES = {  # nats a token of both documents, for the seeds 0, 1 and 2
     "oracle": (2.5, 2.6, 2.7),
     "longer": (2.95, 3.05, 3.15),
 }
+OVER_3 = {"unit": "seeds", "units": 3}
 ARMS: dict[str, Any] = {
     "repetition": {},
     "sbp": {},
@@ -210,6 +212,7 @@ def results(rows, experiment: ExperimentConfig) -> dict[str, Any]:
         "judge": None,
         "arms": rows,
         "equal_cost": equal_cost_rows(rows),
+        "effective_data": None,
         "curves": [{"name": name, "seed": seed, "points": points} for name in LOSSES for seed in (0, 1, 2)],
         "synthesizers": [
             {"synthesizer": "s-1", "for": ["sbp 2 %"], "points": points, "pairs": 4, "nll_given_d1": 3.0}
@@ -240,36 +243,124 @@ def results(rows, experiment: ExperimentConfig) -> dict[str, Any]:
 
 
 def test_the_answer_comes_first_with_its_interval_its_cost_and_the_oracle(results) -> None:
-    assert answer(results) == (
-        "sbp 2 % gained +0.100 [+0.100, +0.100] nats a token over repetition on held-out text, at 2.5 times its cost; "
-        "that is 20.0 % [20.0, 20.0] of what the oracle gained."
-    )
+    assert answer(results) == [
+        "sbp 2 % gained +0.100 [+0.100, +0.100] nats a token of held-out text over repetition (over 3 seeds), at 2.5 "
+        "times its cost; that is 20.0 % [20.0, 20.0] (over 3 seeds) of what the oracle gained."
+    ]
     assert remarks(results) == [
         "Answers, held-out articles: not measured.",
         "Gains have 95 % intervals over 3 seeds.",
         "Too few groups (articles) for an interval over them: answers, articles it read (of 1). Texts of one group "
         "depend on one another, and fewer than 10 groups say too little.",
         "longer trained on 2.5 M tokens and repetition on 1.0 M: its gain is not one at equal tokens.",
+        "Repetition is the only arm at equal budget: controls would tell whether the relation between documents has a "
+        "part in the gain (docs/experiment.md).",
         "At equal cost, all of it spent (1.5e+06 FLOPs, longer 2.4e+06), sbp 2 % gains +0.050 [+0.050, +0.050] nats a "
-        "token. Of what repeats the text for no more, repetition is best: beside it sbp 2 % gains +0.100 [+0.100, "
-        "+0.100] nats a token.",
+        "token (over 3 seeds). Of what repeats the text for no more, repetition is best: beside it sbp 2 % gains "
+        "+0.100 [+0.100, +0.100] nats a token (over 3 seeds).",
     ]
 
 
 def test_an_sbp_arm_of_other_tokens_does_not_answer(results) -> None:
-    results["arms"][1]["tokens"] += 8192
-    assert answer(results).startswith("No arm trained on synthetic text as SBP does, on as many")
+    results["arms"][1] |= {"tokens": results["arms"][1]["tokens"] + 8192, "is_comparable": False}
+    assert answer(results)[0].startswith("No arm trained on synthetic text as SBP does, on the same corpus and as many")
     assert "sbp 2 % trained on 1.0 M tokens and repetition on 1.0 M" in " ".join(remarks(results))
+
+
+CONTROLLED: dict[str, Any] = {
+    **{name: {} for name in ("repetition", "regularised", "sbp", "alone", "random_pairs", "oracle")},
+    "half": {"like": "repetition", "corpus_times": 0.5},
+}
+OF_CONTROLLED = {  # the law 1 + 8 / sqrt(tokens): 16, 64 and 256 tokens cost 3, 2 and 1.5 nats
+    "half": (3.0, 3.0), "repetition": (2.0, 2.0), "oracle": (1.5, 1.5),
+    "regularised": (1.95, 1.95), "alone 2 %": (1.85, 1.9), "random_pairs 2 %": (1.9, 1.9), "sbp 2 %": (1.8, 1.8),
+}  # fmt: skip
+
+
+@pytest.fixture
+def controlled(tmp_path: Path, results) -> dict[str, Any]:
+    """Results of arms with controls and three corpus sizes, of 16, 64 and 256 tokens, with two seeds."""
+    experiment = small_experiment(tmp_path, arms=CONTROLLED, seeds=[0, 1], shares=[0.02], oracle_times=4)
+    grid = plan_grid(experiment)
+    tokens = {50: 16, 100: 64, 400: 256}
+    for node in grid.nodes.values():
+        documents = node.config.ingest.max_train_documents
+        stats: dict[str, Any] = {"ingest": {"train": {"tokens": tokens[documents]}}}.get(node.stage.job, {})
+        if node.stage.job == "pretrain":
+            stats = {"exported": {"step": 3, "validation_nats": 1.25}, "final": {"step": 4, "validation_nats": 1.5}}
+        node.artifact.write_json(STARTED, {"fingerprint": node.fingerprint})
+        node.artifact.write_json(MANIFEST, {"stats": stats, "wall_s": 3600})
+        if node.stage.job == "ingest":
+            node.artifact.write_table("validation/part-00000.parquet", pa.table({"group": ["a", "b"]}))
+    groups = [str(group) for group in range(20)]
+    texts = Texts({"held_out": TextSet([], np.array([10] * 20), np.array([50] * 20), groups)})
+    scores = {
+        one.model.key: Scores({"held_out": np.full(20, 10 * OF_CONTROLLED[one.name][one.seed])}, 100)
+        for one in grid.trainings
+    }
+    study = study_of(experiment, grid, grid.trainings)
+    rows = arm_rows(study, scores, texts)
+    worth = effective_data(study, losses_of(rows))
+    empty: dict[str, Any] = {"equal_cost": [], "curves": [], "synthesizers": [], "quality": None}
+    results["texts"].pop("answers_read")
+    return results | empty | {"arms": rows, "effective_data": worth, "seeds": [0, 1]}
+
+
+def test_the_headline_is_the_gain_over_the_best_control_at_equal_budget(controlled) -> None:
+    """Of 2, 1.95, (1.85 + 1.9) / 2 and 1.9 nats the third is best: sbp gains 0.05 and 0.1 over it with the two seeds,
+    0.075 +- 12.706 x 0.05 / 2. The oracle and the arm of half the corpus are no controls."""
+    first, second = answer(controlled)
+    assert first == (
+        "sbp 2 % shows no difference: +0.075 [−0.243, +0.393] nats a token of held-out text over alone 2 %, the best "
+        "of repetition, regularised, alone 2 %, random_pairs 2 % (over 2 seeds)."
+    )
+    assert second.startswith(
+        "sbp 2 % gained +0.200 [+0.200, +0.200] nats a token of held-out text over repetition (over 2"
+    )
+    control = measure(controlled["arms"], "sbp 2 %")["control"]
+    assert control["over_groups"]["value"] == pytest.approx(0.075)
+    assert measure(controlled["arms"], "random_pairs 2 %")["control"] is None
+    assert "only arm at equal budget" not in " ".join(remarks(controlled))
+
+
+def test_effective_data_is_the_text_that_repetition_needs_for_the_same_loss(controlled) -> None:
+    """1.8 nats cost (8 / 0.8)^2 = 100 tokens, 100 / 64 of the corpus."""
+    [recipe] = controlled["effective_data"]["recipes"]
+    assert recipe["law"] == pytest.approx({"floor": 1, "scale": 8, "alpha": 0.5}, rel=1e-4)
+    times = {row["name"]: row["times"]["repetition"] for row in controlled["effective_data"]["arms"]}
+    assert set(times) == {"sbp 2 %", "alone 2 %", "random_pairs 2 %"}
+    found = times["sbp 2 %"]
+    assert [found["value"], found["low"], found["high"]] == pytest.approx([100 / 64] * 3, rel=1e-4)
+    assert "in effective data it is worth 1.56 times the corpus [1.56, 1.56] over 2 seeds." in answer(controlled)[1]
+    page = render_page(controlled)
+    assert "repetition (E 1.000, A 8.0, α 0.500)" in page
+    assert "<td>75.0 %</td><td>1.250</td><td>1.500</td>" in page  # both ends of a training
+    law = DataLaw(1.0, 8.0, 0.5)
+    assert law.tokens_for(1.0) == math.inf
+    assert times_words({"value": None, "is_extrapolated": True}).startswith("more real text than any")
+
+
+def test_effective_data_takes_three_sizes_and_losses_that_fall() -> None:
+    assert fit_data_law({16: 1.0, 64: 1.5, 256: 2.0}) is None
+    assert fit_data_law({1: 8.0, 4: 4.0, 16: 2.0}) == pytest.approx((0.0, 8.0, 0.5), abs=1e-3)  # no floor below zero
+
+
+def test_two_corpus_sizes_give_no_effective_data(results) -> None:
+    why = "a fit takes 3 corpus sizes, and repetition has 2: add arms with corpus_times"
+    recipe = {"name": "repetition", "law": None, "refused": why, "sizes": []}
+    results["effective_data"] = {"recipes": [recipe], "arms": [{"name": "sbp 2 %", "times": {"repetition": None}}]}
+    assert f"Effective data: not given: {why}." in remarks(results)
+    assert "effective data" not in " ".join(answer(results))
 
 
 def test_a_loss_and_a_draw_are_called_so(results) -> None:
     found = results["arms"][1]["measures"]["held_out_nats_per_token"]
-    found |= {"gain": -0.1, "over_seeds": {"value": -0.1, "low": -0.2, "high": -0.05}, "share_of_oracle": None}
-    assert answer(results).startswith("sbp 2 % lost: −0.100 [−0.200, −0.050] nats a token")
+    found |= {"gain": -0.1, "over_seeds": {"value": -0.1, "low": -0.2, "high": -0.05} | OVER_3, "share_of_oracle": None}
+    assert answer(results)[0].startswith("sbp 2 % lost: −0.100 [−0.200, −0.050] nats a token")
     found["over_seeds"]["high"] = 0.01
-    assert answer(results).startswith("sbp 2 % shows no difference: ")
+    assert answer(results)[0].startswith("sbp 2 % shows no difference: ")
     found |= {"over_seeds": None, "over_groups": {"value": -0.1, "unit": "groups", "units": 3}}
-    assert answer(results).startswith("sbp 2 %: −0.100 (no interval) nats a token")
+    assert answer(results)[0].startswith("sbp 2 %: −0.100 (no interval) nats a token of held-out text")
 
 
 def test_what_weakens_the_answer_is_said(results) -> None:
@@ -316,8 +407,8 @@ def test_an_experiment_without_synthetic_text_says_so(results) -> None:
 def test_the_summary_has_a_line_for_each_arm_and_what_to_keep_in_mind(results) -> None:
     summary = render_summary(results)
     lines = summary.splitlines()
-    assert lines[1] == answer(results)
+    assert [lines[1]] == answer(results)
     assert [line.split("   ")[0] for line in lines[4:9]] == ["arm", *LOSSES]
-    gain = r"3\.000; \+0\.100 \[\+0\.100, \+0\.100\]"
+    gain = r"3\.000; \+0\.100 \[\+0\.100, \+0\.100\] \(over 3 seeds\)"
     assert re.search(rf"^sbp 2 % +20\.1 +{gain} +{gain} +20\.0 % \[20\.0, 20\.0\] +1\.5e\+06$", summary, re.MULTILINE)
     assert all(remark in summary for remark in remarks(results))

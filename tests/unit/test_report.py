@@ -27,7 +27,7 @@ def measure(loss: float, gain: float | None = None, groups: int = 12) -> dict[st
         over = {**interval(gain), "unit": "groups", "units": groups}
         over = over if groups >= 10 else {name: over[name] for name in ("value", "unit", "units")}
     found = {"by_seed": {"0": loss}, "mean": loss, "interval": None, "gain": gain, "over_seeds": None}
-    return {**found, "over_groups": over, "share_of_oracle": None}
+    return {**found, "over_groups": over, "share_of_oracle": None, "control": None}
 
 
 def arms(gain: float = -0.02, groups: int = 12) -> list[dict[str, Any]]:
@@ -37,6 +37,7 @@ def arms(gain: float = -0.02, groups: int = 12) -> list[dict[str, Any]]:
     for name in ("repetition", "sbp"):
         is_sbp = name == "sbp"
         row: dict[str, Any] = {"name": name, "arm": name, "like": name, "says": "how", "round": 1, "seeds": [0]}
+        row |= {"is_comparable": True, "unique_tokens": 400_000, "ends": None}
         row |= {"tokens": 1_000_000, "parameters": 1_312_128, "cost": None, "own_cost": None}
         row["share"] = 0.125 if name == "sbp" else None
         row["mixture"] = {"real": {"passes": 2.25}} | ({"synthetic": {"passes": 1.0}} if name == "sbp" else {})
@@ -96,6 +97,7 @@ def report(gain: float = -0.02, groups: int = 12) -> dict[str, Any]:
         "unknown_questions": 0,
         "arms": arms(gain, groups),
         "equal_cost": [],
+        "effective_data": None,
         "curves": [{"name": name, "seed": 0, "points": curve} for name in ("repetition", "sbp")],
         "benchmarks": None,
         "judge": None,
@@ -239,18 +241,26 @@ def test_the_page_is_plotted_in_the_colours_of_its_theme() -> None:
 @pytest.mark.parametrize(
     ("gain", "words"),
     [
-        (-0.02, "sbp lost: −0.020 [−0.030, −0.010] nats a token"),
+        (-0.02, "sbp lost: −0.020 [−0.030, −0.010] nats a token of held-out text over repetition (over 12 groups)"),
         (0.02, "sbp gained +0.020 [+0.010, +0.030] nats a token"),
         (0.0, "sbp shows no difference: +0.000"),
     ],
 )
 def test_the_answer_of_one_seed_follows_the_interval_over_groups(gain: float, words: str) -> None:
-    assert answer(report(gain)).startswith(words)
+    assert answer(report(gain))[0].startswith(words)
+
+
+def test_a_run_of_two_arms_says_over_repetition_and_that_no_control_was_asked() -> None:
+    found = report(0.02)
+    assert answer(found) == [
+        "sbp gained +0.020 [+0.010, +0.030] nats a token of held-out text over repetition (over 12 groups)."
+    ]
+    assert "Repetition is the only arm at equal budget: controls would tell" in render_page(found)
 
 
 def test_few_groups_have_no_interval_and_a_sentence_that_says_so() -> None:
     found = report(0.02, groups=5)
-    assert answer(found) == "sbp: +0.020 (no interval) nats a token over repetition on held-out text."
+    assert answer(found) == ["sbp: +0.020 (no interval) nats a token of held-out text over repetition."]
     page, summary = render_page(found), render_summary(found)
     said = "Too few groups (articles) for an interval over them: held-out documents (of 5), answers, articles it read"
     assert said in page and said in summary
@@ -286,8 +296,10 @@ def test_a_small_run_is_told_what_it_cannot_show() -> None:
 
 def test_unequal_training_is_not_called_a_comparison() -> None:
     unequal = report()
-    unequal["arms"][1]["tokens"] = 900_000
-    assert answer(unequal).startswith("No arm trained on synthetic text as SBP does, on as many tokens")
+    unequal["arms"][1] |= {"tokens": 900_000, "is_comparable": False}
+    assert answer(unequal) == [
+        "No arm trained on synthetic text as SBP does, on the same corpus and as many tokens as repetition."
+    ]
     assert "sbp trained on 900 k tokens and repetition on 1 M" in render_summary(unequal)
     assert "900 k to 1 M training tokens for each arm" in scale_sentence(unequal)
     assert "1 M training tokens for each arm" in scale_sentence(report())

@@ -6,6 +6,7 @@ A loss is in nats, lower is better. A *gain* is repetition's loss minus an arm's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from sbp_ray.evaluation.intervals import estimate_over_groups, mean_interval, share_of_gain
 from sbp_ray.evaluation.likelihood.checkpoints import Scores
 from sbp_ray.evaluation.likelihood.scored_texts import ANSWERS, HELD_OUT, Texts
-from sbp_ray.evaluation.study import BASELINE, ORACLE, Costs, Study, Training
+from sbp_ray.evaluation.study import BASELINE, CONTROLS, ORACLE, Costs, Study, Training
 
 # S = seeds, N = units of a set of texts
 
@@ -46,6 +47,9 @@ def arm_rows(study: Study, scores: Mapping[str, Scores], texts: Texts) -> list[d
         row["models"] = {str(seed): training.model.key for seed, training in seeds.items()}
         row["parameters"] = scores[one.model.key].num_parameters
         row["mixture"] = one.model.stats.get("mixture")
+        row["unique_tokens"] = one.model.inputs["corpus"].stats.get("train", {}).get("tokens")
+        row["is_comparable"] = is_at_equal_budget(one, next(iter(by_arm[BASELINE].values())))
+        row["ends"] = _both_ends([training.model.stats for training in seeds.values()])
         for key, costs in (("cost", study.costs), ("own_cost", study.own_costs)):
             row[key] = _mean_cost([costs.get(training.model.key) for training in seeds.values()])
         row["measures"] = {measure: found[name] for measure, found in measures.items()}
@@ -62,25 +66,57 @@ def _measure_arms(
     study: Study,
 ) -> dict[str, dict[str, Any]]:
     """One measure of every arm: its losses by seed, and its gain with an interval over seeds and one over groups."""
-    sizes_N = texts.sets[text_set].sizes(unit)
+    sizes_N, groups_N = texts.sets[text_set].sizes(unit), texts.sets[text_set].groups
     nll = {arm: {s: scores[t.model.key].nll[text_set] for s, t in seeds.items()} for arm, seeds in by_arm.items()}
     losses = {arm: {s: float(nll_N.sum() / sizes_N.sum()) for s, nll_N in seeds.items()} for arm, seeds in nll.items()}
     oracle = next((t.name for seeds in by_arm.values() for t in seeds.values() if t.like == ORACLE), None)
     found = {}
     for arm in by_arm:
+        beside = partial(_gain_with_groups, nll, losses, sizes_N, groups_N, study.settings.eval.seed, arm)
+        controls = _controls(study, arm)
+        best = min(controls, key=lambda name: float(np.mean(list(losses[name].values()))), default="")
         found[arm] = {
             "by_seed": {str(seed): losses[arm][seed] for seed in sorted(losses[arm])},
             "mean": float(np.mean(list(losses[arm].values()))),
             "interval": over_seeds(list(losses[arm].values())),
-            **gain_beside(losses, arm, BASELINE),
-            "over_groups": None,
+            **beside(BASELINE),
             "share_of_oracle": _share_of_oracle(losses, arm, oracle),
+            "control": {"name": best, "of": controls, **beside(best)} if controls else None,
         }
-        if both := _paired(losses, arm, BASELINE):
-            gain_N = np.mean([nll[BASELINE][seed] - nll[arm][seed] for seed in both], axis=0)
-            over = estimate_over_groups(gain_N, sizes_N, texts.sets[text_set].groups, seed=study.settings.eval.seed)
-            found[arm]["over_groups"] = over
     return found
+
+
+def _gain_with_groups(
+    nll: Mapping[str, Mapping[int, Any]],
+    losses: Losses,
+    sizes_N: Any,
+    groups_N: Sequence[str],
+    seed: int,
+    arm: str,
+    other: str,
+) -> dict[str, Any]:
+    """What an arm gains over another, with an interval over seeds and one over groups."""
+    found: dict[str, Any] = {**gain_beside(losses, arm, other), "over_groups": None}
+    if both := _paired(losses, arm, other):
+        gain_N = np.mean([nll[other][each] - nll[arm][each] for each in both], axis=0)
+        found["over_groups"] = estimate_over_groups(gain_N, sizes_N, groups_N, seed=seed)
+    return found
+
+
+def _controls(study: Study, arm: str) -> list[str]:
+    """Controls at equal budget, which the best of is compared with; none where there is only repetition.
+
+    The best is chosen by the measure that it is compared by, which flatters the control.
+    """
+    arms = {name: next(iter(seeds.values())) for name, seeds in study.by_arm().items()}
+    fair = [name for name, one in arms.items() if one.like in CONTROLS and is_at_equal_budget(one, arms[BASELINE])]
+    is_rival = arms[arm].share is not None and arms[arm].like not in CONTROLS
+    return fair if is_rival and is_at_equal_budget(arms[arm], arms[BASELINE]) and len(fair) > 1 else []
+
+
+def is_at_equal_budget(one: Training, base: Training) -> bool:
+    """Whether both trained for as many tokens, on the same real text or what was made from it."""
+    return one.tokens == base.tokens and one.model.inputs["corpus"].key == base.model.inputs["corpus"].key
 
 
 def over_seeds(values_S: Sequence[float]) -> dict[str, Any] | None:
@@ -108,6 +144,16 @@ def _share_of_oracle(losses: Losses, arm: str, oracle: str | None) -> dict[str, 
     return None if share is None else share.as_dict()
 
 
+def _both_ends(stats_S: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Held-out loss along the training at the checkpoint that was exported, and at the last; means over the seeds."""
+    ends = [(stats["exported"], stats["final"]) for stats in stats_S if "validation_nats" in stats.get("exported", {})]
+    if not ends:
+        return None
+    exported, last = (float(np.mean([end["validation_nats"] for end in column])) for column in zip(*ends, strict=True))
+    after = float(np.mean([chosen["step"] / final["step"] for chosen, final in ends]))
+    return {"exported": exported, "last": last, "exported_after": after}
+
+
 def _mean_cost(costs: Sequence[Costs | None]) -> dict[str, float] | None:
     """The mean over the seeds; None where nobody counted."""
     counted = [cost for cost in costs if cost is not None]
@@ -123,7 +169,7 @@ def equal_cost_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     which flatters it.
     """
     rows = [row for row in rows if row["cost"] and HEADLINE in row["measures"]]
-    losses = {row["name"]: {int(s): x for s, x in row["measures"][HEADLINE]["by_seed"].items()} for row in rows}
+    losses = losses_of(rows)
     repeated = [row for row in rows if row["share"] is None and row["like"] != ORACLE]
     found = []
     for row in (row for row in rows if row["share"] is not None):
@@ -137,6 +183,11 @@ def equal_cost_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         entry |= {"against": against and _beside(losses, row, against), "within": _beside(losses, row, best)}
         found.append(entry)
     return found
+
+
+def losses_of(rows: Sequence[Mapping[str, Any]]) -> Losses:
+    """Held-out losses, which answer."""
+    return {row["name"]: {int(s): x for s, x in row["measures"][HEADLINE]["by_seed"].items()} for row in rows}
 
 
 def _beside(losses: Losses, row: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
