@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,21 +23,19 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_SHARE_LOCAL_RAY = ("data_stages", "training", "synthesize_stage", "service", "service_scale")
-"""Files of `tests/integration` whose tests share a Ray in their own process, and the engine that runs on it."""
-_SHARE_CLUSTER = ("jobs_api", "full_disk", "pipeline")
-"""Those whose tests share a cluster that takes jobs."""
-
-
-def _unit_of(nodeid: str) -> tuple[int, str]:
+@functools.cache
+def _unit_of(file: str) -> tuple[int, str]:
     """Tests of one unit run in one process, since they share what is slow to start; long units begin first."""
-    file = nodeid.partition("::")[0]
-    name = file.rpartition("/test_")[2].removesuffix(".py")
-    if file.startswith("tests/integration/") and name in _SHARE_LOCAL_RAY:
+    text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    if re.search(r"\blocal_ray\b|\bservice: Service\b", text):
         return 0, "local Ray"
-    if file.startswith("tests/integration/") and name in _SHARE_CLUSTER:
+    if re.search(r"\bcluster: Cluster\b", text):
         return 1, "cluster"
     return 2 if file.startswith(("tests/integration/", "tests/chaos/")) else 3, file
+
+
+def _file_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     The engine of the service holds cores of `local_ray` that Ray Train would count as free.
     """
-    items.sort(key=lambda item: (_unit_of(item.nodeid)[0], "service" in getattr(item, "fixturenames", ())))
+    items.sort(key=lambda item: (_unit_of(_file_of(item.nodeid))[0], "service" in getattr(item, "fixturenames", ())))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -52,7 +52,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class UnitScheduling(LoadScopeScheduling):  # type: ignore[misc]  # untyped
         def _split_scope(self, nodeid: str) -> str:
-            return _unit_of(nodeid)[1]
+            return _unit_of(_file_of(nodeid))[1]
 
     return UnitScheduling(config, log)
 
