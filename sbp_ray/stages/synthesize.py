@@ -29,6 +29,7 @@ from sbp_ray.generation.open_shard import too_many_bad
 from sbp_ray.generation.parts import make_parts
 from sbp_ray.generation.segments import count_done, remove_segments
 from sbp_ray.generation.shard_worker import OPEN_SHARDS, Inputs, ShardWorker
+from sbp_ray.logs import duration
 from sbp_ray.rounds import round_of_text
 from sbp_ray.shards import Stats, add_stats, list_shards, read_stats
 from sbp_ray.text.contamination import EvaluationNgrams, describe_contamination, read_evaluation_sets
@@ -159,7 +160,11 @@ def _totals(out: Artifact, ngrams: EvaluationNgrams, number: int) -> Stats:
     stats["contaminated"] = ngrams.count_hits(stats["drops"].get("contaminated", 0), stats["contaminated"])
     stats["round"] = number
     if "gain" in stats:
-        stats["gain"] = summarise_gains(stats["gain"])
+        stats["gain"] = gain = summarise_gains(stats["gain"])
+        logger.info(
+            f"{_STAGE} | d1 is worth {gain['mean_nats']} nats a token to {gain['samples']:,} samples on average | "
+            f"{gain['tokens_scored']:,} tokens scored in {duration(gain['seconds'])}"
+        )
     if stats["contaminated"]:
         logger.info(f"{_STAGE} | {describe_contamination(stats['contaminated'])}")
     prompts = stats["prompt_tokens"]

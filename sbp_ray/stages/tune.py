@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TuneConfig
-from sbp_ray.errors import SbpError, call_for_outcome
+from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.intervals import connected_groups, estimate_over_groups
 from sbp_ray.mixing import Mixture
 from sbp_ray.model import read_base_shape
 from sbp_ray.rounds import round_of
-from sbp_ray.schema import shard_of
 from sbp_ray.scoring import load_model, sum_nll
-from sbp_ray.shards import Stats, shard_name
+from sbp_ray.shards import Stats, call_each, fetch_rows
 from sbp_ray.text.pair_format import PAIR_MARKS, Example, pair_example, unconditional_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
 from sbp_ray.training.launch import run_plan
@@ -106,26 +104,6 @@ def _refuse_no_pairs(cfg: TuneConfig, train: Packed, out: Artifact) -> None:
     )
 
 
-def read_documents(corpus: Artifact, split: str, doc_ids: Iterable[bytes]) -> dict[bytes, list[int]]:
-    """Tokens of the documents, one shard of the corpus in memory at a time.
-
-    Raises:
-        SbpError: the corpus lacks one of them.
-    """
-    wanted = set(doc_ids)
-    num_shards = len(corpus.files(split, ".parquet"))
-    found: dict[bytes, list[int]] = {}
-    for shard in sorted({shard_of(doc_id, num_shards) for doc_id in wanted}):
-        table = corpus.read_table(shard_name(split, shard), columns=["doc_id", "input_ids"])
-        table = table.filter(pc.is_in(table["doc_id"], pa.array(sorted(wanted))))
-        found |= zip(table["doc_id"].to_pylist(), table["input_ids"].to_pylist(), strict=True)
-    if missing := wanted - found.keys():
-        raise SbpError(
-            f"{corpus.url} lacks {len(missing)} documents of the pairs, such as {min(missing).hex()}: redo pair"
-        )
-    return found
-
-
 # What d1 is worth
 
 
@@ -152,9 +130,9 @@ def held_out_pairs(
         table = table.take(np.sort(chosen))
         ids += zip(table["d1_id"].to_pylist(), table["d2_id"].to_pylist(), strict=True)
     ids = ids[: cfg.max_validation_pairs]
-    texts = read_documents(corpus, "validation", {doc_id for pair in ids for doc_id in pair})
-    groups = _groups(corpus, texts)
-    strangers = sorted(texts)
+    strangers = sorted({doc_id for pair in ids for doc_id in pair})
+    rows = fetch_rows(corpus, "validation", strangers, ["input_ids", "group"])
+    texts, groups = (dict(zip(strangers, rows[name].to_pylist(), strict=True)) for name in ("input_ids", "group"))
     made = []
     for d1_id, d2_id in ids:
         others = (strangers[i] for i in rng.permutation(len(strangers)))
@@ -168,26 +146,9 @@ def held_out_pairs(
     return made
 
 
-def _groups(corpus: Artifact, texts: dict[bytes, list[int]]) -> dict[bytes, str]:
-    groups: dict[bytes, str] = {}
-    files = corpus.files("validation", ".parquet")
-    for shard in sorted({shard_of(doc_id, len(files)) for doc_id in texts}):
-        table = corpus.read_table(files[shard], columns=["doc_id", "group"])
-        table = table.filter(pc.is_in(table["doc_id"], pa.array(sorted(texts))))
-        groups |= zip(table["doc_id"].to_pylist(), table["group"].to_pylist(), strict=True)
-    return groups
-
-
 def _measure_gain(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: SpecialIds, out: Artifact) -> Stats:
     """NLL a token of held-out d2 given d1, given an unrelated document, and alone; in one worker of the cluster."""
-    resources = cfg.resources
-    if resources.in_process:
-        gain = _score_pairs(cfg, corpus, pairs, special, out)
-    else:
-        import ray
-
-        task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(_score_pairs)
-        gain = call_for_outcome(ray.get, task.remote(cfg, corpus, pairs, special, out)).get()
+    [(_, gain)] = call_each(_score_pairs, [cfg], corpus, pairs, special, out, resources=cfg.resources)
     if gain["pairs"]:
         logger.info(
             f"{STAGE} | held-out d2, nats a token: {gain['nll_given_d1']:.3f} given d1, "
