@@ -11,15 +11,18 @@
     recall      the queries' lists beside the exact ones; too low, and all starts again with a wider margin
 
 A worker holds a shard with all lists of its documents, or a group of `neighbors.worker_gib`; with fewer documents than
-that a split is one group, in one worker.
+that a split is one group, in one worker. Up to `SMALL` documents are the driver's own work.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
+
+import torch
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig
@@ -43,6 +46,7 @@ from sbp_ray.shards import (
     run_steps,
     shard_name,
     splits_of,
+    working_here,
 )
 from sbp_ray.threads import map_in_threads
 
@@ -50,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 """Searches, each wider than the one before it, after which a recall that is still too low is an error."""
+SMALL = 50_000
+"""Documents up to which the driver searches by itself: tasks, and the libraries that they load, would take longer."""
 _RECALL = f"{SCRATCH}/recall.json"
 
 Items = list[dict[str, Any]]
@@ -77,12 +83,13 @@ def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> S
     log_plan(plan)
     refuse_what_cannot_fit(plans.values(), out)
     recall: dict[str, Any] = out.read_json(_RECALL) if out.exists(_RECALL) else {}
+    is_small = sum(map(sum, rows.values())) <= SMALL and not cfg.resources.num_gpus
     for attempt in range(_ATTEMPTS):
         splits = [split for split in rows if not _is_enough(cfg, recall.get(split))]
         splits = [split for split in splits if recall.get(split, {}).get("attempt", -1) < attempt]
-        run_steps(
-            out, _steps(cfg, embeddings, out, {split: rows[split] for split in splits}, attempt, plan), cfg.resources
-        )
+        steps = _steps(cfg, embeddings, out, {split: rows[split] for split in splits}, attempt, plan)
+        with _working_in_driver() if is_small else nullcontext():
+            run_steps(out, steps, cfg.resources)
         for split in splits:
             recall[split] = measure_recall(cfg, out, split, rows[split], attempt)
         if "train" in splits:
@@ -98,6 +105,17 @@ def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> S
         "plan": {"groups": plan.groups, "group_documents": plan.group_documents, "disk_gib": round(plan.disk_gib, 3)},
         **by_split,
     }
+
+
+@contextmanager
+def _working_in_driver() -> Iterator[None]:
+    """Steps within the block are the driver's, whose torch keeps the threads that it has."""
+    num_threads = torch.get_num_threads()
+    try:
+        with working_here():
+            yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _steps(

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.slow
 
 SEED = 11
 NUM_SHARDS = 4
-DOCUMENTS = 24_000  # enough for cells
+DOCUMENTS = 52_000  # more than the driver searches by itself
 DIM = 32
-SETTINGS = {"num_neighbors": 10, "worker_gib": 0.015, "recall_queries": 200}  # three groups
+SETTINGS = {"num_neighbors": 10, "worker_gib": 0.033, "recall_queries": 200}  # three groups
 VICTIMS = ("driver", "worker", "driver", "worker")
 ATTEMPTS = 8
 

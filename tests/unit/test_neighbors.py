@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextvars
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,9 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 from worked_on import WorkedOn
 
+from sbp_ray import metrics
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig, Resources
 from sbp_ray.errors import SbpError
@@ -183,6 +186,35 @@ def test_identical_documents_are_each_others_neighbours(new_artifact, num: int) 
         assert len({other for other, _ in found} - {name}) == 2
         assert [cosine for _, cosine in found] == pytest.approx([1.0] * 2, abs=1e-4)
         assert all(cosine <= 1 for _, cosine in found)
+
+
+@pytest.mark.parametrize("small", [60, 59])
+def test_few_documents_are_searched_without_a_task(new_artifact, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
+    """There is a Ray, as far as this process knows; no step is given to it unless there are too many documents."""
+    embeddings, given = new_artifact("embeddings"), []
+
+    def note(*args: Any, **kwargs: Any) -> None:
+        given.append(args)
+        raise InterruptedError
+
+    write_embeddings(embeddings, {"train": [unit_vectors(40)], "validation": [unit_vectors(20)]})
+    monkeypatch.setattr(neighbors, "SMALL", small)
+    monkeypatch.setattr(metrics, "ray_is_running", lambda: True)
+    monkeypatch.setattr(ray.data, "from_items", note)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+
+    def find() -> None:
+        find_neighbors(NeighborsConfig(num_neighbors=5), embeddings=embeddings, out=new_artifact("neighbors"))
+
+    if small < 60:
+        with pytest.raises(InterruptedError):
+            contextvars.Context().run(find)  # without the fixture's own say
+    else:
+        contextvars.Context().run(find)
+    assert bool(given) == (small < 60)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(num_threads)
 
 
 # Many documents: cells
