@@ -241,15 +241,15 @@ def test_values_and_gains_on_the_questions_that_are_left(tmp_path: Path) -> None
     row = row_of(tmp_path, seen=["3"])
     accuracy, _, likelihood = row["measures"]
     assert (row["questions"], row["left_out"]) == (3, 1)
-    assert accuracy["arms"]["repetition"]["value"] == pytest.approx(1 / 3)
-    assert accuracy["arms"]["sbp"]["gain_over_questions"]["value"] == pytest.approx(1 / 3)
-    assert likelihood["arms"]["repetition"]["value"] == pytest.approx(9 / 10)
-    assert likelihood["arms"]["sbp"]["value"] == pytest.approx(7 / 10)
-    gain = likelihood["arms"]["sbp"]["gain_over_questions"]
+    assert accuracy["arms"]["repetition"]["mean"] == pytest.approx(1 / 3)
+    assert accuracy["arms"]["sbp"]["over_questions"]["value"] == pytest.approx(1 / 3)
+    assert likelihood["arms"]["repetition"]["mean"] == pytest.approx(9 / 10)
+    assert likelihood["arms"]["sbp"]["mean"] == pytest.approx(7 / 10)
+    gain = likelihood["arms"]["sbp"]["over_questions"]
     assert gain["value"] == pytest.approx(2 / 10)  # above zero: the answers are likelier
     assert gain["low"] == pytest.approx(0)  # drawn three times the second question, which did not change
-    assert likelihood["arms"]["sbp"]["gain_by_seed"] == {"0": pytest.approx(2 / 10)}
-    assert likelihood["arms"]["repetition"]["gain_over_questions"] is None
+    assert likelihood["arms"]["sbp"]["gain"] == pytest.approx(2 / 10)
+    assert likelihood["arms"]["repetition"]["over_questions"] is None
 
 
 def test_no_question_left_is_not_measured(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_perplexity_is_shown_and_its_gain_is_in_nats(tmp_path: Path) -> None:
     row = benchmark_row(found, answers, seen=None, num_truncated=0, seed=0)
     perplexity = row["measures"][1]["arms"]
     assert perplexity["sbp"]["shown"] == pytest.approx(math.exp(1.5))
-    assert perplexity["sbp"]["gain_over_questions"]["value"] == pytest.approx(0.5)
+    assert perplexity["sbp"]["over_questions"]["value"] == pytest.approx(0.5)
 
 
 # The page

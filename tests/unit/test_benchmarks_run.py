@@ -71,9 +71,15 @@ def test_every_model_is_asked_once_and_compared(study: Study, tmp_path: Path, in
     assert likelihood["arms"].keys() == {"repetition", "sbp 2 %"}
     found = likelihood["arms"]["sbp 2 %"]
     assert found["by_seed"].keys() == {"0", "1"}
-    assert found["gain_over_seeds"] == pytest.approx({"value": 0, "low": 0, "high": 0})  # all are the same model
-    assert 3 < found["value"] < 6  # ln 320 = 5.77 nats a token, some of them of several bytes
-    assert 0 <= accuracy["arms"]["repetition"]["value"] <= 1
+    assert found["over_seeds"] == {
+        "value": 0,
+        "low": 0,
+        "high": 0,
+        "unit": "seeds",
+        "units": 2,
+    }  # all are the same model
+    assert 3 < found["mean"] < 6  # ln 320 = 5.77 nats a token, some of them of several bytes
+    assert 0 <= accuracy["arms"]["repetition"]["mean"] <= 1
     assert text["measures"][0]["name"] == "nats_per_byte"
 
     written = {name: Path(store.path(name)).stat().st_mtime_ns for name in store.files()}

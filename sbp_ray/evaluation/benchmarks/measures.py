@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet
-from sbp_ray.evaluation.intervals import Interval, bootstrap_ratio, mean_interval
+from sbp_ray.evaluation.intervals import bootstrap_ratio
+from sbp_ray.evaluation.paired import Comparison
 from sbp_ray.evaluation.study import BASELINE
 
 # N = questions
@@ -95,54 +96,20 @@ def benchmark_row(
 
 
 def _measured(name: str, answers: Mapping[str, BySeed], keys: Sequence[str], seed: int) -> dict[str, Any]:
+    """One measure of every arm; and its value as it is shown, with an interval over questions of its own."""
     measure = MEASURES[name]
-    return {
-        "name": name,
-        "label": measure.label,
-        "better": measure.better,
-        "is_perplexity": measure.is_perplexity,
-        "arms": {arm: _arm(measure, by_seed, answers[BASELINE], keys, seed) for arm, by_seed in answers.items()},
-    }
+    tops = {arm: {s: _column(records, measure.top, keys) for s, records in by_seed.items()}
+            for arm, by_seed in answers.items()}  # fmt: skip
+    sizes_N = _column(next(iter(answers[BASELINE].values())), measure.bottom, keys)
+    compared = Comparison(tops, sizes_N, better=measure.better, groups=None, seed=seed)
+    arms = {arm: compared.describe(arm) for arm in tops}
+    for arm, found in arms.items():
+        found["shown"] = math.exp(min(found["mean"], 700.0)) if measure.is_perplexity else found["mean"]
+        mean_N = np.mean(list(tops[arm].values()), axis=0)
+        found["interval_over_questions"] = bootstrap_ratio(mean_N, sizes_N, seed=seed).as_dict()
+    return {"name": name, **asdict(measure), "arms": arms}
 
 
-def _arm(measure: Measure, own: BySeed, base: BySeed, keys: Sequence[str], seed: int) -> dict[str, Any]:
-    """Value and intervals of an arm, and its gain over the baseline: above zero, the arm is better."""
-    both = [] if own is base else sorted(own.keys() & base.keys())
-    value = {s: _value(measure, own[s], keys) for s in sorted(own)}
-    gain = {s: measure.better * (value[s] - _value(measure, base[s], keys)) for s in both}
-    top_N, bottom_N = (_column(own.values(), name, keys) for name in (measure.top, measure.bottom))
-    over_questions = bootstrap_ratio(top_N, bottom_N, seed=seed)
-    shown = math.exp(min(over_questions.value, 700.0)) if measure.is_perplexity else over_questions.value
-    return {
-        "value": over_questions.value,
-        "shown": shown,
-        "by_seed": {str(s): number for s, number in value.items()},
-        "over_questions": over_questions.as_dict(),
-        "over_seeds": _over_seeds(value),
-        "gain_by_seed": {str(s): number for s, number in gain.items()},
-        "gain_over_questions": _gain(measure, own, base, both, keys, seed).as_dict() if both else None,
-        "gain_over_seeds": _over_seeds(gain),
-    }
-
-
-def _gain(measure: Measure, own: BySeed, base: BySeed, both: Sequence[int], keys: Sequence[str], seed: int) -> Interval:
-    """Paired by question, each question's number averaged over the seeds that both arms have."""
-    mine_N, its_N = (_column([arm[s] for s in both], measure.top, keys) for arm in (own, base))
-    bottom_N = _column(own.values(), measure.bottom, keys)
-    return bootstrap_ratio(measure.better * (mine_N - its_N), bottom_N, seed=seed)
-
-
-def _over_seeds(by_seed: Mapping[int, float]) -> dict[str, float] | None:
-    interval = mean_interval(list(by_seed.values()))
-    return None if interval is None else interval.as_dict()
-
-
-def _value(measure: Measure, records: Records, keys: Sequence[str]) -> float:
-    return float(_column([records], measure.top, keys).sum() / _column([records], measure.bottom, keys).sum())
-
-
-def _column(of_seeds: Collection[Records], name: str | None, keys: Sequence[str]) -> np.ndarray:
-    """Mean over the seeds for each question; ones without a name. float64 [N]."""
-    if name is None:
-        return np.ones(len(keys))
-    return np.mean([[records[key][name] for key in keys] for records in of_seeds], axis=0)
+def _column(records: Records, name: str | None, keys: Sequence[str]) -> np.ndarray:
+    """A number of each question; ones without a name. float64 [N]."""
+    return np.array([1.0 if name is None else records[key][name] for key in keys], np.float64)

@@ -6,17 +6,15 @@ A loss is in nats, lower is better. A *gain* is repetition's loss minus an arm's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from sbp_ray.evaluation.intervals import estimate_over_groups, mean_interval, share_of_gain
+from sbp_ray.evaluation.intervals import share_of_gain
 from sbp_ray.evaluation.likelihood.checkpoints import Scores
 from sbp_ray.evaluation.likelihood.scored_texts import ANSWERS, HELD_OUT, Texts
+from sbp_ray.evaluation.paired import Comparison, Values, gain_beside, paired_seeds
 from sbp_ray.evaluation.study import BASELINE, CONTROLS, ORACLE, Costs, Study, Training
-
-# S = seeds, N = units of a set of texts
 
 MEASURES = {
     f"{name}_nats_per_{unit}": (name, unit) for name in (HELD_OUT, *ANSWERS.values()) for unit in ("token", "byte")
@@ -26,9 +24,6 @@ HEADLINE = "held_out_nats_per_token"
 """The measure that answers."""
 _SAME_COST = 0.95  # of an arm's cost: near enough to be called equal
 
-Losses = Mapping[str, Mapping[int, float]]
-"""By name of the arm and seed."""
-
 
 def arm_rows(study: Study, scores: Mapping[str, Scores], texts: Texts) -> list[dict[str, Any]]:
     """One row for each arm with its share and round.
@@ -37,7 +32,7 @@ def arm_rows(study: Study, scores: Mapping[str, Scores], texts: Texts) -> list[d
         scores: by the key of the model.
     """
     by_arm = study.by_arm()
-    measures = {name: _measure_arms(by_arm, scores, texts, *MEASURES[name], study) for name in MEASURES
+    measures = {name: _measure_arms(study, scores, texts, *MEASURES[name]) for name in MEASURES
                 if MEASURES[name][0] in texts.sets}  # fmt: skip
     rows = []
     for name, seeds in by_arm.items():
@@ -58,48 +53,24 @@ def arm_rows(study: Study, scores: Mapping[str, Scores], texts: Texts) -> list[d
 
 
 def _measure_arms(
-    by_arm: Mapping[str, Mapping[int, Training]],
-    scores: Mapping[str, Scores],
-    texts: Texts,
-    text_set: str,
-    unit: str,
-    study: Study,
+    study: Study, scores: Mapping[str, Scores], texts: Texts, text_set: str, unit: str
 ) -> dict[str, dict[str, Any]]:
-    """One measure of every arm: its losses by seed, and its gain with an interval over seeds and one over groups."""
-    sizes_N, groups_N = texts.sets[text_set].sizes(unit), texts.sets[text_set].groups
-    nll = {arm: {s: scores[t.model.key].nll[text_set] for s, t in seeds.items()} for arm, seeds in by_arm.items()}
-    losses = {arm: {s: float(nll_N.sum() / sizes_N.sum()) for s, nll_N in seeds.items()} for arm, seeds in nll.items()}
-    oracle = next((t.name for seeds in by_arm.values() for t in seeds.values() if t.like == ORACLE), None)
+    """One measure of every arm, with its share of the oracle's gain, and its gain over the best control."""
+    nll = {arm: {s: scores[t.model.key].nll[text_set] for s, t in seeds.items()}
+           for arm, seeds in study.by_arm().items()}  # fmt: skip
+    one, seed = texts.sets[text_set], study.settings.eval.seed
+    compared = Comparison(nll, one.sizes(unit), better=-1, groups=one.groups, seed=seed)
+    losses = compared.values
+    oracle = next((training.name for training in study.trainings if training.like == ORACLE), None)
     found = {}
-    for arm in by_arm:
-        beside = partial(_gain_with_groups, nll, losses, sizes_N, groups_N, study.settings.eval.seed, arm)
+    for arm in losses:
         controls = _controls(study, arm)
         best = min(controls, key=lambda name: float(np.mean(list(losses[name].values()))), default="")
         found[arm] = {
-            "by_seed": {str(seed): losses[arm][seed] for seed in sorted(losses[arm])},
-            "mean": float(np.mean(list(losses[arm].values()))),
-            "interval": over_seeds(list(losses[arm].values())),
-            **beside(BASELINE),
+            **compared.describe(arm),
             "share_of_oracle": _share_of_oracle(losses, arm, oracle),
-            "control": {"name": best, "of": controls, **beside(best)} if controls else None,
+            "control": {"name": best, "of": controls, **compared.gain(arm, best)} if controls else None,
         }
-    return found
-
-
-def _gain_with_groups(
-    nll: Mapping[str, Mapping[int, Any]],
-    losses: Losses,
-    sizes_N: Any,
-    groups_N: Sequence[str],
-    seed: int,
-    arm: str,
-    other: str,
-) -> dict[str, Any]:
-    """What an arm gains over another, with an interval over seeds and one over groups."""
-    found: dict[str, Any] = {**gain_beside(losses, arm, other), "over_groups": None}
-    if both := _paired(losses, arm, other):
-        gain_N = np.mean([nll[other][each] - nll[arm][each] for each in both], axis=0)
-        found["over_groups"] = estimate_over_groups(gain_N, sizes_N, groups_N, seed=seed)
     return found
 
 
@@ -119,25 +90,8 @@ def is_at_equal_budget(one: Training, base: Training) -> bool:
     return one.tokens == base.tokens and one.model.inputs["corpus"].key == base.model.inputs["corpus"].key
 
 
-def over_seeds(values_S: Sequence[float]) -> dict[str, Any] | None:
-    """Their mean with a 95 % t-interval; None for a single seed."""
-    interval = mean_interval(values_S)
-    return None if interval is None else {**interval.as_dict(), "unit": "seeds", "units": len(values_S)}
-
-
-def gain_beside(losses: Losses, arm: str, other: str) -> dict[str, Any]:
-    """What an arm gains over another, paired by seed."""
-    gain_S = [losses[other][seed] - losses[arm][seed] for seed in _paired(losses, arm, other)]
-    return {"gain": float(np.mean(gain_S)) if gain_S else None, "over_seeds": over_seeds(gain_S)}
-
-
-def _paired(losses: Losses, arm: str, *others: str) -> list[int]:
-    """Seeds that all of them have; none beside itself."""
-    return [] if arm in others else sorted(set(losses[arm]).intersection(*(losses[other] for other in others)))
-
-
-def _share_of_oracle(losses: Losses, arm: str, oracle: str | None) -> dict[str, float] | None:
-    if oracle is None or arm == BASELINE or not (seeds := _paired(losses, arm, BASELINE, oracle)):
+def _share_of_oracle(losses: Values, arm: str, oracle: str | None) -> dict[str, float] | None:
+    if oracle is None or arm == BASELINE or not (seeds := paired_seeds(losses, arm, BASELINE, oracle)):
         return None
     gains = [[losses[BASELINE][seed] - losses[name][seed] for seed in seeds] for name in (arm, oracle)]
     share = share_of_gain(*gains)
@@ -185,11 +139,11 @@ def equal_cost_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def losses_of(rows: Sequence[Mapping[str, Any]]) -> Losses:
+def losses_of(rows: Sequence[Mapping[str, Any]]) -> Values:
     """Held-out losses, which answer."""
     return {row["name"]: {int(s): x for s, x in row["measures"][HEADLINE]["by_seed"].items()} for row in rows}
 
 
-def _beside(losses: Losses, row: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def _beside(losses: Values, row: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     gained = gain_beside(losses, row["name"], other["name"])
     return {"name": other["name"], "flops": other["cost"]["flops"], **gained}
