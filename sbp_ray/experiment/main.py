@@ -20,7 +20,7 @@ from sbp_ray.experiment.grid import Grid, plan_grid
 from sbp_ray.experiment.settings import ExperimentConfig, load_experiment
 from sbp_ray.logs import set_up_logging
 from sbp_ray.plan import is_done
-from sbp_ray.report.wording import scaled
+from sbp_ray.report.wording import aligned, scaled
 from sbp_ray.run_lock import locked
 from sbp_ray.tracking import refuse_missing_library
 
@@ -70,15 +70,13 @@ def describe(grid: Grid) -> str:
         is_limit = "≤" if node.stage.job == "synthesize" else ""
         shown = ("" if tokens is None else f"{is_limit}{scaled(tokens)}", "" if flops is None else f"{flops:.1e}")
         rows.append((key, node.stage.name, *shown, ", ".join(arms)))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
     total = sum(planned_flops(node) or 0.0 for node in grid.nodes.values())
     names = dict.fromkeys(training.name for training in grid.trainings)
-    lines.append(
+    last = (
         f"{len(grid.nodes)} artifacts for {len(grid.trainings)} trainings ({', '.join(names)}); "
         f"{total:.1e} FLOPs, without what depends on the pairs that are found"
     )
-    return "\n".join(lines)
+    return "\n".join([*aligned(rows), last])
 
 
 def _execute(experiment: ExperimentConfig, grid: Grid, jobs: Path, *, has_ray: bool) -> None:

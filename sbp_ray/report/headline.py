@@ -223,14 +223,14 @@ def _synthesizer_tile(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def render_summary(results: Mapping[str, Any]) -> str:
     """Plain text: the answer, the arms, the synthesizers, the quality of the text, and what to keep in mind."""
-    blocks = [[*answer(results), f"Scale: {wording.scale_sentence(results)}."], _aligned(_arm_cells(results))]
+    blocks = [[*answer(results), f"Scale: {wording.scale_sentence(results)}."], wording.aligned(_arm_cells(results))]
     if gains := [row for row in results["synthesizers"] if row["pairs"]]:
         heads = ("nats a token of d2, held-out pairs", "given d1", "random d1", "alone")
         keys = ("nll_given_d1", "nll_given_random", "nll_alone")
         cells = [(f"for {', '.join(row['for'])}", *(fixed(row.get(key)) for key in keys)) for row in gains]
-        blocks.append(_aligned([heads, *cells]))
+        blocks.append(wording.aligned([heads, *cells]))
     if results["quality"]:
-        blocks.append(_aligned(_quality_cells(results["quality"]["table"])))
+        blocks.append(wording.aligned(_quality_cells(results["quality"]["table"])))
     return "\n".join(["", *("\n".join(block) + "\n" for block in [*blocks, remarks(results)] if block)])
 
 
@@ -270,8 +270,3 @@ def _quality_cells(table: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         cells = [row["measures"].get(measure, {}).get("value") for row in shown]
         rows.append((label, *(fixed(cell, 0) if measure == "tokens" else percent(cell) for cell in cells)))
     return rows
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sbp_ray.report import paper
@@ -52,6 +52,12 @@ def percent_interval(found: Mapping[str, float] | None) -> str:
 def counts(found: Mapping[str, int]) -> str:
     """`12 looping, 3 too short`."""
     return ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in found.items()) or "nothing"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table for the terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def cut(text: str, max_chars: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sbp_ray.artifacts import Artifact, fingerprint_of
@@ -19,7 +19,6 @@ from sbp_ray.report.panel_page import table_row
 logger = logging.getLogger(__name__)
 
 _SETTINGS = ("quality_sample", "duplicate_sample", "num_samples", "max_validation_documents", "seed")
-Users = Sequence[tuple[Node, Sequence[Training]]]
 
 
 def measure_quality(study: Study, store: Artifact) -> dict[str, Any] | None:
@@ -36,9 +35,13 @@ def measure_quality(study: Study, store: Artifact) -> dict[str, Any] | None:
     users = study.users("synthetic", read_it=True)
     if not users:
         return None
-    embeddings = _choose_ruler([made for made, _ in users])
+    embeddings = _choose_ruler([node for node, _ in users])
     settings = study.settings.model_copy(update={"embed": embeddings.config.embed})
-    columns, real = _measure_new(settings, embeddings, _mined_with(embeddings, study), users, store)
+    columns, real = _measure_new(settings, embeddings, _mined_with(embeddings, study), [n for n, _ in users], store)
+    by_name: dict[str, list[Any]] = {}  # a row for each synthesizer, its seeds together
+    for node, trainings in users:
+        by_name.setdefault(name_of_text(trainings), []).append(columns[node.key])
+    rows = [table_row(name, "synthetic", found) for name, found in by_name.items()]
     return {
         **{name: getattr(settings.eval, name) for name in _SETTINGS},
         "embedder": settings.embed.model,
@@ -47,50 +50,42 @@ def measure_quality(study: Study, store: Artifact) -> dict[str, Any] | None:
         "copy_containment": COPY_CONTAINMENT,
         "real": real["texts"],
         "relevance": real["relevance"],
-        "table": _table(users, columns, real["texts"]),
+        "table": [*rows, *(table_row(name, KINDS[name], [column]) for name, column in real["texts"].items())],
         "syntheses": [
-            {"synthetic": made.key, "name": name_of_text(trained), "for": names_of(trained)}
-            | (columns[made.key] or {"documents": 0})
-            for made, trained in users
+            {"synthetic": node.key, "name": name_of_text(trainings), "for": names_of(trainings)}
+            | (columns[node.key] or {"documents": 0})
+            for node, trainings in users
         ],
     }
 
 
 def _measure_new(
-    settings: Config, embeddings: Node, pairs: Node | None, users: Users, store: Artifact
+    settings: Config, embeddings: Node, pairs: Node | None, synthetic: Sequence[Node], store: Artifact
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The columns of all synthetic texts by key, and those of real text; only what the store lacks is measured."""
-    cfg = settings.eval
-    rulers = [made.artifact.fingerprint() for made in (embeddings, pairs) if made is not None]
-    synthetic = {made.key: made.artifact for made, _ in users}
-    names = {
-        key: f"{key}-{_fingerprint(settings, made.fingerprint(), *rulers)}.json" for key, made in synthetic.items()
-    }
-    real = f"real-{_fingerprint(settings, *rulers)}.json"
-    todo = {key: made for key, made in synthetic.items() if not store.exists(names[key])}
+    cfg, corpus = settings.eval, embeddings.inputs["corpus"].artifact
+    how = {name: getattr(cfg, name) for name in _SETTINGS}
+    rulers = [node.fingerprint for node in (embeddings, pairs) if node is not None]
+    real, *names = (
+        f"{name}-{fingerprint_of({'eval': how, 'inputs': [*read, *rulers]})[:8]}.json"
+        for name, read in [("real", []), *((node.key, [node.fingerprint]) for node in synthetic)]
+    )
+    todo = {node.key: name for node, name in zip(synthetic, names, strict=True) if not store.exists(name)}
     if todo or not store.exists(real):
         logger.info(f"eval | quality of {len(todo)} synthetic texts beside real text")
-        corpus = embeddings.inputs["corpus"].artifact
+        new = {node.key: sample_synthetic(cfg, node.artifact) for node in synthetic if node.key in todo}
         columns, relevance = measure_samples(
             settings,
             corpus=corpus,
             embeddings=embeddings.artifact,
-            samples={key: sample_synthetic(cfg, made) for key, made in todo.items()} | sample_real(cfg, corpus),
+            samples=new | sample_real(cfg, corpus),
             mined=sample_pairs(cfg, pairs.artifact) if pairs else [],
         )
-        for key in todo:
-            store.write_json(names[key], columns.pop(key))
+        for key, name in todo.items():
+            store.write_json(name, columns.pop(key))
         store.write_json(real, {"texts": columns, "relevance": relevance})
-    return {key: store.read_json(name) for key, name in names.items()}, store.read_json(real)
-
-
-def _table(users: Users, columns: Mapping[str, Any], real: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each synthesizer, its seeds together, and for real text."""
-    by_name: dict[str, list[Any]] = {}
-    for made, trained in users:
-        by_name.setdefault(name_of_text(trained), []).append(columns[made.key])
-    rows = [table_row(name, "synthetic", found) for name, found in by_name.items()]
-    return [*rows, *(table_row(name, KINDS[name], [column]) for name, column in real.items())]
+    found = {node.key: store.read_json(name) for node, name in zip(synthetic, names, strict=True)}
+    return found, store.read_json(real)
 
 
 def name_of_text(trained: Sequence[Training]) -> str:
@@ -109,8 +104,3 @@ def _mined_with(embeddings: Node, study: Study) -> Node | None:
     """The first pairs that were mined with these vectors."""
     mined = [made for made, _ in study.users("pairs") if made.config.pair.source == "neighbors"]
     return next((m for m in mined if m.inputs["neighbors"].inputs["embeddings"].key == embeddings.key), None)
-
-
-def _fingerprint(settings: Config, *inputs: str) -> str:
-    how = {name: getattr(settings.eval, name) for name in _SETTINGS}
-    return fingerprint_of({"eval": how, "inputs": inputs})[:8]
