@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerFast
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig
@@ -46,12 +47,7 @@ def pretrain(
     refuse_missing_float8("pretrain", cfg)
     tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))
     special = special_ids(tokenizer)
-    vocab_size = padded_vocab_size(model, len(tokenizer))
-    if cfg.base is not None:
-        model, base_rows = read_base_shape(cfg.base)
-        vocab_size = max(base_rows, padded_vocab_size(model, len(tokenizer)))
-        refuse_other_tokenizer(tokenizer, cfg.base, base_rows)
-        refuse_short_context("pretrain", cfg, model.max_positions)
+    model, vocab_size = _find_shape(cfg, model, tokenizer)
     inputs = {"real": (corpus, "train"), "validation": (corpus, "validation"), "development": (corpus, "development")}
     if synthetic is not None:
         inputs["synthetic"] = (synthetic, "")
@@ -78,6 +74,16 @@ def pretrain(
         **run_plan(plan, packed),
         "drops": {},
     }
+
+
+def _find_shape(cfg: PretrainConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> tuple[ModelConfig, int]:
+    """Shape of the fresh model, or of `cfg.base`, and the rows of its embedding."""
+    if cfg.base is None:
+        return model, padded_vocab_size(model, len(tokenizer))
+    shape, base_rows = read_base_shape(cfg.base)
+    refuse_other_tokenizer(tokenizer, cfg.base, base_rows)
+    refuse_short_context("pretrain", cfg, shape.max_positions)
+    return shape, max(base_rows, padded_vocab_size(shape, len(tokenizer)))
 
 
 class _PackDocuments:

@@ -75,6 +75,13 @@ class Checkpoints:
         assert isinstance(written, Future)  # the writer copies the state to host memory before it returns
         self._pending = self._thread.submit(self._commit, step, folder, written, self.best)
 
+    def note_loss(self, step: int, loss_nats: float | None) -> bool:
+        """Whether the loss on the development split, where it was measured, is the lowest so far; of equals the first."""
+        if loss_nats is None or (self.best is not None and self.best.loss_nats <= loss_nats):
+            return False
+        self.best = Best(step, loss_nats)
+        return True
+
     def wait(self) -> None:
         """Return when nothing is being saved.
 

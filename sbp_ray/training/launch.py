@@ -7,7 +7,7 @@ import logging
 from sbp_ray.shards import Stats
 from sbp_ray.training.export import exported_step, is_exported
 from sbp_ray.training.export_check import check_export
-from sbp_ray.training.journal import row_of, survived
+from sbp_ray.training.journal import count_attempts, read_row
 from sbp_ray.training.packed import Packed, count_mixture
 from sbp_ray.training.training_plan import TrainingPlan
 
@@ -36,9 +36,9 @@ def run_plan(plan: TrainingPlan, packed: dict[str, Packed]) -> Stats:
         "positions": plan.num_steps * cfg.batch_rows * cfg.seq_len,
         "mixture": mixed,
         "packing": {name: source.stats for name, source in packed.items()},
-        "final": row_of(plan.out, plan.num_steps),
-        "exported": row_of(plan.out, exported_step(plan.out)),
-        **survived(plan.out),
+        "final": read_row(plan.out, plan.num_steps),
+        "exported": read_row(plan.out, exported_step(plan.out)),
+        **count_attempts(plan.out),
         "export": check_export(plan.stage, cfg, plan.out),
     }
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from sbp_ray.mixing import Source
 from sbp_ray.training.build import sharded_model
-from sbp_ray.training.checkpoint import Best, Checkpoints
+from sbp_ray.training.checkpoint import Checkpoints
 from sbp_ray.training.export import export_model, held_out_addresses
 from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.meter import Meter
@@ -50,34 +50,48 @@ def train(
             cannot be written.
     """
     with process_group():
-        device = training_device()
+        device, reader = training_device(), RowReader(plan.out, plan.config)
         model = sharded_model(plan, device)
         optimizer = build_optimizer(model, plan.config)
         with closing(Checkpoints(plan.out, model, optimizer)) as checkpoints:
             first_step = checkpoints.load_newest()
             meter = Meter(plan, model.lm.config.vocab_size, first_step, device)
-            reader = RowReader(plan.out, plan.config)
-            for step, batches in meter.timed(_batches(plan, first_step)):
-                result = update(plan, model, optimizer, batches, step, device, ask=meter.is_time_to_ask())
-                held_out = _evaluate(plan, model, reader, device) if is_evaluation(plan, step) else {}
-                is_best = _is_best(checkpoints.best, held_out)
-                if is_best:
-                    checkpoints.best = Best(step, held_out[DEVELOPMENT])
-                row = meter.add(step, result, held_out)
+            for row, num_asking in _run_steps(plan, model, optimizer, meter, reader, first_step, device):
                 if on_step:
                     on_step(row)
-                is_urgent = is_preempted is not None and result.num_asking > 0 and is_preempted()
-                if is_urgent:
-                    is_preempted = None  # one checkpoint is enough
-                if is_urgent or is_best or step % plan.config.resources.checkpoint_every == 0 or step == plan.num_steps:
+                is_urgent = is_preempted is not None and num_asking > 0 and is_preempted()
+                is_preempted = None if is_urgent else is_preempted  # one checkpoint is enough
+                is_best = checkpoints.note_loss(row["step"], row.get(DEVELOPMENT))
+                if is_urgent or is_best or _is_checkpoint(plan, row["step"]):
                     meter.flush()
-                    checkpoints.save(step)
-                if step == stop_after:
-                    checkpoints.wait()
-                    return
+                    checkpoints.save(row["step"])
+                if row["step"] == stop_after:
+                    break
             checkpoints.wait()
+            if stop_after is not None:
+                return
             exported = checkpoints.load_best(plan.num_steps)
         export_model(plan, model, reader, device, exported)
+
+
+def _run_steps(
+    plan: TrainingPlan,
+    model: SupervisedLanguageModel,
+    optimizer: torch.optim.Optimizer,
+    meter: Meter,
+    reader: RowReader,
+    first_step: int,
+    device: torch.device,
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Train on the steps that are left; of each, the row of `metrics.jsonl` and the ranks that ask `is_preempted`."""
+    for step, batches in meter.timed(_batches(plan, first_step)):
+        result = update(plan, model, optimizer, batches, step, device, ask=meter.is_time_to_ask())
+        held_out = _evaluate(plan, model, reader, device) if is_evaluation(plan, step) else {}
+        yield meter.add(step, result, held_out), result.num_asking
+
+
+def _is_checkpoint(plan: TrainingPlan, step: int) -> bool:
+    return step % plan.config.resources.checkpoint_every == 0 or step == plan.num_steps
 
 
 def is_evaluation(plan: TrainingPlan, step: int) -> bool:
@@ -92,11 +106,6 @@ def _held_out(plan: TrainingPlan) -> dict[str, Source]:
     if plan.config.checkpoint == "best":
         sources[DEVELOPMENT] = plan.development
     return {name: source for name, source in sources.items() if source.num_rows}
-
-
-def _is_best(best: Best | None, held_out: dict[str, float]) -> bool:
-    """Of equals the first."""
-    return DEVELOPMENT in held_out and (best is None or held_out[DEVELOPMENT] < best.loss_nats)
 
 
 def _batches(plan: TrainingPlan, first_step: int) -> Iterator[tuple[int, list[Batch]]]:

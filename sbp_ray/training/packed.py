@@ -81,16 +81,22 @@ def write_shard(
     }
     dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
     with out.writing(_tokens_file(name)) as stream:
-        for document, start, length in zip(document_P.tolist(), start_P.tolist(), length_P.tolist(), strict=True):
-            ids = tokens_of(document)[start : start + length]
-            assert len(ids) == length
-            assert ids.max() < vocab_size, f"token {ids.max()} of a vocabulary of {vocab_size}"
-            stream.write(ids.astype(dtype).data)
+        for place in zip(document_P.tolist(), start_P.tolist(), length_P.tolist(), strict=True):
+            stream.write(_cut_tokens(tokens_of, *place, vocab_size).astype(dtype).data)
     row_P = np.repeat(np.arange(len(rows.ends_R)), np.diff(rows.ends_R, prepend=0))
     columns = [pa.array(column, pa.int32()) for column in (length_P, first_P, row_P)]
     schema = PACKED_DOCUMENT.with_metadata({"dtype": dtype.name})
     out.write_table(name, pa.table(columns, schema=schema), stats)
     return stats
+
+
+def _cut_tokens(
+    tokens_of: Callable[[int], NDArray[np.int32]], document: int, start: int, length: int, vocab_size: int
+) -> NDArray[np.int32]:
+    ids = tokens_of(document)[start : start + length]
+    assert len(ids) == length
+    assert ids.max() < vocab_size, f"token {ids.max()} of a vocabulary of {vocab_size}"
+    return ids
 
 
 def _tokens_file(name: str) -> str:

@@ -18,7 +18,7 @@ from tiny import tiny_plan
 
 from sbp_ray.training import loop
 from sbp_ray.training.checkpoint import complete_checkpoints
-from sbp_ray.training.journal import survived
+from sbp_ray.training.journal import count_attempts
 from sbp_ray.training.training_plan import TrainingPlan
 
 SEED = 10
@@ -81,7 +81,9 @@ def test_after_many_strikes_the_weights_are_those_of_an_undisturbed_run(tmp_path
     done = 0
     for number, strike in enumerate(strikes):
         ranks = start_ranks(NUM_RANKS, tmp_path, lambda: loop.train(killed))
-        strike_down(killed, strike, ranks, started=lambda number=number: survived(killed.out)["attempts"] == number + 1)
+        strike_down(
+            killed, strike, ranks, started=lambda number=number: count_attempts(killed.out)["attempts"] == number + 1
+        )
         [newest, *_] = complete_checkpoints(killed.out) or [(0, "")]
         assert newest[0] >= done  # nothing that was safe is lost
         done = newest[0]
@@ -89,7 +91,7 @@ def test_after_many_strikes_the_weights_are_those_of_an_undisturbed_run(tmp_path
     ours, theirs = (load_file(plan.out.path("model/model.safetensors")) for plan in (killed, undisturbed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert Path(killed.out.path("metrics.jsonl")).read_bytes().count(b"\n") == settings["num_steps"]
-    lost = survived(killed.out)
+    lost = count_attempts(killed.out)
     assert lost["attempts"] == num_strikes + 1
     assert 0 < lost["wasted_steps"] <= num_strikes * 4  # an interval, and what was trained while the next was written
     assert multiprocessing.active_children() == []

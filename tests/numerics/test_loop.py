@@ -28,7 +28,7 @@ from sbp_ray.training import loop, meter
 from sbp_ray.training.build import sharded_model
 from sbp_ray.training.checkpoint import complete_checkpoints
 from sbp_ray.training.export import export_model, exported_step
-from sbp_ray.training.journal import Journal, survived
+from sbp_ray.training.journal import count_attempts
 from sbp_ray.training.optim import lr_at
 from sbp_ray.training.training_plan import TrainingPlan
 
@@ -122,7 +122,7 @@ def test_steps_that_are_done_again_are_counted_as_wasted(tmp_path: Path) -> None
     plan = tiny_plan(tmp_path / "run", checkpoint_every=2)
     run_ranks(1, tmp_path, lambda: _train(plan, stop_after=5))  # steps 3 and 4 are saved, the fifth is not
     run_ranks(1, tmp_path, lambda: _train(plan))
-    assert survived(plan.out) == {"attempts": 2, "wasted_steps": 1}
+    assert count_attempts(plan.out) == {"attempts": 2, "wasted_steps": 1}
 
 
 def test_a_checkpoint_of_two_ranks_resumes_on_any_number(tmp_path: Path) -> None:
@@ -202,24 +202,6 @@ def test_a_disk_that_is_full_for_one_rank_is_one_line_on_all_and_nothing_is_lost
     run_ranks(2, tmp_path, lambda: _train(plan))
     assert [row["step"] for row in _rows(plan)] == [1, 2, 3, 4]
     assert plan.out.exists("model/model.safetensors")
-
-
-def test_a_row_that_found_no_room_is_on_record_once_there_is_some(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def append(journal: Journal, line: str, now: float) -> None:
-        if json.loads(line)["step"] == 2:
-            with open(plan.out.path("metrics.jsonl"), "a") as file:
-                file.write(line[:40])  # half of it
-            raise OSError("No space left on device")
-        whole(journal, line, now)
-
-    whole = Journal._append
-    monkeypatch.setattr(Journal, "_append", append)
-    plan = tiny_plan(tmp_path / "run", num_steps=6, checkpoint_every=5)
-    run_ranks(1, tmp_path, lambda: _train(plan, stop_after=4))  # killed, as it were, before the next flush
-    run_ranks(1, tmp_path, lambda: _train(plan))
-    assert [row["step"] for row in _rows(plan)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_checkpoint_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
