@@ -76,7 +76,7 @@ class Checkpoints:
         self._pending = self._thread.submit(self._commit, step, folder, written, self.best)
 
     def note_loss(self, step: int, loss_nats: float | None) -> bool:
-        """Whether the loss on the development split, where it was measured, is the lowest so far; of equals the first."""
+        """Whether the development split's loss, where it was measured, is the lowest so far; of equals the first."""
         if loss_nats is None or (self.best is not None and self.best.loss_nats <= loss_nats):
             return False
         self.best = Best(step, loss_nats)

@@ -3,11 +3,15 @@
 model/               safetensors, config, tokenizer
 export_check.json    held-out documents, and the trained model's NLL of each of their tokens: for `export_check.py`
 exported.json        written last
+
+No rank holds the whole model: it is written in files of 4 GiB, each by another rank, which gathers their tensors one
+after the other. A model of less is one file.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.errors import one_line
@@ -27,8 +32,11 @@ from sbp_ray.training.sharding import failing_together
 from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan
 
 EXPORT_CHECK = "export_check.json"
+FILE_BYTES = 4 << 30
+"""Tensors in one file of weights; also what a rank holds in host memory while it exports."""
 _CHECKED_ROWS = 4
 _MARKER = "exported.json"
+_INDEX = "model.safetensors.index.json"
 
 
 def is_exported(out: Artifact) -> bool:
@@ -39,7 +47,7 @@ def is_exported(out: Artifact) -> bool:
 def export_model(
     plan: TrainingPlan, model: SupervisedLanguageModel, reader: RowReader, device: torch.device, step: int
 ) -> None:
-    """Gather the weights on rank 0 and commit `model/`, after what it says of held-out text. Called by every rank.
+    """Commit `model/`, after what it says of held-out text. Called by every rank.
 
     Args:
         step: after which the weights are so, which is noted.
@@ -47,14 +55,58 @@ def export_model(
     Raises:
         SbpError: there is no room for it.
     """
-    documents = _said_of_each_token(plan, model, reader, device)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Any] = get_model_state_dict(model, options=options)  # empty but on rank 0
-    with failing_together(plan.out.path(MODEL_FOLDER)):
-        if dist.get_rank() == 0:
+    documents = _score_held_out(plan, model, reader, device)
+    state = model.state_dict()  # sharded and in float32, which the parameters are not after a forward pass
+    weights: dict[str, torch.Tensor] = {name.removeprefix("lm."): state[name] for name, _ in model.named_parameters()}
+    files = split_weights({name: weight.numel() * weight.element_size() for name, weight in weights.items()})
+    is_first, where = dist.get_rank() == 0, plan.out.path(MODEL_FOLDER)
+    with failing_together(where):
+        if is_first:
             plan.out.write_json(EXPORT_CHECK, documents)
-            _write(plan.out, plan.tokenizer, model.lm.config, {k.removeprefix("lm."): v for k, v in weights.items()})
+            _write_config(plan.out, plan.tokenizer, model.lm.config)
+    for name, tensors in _gather_files(weights, files):
+        with failing_together(where):
+            if name:
+                _write_tensors(plan.out, f"{MODEL_FOLDER}/{name}", tensors)
+    with failing_together(where):
+        if is_first:
+            total = {"total_size": sum(weight.numel() * weight.element_size() for weight in weights.values())}
+            if len(files) > 1:
+                places = {name: file for file, names in files.items() for name in names}
+                plan.out.write_json(f"{MODEL_FOLDER}/{_INDEX}", {"metadata": total, "weight_map": places})
             plan.out.write_json(_MARKER, {"step": step})
+
+
+def split_weights(num_bytes: dict[str, int]) -> dict[str, list[str]]:
+    """The tensors of each file, by its name, in the order given: as many as `FILE_BYTES` hold, but at least one."""
+    parts: list[list[str]] = [[]]
+    filled = 0
+    for name, size in num_bytes.items():
+        if parts[-1] and filled + size > FILE_BYTES:
+            parts.append([])
+            filled = 0
+        parts[-1].append(name)
+        filled += size
+    if len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    return {f"model-{number:05d}-of-{len(parts):05d}.safetensors": part for number, part in enumerate(parts, start=1)}
+
+
+def _gather_files(
+    weights: dict[str, torch.Tensor], files: dict[str, list[str]]
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """The files in rounds of one for each rank: name and tensors of the rank's own, or an empty name."""
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    for first in range(0, len(files), num_ranks):
+        own, tensors = "", dict[str, torch.Tensor]()
+        for writer, (file, names) in enumerate(islice(files.items(), first, first + num_ranks)):
+            own = file if writer == rank else own
+            for name in names:
+                weight = weights[name]
+                whole = weight.full_tensor() if isinstance(weight, DTensor) else weight  # on every rank
+                if writer == rank:
+                    tensors[name] = whole.cpu()
+        yield own, tensors
 
 
 def exported_step(out: Artifact) -> int:
@@ -73,7 +125,7 @@ def held_out_addresses(source: Source, num_rows: int) -> list[Address | None]:
 
 
 @torch.no_grad()
-def _said_of_each_token(
+def _score_held_out(
     plan: TrainingPlan, model: SupervisedLanguageModel, reader: RowReader, device: torch.device
 ) -> list[dict[str, Any]]:
     """Documents of held-out rows (of training rows where nothing is held out), with the NLL of each supervised token.
@@ -100,25 +152,29 @@ def _by_document(batch: Batch, nll_S: list[float], longest: int) -> list[dict[st
     documents = []
     for start, end in pairwise(batch.documents.bounds_N1.tolist()):
         positions = [position for position in range(end - start) if supervised[start + position]]
-        said = list(islice(nll, len(positions)))
+        nll_nats = list(islice(nll, len(positions)))
         num_kept = sum(position < longest for position in positions)
         if num_kept:
             document = {"input_ids": ids[start:end][:longest]}
-            documents.append(document | {"positions": positions[:num_kept], "nll_nats": said[:num_kept]})
+            documents.append(document | {"positions": positions[:num_kept], "nll_nats": nll_nats[:num_kept]})
     return documents
 
 
-def _write(out: Artifact, tokenizer: Artifact, config: Any, weights: dict[str, torch.Tensor]) -> None:
+def _write_config(out: Artifact, tokenizer: Artifact, config: Any) -> None:
+    """All of `model/` but the weights, in place of what an interrupted attempt left there."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config)
-    lm.load_state_dict(weights, assign=True)
-    lm.tie_weights()
     with tempfile.TemporaryDirectory(prefix="sbp_ray-export-") as folder:
-        try:
-            lm.save_pretrained(folder)
-        except SafetensorError as error:  # how it says that a disk is full
-            raise OSError(one_line(error)) from error
+        lm.save_pretrained(folder, state_dict={})
         load_tokenizer(tokenizer.local_copy("tokenizer")).save_pretrained(folder)
         out.commit_folder(Path(folder), MODEL_FOLDER)
+
+
+def _write_tensors(out: Artifact, name: str, tensors: dict[str, torch.Tensor]) -> None:
+    with out.writing(name) as stream:
+        try:
+            save_file(tensors, stream.name, metadata={"format": "pt"})
+        except SafetensorError as error:  # how it says that a disk is full
+            raise OSError(one_line(error)) from error

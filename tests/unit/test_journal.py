@@ -21,6 +21,7 @@ from sbp_ray.training.journal import METRICS, Journal, count_attempts, read_row
 def out(request: pytest.FixtureRequest, new_artifact: Callable[[str], Artifact]) -> Artifact:
     artifact = new_artifact("base_lm")
     if request.param == "store":
+        Path(artifact.url).mkdir(parents=True)
         store = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem("file")))
         artifact.__dict__["_fs_and_root"] = (store, artifact.url)
     return artifact
