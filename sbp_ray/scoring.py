@@ -5,19 +5,18 @@ Legend: B rows, T tokens a row, S supervised tokens, D hidden width, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from sbp_ray.config import Resources
+from sbp_ray.nll import find_targets, nll_of_each
+from sbp_ray.text.packing import plan_batches
 from sbp_ray.text.pair_format import Example
-
-_LOGITS_AT_ONCE = 2**25  # 128 MiB of float32
 
 
 def load_model(folder: Path, resources: Resources) -> Any:
@@ -28,43 +27,36 @@ def load_model(folder: Path, resources: Resources) -> Any:
     return model.to("cuda" if resources.num_gpus else "cpu")
 
 
-def sum_nll(model: Any, examples: Sequence[Example], *, batch_tokens: int) -> np.ndarray:
+def sum_nll(
+    model: Any, examples: Sequence[Example], *, batch_tokens: int, on_batch: Callable[[int], None] | None = None
+) -> np.ndarray:
     """Summed NLL of each example's supervised tokens.
 
     Args:
         model: a Hugging Face causal LM, on the device to use.
         examples: scored independently of one another, in any order of lengths.
         batch_tokens: positions in a forward pass, padding included; a longer example goes alone.
+        on_batch: gets the number of examples of each pass.
 
     Returns:
         float64 [N], in nats; 0 for an example without supervised tokens.
     """
     nll_N = np.zeros(len(examples))
+    num_tokens_N = np.array([len(example.input_ids) for example in examples], np.int64)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for batch in _by_length(examples, batch_tokens):
-            nll_N[batch] = _batch_nll(model, [examples[i] for i in batch])
+        for batch in plan_batches(num_tokens_N, batch_tokens):
+            nll_N[batch] = _batch_nll(model, [examples[i] for i in batch]).cpu().numpy()
+            if on_batch:
+                on_batch(len(batch))
     model.train(was_training)
     return nll_N
 
 
-def _by_length(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of examples of like length, so that little is padded: longest first, to meet memory's limit early."""
-    batch: list[int] = []
-    for index in sorted(range(len(examples)), key=lambda i: -len(examples[i].input_ids)):
-        longest = len(examples[batch[0]].input_ids) if batch else 0
-        if batch and longest * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-def _batch_nll(model: Any, examples: Sequence[Example]) -> np.ndarray:
+def _batch_nll(model: Any, examples: Sequence[Example]) -> torch.Tensor:
     """float64 [B]. Padding stands right of the text, where causal attention never sees it."""
-    longest = len(examples[0].input_ids)
+    longest = len(examples[0].input_ids)  # which comes first
     input_ids_BT = torch.zeros(len(examples), longest, dtype=torch.int64)
     loss_mask_BT = torch.zeros(len(examples), longest, dtype=torch.bool)
     for row, example in enumerate(examples):
@@ -72,12 +64,6 @@ def _batch_nll(model: Any, examples: Sequence[Example]) -> np.ndarray:
         loss_mask_BT[row, : len(example.loss_mask)] = torch.tensor(example.loss_mask)
     input_ids_BT, loss_mask_BT = input_ids_BT.to(model.device), loss_mask_BT.to(model.device)
     hidden_BTD = model.get_decoder()(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-    row_S, position_S = loss_mask_BT[:, 1:].nonzero(as_tuple=True)  # of the token before the supervised one
-    hidden_SD, target_S = hidden_BTD[row_S, position_S], input_ids_BT[row_S, position_S + 1]
-    chunk = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
-    nll_B = torch.zeros(len(examples), dtype=torch.float64, device=model.device)
-    for start in range(0, len(target_S), chunk):
-        part = slice(start, start + chunk)
-        nll_S = cross_entropy(model.lm_head(hidden_SD[part]).float(), target_S[part], reduction="none")
-        nll_B.index_add_(0, row_S[part], nll_S.double())
-    return nll_B.cpu().numpy()
+    row_S, position_S, token_S = find_targets(input_ids_BT, loss_mask_BT)
+    nll_S = nll_of_each(hidden_BTD[row_S, position_S], model.lm_head.weight, token_S)
+    return torch.zeros(len(examples), dtype=torch.float64, device=model.device).index_add_(0, row_S, nll_S.double())

@@ -1,9 +1,10 @@
 """Which documents share a row: arithmetic on their lengths, which touches no token.
 
 `cut_documents` makes parts that fit into rows, and `best_fit` the plan that a shard of them is written by. `repack` is
-another plan for the same parts, of as many rows, so that the order of a run stays arithmetic.
+another plan for the same parts, of as many rows, so that the order of a run stays arithmetic. `plan_batches` is for
+texts that are read once, each in a row of its own.
 
-Legend: D documents, P parts of documents, R rows.
+Legend: D documents, P parts of documents, R rows, N texts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _SPREADS = (0.6, 0.2, 0.1)
 _ROWS_PER_SPARE = 2000
 """Of rows that will be packed anew, one in so many is spare. The best fit fills a large shard's rows to the last token,
 and any other order takes some more of them: 5 of 11,538 for 60,000 documents of web text in rows of 4,096."""
+MAX_PADDING = 0.05
+"""No batch of texts of like length computes more than this share of its tokens on padding."""
 _ROWS_WITHOUT_SPARE = 500
 """A smaller shard has no spare row, which would be more than 0.2 % of it; its rows are not that full."""
 
@@ -120,3 +123,26 @@ def repack(written: PackedRows, length_P: Numbers, seq_len: int, rng: np.random.
     places_P = np.argsort(length_P[written.order_P], kind="stable")
     order_P[places_P] = shuffled_P[np.argsort(length_P[shuffled_P], kind="stable")]
     return PackedRows(order_P, written.ends_R)
+
+
+def plan_batches(num_tokens_N: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
+    """Put texts of like length together.
+
+    Args:
+        num_tokens_N: tokens of each text.
+        batch_tokens: of a batch, padding included; a longer text goes alone.
+
+    Returns:
+        Indices of the texts of each batch, each once, the longest first: memory runs out at once or never.
+        No batch has more than `MAX_PADDING` of padding.
+    """
+    order_N = np.argsort(-num_tokens_N, kind="stable")
+    batches = []
+    start = own_tokens = 0
+    for end, num_tokens in enumerate(num_tokens_N[order_N].tolist()):
+        computed = (end - start + 1) * int(num_tokens_N[order_N[start]])
+        if end > start and (computed > batch_tokens or own_tokens + num_tokens < (1 - MAX_PADDING) * computed):
+            batches.append(order_N[start:end])
+            start, own_tokens = end, 0
+        own_tokens += num_tokens
+    return [*batches, order_N[start:]] if len(order_N) else []

@@ -14,7 +14,7 @@ from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Dtype, ExportCheck, TrainingConfig
-from sbp_ray.errors import SbpError
+from sbp_ray.errors import SbpError, call_for_outcome
 from sbp_ray.training.export import EXPORT_CHECK
 from sbp_ray.training.training_plan import MODEL_FOLDER
 
@@ -38,47 +38,43 @@ def check_export(stage: str, cfg: TrainingConfig, out: Artifact) -> dict[str, An
         raise SbpError(
             f"{stage}: the export is refused: no token to check it by: ingest more text, or longer documents"
         )
-    difference = _difference(cfg, out)
-    checked = {
-        "by": cfg.resources.export_check,
-        "tokens": num_tokens,
-        "max_difference_nats": difference,
-        "tolerance_nats": TOLERANCE_NATS[cfg.dtype],
-    }
-    if not difference <= TOLERANCE_NATS[cfg.dtype]:
+    by, tolerance = cfg.resources.export_check, TOLERANCE_NATS[cfg.dtype]
+    difference = _compare_in_worker(cfg, out)
+    if not difference <= tolerance:
         raise SbpError(
-            f"{stage}: the export is refused: {cfg.resources.export_check} gives held-out tokens log-probabilities up "
-            f"to {difference:.2g} nats from the trained model's, more than {TOLERANCE_NATS[cfg.dtype]} in {cfg.dtype}: "
-            f"--redo {stage}, and report it if it happens again"
+            f"{stage}: the export is refused: {by} gives held-out tokens log-probabilities up to {difference:.2g} nats "
+            f"from the trained model's, more than {tolerance} in {cfg.dtype}: --redo {stage}, and report it if it "
+            "happens again"
         )
+    checked = {"by": by, "tokens": num_tokens, "max_difference_nats": difference, "tolerance_nats": tolerance}
     out.write_json(_CHECKED, checked)
     logger.info(
-        f"{stage} | export checked by {cfg.resources.export_check}: {checked['tokens']:,} held-out tokens, "
-        f"largest difference {difference:.1e} nats"
+        f"{stage} | export checked by {by}: {num_tokens:,} held-out tokens, largest difference {difference:.1e} nats"
     )
     return checked
 
 
-def _difference(cfg: TrainingConfig, out: Artifact) -> float:
+def _compare_in_worker(cfg: TrainingConfig, out: Artifact) -> float:
     """In a fresh worker of the cluster, or here where the training was here."""
     resources = cfg.resources
+    arguments = out, resources.export_check, cfg.dtype
     if resources.in_process:
-        return largest_difference(out, cfg.resources.export_check, cfg.dtype)
+        return find_largest_difference(*arguments)
     import ray
 
-    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_calls=1)(_in_own_process)
+    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_calls=1)(call_for_outcome)
     quiet = {"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}}
-    return float(ray.get(task.options(runtime_env=quiet).remote(out, cfg.resources.export_check, cfg.dtype)))
+    return float(ray.get(task.options(runtime_env=quiet).remote(_compare_and_end, *arguments)).get())
 
 
-def _in_own_process(out: Artifact, by: ExportCheck, dtype: Dtype) -> float:
-    """`largest_difference` in a process that ends after it, without the hundred lines in which Triton's bindings then
-    list what they have not freed."""
+def _compare_and_end(out: Artifact, by: ExportCheck, dtype: Dtype) -> float:
+    """Compare in a process that ends after it, without the hundred lines in which Triton's bindings then list what they
+    have not freed."""
     atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
-    return largest_difference(out, by, dtype)
+    return find_largest_difference(out, by, dtype)
 
 
-def largest_difference(out: Artifact, by: ExportCheck, dtype: Dtype) -> float:
+def find_largest_difference(out: Artifact, by: ExportCheck, dtype: Dtype) -> float:
     """Nats between the exported model's log-probability of a token and the trained model's, where they differ most.
 
     Infinite where either of them is not a number.
@@ -86,18 +82,19 @@ def largest_difference(out: Artifact, by: ExportCheck, dtype: Dtype) -> float:
     documents = out.read_json(EXPORT_CHECK)
     folder = out.local_copy(MODEL_FOLDER)
     ids = [document["input_ids"] for document in documents]
-    said = _vllm_nll(folder, ids, dtype) if by == "vllm" else _transformers_nll(folder, ids, dtype)
+    found = _ask_vllm(folder, ids, dtype) if by == "vllm" else _ask_transformers(folder, ids, dtype)
     differences = [
         abs(nll[position] - expected)
-        for document, nll in zip(documents, said, strict=True)
+        for document, nll in zip(documents, found, strict=True)
         for position, expected in zip(document["positions"], document["nll_nats"], strict=True)
     ]
     return max(differences) if all(map(math.isfinite, differences)) else math.inf  # max alone would pass over NaN
 
 
-def _transformers_nll(folder: Path, documents: list[list[int]], dtype: Dtype) -> list[list[float]]:
-    """NLL of each token of each document; 0 for the first, which has no context."""
+def _ask_transformers(folder: Path, documents: list[list[int]], dtype: Dtype) -> list[list[float]]:
+    """NLL of each token of each document; 0 for the first, which has no context. By none of the training's code."""
     import torch
+    from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -106,12 +103,12 @@ def _transformers_nll(folder: Path, documents: list[list[int]], dtype: Dtype) ->
     with torch.inference_mode():
         for ids in documents:
             ids_1T = torch.tensor([ids], device=device)
-            log_p_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
-            found.append([0.0, *(-log_p_TV.gather(1, ids_1T[0, 1:, None])[:, 0]).tolist()])
+            logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float()
+            found.append([0.0, *cross_entropy(logits_TV, ids_1T[0, 1:], reduction="none").tolist()])
     return found
 
 
-def _vllm_nll(folder: Path, documents: list[list[int]], dtype: Dtype) -> list[list[float]]:
+def _ask_vllm(folder: Path, documents: list[list[int]], dtype: Dtype) -> list[list[float]]:
     """The same from vLLM, in this process, which it leaves in no state for anything else."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # read on import; GiB
     from vllm import LLM, SamplingParams, TokensPrompt
@@ -125,8 +122,8 @@ def _vllm_nll(folder: Path, documents: list[list[int]], dtype: Dtype) -> list[li
         enforce_eager=True,
         disable_log_stats=True,
     )
-    asked = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-    outputs = llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in documents], asked, use_tqdm=False)
+    scoring = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+    outputs = llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in documents], scoring, use_tqdm=False)
     found = []
     for ids, output in zip(documents, outputs, strict=True):
         later = zip(ids[1:], output.prompt_logprobs[1:], strict=True)

@@ -8,11 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
+from sbp_ray.nll import count_chunk, find_targets, nll_of_each
 from sbp_ray.training.attention import Documents
-
-_LOGITS_AT_ONCE = {"cuda": 2**27, "cpu": 2**21}  # 512 MiB in float32; 8 MiB, which stays in a core's caches
 
 
 class SupervisedLanguageModel(torch.nn.Module):
@@ -44,19 +42,11 @@ class SupervisedLanguageModel(torch.nn.Module):
             use_cache=False,
             bounds_N1=documents.bounds_N1,
         ).last_hidden_state
-        row_S, position_S = loss_mask_BT[:, 1:].nonzero(as_tuple=True)  # of the token before the supervised one
+        row_S, position_S, target_S = find_targets(input_ids_BT, loss_mask_BT)
         hidden_SD = hidden_BTD[row_S, position_S]
-        target_S = input_ids_BT[row_S, position_S + 1]
         if torch.is_grad_enabled():
             return summed_cross_entropy(hidden_SD, self.lm.lm_head.weight, target_S, self._z_loss)
         return nll_of_each(hidden_SD, self.lm.lm_head.weight, target_S)
-
-
-def nll_of_each(hidden_SD: torch.Tensor, weight_VD: torch.Tensor, target_S: torch.Tensor) -> torch.Tensor:
-    """NLL of the targets under `hidden @ weight.T`, float32 [S]; logits live a chunk at a time."""
-    parts = zip(hidden_SD.split(_chunk(weight_VD)), target_S.split(_chunk(weight_VD)), strict=True)
-    nll = [cross_entropy((hidden @ weight_VD.T).float(), target, reduction="none") for hidden, target in parts]
-    return torch.cat(nll)
 
 
 def summed_cross_entropy(
@@ -76,12 +66,8 @@ def summed_cross_entropy(
     if hidden_SD.shape[0] != target_S.shape[0] or hidden_SD.shape[1] != weight_VD.shape[1]:
         raise ValueError(f"hidden {hidden_SD.shape}, weight {weight_VD.shape} and targets {target_S.shape} disagree")
     return _SummedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_SD, weight_VD, target_S, z_loss, chunk or _chunk(weight_VD)
+        hidden_SD, weight_VD, target_S, z_loss, chunk or count_chunk(weight_VD)
     )
-
-
-def _chunk(weight_VD: torch.Tensor) -> int:
-    return max(1, _LOGITS_AT_ONCE[weight_VD.device.type] // weight_VD.shape[0])
 
 
 class _SummedCrossEntropy(torch.autograd.Function):

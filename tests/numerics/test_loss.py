@@ -9,11 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.model import build_model
+from sbp_ray.nll import nll_of_each
 from sbp_ray.scoring import sum_nll
 from sbp_ray.text.pair_format import Example, document_example, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.attention import attend_within_documents
-from sbp_ray.training.loss import SupervisedLanguageModel, nll_of_each, summed_cross_entropy
+from sbp_ray.training.loss import SupervisedLanguageModel, summed_cross_entropy
 from sbp_ray.training.rows import make_batch
 
 SPECIAL = SpecialIds(0, 1, 2)

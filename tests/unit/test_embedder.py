@@ -13,8 +13,9 @@ from transformers import AutoModel
 
 from sbp_ray import embedder
 from sbp_ray.config import EmbedConfig, ForwardResources
-from sbp_ray.embedder import joined, load_embedder, plan_batches
+from sbp_ray.embedder import joined, load_embedder
 from sbp_ray.errors import SbpError
+from sbp_ray.text.packing import plan_batches
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer
 
 TEXTS = ["A cat sat on a mat.", "word " * 300, "Kittens sleep a lot.", "Interest rates rose."]

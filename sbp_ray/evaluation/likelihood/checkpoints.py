@@ -17,7 +17,6 @@ from sbp_ray.text.tokenizer import SpecialIds
 
 Units = list[list[Example]]
 """Of a set of texts its documents or questions, each in one or more examples."""
-_AT_ONCE = 64  # examples between two progress lines
 
 
 class Scores(NamedTuple):
@@ -49,12 +48,7 @@ def score_checkpoint(
     model = load_model(trained.local_copy("model"), resources)
     examples = [example for units in text_sets.values() for unit in units for example in unit]
     progress = Progress(f"eval {name}", len(examples), "texts")
-    by_length = sorted(range(len(examples)), key=lambda i: -len(examples[i].input_ids))
-    nll_E = np.zeros(len(examples))
-    for start in range(0, len(by_length), _AT_ONCE):
-        part = by_length[start : start + _AT_ONCE]
-        nll_E[part] = sum_nll(model, [examples[i] for i in part], batch_tokens=resources.batch_tokens)
-        progress.advance(len(part))
+    nll_E = sum_nll(model, examples, batch_tokens=resources.batch_tokens, on_batch=progress.advance)
     return Scores(_by_unit(nll_E, text_sets), sum(parameter.numel() for parameter in model.parameters()))
 
 
