@@ -26,8 +26,8 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import PretrainConfig
 from sbp_ray.mixing import Address, Mixture
 from sbp_ray.shards import shard_name
-from sbp_ray.training.packed import PackedShard, Row, blank_row, read_packed, write_shard
-from sbp_ray.training.rows import RowReader, make_batch, rank_rows
+from sbp_ray.training.packed import PackedShard, Row, make_blank_row, read_packed, write_shard
+from sbp_ray.training.rows import RowReader, assign_rows, make_batch
 from sbp_ray.training.training_plan import rows_folder
 
 SEQ_LEN = 4096
@@ -121,11 +121,11 @@ def compare_speed(out: Artifact, num_ranks: int, rounds: int) -> None:
 
     def a_pass(epoch: int, make_reader: Callable[[], RowReader | ListReader]) -> float:
         """Rows a second."""
-        reader, blank, num_rows = make_reader(), blank_row(SEQ_LEN), 0
+        reader, blank, num_rows = make_reader(), make_blank_row(SEQ_LEN), 0
         start = time.perf_counter()
         first = -(-epoch * source.num_rows // BATCH_ROWS) + 1
         for step in range(first, first + steps_a_pass):
-            addresses = rank_rows(mixture, step, BATCH_ROWS, 0, num_ranks)
+            addresses = assign_rows(mixture, step, BATCH_ROWS, 0, num_ranks)
             make_batch(addresses, [blank if a is None else reader.row(a) for a in addresses])
             num_rows += len(addresses)
         return num_rows / (time.perf_counter() - start)

@@ -45,11 +45,11 @@ from sbp_ray.model import build_model, num_parameters, training_flops
 from sbp_ray.shards import shard_name
 from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
-from sbp_ray.training.build import sharded_model
+from sbp_ray.training.build import build_sharded_model
 from sbp_ray.training.estimate import find_peak_flops
 from sbp_ray.training.optim import build_optimizer
 from sbp_ray.training.packed import Row, read_packed, write_shard
-from sbp_ray.training.rows import Batch, RowReader, make_batch, rank_rows
+from sbp_ray.training.rows import Batch, RowReader, assign_rows, make_batch
 from sbp_ray.training.sharding import process_group
 from sbp_ray.training.step import update
 from sbp_ray.training.training_plan import TrainingPlan, rows_folder
@@ -187,7 +187,7 @@ def ours(plan: TrainingPlan, steps: int) -> float:
     batches = _batches(plan, steps)
     torch.compiler.reset()  # no limit to what earlier rounds have compiled
     with process_group():
-        model = sharded_model(plan, device)
+        model = build_sharded_model(plan, device)
         optimizer = build_optimizer(model, plan.config)
         return _tokens_per_s(lambda step: update(plan, model, optimizer, [batches[step]], step, device).tokens, steps)
 
@@ -221,7 +221,7 @@ def packed(plan: TrainingPlan, steps: int) -> float:
 def _batches(plan: TrainingPlan, steps: int) -> dict[int, Batch]:
     reader = RowReader(plan.out, plan.config)
     rows = plan.config.batch_rows
-    return {step: reader.batch(rank_rows(plan.mixture, step, rows, 0, 1)) for step in range(1, steps + 2)}
+    return {step: reader.batch(assign_rows(plan.mixture, step, rows, 0, 1)) for step in range(1, steps + 2)}
 
 
 def padded(documents: list[list[int]], plan: TrainingPlan, steps: int) -> float:
@@ -340,7 +340,7 @@ def measure_on_cuda(size: str, seq_len: int = 4096, steps: int = 12) -> None:
     order = Mixture(rows_read, None, rows * steps, 0, 0)
     plan = TrainingPlan("benchmark", config, order, steps, out, rows_read, out, vocab_size, (0, 1, 2), shape)
     torch.cuda.reset_peak_memory_stats()
-    model = sharded_model(plan, device)
+    model = build_sharded_model(plan, device)
     optimizer = build_optimizer(model, config)
     rng = np.random.default_rng(0)
     spent = []

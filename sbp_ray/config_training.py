@@ -100,7 +100,7 @@ class TrainingResources(Resources):
     many small trainings, which would spend their time on starting workers. A crash is mended by the same command."""
 
     @model_validator(mode="after")
-    def _fewest_is_no_more(self) -> TrainingResources:
+    def _check_workers(self) -> TrainingResources:
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers ({self.min_workers}) is more than num_workers ({self.num_workers})")
         if self.in_process and self.num_workers > 1:
@@ -217,7 +217,7 @@ class MixtureConfig(Section):
     """Positions of synthetic text."""
 
     @model_validator(mode="after")
-    def _one_way_to_say_it(self) -> MixtureConfig:
+    def _check_that_share_or_tokens_are_given(self) -> MixtureConfig:
         budgets = (self.real_tokens, self.synthetic_tokens)
         if (self.real_tokens is None) != (self.synthetic_tokens is None):
             raise ValueError("real_tokens and synthetic_tokens come together: give both, or synthetic_share")

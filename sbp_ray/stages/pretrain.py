@@ -51,12 +51,12 @@ def pretrain(
     inputs = {"real": (corpus, "train"), "validation": (corpus, "validation"), "development": (corpus, "development")}
     if synthetic is not None:
         inputs["synthetic"] = (synthetic, "")
-    packed = _pack(stage, cfg, inputs, special, vocab_size, out)
+    packed = pack_documents(stage, cfg, inputs, special, vocab_size, out)
     refuse_missing_choice("pretrain", cfg, packed["development"].source)
     plan = TrainingPlan(
         stage=stage,
         config=cfg,
-        mixture=_mixture(cfg, mixture, packed),
+        mixture=plan_mixture(cfg, mixture, packed),
         num_steps=cfg.num_steps(),
         out=out,
         validation=packed["validation"].source,
@@ -117,7 +117,7 @@ class _PackDocuments:
         return {"documents": len(length_D)}
 
 
-def _pack(
+def pack_documents(
     stage: str,
     cfg: PretrainConfig,
     inputs: dict[str, tuple[Artifact, str]],
@@ -143,7 +143,12 @@ def _pack(
     return {source: read_packed(out, source) for source in inputs}
 
 
-def _mixture(cfg: PretrainConfig, mixture: MixtureConfig, packed: dict[str, Packed]) -> Mixture:
+def plan_mixture(cfg: PretrainConfig, mixture: MixtureConfig, packed: dict[str, Packed]) -> Mixture:
+    """Which rows the run reads.
+
+    Raises:
+        SbpError: there is no text, or less synthetic text than the mixture wants.
+    """
     real = packed["real"].source
     if not real.num_rows:
         raise SbpError("the corpus has no train documents: check ingest.input and ingest.validation_share")
@@ -153,7 +158,7 @@ def _mixture(cfg: PretrainConfig, mixture: MixtureConfig, packed: dict[str, Pack
     synthetic = packed["synthetic"].source
     wanted = round(mixture.share() * total_rows)
     if wanted > synthetic.num_rows:
-        less = _less_synthetic(mixture, synthetic.num_rows / total_rows)
+        less = _suggest_less_synthetic(mixture, synthetic.num_rows / total_rows)
         raise SbpError(
             f"the mixture wants {wanted:,} synthetic rows ({mixture.share():.4f} of the run) and there are "
             f"{synthetic.num_rows:,}, which are read once: {less}, or raise synthesize.num_documents or "
@@ -162,7 +167,7 @@ def _mixture(cfg: PretrainConfig, mixture: MixtureConfig, packed: dict[str, Pack
     return Mixture(real, synthetic, total_rows, wanted, cfg.seed)
 
 
-def _less_synthetic(mixture: MixtureConfig, most: float) -> str:
+def _suggest_less_synthetic(mixture: MixtureConfig, most: float) -> str:
     """What to change when no more than this share can be synthetic, in the terms of the settings."""
     if mixture.real_tokens is None or mixture.synthetic_tokens is None:
         return f"lower mixture.synthetic_share to {math.floor(1e4 * most) / 1e4}"

@@ -117,7 +117,7 @@ class HeldOutPair(NamedTuple):
     """Of d1 and of d2."""
 
 
-def held_out_pairs(
+def choose_held_out_pairs(
     cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: SpecialIds, context: int
 ) -> list[HeldOutPair]:
     """Validation pairs, as many from each shard, each d2 also after a document of another group and alone."""
@@ -161,7 +161,7 @@ def _measure_gain(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: S
 
 def _score_pairs(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: SpecialIds, out: Artifact) -> Stats:
     model = load_model(out.local_copy("model"), cfg.resources)
-    examples = held_out_pairs(cfg, corpus, pairs, special, model.config.max_position_embeddings)
+    examples = choose_held_out_pairs(cfg, corpus, pairs, special, model.config.max_position_embeddings)
     if not examples:
         return {"pairs": 0, **dict.fromkeys(VIEWS)}
     batch_tokens = cfg.resources.micro_batch_rows * cfg.seq_len
@@ -172,10 +172,10 @@ def _score_pairs(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: Sp
     tokens_N = np.array([pair.alone.num_supervised for pair in examples], np.int64)
     groups_N = connected_groups(*zip(*(pair.groups for pair in examples), strict=True))
     out.write_table(GAINS, pa.table({"group": groups_N, "tokens": tokens_N, **nll}))
-    return {"pairs": len(examples)} | gain_summary(tokens_N, nll, groups_N)
+    return {"pairs": len(examples)} | summarize_gain(tokens_N, nll, groups_N)
 
 
-def gain_summary(tokens_N: np.ndarray, nll: Mapping[str, np.ndarray], groups_N: Sequence[str]) -> Stats:
+def summarize_gain(tokens_N: np.ndarray, nll: Mapping[str, np.ndarray], groups_N: Sequence[str]) -> Stats:
     """Nats a token of each view, and what d1 saves over the others, each pair beside itself, over groups of pairs."""
     saved = {
         f"saved_over_{other}": estimate_over_groups(nll[f"nll_{view}"] - nll["nll_given_d1"], tokens_N, groups_N)

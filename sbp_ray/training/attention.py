@@ -50,7 +50,7 @@ def _attend(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Hugging Face's attention interface. Returns [B, T, H, D]."""
-    assert attention_mask is None, "documents are told apart by their bounds"
+    assert attention_mask is None, "documents are parted by their bounds"
     rows, seq_len = query_BHTD.shape[0], query_BHTD.shape[2]
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query_BHTD, key_BKTD, value_BKTD))
     if query.is_cuda and query.dtype in _VARLEN_DTYPES:

@@ -28,9 +28,9 @@ _EXPENSIVE = {  # to compute again, for what they hold in memory
 }
 
 
-def sharded_model(plan: TrainingPlan, device: torch.device) -> SupervisedLanguageModel:
+def build_sharded_model(plan: TrainingPlan, device: torch.device) -> SupervisedLanguageModel:
     """The plan's model at its first step. Called by every rank."""
-    lm = _weights(plan)
+    lm = _load_weights(plan)
     attend_within_documents(lm)
     if plan.config.float8:
         _use_float8(lm.model.layers, device)
@@ -44,7 +44,7 @@ def sharded_model(plan: TrainingPlan, device: torch.device) -> SupervisedLanguag
     return model
 
 
-def _weights(plan: TrainingPlan) -> Any:
+def _load_weights(plan: TrainingPlan) -> Any:
     if plan.base is None:
         return build_model(plan.model, plan.vocab_size, plan.special, plan.config.seed)
     path = str(plan.base.local_copy(MODEL_FOLDER)) if isinstance(plan.base, Artifact) else plan.base

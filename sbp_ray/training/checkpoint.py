@@ -65,12 +65,12 @@ class Checkpoints:
             SbpError: the earlier save failed, or this one cannot begin, on whichever rank.
         """
         self.wait()
-        folder = _folder(step)
+        folder = _name_folder(step)
         with failing_together(self._out.path(folder), self._group):
             if dist.get_rank() == 0:
                 _remove(self._out, folder)  # what an attempt that was cut off left there
         with failing_together(self._out.path(folder), self._group):
-            writer = _writer(self._out, folder)
+            writer = _make_writer(self._out, folder)
         written = dcp.async_save(self._state(), storage_writer=writer, process_group=self._group)
         assert isinstance(written, Future)  # the writer copies the state to host memory before it returns
         self._pending = self._thread.submit(self._commit, step, folder, written, self.best)
@@ -102,7 +102,7 @@ class Checkpoints:
         Raises:
             SbpError: its tensors have other shapes than the model's.
         """
-        found: list[Any] = [complete_checkpoints(self._out)[:1] if dist.get_rank() == 0 else None]
+        found: list[Any] = [list_checkpoints(self._out)[:1] if dist.get_rank() == 0 else None]
         dist.broadcast_object_list(found, group=self._group)  # one rank looks, so that all load the same
         if not found[0]:
             return 0
@@ -120,8 +120,8 @@ class Checkpoints:
         """
         if self.best is None or self.best.step == last_step:
             return last_step
-        folder = _folder(self.best.step)
-        is_whole = [dist.get_rank() == 0 and (self.best.step, folder) in complete_checkpoints(self._out)]
+        folder = _name_folder(self.best.step)
+        is_whole = [dist.get_rank() == 0 and (self.best.step, folder) in list_checkpoints(self._out)]
         dist.broadcast_object_list(is_whole, group=self._group)
         if not is_whole[0]:
             raise SbpError(f"{self._out.path(folder)} was the best checkpoint and is not whole: --redo the stage")
@@ -129,7 +129,7 @@ class Checkpoints:
         return self.best.step
 
     def _load(self, folder: str) -> None:
-        reader = _reader(self._out, folder)
+        reader = _make_reader(self._out, folder)
         state = self._state()
         _refuse_other_shapes(self._out.path(folder), reader, state["model"])
         dcp.load(state, storage_reader=reader, process_group=self._group)
@@ -149,9 +149,9 @@ class Checkpoints:
                 _finish_writing(written)
             with failing_together(self._out.path(folder), self._group):
                 if is_first:
-                    marker = {"step": step, "files": _sizes(self._out, folder), "best": best and best._asdict()}
+                    marker = {"step": step, "files": _list_sizes(self._out, folder), "best": best and best._asdict()}
                     self._out.write_json(f"{folder}/{_MARKER}", marker)
-                    for number, old in complete_checkpoints(self._out)[NUM_KEPT:]:
+                    for number, old in list_checkpoints(self._out)[NUM_KEPT:]:
                         if best is None or number != best.step:
                             _remove(self._out, old)
         except SbpError:
@@ -160,7 +160,7 @@ class Checkpoints:
             raise
 
 
-def _folder(step: int) -> str:
+def _name_folder(step: int) -> str:
     return f"{_FOLDER}/step-{step:06d}"
 
 
@@ -175,7 +175,7 @@ def _finish_writing(written: Future[Any]) -> None:
         raise OSError("; ".join(one_line(cause) for cause, _ in error.failures.values())) from error
 
 
-def complete_checkpoints(out: Artifact) -> list[tuple[int, str]]:
+def list_checkpoints(out: Artifact) -> list[tuple[int, str]]:
     """Step and folder of each checkpoint that has its marker, and files as long as it says; newest first."""
     selector = pafs.FileSelector(out.path(_FOLDER), allow_not_found=True)
     found = []
@@ -184,7 +184,7 @@ def complete_checkpoints(out: Artifact) -> list[tuple[int, str]]:
         if not out.exists(f"{folder}/{_MARKER}"):
             continue
         marker = out.read_json(f"{folder}/{_MARKER}")
-        if _sizes(out, folder) == marker["files"]:
+        if _list_sizes(out, folder) == marker["files"]:
             found.append((int(marker["step"]), folder))
         else:
             logger.warning(f"{out.path(folder)} is damaged and is not used")
@@ -203,7 +203,7 @@ def _refuse_other_shapes(path: str, reader: StorageReader, model_state: dict[str
             )
 
 
-def _sizes(out: Artifact, folder: str) -> dict[str, int]:
+def _list_sizes(out: Artifact, folder: str) -> dict[str, int]:
     infos = out.fs.get_file_info(pafs.FileSelector(out.path(folder)))
     return {info.base_name: info.size for info in sorted(infos, key=lambda i: i.base_name) if info.base_name != _MARKER}
 
@@ -215,12 +215,12 @@ def _remove(out: Artifact, folder: str) -> None:
         out.fs.delete_dir(out.path(folder))
 
 
-def _writer(out: Artifact, folder: str) -> FileSystemWriter:
+def _make_writer(out: Artifact, folder: str) -> FileSystemWriter:
     if not out.is_local:
         return StoreWriter(out, folder)
     Path(out.path(folder)).mkdir(parents=True, exist_ok=True)
     return FileSystemWriter(out.path(folder))
 
 
-def _reader(out: Artifact, folder: str) -> StorageReader:
+def _make_reader(out: Artifact, folder: str) -> StorageReader:
     return FileSystemReader(out.path(folder)) if out.is_local else StoreReader(out, folder)

@@ -109,12 +109,12 @@ def _gather_files(
         yield own, tensors
 
 
-def exported_step(out: Artifact) -> int:
+def read_exported_step(out: Artifact) -> int:
     """The step whose weights `model/` holds."""
     return int(out.read_json(_MARKER)["step"])
 
 
-def held_out_addresses(source: Source, num_rows: int) -> list[Address | None]:
+def list_held_out(source: Source, num_rows: int) -> list[Address | None]:
     """The first rows of a split, as many as there are."""
     everything = (
         Address(source.name, 0, shard, position)
@@ -132,7 +132,7 @@ def _score_held_out(
 
     All ranks pass the same rows, since FSDP needs all of them.
     """
-    addresses = held_out_addresses(plan.validation, _CHECKED_ROWS)
+    addresses = list_held_out(plan.validation, _CHECKED_ROWS)
     if not addresses:
         addresses = [plan.mixture.address(row) for row in range(min(_CHECKED_ROWS, plan.mixture.total_rows))]
     model.eval()
@@ -140,11 +140,11 @@ def _score_held_out(
     for batch in reader.batches(addresses, 1):
         placed = batch.to(device)
         nll_S = model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents).tolist()
-        documents += _by_document(batch, nll_S, longest=model.lm.config.max_position_embeddings - 1)
+        documents += _split_by_document(batch, nll_S, longest=model.lm.config.max_position_embeddings - 1)
     return documents
 
 
-def _by_document(batch: Batch, nll_S: list[float], longest: int) -> list[dict[str, Any]]:
+def _split_by_document(batch: Batch, nll_S: list[float], longest: int) -> list[dict[str, Any]]:
     """`{input_ids, positions, nll_nats}` of each document of one row that has supervised tokens, cut to `longest`
     tokens: vLLM wants room for one more."""
     [ids], [supervised] = batch.input_ids_BT.tolist(), batch.loss_mask_BT.tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from sbp_ray.shards import Stats
-from sbp_ray.training.export import exported_step, is_exported
+from sbp_ray.training.export import is_exported, read_exported_step
 from sbp_ray.training.export_check import check_export
 from sbp_ray.training.journal import count_attempts, read_row
 from sbp_ray.training.packed import Packed, count_mixture
@@ -37,7 +37,7 @@ def run_plan(plan: TrainingPlan, packed: dict[str, Packed]) -> Stats:
         "mixture": mixed,
         "packing": {name: source.stats for name, source in packed.items()},
         "final": read_row(plan.out, plan.num_steps),
-        "exported": read_row(plan.out, exported_step(plan.out)),
+        "exported": read_row(plan.out, read_exported_step(plan.out)),
         **count_attempts(plan.out),
         "export": check_export(plan.stage, cfg, plan.out),
     }

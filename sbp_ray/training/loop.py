@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 
 from sbp_ray.mixing import Source
-from sbp_ray.training.build import sharded_model
+from sbp_ray.training.build import build_sharded_model
 from sbp_ray.training.checkpoint import Checkpoints
-from sbp_ray.training.export import export_model, held_out_addresses
+from sbp_ray.training.export import export_model, list_held_out
 from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.meter import Meter
 from sbp_ray.training.optim import build_optimizer
-from sbp_ray.training.rows import Batch, RowReader, rank_rows, read_ahead
-from sbp_ray.training.sharding import process_group, sum_over_ranks, training_device
+from sbp_ray.training.rows import Batch, RowReader, assign_rows, read_ahead
+from sbp_ray.training.sharding import find_device, process_group, sum_over_ranks
 from sbp_ray.training.step import update
 from sbp_ray.training.training_plan import TrainingPlan
 
@@ -50,8 +50,8 @@ def train(
             cannot be written.
     """
     with process_group():
-        device, reader = training_device(), RowReader(plan.out, plan.config)
-        model = sharded_model(plan, device)
+        device, reader = find_device(), RowReader(plan.out, plan.config)
+        model = build_sharded_model(plan, device)
         optimizer = build_optimizer(model, plan.config)
         with closing(Checkpoints(plan.out, model, optimizer)) as checkpoints:
             first_step = checkpoints.load_newest()
@@ -84,7 +84,7 @@ def _run_steps(
     device: torch.device,
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """Train on the steps that are left; of each, the row of `metrics.jsonl` and the ranks that ask `is_preempted`."""
-    for step, batches in meter.timed(_batches(plan, first_step)):
+    for step, batches in meter.time_steps(_read_batches(plan, first_step)):
         result = update(plan, model, optimizer, batches, step, device, ask=meter.is_time_to_ask())
         held_out = _evaluate(plan, model, reader, device) if is_evaluation(plan, step) else {}
         yield meter.add(step, result, held_out), result.num_asking
@@ -108,13 +108,13 @@ def _held_out(plan: TrainingPlan) -> dict[str, Source]:
     return {name: source for name, source in sources.items() if source.num_rows}
 
 
-def _batches(plan: TrainingPlan, first_step: int) -> Iterator[tuple[int, list[Batch]]]:
+def _read_batches(plan: TrainingPlan, first_step: int) -> Iterator[tuple[int, list[Batch]]]:
     """This rank's micro-batches of each step that is left, read ahead."""
     reader = RowReader(plan.out, plan.config)  # of the thread that reads
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
 
     def make(step: int) -> tuple[int, list[Batch]]:
-        addresses = rank_rows(plan.mixture, step, plan.config.batch_rows, rank, num_ranks)
+        addresses = assign_rows(plan.mixture, step, plan.config.batch_rows, rank, num_ranks)
         return step, reader.batches(addresses, plan.config.resources.micro_batch_rows)
 
     return read_ahead(make, range(first_step + 1, plan.num_steps + 1))
@@ -136,7 +136,7 @@ def _loss(
 ) -> float:
     """Every rank makes the same number of passes: FSDP demands it."""
     num_rows = max(EVALUATION_BATCHES * plan.config.batch_rows, EVALUATION_TOKENS // plan.config.seq_len)
-    addresses = held_out_addresses(source, num_rows)
+    addresses = list_held_out(source, num_rows)
     micro_batch_rows = plan.config.resources.micro_batch_rows
     addresses += [None] * (-len(addresses) % (micro_batch_rows * dist.get_world_size()))
     totals = [0.0, 0.0]

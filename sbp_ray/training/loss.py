@@ -45,11 +45,11 @@ class SupervisedLanguageModel(torch.nn.Module):
         row_S, position_S, target_S = find_targets(input_ids_BT, loss_mask_BT)
         hidden_SD = hidden_BTD[row_S, position_S]
         if torch.is_grad_enabled():
-            return summed_cross_entropy(hidden_SD, self.lm.lm_head.weight, target_S, self._z_loss)
+            return sum_cross_entropy(hidden_SD, self.lm.lm_head.weight, target_S, self._z_loss)
         return nll_of_each(hidden_SD, self.lm.lm_head.weight, target_S)
 
 
-def summed_cross_entropy(
+def sum_cross_entropy(
     hidden_SD: torch.Tensor,
     weight_VD: torch.Tensor,
     target_S: torch.Tensor,

@@ -45,7 +45,7 @@ class Meter:
                 self._journal = Journal(plan.out, plan.stage, plan.num_steps, first_step, num_ranks)
                 self._wall_s = self._journal.wall_s_before
 
-    def timed(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
+    def time_steps(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
         """The steps, with a clock on how long each had to be waited for."""
         while True:
             self._began = time.monotonic()

@@ -80,7 +80,7 @@ def write_shard(
         **(counts or {}),
     }
     dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-    with out.writing(_tokens_file(name)) as stream:
+    with out.writing(_name_tokens_file(name)) as stream:
         for place in zip(document_P.tolist(), start_P.tolist(), length_P.tolist(), strict=True):
             stream.write(_cut_tokens(tokens_of, *place, vocab_size).astype(dtype).data)
     row_P = np.repeat(np.arange(len(rows.ends_R)), np.diff(rows.ends_R, prepend=0))
@@ -99,7 +99,7 @@ def _cut_tokens(
     return ids
 
 
-def _tokens_file(name: str) -> str:
+def _name_tokens_file(name: str) -> str:
     return name.removesuffix(".parquet") + ".bin"
 
 
@@ -111,7 +111,7 @@ class Row(NamedTuple):
     document_ids_T: NDArray[np.int64]
 
 
-def blank_row(seq_len: int) -> Row:
+def make_blank_row(seq_len: int) -> Row:
     """A row of padding."""
     return Row(np.zeros(seq_len, np.int64), np.zeros(seq_len, bool), np.full(seq_len, PADDING))
 
@@ -129,7 +129,7 @@ class PackedShard:
         num_rows = json.loads(index.schema.metadata[b"stats"])["rows"]
         ends_R = np.cumsum(np.bincount(row_P, minlength=num_rows))
         self._written = PackedRows(np.arange(len(row_P)), ends_R)
-        self._file = out.fs.open_input_file(out.path(_tokens_file(name)))
+        self._file = out.fs.open_input_file(out.path(_name_tokens_file(name)))
 
     def plan(self, rng: np.random.Generator | None) -> PackedRows:
         """The rows as they were written, or packed anew at random."""
@@ -141,7 +141,7 @@ class PackedShard:
         length_K = self._length_P[part_K]
         num_tokens = int(length_K.sum())
         supervised_from_K = np.cumsum(length_K) - length_K + self._first_P[part_K]  # positions in the row
-        found = blank_row(self._seq_len)
+        found = make_blank_row(self._seq_len)
         found.input_ids_T[:num_tokens] = self._tokens(part_K)
         found.loss_mask_T[:num_tokens] = np.arange(num_tokens) >= np.repeat(supervised_from_K, length_K)
         found.document_ids_T[:num_tokens] = np.repeat(np.arange(len(part_K)), length_K)

@@ -21,7 +21,7 @@ from sbp_ray.mixing import Address, Mixture, generator
 from sbp_ray.shards import shard_name
 from sbp_ray.text.packing import PackedRows
 from sbp_ray.training.attention import Documents, find_documents
-from sbp_ray.training.packed import PADDING, PackedShard, Row, blank_row
+from sbp_ray.training.packed import PADDING, PackedShard, Row, make_blank_row
 from sbp_ray.training.training_plan import rows_folder
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ def make_batch(addresses: Sequence[Address | None], rows: Sequence[Row]) -> Batc
     )
 
 
-def rank_rows(mixture: Mixture, step: int, batch_rows: int, rank: int, num_ranks: int) -> list[Address | None]:
+def assign_rows(mixture: Mixture, step: int, batch_rows: int, rank: int, num_ranks: int) -> list[Address | None]:
     """The rank's rows of step 1, 2, …: every `num_ranks`-th, and padding where they do not come out even."""
     first = (step - 1) * batch_rows
     mine: list[Address | None] = [mixture.address(row) for row in range(first + rank, first + batch_rows, num_ranks)]
@@ -117,7 +117,7 @@ class RowReader:
 
     def batch(self, addresses: Sequence[Address | None]) -> Batch:
         """The rows at the addresses; None gives a row of padding, of which nothing is supervised."""
-        blank = blank_row(self._cfg.seq_len)
+        blank = make_blank_row(self._cfg.seq_len)
         return make_batch(addresses, [blank if address is None else self.row(address) for address in addresses])
 
     def row(self, address: Address) -> Row:

@@ -30,7 +30,7 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def training_device() -> torch.device:
+def find_device() -> torch.device:
     """The rank's GPU, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 

@@ -54,7 +54,7 @@ def fit_on_cluster(plan: TrainingPlan) -> None:
     resources = plan.config.resources
     most = -1 if resources.max_preemptions is None else resources.max_preemptions
     trainer = TorchTrainer(
-        lambda: _work(plan),
+        lambda: _train_in_worker(plan),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if resources.num_gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(resources.min_workers, resources.num_workers)
@@ -73,15 +73,15 @@ def fit_on_cluster(plan: TrainingPlan) -> None:
     try:
         problem = _fit_in_thread(trainer).return_value
     except TrainingFailedError as error:
-        if lost := _how_it_lost_workers(error, resources):
+        if lost := explain_lost_workers(error, resources):
             raise SbpError(f"{plan.stage}: {lost}; the same command goes on from the newest checkpoint") from error
         raise
     if problem:
         raise SbpError(problem)
 
 
-def _how_it_lost_workers(error: TrainingFailedError, resources: TrainingResources) -> str:
-    """What the user is told of workers that died, by whatever hand; nothing where one of them raised an error."""
+def explain_lost_workers(error: TrainingFailedError, resources: TrainingResources) -> str:
+    """Say that workers died, by whatever hand; nothing where a worker raised an error."""
     if isinstance(error, PreemptionError):
         return f"nodes were taken back more often than resources.max_preemptions={resources.max_preemptions} allows"
     if isinstance(error, WorkerGroupError) and any(
@@ -114,7 +114,7 @@ def _fit_in_thread(trainer: TorchTrainer) -> Result:
     return outcome[0]
 
 
-def _work(plan: TrainingPlan) -> str | None:
+def _train_in_worker(plan: TrainingPlan) -> str | None:
     """The whole life of one worker; returns what the user must fix."""
     set_up_logging()
     # Ray Train logs every report, under a name (its file's) that LoggingConfig does not reach; the journal has them.

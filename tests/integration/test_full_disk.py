@@ -12,7 +12,7 @@ from jobs_cluster import Cluster
 from ray_head import wait_for
 from training_job import LIMIT_S, Job
 
-from sbp_ray.training.checkpoint import complete_checkpoints
+from sbp_ray.training.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def test_a_training_whose_disk_is_full_says_so_and_once_there_is_room_makes_the_
     job = Job(small_disk, tmp_path / "log.txt", cluster.head, **SETTINGS, resources=resources)
     filler = small_disk / "something else"
     with job.running() as driver:
-        wait_for(lambda: complete_checkpoints(job.out), "the first checkpoint", LIMIT_S)
+        wait_for(lambda: list_checkpoints(job.out), "the first checkpoint", LIMIT_S)
         with filler.open("wb", buffering=0) as file:
             file.write(bytes(shutil.disk_usage(small_disk).free - ROOM))
         said = job.expect_error(driver)
@@ -50,7 +50,7 @@ def test_a_training_whose_disk_is_full_says_so_and_once_there_is_room_makes_the_
     assert "cannot be written (" in said
     assert "No space left on device" in said
     assert said.endswith("make room, and run the same command again to go on from the newest checkpoint")
-    (saved, _), *_ = complete_checkpoints(job.out)
+    (saved, _), *_ = list_checkpoints(job.out)
     assert saved < NUM_STEPS
 
     filler.unlink()

@@ -18,7 +18,7 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray_head import Head, free_ports, ray_head, wait_for
 from training_job import LIMIT_S, Job
 
-from sbp_ray.training.checkpoint import complete_checkpoints
+from sbp_ray.training.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -124,8 +124,8 @@ def test_a_node_that_is_gone_costs_a_failure_and_less_than_a_checkpoint_interval
     every = 100
     job = two_ranks(tmp_path, head, every, max_failures=1, max_preemptions=0)
     with job.running() as driver:
-        wait_for(lambda: complete_checkpoints(job.out), "the first checkpoint", LIMIT_S)
-        job.await_step(complete_checkpoints(job.out)[0][0] + 5)
+        wait_for(lambda: list_checkpoints(job.out), "the first checkpoint", LIMIT_S)
+        job.await_step(list_checkpoints(job.out)[0][0] + 5)
         taken, left = sorted(nodes, key=lambda node: len(node.ranks()), reverse=True)
         assert [len(taken.ranks()), len(left.ranks())] == [2, 0]
         taken.take_back()
@@ -148,8 +148,8 @@ def test_a_notice_saves_the_work_at_once_and_costs_a_preemption_and_no_failure(
         job.await_step(1)
         taken, left = sorted(nodes, key=lambda node: len(node.ranks()), reverse=True)
         takes_back = announce(head, taken, NOTICE_S)
-        wait_for(lambda: complete_checkpoints(job.out), "the checkpoint that the notice asks for", NOTICE_S)
-        [(saved, _)] = complete_checkpoints(job.out)
+        wait_for(lambda: list_checkpoints(job.out), "the checkpoint that the notice asks for", NOTICE_S)
+        [(saved, _)] = list_checkpoints(job.out)
         job.await_step(saved + 1)  # training goes on for as long as the node is there
         wait_for(lambda: time.time() > takes_back, "the node's time is up", NOTICE_S)
         taken.take_back()

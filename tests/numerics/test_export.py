@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import AutoModelForCausalLM
 
 from sbp_ray.training import export
-from sbp_ray.training.build import sharded_model
-from sbp_ray.training.export import export_model, exported_step, is_exported, split_weights
+from sbp_ray.training.build import build_sharded_model
+from sbp_ray.training.export import export_model, is_exported, read_exported_step, split_weights
 from sbp_ray.training.rows import RowReader
 from sbp_ray.training.training_plan import TrainingPlan
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 def _export(plan: TrainingPlan, gathered: Path) -> None:
     """Export fresh weights, and write them to a file as torch gathers them on rank 0."""
-    model = sharded_model(plan, CPU)
+    model = build_sharded_model(plan, CPU)
     export_model(plan, model, RowReader(plan.out, plan.config), CPU, step=6)
     everything = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(model, options=everything)
@@ -44,7 +44,7 @@ def test_two_ranks_export_the_bits_of_the_trained_weights(
     run_ranks(2, tmp_path, lambda: _export(plan, tmp_path / "gathered.pt"))
     gathered = torch.load(tmp_path / "gathered.pt")
     assert is_exported(plan.out)
-    assert exported_step(plan.out) == 6
+    assert read_exported_step(plan.out) == 6
 
     files = sorted(Path(plan.out.path("model")).glob("*.safetensors"))
     if file_bytes > 1 << 30:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny import tiny_plan
 
 from sbp_ray.training import loop
-from sbp_ray.training.checkpoint import complete_checkpoints
+from sbp_ray.training.checkpoint import list_checkpoints
 from sbp_ray.training.journal import count_attempts
 from sbp_ray.training.training_plan import TrainingPlan
 
@@ -84,7 +84,7 @@ def test_after_many_strikes_the_weights_are_those_of_an_undisturbed_run(tmp_path
         strike_down(
             killed, strike, ranks, started=lambda number=number: count_attempts(killed.out)["attempts"] == number + 1
         )
-        [newest, *_] = complete_checkpoints(killed.out) or [(0, "")]
+        [newest, *_] = list_checkpoints(killed.out) or [(0, "")]
         assert newest[0] >= done  # nothing that was safe is lost
         done = newest[0]
     run_ranks(NUM_RANKS, tmp_path, lambda: loop.train(killed))

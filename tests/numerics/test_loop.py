@@ -25,9 +25,9 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TrainingConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.training import loop, meter
-from sbp_ray.training.build import sharded_model
-from sbp_ray.training.checkpoint import complete_checkpoints
-from sbp_ray.training.export import export_model, exported_step
+from sbp_ray.training.build import build_sharded_model
+from sbp_ray.training.checkpoint import list_checkpoints
+from sbp_ray.training.export import export_model, read_exported_step
 from sbp_ray.training.journal import count_attempts
 from sbp_ray.training.optim import lr_at
 from sbp_ray.training.training_plan import TrainingPlan
@@ -80,13 +80,13 @@ def test_gradients_that_are_reduced_each_time_are_the_same_and_never_lie_whole_o
     sharded = tiny_plan(tmp_path / "sharded", num_workers=2, reduce_every_micro_batch=is_reduced, **settings)
 
     def train() -> list[bool]:
-        model = loop.sharded_model(sharded, torch.device("cpu"))
+        model = loop.build_sharded_model(sharded, torch.device("cpu"))
         has_own_part: list[bool] = []
         sharded_layer = list(model.lm.model.layers[0].parameters())
         model.register_forward_pre_hook(
             lambda *_: has_own_part.append(all(parameter.grad is not None for parameter in sharded_layer))
         )
-        loop.sharded_model = lambda *_: model  # type: ignore[assignment]
+        loop.build_sharded_model = lambda *_: model  # type: ignore[assignment]
         _train(sharded, stop_after=1, sgd=True)
         return has_own_part[:2]
 
@@ -115,7 +115,7 @@ def _die_after(plan: TrainingPlan, step: int) -> None:
 
 
 def _steps_saved(plan: TrainingPlan) -> list[int]:
-    return sorted(step for step, _ in complete_checkpoints(plan.out))
+    return sorted(step for step, _ in list_checkpoints(plan.out))
 
 
 def test_steps_that_are_done_again_are_counted_as_wasted(tmp_path: Path) -> None:
@@ -268,11 +268,11 @@ def test_rows_whose_loss_is_not_finite_are_named(tmp_path: Path) -> None:
 
     def broken() -> str:
         def build(plan: TrainingPlan, device: torch.device) -> Any:
-            model = sharded_model(plan, device)
+            model = build_sharded_model(plan, device)
             model.lm.model.norm.weight.to_local().detach().fill_(math.nan)
             return model
 
-        loop.sharded_model = build  # type: ignore[assignment]
+        loop.build_sharded_model = build  # type: ignore[assignment]
         return _diverges(plan)
 
     [message] = run_ranks(1, tmp_path, broken)
@@ -290,16 +290,16 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_named_on_all_and_no_weight
         models = []
 
         def build(plan: TrainingPlan, device: torch.device) -> Any:
-            models.append(sharded_model(plan, device))
+            models.append(build_sharded_model(plan, device))
             weight = models[0].lm.model.layers[1].mlp.up_proj.weight
             weight.register_post_accumulate_grad_hook(
                 lambda p: p.grad.to_local().fill_(value) if dist.get_rank() == 1 else None
             )
             return models[0]
 
-        loop.sharded_model = build  # type: ignore[assignment]
+        loop.build_sharded_model = build  # type: ignore[assignment]
         message = _diverges(plan)
-        fresh = sharded_model(plan, torch.device("cpu"))
+        fresh = build_sharded_model(plan, torch.device("cpu"))
         same = zip(models[0].parameters(), fresh.parameters(), strict=True)
         return message, all(torch.equal(ours.to_local(), theirs.to_local()) for ours, theirs in same)
 
@@ -315,7 +315,7 @@ def test_the_layer_in_which_the_backward_pass_broke_is_named(tmp_path: Path) -> 
 
     def broken() -> str:
         def build(plan: TrainingPlan, device: torch.device) -> Any:
-            model = sharded_model(plan, device)
+            model = build_sharded_model(plan, device)
             model.lm.model.layers[0].register_forward_hook(
                 lambda _layer, _inputs, hidden_BTD: (
                     hidden_BTD.register_hook(lambda grad_BTD: grad_BTD * math.nan) and None
@@ -323,7 +323,7 @@ def test_the_layer_in_which_the_backward_pass_broke_is_named(tmp_path: Path) -> 
             )
             return model
 
-        loop.sharded_model = build  # type: ignore[assignment]
+        loop.build_sharded_model = build  # type: ignore[assignment]
         return _diverges(plan)
 
     [message] = run_ranks(1, tmp_path, broken)
@@ -394,11 +394,11 @@ def test_layers_are_compiled_once_however_many_documents_a_batch_has(tmp_path: P
         lengths = set()
 
         def build(plan: TrainingPlan, device: torch.device) -> Any:
-            model = sharded_model(plan, device)
+            model = build_sharded_model(plan, device)
             model.register_forward_pre_hook(lambda _, inputs: lengths.add(len(inputs[2].bounds_N1)))
             return model
 
-        loop.sharded_model = build  # type: ignore[assignment]
+        loop.build_sharded_model = build  # type: ignore[assignment]
         loop.is_evaluation = lambda *_: False  # type: ignore[assignment]  # rows without gradients are compiled apart
         torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]  # how often, not into what
         with torch._dynamo.config.patch(error_on_recompile=True):
@@ -454,7 +454,7 @@ def test_the_exported_weights_are_those_of_the_lowest_development_loss(tmp_path:
     rows = {row["step"]: row["development_nats"] for row in _rows(plan) if "development_nats" in row}
     best = min(rows, key=lambda step: rows[step])
     assert best < 20  # it did overfit
-    assert exported_step(plan.out) == best
+    assert read_exported_step(plan.out) == best
     assert sorted(_steps_saved(plan)) == sorted({best, *_steps_saved(plan)[-2:]})
     model = AutoModelForCausalLM.from_pretrained(plan.out.path("model"))
     held_out = [row for shard in (0, 1) for row in read_rows(plan.out, "validation", SEQ_LEN, shard=shard)]
@@ -469,7 +469,7 @@ def test_the_exported_weights_are_those_of_the_lowest_development_loss(tmp_path:
 def test_the_last_weights_are_exported_where_they_are_asked_for(tmp_path: Path) -> None:
     plan = _overfitting(tmp_path / "run", checkpoint="last")
     run_ranks(1, tmp_path, lambda: _train(plan))
-    assert exported_step(plan.out) == 20
+    assert read_exported_step(plan.out) == 20
     assert not any("development_nats" in row for row in _rows(plan))
 
 
@@ -480,7 +480,7 @@ def test_the_best_survives_kills_and_is_chosen_as_without_them(tmp_path: Path) -
     for step in (7, 17):
         run_ranks(1, tmp_path, lambda step=step: _die_after(pieces, step))
     run_ranks(1, tmp_path, lambda: _train(pieces))
-    assert exported_step(pieces.out) == exported_step(whole.out) < 17
+    assert read_exported_step(pieces.out) == read_exported_step(whole.out) < 17
     assert all(torch.equal(tensor, _weights(pieces)[name]) for name, tensor in _weights(whole).items())
 
 

@@ -14,7 +14,7 @@ from sbp_ray.scoring import sum_nll
 from sbp_ray.text.pair_format import Example, document_example, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.attention import attend_within_documents
-from sbp_ray.training.loss import SupervisedLanguageModel, summed_cross_entropy
+from sbp_ray.training.loss import SupervisedLanguageModel, sum_cross_entropy
 from sbp_ray.training.rows import make_batch
 
 SPECIAL = SpecialIds(0, 1, 2)
@@ -80,7 +80,7 @@ def test_loss_and_gradients_in_chunks_are_those_of_plain_cross_entropy(chunk: in
     plain = torch.nn.functional.cross_entropy(logits_SV, target_S, reduction="sum")
     with_z = plain + z_loss * logits_SV.logsumexp(dim=1).square().sum()
     expected = torch.autograd.grad(with_z * 0.5, [hidden_SD, weight_VD])
-    ours = summed_cross_entropy(hidden_SD, weight_VD, target_S, z_loss, chunk)
+    ours = sum_cross_entropy(hidden_SD, weight_VD, target_S, z_loss, chunk)
     found = torch.autograd.grad(ours[1] * 0.5, [hidden_SD, weight_VD])
     torch.testing.assert_close(ours, torch.stack([plain, with_z]))
     torch.testing.assert_close(found, expected)
@@ -92,7 +92,7 @@ def test_the_scale_of_the_loss_is_not_rounded_to_bfloat16() -> None:
     torch.manual_seed(0)
     weight_VD = torch.randn(VOCAB, 64, dtype=torch.bfloat16, requires_grad=True)
     hidden_SD = torch.randn(50, 64, dtype=torch.bfloat16, requires_grad=True)
-    nll = summed_cross_entropy(hidden_SD, weight_VD, torch.randint(VOCAB, (50,)))[1]
+    nll = sum_cross_entropy(hidden_SD, weight_VD, torch.randint(VOCAB, (50,)))[1]
     whole, third = (
         torch.autograd.grad(nll * scale, [hidden_SD, weight_VD], retain_graph=True) for scale in (1.0, 1 / 3)
     )
@@ -114,10 +114,10 @@ def test_the_logits_of_all_positions_never_exist_at_once() -> None:
     hidden_SD = torch.randn(512, 8, requires_grad=True)
     weight_VD = torch.randn(8192, 8, requires_grad=True)
     with Spy():
-        summed_cross_entropy(hidden_SD, weight_VD, torch.randint(8192, (512,)))[1].backward()
+        sum_cross_entropy(hidden_SD, weight_VD, torch.randint(8192, (512,)))[1].backward()
     assert max(shapes) == 2**21
 
 
 def test_shapes_that_disagree_are_refused() -> None:
     with pytest.raises(ValueError, match="disagree"):
-        summed_cross_entropy(torch.zeros(3, 4), torch.zeros(8, 4), torch.zeros(2, dtype=torch.int64))
+        sum_cross_entropy(torch.zeros(3, 4), torch.zeros(8, 4), torch.zeros(2, dtype=torch.int64))

@@ -16,7 +16,7 @@ from tiny import tiny_plan
 
 from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.training import loop
-from sbp_ray.training.checkpoint import complete_checkpoints
+from sbp_ray.training.checkpoint import list_checkpoints
 from sbp_ray.training.store_checkpoint import StoreReader
 
 NUM_RANKS = 2
@@ -55,12 +55,12 @@ def test_a_checkpoint_on_a_store_is_read_in_parts_and_leaves_nothing_on_the_node
     out.write_json(STARTED, {"fingerprint": "00c0ffee00c0ffee"})
     plan = replace(local, out=out)
     assert run_ranks(NUM_RANKS, tmp_path, lambda: read_through(plan, 3)) == [0] * NUM_RANKS  # nothing to resume
-    [(step, folder)] = complete_checkpoints(out)
+    [(step, folder)] = list_checkpoints(out)
     assert step == 2
     saved = sum(file.stat().st_size for file in Path(local.out.path(folder)).glob("*.distcp"))
 
     read = run_ranks(NUM_RANKS, tmp_path, lambda: read_through(plan, 4))
-    assert [step for step, _ in complete_checkpoints(out)] == [4, 2]
+    assert [step for step, _ in list_checkpoints(out)] == [4, 2]
     assert all(0 < part < 0.75 * saved for part in read)  # a half, and what each rank has in full
     assert sum(read) < 1.5 * saved
     assert list(scratch.rglob("*")) == []

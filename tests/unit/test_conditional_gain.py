@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sbp_ray.evaluation.intervals import MIN_GROUPS
-from sbp_ray.stages.tune import gain_summary
+from sbp_ray.stages.tune import summarize_gain
 
 NLL = {
     "nll_given_d1": np.array([40.0, 60.0]),
@@ -16,7 +16,7 @@ NLL = {
 def test_each_pair_counts_by_its_tokens_and_differences_are_paired() -> None:
     again = {name: np.tile(nll_N, MIN_GROUPS) for name, nll_N in NLL.items()}
     groups = [str(group) for group in range(2 * MIN_GROUPS)]
-    summary = gain_summary(np.array([10, 30] * MIN_GROUPS), again, groups)
+    summary = summarize_gain(np.array([10, 30] * MIN_GROUPS), again, groups)
     assert summary["nll_given_d1"] == pytest.approx(100 / 40)
     assert summary["nll_alone"] == pytest.approx(120 / 40)
     half = {name: pytest.approx(0.5) for name in ("value", "low", "high")}
@@ -27,5 +27,5 @@ def test_each_pair_counts_by_its_tokens_and_differences_are_paired() -> None:
 
 
 def test_pairs_of_few_groups_have_a_gain_and_no_interval() -> None:
-    summary = gain_summary(np.array([10, 30]), NLL, ["a", "a"])
+    summary = summarize_gain(np.array([10, 30]), NLL, ["a", "a"])
     assert summary["saved_over_nothing"] == {"value": 0.5, "unit": "groups", "units": 1}

@@ -17,7 +17,7 @@ from sbp_ray.mixing import Address, Mixture
 from sbp_ray.schema import PACKED_DOCUMENT
 from sbp_ray.text.pair_format import Example
 from sbp_ray.training.packed import PackedShard, read_packed
-from sbp_ray.training.rows import RowReader, rank_rows
+from sbp_ray.training.rows import RowReader, assign_rows
 
 CONFIG = PretrainConfig(seq_len=32, batch_rows=4, total_tokens=1, peak_lr=1.0)
 NUM_SHARDS = 2
@@ -64,8 +64,8 @@ def test_any_number_of_ranks_reads_the_same_batches(out: Artifact, num_ranks: in
     mixture = Mixture(read_packed(out, "real").source, None, 40 * 4, 0, 0)  # several epochs
     alone, readers = RowReader(out, CONFIG), [RowReader(out, CONFIG) for _ in range(num_ranks)]
     for step in (1, 40, 17):  # as one that resumes would, in any order
-        whole = alone.batch(rank_rows(mixture, step, 4, 0, 1))
-        parts = [reader.batch(rank_rows(mixture, step, 4, n, num_ranks)) for n, reader in enumerate(readers)]
+        whole = alone.batch(assign_rows(mixture, step, 4, 0, 1))
+        parts = [reader.batch(assign_rows(mixture, step, 4, n, num_ranks)) for n, reader in enumerate(readers)]
         rows = {a: ids for part in parts for a, ids in zip(part.addresses, part.input_ids_BT.tolist(), strict=True)}
         assert [rows[address] for address in whole.addresses] == whole.input_ids_BT.tolist()
         assert sum(part.num_supervised for part in parts) == whole.num_supervised

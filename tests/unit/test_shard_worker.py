@@ -227,12 +227,12 @@ def test_joint_training_starts_on_the_finished_shards_while_others_are_drawn(
     assert (taken["d1"], taken["documents"]) == (DOCUMENTS, finished["documents"])
     here = TrainingResources(in_process=True)
     cfg = PretrainConfig(seq_len=64, batch_rows=1, total_tokens=64, peak_lr=1e-3, resources=here)
-    packed = pretrain._pack("pretrain-sbp", cfg, {"synthetic": (early, "")}, special, 1000, lm)
+    packed = pretrain.pack_documents("pretrain-sbp", cfg, {"synthetic": (early, "")}, special, 1000, lm)
     assert packed["synthetic"].stats["examples"] == finished["documents"] > 0
 
     stage.run(FakeHandle(), shard=1)
     assert training.take() == taken
-    again = pretrain._pack("pretrain-sbp", cfg, {"synthetic": (early, "")}, special, 1000, lm)
+    again = pretrain.pack_documents("pretrain-sbp", cfg, {"synthetic": (early, "")}, special, 1000, lm)
     assert again == packed
 
 

@@ -134,15 +134,15 @@ def test_more_synthetic_text_than_there_is_is_refused_with_what_would_fit(
     out = new_artifact("lm")
     packed = {"real": _write_rows(out, "real", 5), "synthetic": _write_rows(out, "synthetic", 3)}
     with pytest.raises(SbpError, match=rf"wants 5 synthetic rows \(0.5000 of the run\) and there are 3.*: {remedy}"):
-        pretrain._mixture(TEN_ROWS, mixture, packed)
-    fitting = pretrain._mixture(TEN_ROWS, MixtureConfig(synthetic_share=0.3), packed)
+        pretrain.plan_mixture(TEN_ROWS, mixture, packed)
+    fitting = pretrain.plan_mixture(TEN_ROWS, MixtureConfig(synthetic_share=0.3), packed)
     assert fitting.rows() == {"real": 7, "synthetic": 3}
 
 
 def test_a_corpus_without_train_documents_is_refused(new_artifact: Callable[[str], Artifact]) -> None:
     out = new_artifact("base_lm")
     with pytest.raises(SbpError, match=r"the corpus has no train documents: check ingest\.input"):
-        pretrain._mixture(TEN_ROWS, MixtureConfig(), {"real": _write_rows(out, "real", 0)})
+        pretrain.plan_mixture(TEN_ROWS, MixtureConfig(), {"real": _write_rows(out, "real", 0)})
 
 
 def _write_rows(out: Artifact, source: str, number: int) -> Packed:

@@ -5,7 +5,7 @@ from ray.train import ControllerError, PreemptionError, PreemptionInfo, Training
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from sbp_ray.config import TrainingResources
-from sbp_ray.training.worker import _how_it_lost_workers
+from sbp_ray.training.worker import explain_lost_workers
 
 DIED = WorkerHealthCheckFailedError("health check failed", RuntimeError("the actor died"))
 TAKEN = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
@@ -22,4 +22,4 @@ TAKEN = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
     ],
 )  # fmt: skip
 def test_workers_that_died_are_told_from_errors_of_ours(error: TrainingFailedError, said: str) -> None:
-    assert _how_it_lost_workers(error, TrainingResources(max_failures=2, max_preemptions=5)) == said
+    assert explain_lost_workers(error, TrainingResources(max_failures=2, max_preemptions=5)) == said
