@@ -29,7 +29,7 @@ READY := .venv/ready-$(EXTRA)
 # Two processes, each of which takes the next tests that share something when it has done some: tests/conftest.py.
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo test test-all check bench format lock clean
+.PHONY: help setup demo test test-all check bench clients format lock clean
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
@@ -39,6 +39,7 @@ demo: $(READY) ## the whole loop on the bundled corpus, ending with a report
 	@$(BIN)/python jobs/pipeline.py --config $(CONFIG)
 
 test: $(READY) ## the tests, in two processes (TESTS=tests/unit for a part, in one)
+	@$(if $(TESTS),,$(MAKE) --silent clients || echo "clients of others do not install: their tests are skipped")
 	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),$(SIDE_BY_SIDE)) -m "not long"
 
 test-all: $(READY) ## all tests: also the long forms of those that kill processes
@@ -53,16 +54,19 @@ check: $(READY) ## style, types and layers
 bench: $(READY) $(if $(filter neighbors train,$(NAME)),.venv/ready-bench) ## us beside a peer: NAME=neighbors|embed|train|…, ARGS=--quick
 	@$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
+clients: .venv-clients/ready ## clients of the endpoint that others wrote, for its tests
+
 format: $(READY) ## rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 lock: $(UV) ## choose and pin the newest versions that pyproject.toml allows
 	$(UV) pip compile pyproject.toml --extra cpu --group dev --python-version 3.11 --no-header --no-annotate $(TORCH) -qUo requirements/cpu.txt
+	$(UV) pip compile requirements/clients.in --python-version 3.11 --no-header --no-annotate -qUo requirements/clients.txt
 	$(UV) pip compile pyproject.toml --extra gpu --group dev --python-version 3.11 --no-header --no-annotate -qUo requirements/gpu.txt
 
 clean: ## remove the environments; runs/ stays
-	rm -rf .venv .uv
+	rm -rf .venv .venv-clients .uv
 
 $(UV):
 	@test -n "$(PYTHON)" || { echo "error: no Python: install Python 3.11 or 3.12, or set PYTHON=" >&2; exit 1; }
@@ -84,4 +88,10 @@ $(READY): $(UV) pyproject.toml requirements/$(EXTRA).txt
 .venv/ready-bench: $(READY) requirements/bench.txt
 	@echo "setting up: the peers of requirements/bench.txt"
 	@$(UV) pip install --quiet --compile-bytecode --python .venv $(TORCH) -c requirements/$(EXTRA).txt -r requirements/bench.txt
+	@touch $@
+
+.venv-clients/ready: $(UV) requirements/clients.txt
+	@echo "setting up: .venv-clients with requirements/clients.txt"
+	@test -x .venv-clients/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-clients
+	@$(UV) pip sync --quiet --compile-bytecode --python .venv-clients requirements/clients.txt
 	@touch $@
