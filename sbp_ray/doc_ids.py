@@ -43,11 +43,6 @@ def id_numbers(ids_N: NDArray[np.bytes_]) -> NDArray[np.uint64]:
     return np.ascontiguousarray(ids_N).view(">u8").astype(np.uint64).reshape(*ids_N.shape, 2)
 
 
-def numbers_to_ids(ids_N2: NDArray[np.uint64]) -> NDArray[np.bytes_]:
-    """The inverse of `id_numbers`."""
-    return np.ascontiguousarray(ids_N2.astype(">u8")).view(ID)[:, 0]
-
-
 def places_of(wanted_M: NDArray[np.bytes_], ids_N: NDArray[np.bytes_]) -> NDArray[np.int64]:
     """Where each of the wanted ids is among others, -1 where it is not."""
     found = pc.index_in(to_column(wanted_M), value_set=to_column(ids_N))

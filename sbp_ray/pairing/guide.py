@@ -8,20 +8,25 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from sbp_ray.config import PairConfig
-from sbp_ray.doc_ids import numbers_to_ids, to_column
+from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.neighbors.histogram import bin_edge, bin_numbers, sorted_histogram, threshold_for
 from sbp_ray.pairing.candidates import REASONS
 from sbp_ray.text.hashing import id_ranks, mixed
 
 Sample = dict[str, Any]
 
-SAMPLES_PER_BAND = 2  # pairs that are near-duplicates, and as many that are not
-_WHAT_IF_DOCUMENTS = 20_000  # a share of documents is known within 0.7 percentage points (95 %)
-_PAIRS_PER_DOCUMENT = 0.1  # the least for which a threshold is worth suggesting
-_SLOTS = 1 << 16  # into which documents fall at random
+SAMPLES_PER_BAND = 2
+"""Sample pairs of each band that are near-duplicates, and as many that are not."""
+_WHAT_IF_DOCUMENTS = 20_000
+"""Documents whose pairs are followed below `min_cosine`: a share is known within 0.7 percentage points (95 %)."""
+_PAIRS_PER_DOCUMENT = 0.1
+"""Pairs of a document, on average, from which on a threshold is worth suggesting."""
+_SLOTS = 1 << 16
+"""Slots into which documents fall at random."""
 
 
 def what_if_slots(num_documents: int) -> int:
@@ -29,9 +34,9 @@ def what_if_slots(num_documents: int) -> int:
     return _SLOTS if num_documents <= _WHAT_IF_DOCUMENTS else math.ceil(_SLOTS * _WHAT_IF_DOCUMENTS / num_documents)
 
 
-def in_slots(ids_N2: NDArray[np.uint64], num_slots: int) -> NDArray[np.bool_]:
+def in_slots(ids: pa.Array, num_slots: int) -> NDArray[np.bool_]:
     """Whether each document is among those of `what_if_slots`."""
-    return id_ranks("guide", 0, ids_N2) // np.uint64(2**64 // _SLOTS) < num_slots
+    return id_ranks("guide", 0, id_numbers(ids_to_numpy(ids))) // np.uint64(2**64 // _SLOTS) < num_slots
 
 
 def degree_counts(degrees: NDArray[np.integer]) -> dict[str, int]:
@@ -59,7 +64,19 @@ def degree_summary(counts: Mapping[str, int], num_documents: int) -> dict[str, A
         "mean": round(sum(degree * count for degree, count in known.items()) / max(num_documents, 1), 2),
         **{name: int(degrees[np.searchsorted(up_to, rank)]) for name, rank in ranks.items()},
         "max": int(degrees[-1]),
-        "histogram": positive(histogram),
+        "histogram": drop_zeros(histogram),
+    }
+
+
+def make_guide(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `guide.json` holds of a split, from the counts of its shards."""
+    return {
+        "documents": found["documents"],
+        "what_if_documents": found["what_if_documents"],
+        "bands": band_rows(found),
+        "thresholds": threshold_rows(found),
+        "degrees": {name: degree_summary(found[name], found["documents"]) for name in ("listed_by", "as_d2", "as_d1")},
+        "samples": found["samples"],
     }
 
 
@@ -124,7 +141,7 @@ def explain_no_pairs(cfg: PairConfig, stats: Mapping[str, Any]) -> str:
     related = {
         edge: count - sum(stats[reason].get(edge, 0) for reason in REASONS[2:]) for edge, count in listed.items()
     }
-    below = positive({edge: count for edge, count in related.items() if float(edge) < cfg.min_cosine})
+    below = drop_zeros({edge: count for edge, count in related.items() if float(edge) < cfg.min_cosine})
     if not below:
         limits = "pair.max_jaccard and pair.max_containment" if not any(related.values()) else "pair.max_cosine"
         remedy = f"give documents that are not copies of each other, or raise {limits}"
@@ -136,7 +153,7 @@ def explain_no_pairs(cfg: PairConfig, stats: Mapping[str, Any]) -> str:
     )
 
 
-def positive(counts: Mapping[str, int]) -> dict[str, int]:
+def drop_zeros(counts: Mapping[str, int]) -> dict[str, int]:
     """Without those that are zero."""
     return {name: count for name, count in counts.items() if count}
 
@@ -144,21 +161,16 @@ def positive(counts: Mapping[str, int]) -> dict[str, int]:
 # Sample pairs
 
 
-def draw_samples(
-    own_N2: NDArray[np.uint64],
-    other_N2: NDArray[np.uint64],
-    columns: Mapping[str, NDArray],
-    duplicate_N: NDArray[np.int8],
-) -> list[Sample]:
+def draw_samples(pairs: pa.Table, columns: Mapping[str, NDArray], duplicate_N: NDArray[np.int8]) -> list[Sample]:
     """A few pairs from each band, chosen by a hash of both ids: the same in every run, whoever lists whom.
 
     Args:
-        own_N2: the listing documents, as `id_numbers` gives them.
-        other_N2: of the neighbours.
+        pairs: rows of `CANDIDATE`.
         columns: cosine, jaccard and containment of each.
         duplicate_N: `near_duplicates` of each.
     """
-    order_N = mixed(mixed(own_N2[:, 1] + other_N2[:, 1]))
+    own_N, other_N = (id_numbers(ids_to_numpy(pairs[name]))[:, 1] for name in ("d1_id", "d2_id"))
+    order_N = mixed(mixed(own_N + other_N))
     group_N = 2 * bin_numbers(columns["cosine"]) + (duplicate_N > 0)
     found: list[Sample] = []
     for group in np.unique(group_N):
@@ -166,26 +178,16 @@ def draw_samples(
         wanted = 2 * SAMPLES_PER_BAND  # a pair may be there twice
         if len(rows) > wanted:
             rows = rows[np.argpartition(order_N[rows], wanted)[:wanted]]
-        found += [
-            {
-                "band": bin_edge(group // 2),
-                "near_duplicate": REASONS[duplicate_N[row] - 1] if duplicate_N[row] else None,
-                "order": int(order_N[row]),
-                **_named_ids(own_N2[row], other_N2[row]),
-                **{name: round(float(values[row]), 4) for name, values in columns.items()},
-            }
-            for row in rows
-        ]
-    return fewest(found)
+        for row in rows:
+            d1_id, d2_id = sorted(pairs[name][row].as_py().hex() for name in ("d1_id", "d2_id"))
+            reason = REASONS[duplicate_N[row] - 1] if duplicate_N[row] else None
+            sample = {"band": bin_edge(group // 2), "near_duplicate": reason, "order": int(order_N[row])}
+            rounded = {name: round(float(values[row]), 4) for name, values in columns.items()}
+            found.append({**sample, "d1_id": d1_id, "d2_id": d2_id, **rounded})
+    return choose_samples(found)
 
 
-def _named_ids(*ids_2: NDArray[np.uint64]) -> dict[str, str]:
-    """The two documents of a pair in the order of their ids, as hex digits."""
-    d1, d2 = sorted(to_column(numbers_to_ids(np.stack(ids_2))).to_pylist())
-    return {"d1_id": d1.hex(), "d2_id": d2.hex()}
-
-
-def fewest(samples: Iterable[Sample]) -> list[Sample]:
+def choose_samples(samples: Iterable[Sample]) -> list[Sample]:
     """The samples that come first by their hash in each band, from the lowest band, each pair once."""
 
     def group(sample: Sample) -> tuple[float, bool]:

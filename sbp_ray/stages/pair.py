@@ -27,46 +27,47 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import BucketWriter, bucket_writer, read_bucket
 from sbp_ray.config import PairConfig
-from sbp_ray.doc_ids import id_numbers, ids_to_numpy, shards_of
+from sbp_ray.doc_ids import ids_to_numpy, shards_of
 from sbp_ray.errors import SbpError
 from sbp_ray.neighbors.histogram import cosine_histogram, sorted_histogram
-from sbp_ray.pairing.candidates import (
-    CANDIDATE,
-    REASONS,
-    RELATED,
-    Candidates,
-    each_once,
-    from_table,
-    judge,
-    near_duplicates,
-    ranked,
-)
+from sbp_ray.pairing.candidates import CANDIDATE, REASONS, RELATED, judge, near_duplicates, rank_pairs, turn_pairs
 from sbp_ray.pairing.guide import (
     Sample,
-    band_rows,
+    choose_samples,
     degree_counts,
-    degree_summary,
     draw_samples,
+    drop_zeros,
     explain_no_pairs,
-    fewest,
     in_slots,
-    positive,
-    threshold_rows,
+    make_guide,
     what_if_slots,
 )
 from sbp_ray.pairing.random_pairs import RandomPairer
-from sbp_ray.schema import NEIGHBORS, Split
-from sbp_ray.shards import SCRATCH, Stats, Step, add_stats, make_stats_once, run_steps, shard_name, splits_of
+from sbp_ray.schema import NEIGHBORS, PAIR, Split
+from sbp_ray.shards import (
+    SCRATCH,
+    Stats,
+    Step,
+    add_stats,
+    list_shards,
+    make_stats_once,
+    run_steps,
+    shard_name,
+    splits_of,
+)
 
 logger = logging.getLogger(__name__)
 
 GUIDE = "guide.json"
-_BATCH_DOCUMENTS = 4096  # with 200 neighbours each about 60 MB
-_WRITE_ROWS = 4_000_000  # of 42 bytes; fewer would make buckets of many small pieces
+_BATCH_DOCUMENTS = 4096
+"""Documents whose lists are read at a time: with 200 neighbours each about 60 MB."""
+_WRITE_ROWS = 4_000_000
+"""Pairs, of 42 bytes each, that are written at a time: fewer would make buckets of many small pieces."""
 
 Names = dict[Split, list[str]]
 
@@ -87,15 +88,14 @@ def pair_documents(cfg: PairConfig, *, neighbors: Artifact, out: Artifact) -> St
 
 
 def _pair_both(cfg: PairConfig, neighbors: Artifact, out: Artifact) -> Stats:
-    names: Names = {split: neighbors.files(split, ".parquet") for split in splits_of(neighbors)}
-    _require_shards(neighbors, names)
+    names: Names = {split: list_shards(neighbors, split) for split in splits_of(neighbors)}
     num_documents = {split: sum(map(neighbors.num_rows, names[split])) for split in names}
     slots = {split: what_if_slots(num_documents[split]) for split in names}
     _run_passes(cfg, neighbors, out, names, slots)
     found = {split: _split_stats(cfg, out, names[split], split) for split in names}
     if found["train"]["histogram"] == {}:
         raise SbpError(explain_no_pairs(cfg, found["train"]))
-    out.write_json(GUIDE, {split: _guide(found[split]) for split in names})
+    out.write_json(GUIDE, {split: make_guide(found[split]) for split in names})
     by_split: dict[str, Stats] = {split: _manifest_stats(found[split]) for split in names}
     if cfg.source == "random":
         _draw_random(cfg, neighbors, out, names["train"])
@@ -130,20 +130,6 @@ def _draw_random(cfg: PairConfig, neighbors: Artifact, out: Artifact, names: lis
     run_steps(out, steps, cfg.resources)
 
 
-def _require_shards(neighbors: Artifact, names: Names) -> None:
-    """A gap in the numbers; `CandidateLister` sees whether the last ones are missing."""
-    for split in names:
-        for shard, name in enumerate(names[split]):
-            if name != shard_name(split, shard):
-                raise SbpError(_missing(neighbors, shard_name(split, shard)))
-        if not names[split]:
-            raise SbpError(_missing(neighbors, shard_name(split, 0)))
-
-
-def _missing(neighbors: Artifact, what: str) -> str:
-    return f"{neighbors.url}: {what} is missing: make it again with --redo neighbors"
-
-
 def _run_passes(cfg: PairConfig, neighbors: Artifact, out: Artifact, names: Names, slots: dict[Split, int]) -> None:
     items = [{"split": split, "shard": shard} for split in names for shard in range(len(names[split]))]
 
@@ -169,15 +155,15 @@ class _Worker:
     ) -> None:
         self._cfg, self._neighbors, self._out, self._names, self._slots = cfg, neighbors, out, names, slots
 
-    def _bucket(self, step: str, split: Split, shard: int) -> Candidates:
+    def _rank(self, step: str, split: Split, shard: int) -> tuple[pa.Table, NDArray[np.int64]]:
         files = [_file(step, split, other, self._cfg) for other in range(len(self._names[split]))]
-        return each_once(from_table(read_bucket(self._out, files, shard, CANDIDATE)))
+        return rank_pairs(read_bucket(self._out, files, shard, CANDIDATE))
 
-    def _write(self, writer: BucketWriter, split: Split, parts: list[Candidates]) -> None:
+    def _write(self, writer: BucketWriter, split: Split, parts: list[pa.Table]) -> None:
         """Each row into the bucket of its d1's shard."""
         if parts:
-            buckets = [part.shards_of_d1(len(self._names[split])) for part in parts]
-            writer.write(pa.concat_tables(part.to_table() for part in parts), np.concatenate(buckets))
+            table = pa.concat_tables(parts)
+            writer.write(table, shards_of(ids_to_numpy(table["d1_id"]), len(self._names[split])))
 
 
 class CandidateLister(_Worker):
@@ -191,11 +177,11 @@ class CandidateLister(_Worker):
         total: Stats = {"documents": 0, "what_if_documents": 0, "drops": {}}  # a shard may be empty
         total |= {name: {} for name in ("listed", "last", *REASONS[2:])}
         samples: list[Sample] = []
-        waiting: list[Candidates] = []
+        waiting: list[pa.Table] = []
         with bucket_writer(self._out, _file("list", split, shard, self._cfg), CANDIDATE) as writer:
             for batch in self._batches(split, shard):
                 directed, stats, found = self._list(batch, split)
-                total, samples = add_stats([total, stats]), fewest([*samples, *found])
+                total, samples = add_stats([total, stats]), choose_samples([*samples, *found])
                 waiting += directed
                 if sum(map(len, waiting)) >= _WRITE_ROWS:
                     self._write(writer, split, waiting)
@@ -205,52 +191,37 @@ class CandidateLister(_Worker):
         return {"documents": total["documents"], "drops": total["drops"]}
 
     def _batches(self, split: Split, shard: int) -> Iterator[pa.RecordBatch]:
-        name = self._names[split][shard]
-        with self._neighbors.fs.open_input_file(self._neighbors.path(name)) as file:
-            for batch in pq.ParquetFile(file).iter_batches(_BATCH_DOCUMENTS, columns=NEIGHBORS.names):
-                own_N = ids_to_numpy(batch.column("doc_id"))
-                if (shards_of(own_N, len(self._names[split])) != shard).any():
-                    raise SbpError(_missing(self._neighbors, f"a shard of {split} after {self._names[split][-1]}"))
-                yield batch
+        with self._neighbors.fs.open_input_file(self._neighbors.path(self._names[split][shard])) as file:
+            yield from pq.ParquetFile(file).iter_batches(_BATCH_DOCUMENTS, columns=NEIGHBORS.names)
 
-    def _list(self, batch: pa.RecordBatch, split: Split) -> tuple[list[Candidates], Stats, list[Sample]]:
+    def _list(self, batch: pa.RecordBatch, split: Split) -> tuple[list[pa.Table], Stats, list[Sample]]:
         """Pairs of one batch in both directions, counts for the guide, and sample pairs."""
         cfg, slots = self._cfg, self._slots[split]
-        own_D2 = id_numbers(ids_to_numpy(batch.column("doc_id")))
         lists = batch.column("neighbor_ids")
-        other_N2 = id_numbers(ids_to_numpy(lists.flatten()))
-        parent_N = pc.list_parent_indices(lists).to_numpy()
-        columns = {name: batch.column(f"{name}s").flatten().to_numpy() for name in ("cosine", "jaccard", "containment")}
+        parents = pc.list_parent_indices(lists)
+        values = [batch.column(f"{name}s").flatten() for name in ("cosine", "jaccard", "containment")]
+        ids = [batch.column("doc_id").take(parents), lists.flatten()]
+        rest = [*values[:2], batch.column("same_group").flatten(), pa.repeat(False, len(parents))]
+        there = pa.table([*ids, *rest], schema=CANDIDATE)
+        columns = dict(zip(("cosine", "jaccard", "containment"), (each.to_numpy() for each in values), strict=True))
         duplicate_N = near_duplicates(columns["jaccard"], columns["containment"], cfg)
         verdict_N = judge(columns["cosine"], duplicate_N, cfg)
         in_band_N = verdict_N == RELATED
-        is_low_N = (verdict_N == 1) & (duplicate_N == RELATED)  # in the sample only
-        is_own_drawn = in_slots(own_D2, slots)
-        drawn_N = is_low_N & is_own_drawn[parent_N]
-        other_drawn_N = is_low_N & in_slots(other_N2, slots)
-        chosen = np.flatnonzero(in_band_N | drawn_N | other_drawn_N)
-        same_group = batch.column("same_group").flatten().to_numpy(zero_copy_only=False)
-        there = Candidates(
-            own_D2[parent_N[chosen]],
-            other_N2[chosen],
-            columns["cosine"][chosen],
-            columns["jaccard"][chosen],
-            same_group[chosen],
-            np.zeros(len(chosen), np.bool_),
-        )
-        back = there.turned(is_listed=True)
-        directed = [there.take((in_band_N | drawn_N)[chosen]), back.take((in_band_N | other_drawn_N)[chosen])]
-        lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+        is_low_N = (verdict_N == 1) & (duplicate_N == RELATED)  # goes along where a document is in the sample
+        is_own_drawn = in_slots(batch.column("doc_id"), slots)
+        here = there.filter(pa.array(in_band_N | (is_low_N & is_own_drawn[parents.to_numpy()])))
+        back = there.filter(pa.array(in_band_N | (is_low_N & in_slots(ids[1], slots))))
+        lengths = pc.list_value_length(lists).to_numpy()
         last = columns["cosine"][np.cumsum(lengths)[lengths > 0] - 1]
         stats = {
-            "documents": len(own_D2),
+            "documents": len(batch),
             "what_if_documents": int(is_own_drawn.sum()),
-            "drops": positive({reason: int((verdict_N == i).sum()) for i, reason in enumerate(REASONS, start=1)}),
+            "drops": drop_zeros({reason: int((verdict_N == i).sum()) for i, reason in enumerate(REASONS, start=1)}),
             "listed": cosine_histogram(columns["cosine"]),
             "last": cosine_histogram(last),
             **{r: cosine_histogram(columns["cosine"][duplicate_N == REASONS.index(r) + 1]) for r in REASONS[2:]},
         }
-        return directed, stats, draw_samples(own_D2[parent_N], other_N2, columns, duplicate_N)
+        return [here, turn_pairs(back, is_listed=True)], stats, draw_samples(there, columns, duplicate_N)
 
 
 class D2Capper(_Worker):
@@ -258,21 +229,23 @@ class D2Capper(_Worker):
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         split, shard = item["split"], item["shard"]
-        found, rank_N = ranked(self._bucket("list", split, shard))
-        in_band_N = found.cosine_N >= np.float32(self._cfg.min_cosine)
-        kept_N = rank_N < self._cfg.max_as_d2
-        is_drawn_N = in_slots(found.d1_N2, self._slots[split])
-        drops = positive({"d2_cap": int((in_band_N & ~kept_N).sum())})
+        found, rank_N = self._rank("list", split, shard)
+        cosine_N, is_listed_N = found["cosine"].to_numpy(), found["is_listed"].to_numpy()
+        in_band_N = cosine_N >= np.float32(self._cfg.min_cosine)
+        is_kept_N = rank_N < self._cfg.max_as_d2
+        is_drawn_N = in_slots(found["d1_id"], self._slots[split])
+        drops = drop_zeros({"d2_cap": int((in_band_N & ~is_kept_N).sum())})
         document_N = np.cumsum(rank_N == 0) - 1
         stats = {
             "drops": drops,
-            "nearest": cosine_histogram(found.cosine_N[is_drawn_N & (rank_N == 0)]),
-            "within_cap": cosine_histogram(found.cosine_N[is_drawn_N & kept_N]),
-            "listed_by": degree_counts(np.bincount(document_N[in_band_N & found.is_listed_N])),
-            "as_d2": degree_counts(np.bincount(document_N[in_band_N & kept_N])),
+            "nearest": cosine_histogram(cosine_N[is_drawn_N & (rank_N == 0)]),
+            "within_cap": cosine_histogram(cosine_N[is_drawn_N & is_kept_N]),
+            "listed_by": degree_counts(np.bincount(document_N[in_band_N & is_listed_N])),
+            "as_d2": degree_counts(np.bincount(document_N[in_band_N & is_kept_N])),
         }
+        kept = found.filter(pa.array(in_band_N & is_kept_N))
         with bucket_writer(self._out, _file("cap", split, shard, self._cfg), CANDIDATE) as writer:
-            self._write(writer, split, [found.take(in_band_N & kept_N).turned(is_listed=False)])
+            self._write(writer, split, [turn_pairs(kept, is_listed=False)])
             writer.finish(stats)
         return {"drops": drops}
 
@@ -282,18 +255,18 @@ class PairWriter(_Worker):
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         split, shard = item["split"], item["shard"]
-        found, rank_N = ranked(self._bucket("cap", split, shard))
-        kept_N = rank_N < self._cfg.max_as_d1
-        pairs = found.take(kept_N)
+        found, rank_N = self._rank("cap", split, shard)
+        is_kept_N = rank_N < self._cfg.max_as_d1
+        pairs = found.filter(pa.array(is_kept_N))
         stats = {
             "pairs": len(pairs),
             "documents_with_pair": int((rank_N == 0).sum()),
-            "same_group_pairs": int(pairs.same_group_N.sum()),
-            "histogram": cosine_histogram(pairs.cosine_N),
-            "as_d1": degree_counts(np.bincount((np.cumsum(rank_N == 0) - 1)[kept_N])),
-            "drops": positive({"d1_cap": len(found) - len(pairs)}),
+            "same_group_pairs": int(pairs["same_group"].to_numpy().sum()),
+            "histogram": cosine_histogram(pairs["cosine"].to_numpy()),
+            "as_d1": degree_counts(np.bincount((np.cumsum(rank_N == 0) - 1)[is_kept_N])),
+            "drops": drop_zeros({"d1_cap": len(found) - len(pairs)}),
         }
-        self._out.write_table(_file("write", split, shard, self._cfg), pairs.to_pairs(), stats=stats)
+        self._out.write_table(_file("write", split, shard, self._cfg), pairs.select(PAIR.names), stats=stats)
         return {"pairs": len(pairs), "drops": stats["drops"]}
 
 
@@ -307,7 +280,7 @@ def _split_stats(cfg: PairConfig, out: Artifact, names: list[str], split: Split)
     for shard in range(len(names)):
         for step in _FOLDERS:
             part = out.read_stats(_file(step, split, shard, cfg))
-            samples = fewest([*samples, *part.pop("samples", [])])
+            samples = choose_samples([*samples, *part.pop("samples", [])])
             total = add_stats([total, part])
     return {**total, "histogram": sorted_histogram(total["histogram"]), "samples": samples}
 
@@ -317,15 +290,4 @@ def _manifest_stats(found: Stats) -> Stats:
     return {
         **{key: found[key] for key in ("pairs", "documents_with_pair", "documents", "histogram", "drops")},
         "same_group_share": round(found["same_group_pairs"] / pairs, 4) if pairs else None,
-    }
-
-
-def _guide(found: Stats) -> Stats:
-    return {
-        "documents": found["documents"],
-        "what_if_documents": found["what_if_documents"],
-        "bands": band_rows(found),
-        "thresholds": threshold_rows(found),
-        "degrees": {name: degree_summary(found[name], found["documents"]) for name in ("listed_by", "as_d2", "as_d1")},
-        "samples": found["samples"],
     }

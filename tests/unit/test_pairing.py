@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sbp_ray.doc_ids import id_numbers, ids_to_numpy, numbers_to_ids, shards_of, to_column
+from sbp_ray.doc_ids import id_numbers, ids_to_numpy, places_of, shards_of, to_column
 from sbp_ray.pairing import guide
 from sbp_ray.pairing.guide import degree_counts, degree_summary, in_slots, threshold_rows, what_if_slots
 from sbp_ray.schema import DOC_ID, shard_of
@@ -17,15 +17,23 @@ def random_ids(number: int) -> list[bytes]:
     return [rng.bytes(16) for _ in range(number)]
 
 
-def test_ids_come_back_from_their_halves_and_sort_alike() -> None:
+def test_ids_come_back_from_numpy_and_their_halves_sort_alike() -> None:
     ids = [*random_ids(50), bytes(16), b"\xff" * 16, b"zeros at the end"[:4] + bytes(12)]
     column = pa.array(ids, DOC_ID)
     halves_N2 = id_numbers(ids_to_numpy(column))
-    assert to_column(numbers_to_ids(halves_N2)).to_pylist() == ids
+    assert to_column(ids_to_numpy(column)).to_pylist() == ids
     assert [int(high) << 64 | int(low) for high, low in halves_N2] == [int.from_bytes(one, "big") for one in ids]
     assert ids_to_numpy(column[3:5]).tobytes() == b"".join(ids[3:5])
     assert ids_to_numpy(pa.chunked_array([column[3:5], column[:1]])).tobytes() == b"".join([*ids[3:5], ids[0]])
-    assert to_column(numbers_to_ids(id_numbers(ids_to_numpy(column[:0])))).to_pylist() == []
+    assert to_column(ids_to_numpy(column[:0])).to_pylist() == []
+
+
+def test_ids_are_found_among_others() -> None:
+    ids = ids_to_numpy(pa.array(random_ids(100), DOC_ID))
+    wanted = np.concatenate([ids[[7, 99, 7]], np.array([b"not among them"], "S16")])
+    assert places_of(wanted, ids).tolist() == [7, 99, 7, -1]
+    assert places_of(wanted, ids[:0]).tolist() == [-1] * 4
+    assert places_of(wanted[:0], ids).tolist() == []
 
 
 @pytest.mark.parametrize("num_shards", [1, 3, 4850])
@@ -39,9 +47,9 @@ def test_documents_are_followed_below_the_threshold_as_many_as_wanted() -> None:
     assert what_if_slots(20_000) == what_if_slots(0) == 65_536
     assert what_if_slots(40_000) == 32_768
     assert what_if_slots(582_000_000) == 3  # 26,600 documents; two slots would be 17,800
-    ids_N2 = np.random.default_rng(0).integers(0, 2**64, (100_000, 2), np.uint64)
-    assert in_slots(ids_N2, what_if_slots(100_000)).sum() == pytest.approx(20_000, rel=0.03)
-    assert in_slots(ids_N2, 65_536).all()
+    ids = to_column(np.random.default_rng(0).integers(0, 2**64, (100_000, 2), np.uint64))
+    assert in_slots(ids, what_if_slots(100_000)).sum() == pytest.approx(20_000, rel=0.03)
+    assert in_slots(ids, 65_536).all()
 
 
 def test_estimates_are_scaled_from_the_documents_that_were_followed() -> None:
@@ -71,11 +79,12 @@ def test_degrees_are_summed_up_with_those_that_are_zero() -> None:
 
 def test_a_few_samples_are_drawn_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guide, "SAMPLES_PER_BAND", 1)
-    ids_N2 = id_numbers(ids_to_numpy(pa.array(random_ids(2000), DOC_ID)))
+    ids = pa.array(random_ids(2000), DOC_ID)
     columns = {name: np.full(1999, 0.62, np.float32) for name in ("cosine", "jaccard", "containment")}
     none = np.zeros(1999, np.int8)
-    [one] = guide.draw_samples(ids_N2[:-1], ids_N2[1:], columns, none)
-    [same] = guide.draw_samples(ids_N2[1:][::-1], ids_N2[:-1][::-1], columns, none)  # listed by the other
+    [one] = guide.draw_samples(pa.table({"d1_id": ids[:-1], "d2_id": ids[1:]}), columns, none)
+    turned = pa.table({"d1_id": ids[1:], "d2_id": ids[:-1]})
+    [same] = guide.draw_samples(turned.take(np.arange(1999)[::-1]), columns, none)  # listed by the other
     assert one == same
     assert {one["d1_id"], one["d2_id"]} < {one.hex() for one in random_ids(2000)}
     assert one["d1_id"] < one["d2_id"]
