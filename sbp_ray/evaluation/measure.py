@@ -8,8 +8,8 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.benchmarks.comparison import compare_on_benchmarks
 from sbp_ray.evaluation.intervals import MIN_GROUPS
 from sbp_ray.evaluation.judging.rates import judge_study
+from sbp_ray.evaluation.likelihood.arm_losses import HEADLINE, arm_rows, equal_cost_rows, losses_of
 from sbp_ray.evaluation.likelihood.effective_data import effective_data
-from sbp_ray.evaluation.likelihood.gains import HEADLINE, arm_rows, equal_cost_rows, losses_of
 from sbp_ray.evaluation.likelihood.scored_texts import Texts, score_study
 from sbp_ray.evaluation.study import Study, names_of
 from sbp_ray.evaluation.text_quality.beside_real import measure_quality
@@ -48,15 +48,7 @@ def measure_study(study: Study, out: Artifact) -> dict[str, Any]:
         ],
         "benchmarks": compare_on_benchmarks(study, store),
         "judge": judge_study(study, store),
-        "synthesizers": [
-            {"synthesizer": node.key, "for": names_of(trainings), "points": loss_curve(node.artifact)}
-            | (node.stats.get("validation") or {"pairs": 0})  # its conditional gain on held-out pairs
-            for node, trainings in study.users("synthesizer")
-        ],
-        "synthetic": [
-            {"synthetic": node.key, "for": names_of(trainings), **{key: node.stats.get(key) for key in _WRITTEN}}
-            for node, trainings in study.users("synthetic")
-        ],
+        **_written_by(study),
         "quality": measure_quality(study, Artifact("quality", f"{out.url}/quality")),
         "mining": [
             facts | {"for": names_of(trainings)}
@@ -66,6 +58,21 @@ def measure_study(study: Study, out: Artifact) -> dict[str, Any]:
         "decontamination": find_held_out_text(study.nodes, texts.held_out, settings.decontaminate.ngram_words, store),
         "artifacts": [artifact_row(node) for node in study.nodes],
         "made_by": provenance(),
+    }
+
+
+def _written_by(study: Study) -> dict[str, list[dict[str, Any]]]:
+    """The synthesizers and what they wrote, as their stages counted."""
+    return {
+        "synthesizers": [
+            {"synthesizer": node.key, "for": names_of(trainings), "points": loss_curve(node.artifact)}
+            | (node.stats.get("validation") or {"pairs": 0})  # its conditional gain on held-out pairs
+            for node, trainings in study.users("synthesizer")
+        ],
+        "synthetic": [
+            {"synthetic": node.key, "for": names_of(trainings), **{key: node.stats.get(key) for key in _WRITTEN}}
+            for node, trainings in study.users("synthetic")
+        ],
     }
 
 

@@ -15,9 +15,9 @@ from invented_panel import interval, limits, synthetic_column, text_column
 from small_experiment import small_experiment
 
 from sbp_ray.artifacts import MANIFEST, STARTED
+from sbp_ray.evaluation.likelihood.arm_losses import arm_rows, equal_cost_rows, losses_of
 from sbp_ray.evaluation.likelihood.checkpoints import Scores
 from sbp_ray.evaluation.likelihood.effective_data import DataLaw, effective_data, fit_data_law
-from sbp_ray.evaluation.likelihood.gains import arm_rows, equal_cost_rows, losses_of
 from sbp_ray.evaluation.likelihood.scored_texts import Texts, TextSet
 from sbp_ray.evaluation.text_quality.samples import KINDS
 from sbp_ray.experiment.attempts import append_attempt, lost_hours

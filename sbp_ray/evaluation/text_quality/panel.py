@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Config, EmbedConfig
 from sbp_ray.evaluation.intervals import connected_groups
-from sbp_ray.evaluation.text_quality.corpus_scan import fetch_documents, scan_corpus
+from sbp_ray.evaluation.text_quality.corpus_scan import Scan, fetch_documents, scan_corpus
 from sbp_ray.evaluation.text_quality.duplicates import duplicate_shares, sign_shard
 from sbp_ray.evaluation.text_quality.nearest import Nearest, nearest_in_shard
 from sbp_ray.evaluation.text_quality.novelty import NgramTable
@@ -73,9 +73,7 @@ def measure_samples(
     nearest = _find_nearest(embeddings, samples, vectors)
     chance_N = random_cosines(vectors[REAL_TRAIN], seed=seed)
     threshold = irrelevance_threshold(chance_N) if len(chance_N) else None
-    calls = [(name, sample, nearest[name]) for name, sample in samples.items()]
-    measured = {name: found for (name, *_), found in call_each(sample_column, calls, table, scan.ngram_counts, seed)}
-    columns: Columns = {name: measured[name] for name in samples}
+    columns = _sample_columns(seed, samples, table, scan, nearest)
     d1_vectors = _stored_vectors(embeddings, wanted, "train")
     for name, column in columns.items():
         if column is not None:
@@ -91,6 +89,14 @@ def measure_samples(
     columns[MINED] = _mined_column(settings, mined, scan.documents, threshold)
     random = {"pairs": len(chance_N), "cosines": rounded(chance_N)} if len(chance_N) else None
     return columns, {"threshold": threshold, "random_quantile": RANDOM_PAIR_QUANTILE, "random": random}
+
+
+def _sample_columns(
+    seed: int, samples: Mapping[str, Sample], table: NgramTable, scan: Scan, nearest: Mapping[str, Nearest]
+) -> Columns:
+    calls = [(name, sample, nearest[name]) for name, sample in samples.items()]
+    measured = {name: found for (name, *_), found in call_each(sample_column, calls, table, scan.ngram_counts, seed)}
+    return {name: measured[name] for name in samples}
 
 
 # Vectors
