@@ -18,24 +18,20 @@ Cell = Mapping[str, float]
 Column = Mapping[str, Any]
 
 
-def _share(cell: Cell) -> str:
-    return wording.percent(cell["value"]) + _range(cell, lambda value: f"{100 * value:.1f}")
+def _shown_as(form: str, times: int = 1, unit: str = "") -> Callable[[Cell], str]:
+    """How a cell is shown: its value, with its interval in brackets or the range of its seeds in parentheses."""
+
+    def show(cell: Cell) -> str:
+        text = format(times * cell["value"], form) + unit
+        for low, high, (opening, closing) in (("low", "high", "[]"), ("seeds_low", "seeds_high", "()")):
+            if low in cell:
+                text += f" {opening}{format(times * cell[low], form)}, {format(times * cell[high], form)}{closing}"
+        return text.replace("-", "−")
+
+    return show
 
 
-def _ratio(cell: Cell) -> str:
-    return wording.fixed(cell["value"], 2) + _range(cell, lambda value: f"{value:.2f}")
-
-
-def _number(cell: Cell) -> str:
-    return wording.fixed(cell["value"], 0) + _range(cell, lambda value: f"{value:,.0f}")
-
-
-def _range(cell: Cell, shown: Callable[[float], str]) -> str:
-    for low, high, brackets in (("low", "high", "[]"), ("seeds_low", "seeds_high", "()")):
-        if low in cell:
-            return f" {brackets[0]}{shown(cell[low])}, {shown(cell[high])}{brackets[1]}".replace("-", "−")
-    return ""
-
+_share, _ratio, _number = _shown_as(".1f", 100, " %"), _shown_as(".2f"), _shown_as(",.0f")
 
 _MEASURES: dict[str, tuple[tuple[str, str, str, Callable[[Cell], str]], ...]] = {
     "The texts themselves": (
