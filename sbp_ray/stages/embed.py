@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 
 QUARANTINE = "quarantine"
 _PIECE_ROWS = 256  # read and tokenised at once
+_PIECE_BYTES = 1 << 24  # of such rows, on average
+_UNKNOWN_SHARE_TOLD = 0.01
+_PAIRS_TO_TELL = 100
+_MEAN_TOLD, _STD_TOLD = 0.9, 0.03  # of random pairs; embedders that know a text have a lower mean or a wider spread
 _CHUNK_PIECES = 64  # batches are formed within a chunk: 16,384 documents, of which 5 % padding leaves large batches
 _CHUNK_TOKENS = 1 << 23  # at 12 bytes, 100 MiB
 
@@ -59,7 +63,9 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
     run_steps(out, [embed], cfg.resources)
     by_split: dict[str, Stats] = {split: add_stats(read_stats(out, names[split])) for split in names}
     total = add_stats(by_split.values())
+    spread = _spread(add_stats(stats.pop("random_pairs", {}) for stats in by_split.values()))
     _refuse_bad_vectors(cfg, total, out)
+    _refuse_unknown_language(cfg, total, spread)
     computed = total["tokens"] + total["padding_tokens"]
     return {
         "dim": _dim_made(out),
@@ -69,6 +75,8 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
         "documents_per_s": round(total["documents"] / total["seconds"], 1) if total["seconds"] else 0.0,
         "padding_share": round(total["padding_tokens"] / computed, 4) if computed else 0.0,
         "drops": total.get("drops", {}),
+        "unknown_share": round(total["unknown_tokens"] / total["tokens"], 4) if total["tokens"] else 0.0,
+        "random_cosine": spread,
         **by_split,
     }
 
@@ -85,6 +93,44 @@ def _refuse_bad_vectors(cfg: EmbedConfig, total: Stats, out: Artifact) -> None:
         )
     if num_bad:
         logger.warning(f"embed | {num_bad:,} of {num_documents:,} documents get no vector: {out.path(QUARANTINE)}")
+
+
+def _random_pairs(vectors_ND: NDArray[np.float32]) -> Stats:
+    """Sums over the cosines of documents with the next in the order of their ids, which are random."""
+    cosines_N = (vectors_ND[1:] * vectors_ND[:-1]).sum(axis=1, dtype=np.float64)
+    return {"pairs": len(cosines_N), "cosines": float(cosines_N.sum()), "squares": float((cosines_N**2).sum())}
+
+
+def _spread(sums: Stats) -> Stats:
+    """Number, mean and standard deviation of the cosines of random pairs."""
+    number = sums.get("pairs", 0)
+    if not number:
+        return {"pairs": 0, "mean": 0.0, "std": 0.0}
+    mean = sums["cosines"] / number
+    return {
+        "pairs": number,
+        "mean": round(mean, 4),
+        "std": round(max(0.0, sums["squares"] / number - mean**2) ** 0.5, 4),
+    }
+
+
+def _refuse_unknown_language(cfg: EmbedConfig, total: Stats, spread: Stats) -> None:
+    """An embedder that does not know the language of the text gives vectors that are all alike."""
+    share = total["unknown_tokens"] / max(1, total["tokens"])
+    told = f"{share:.1%} of the embedder's tokens stand for text that embed.model={cfg.model} has no token for"
+    remedy = "choose one that knows the corpus' language"
+    if share > cfg.max_unknown_share:
+        raise SbpError(
+            f"{told}, more than embed.max_unknown_share ({cfg.max_unknown_share}): {remedy}, and use --redo embed, or "
+            "raise the share and run the same command again"
+        )
+    if share > _UNKNOWN_SHARE_TOLD:
+        logger.warning(f"embed | {told}: {remedy}")
+    if spread["pairs"] >= _PAIRS_TO_TELL and spread["mean"] > _MEAN_TOLD and spread["std"] < _STD_TOLD:
+        logger.warning(
+            f"embed | the vectors are nearly all alike (cosine of random pairs {spread['mean']:.3f} ± "
+            f"{spread['std']:.3f}): look at the pairs, and if they are unrelated {remedy} in embed.model"
+        )
 
 
 def _dim_made(out: Artifact) -> int | None:
@@ -132,12 +178,15 @@ class ShardEmbedder:
         start_s = time.monotonic()
         schema = embedding_schema(self._embedder.dim)
         bad_ids: list[bytes] = []
-        stats: Stats = {"documents": 0, "tokens": 0, "padding_tokens": 0, "truncated": 0, "flops": 0}
+        counted = ("documents", "tokens", "padding_tokens", "unknown_tokens", "truncated", "flops")
+        stats: Stats = {**dict.fromkeys(counted, 0), "random_pairs": {}}
         tables = [schema.empty_table()]
         for chunk, running in self._started(item["name"]):
             vectors_ND, padding_tokens = running.result()
             has_direction_N = np.isfinite(vectors_ND).all(axis=1)
             bad_ids += chunk.columns.column("doc_id").filter(pa.array(~has_direction_N)).to_pylist()
+            stats["unknown_tokens"] += chunk.texts.num_unknown
+            stats["random_pairs"] = add_stats([stats["random_pairs"], _random_pairs(vectors_ND[has_direction_N])])
             stats["documents"] += int(has_direction_N.sum())
             stats["tokens"] += int(chunk.texts.num_tokens_N.sum())
             stats["padding_tokens"] += padding_tokens
@@ -185,7 +234,9 @@ class ShardEmbedder:
 
     def _pieces(self, name: str) -> Iterator[Chunk]:
         with self._corpus.fs.open_input_file(self._corpus.path(name)) as file:
-            for rows in pq.ParquetFile(file).iter_batches(_PIECE_ROWS, columns=["doc_id", "group", "text"]):
+            parquet = pq.ParquetFile(file)
+            num_rows = max(1, min(_PIECE_ROWS, _PIECE_BYTES * parquet.metadata.num_rows // (_num_bytes(parquet) + 1)))
+            for rows in parquet.iter_batches(num_rows, columns=["doc_id", "group", "text"]):
                 texts = rows.column("text").to_pylist()
                 signed = [document_signature(text, self._shingle_tokens) for text in texts]
                 columns = {
@@ -197,6 +248,12 @@ class ShardEmbedder:
                     ),
                 }
                 yield Chunk(self._embedder.tokenize(texts), pa.table(columns))
+
+
+def _num_bytes(parquet: pq.ParquetFile) -> int:
+    """Of a file's rows in memory, tokens included."""
+    groups = (parquet.metadata.row_group(number) for number in range(parquet.num_row_groups))
+    return sum(group.total_byte_size for group in groups)
 
 
 def _join(pieces: list[Chunk]) -> Chunk:

@@ -31,6 +31,7 @@ from sbp_ray.ingestion.choosing import (
     gather_shard,
     keep_slots,
     slots_of,
+    text_pieces,
     train_range,
 )
 from sbp_ray.ingestion.parsing import QUARANTINE, FileParser
@@ -60,8 +61,6 @@ TOKENIZER = "tokenizer"
 _TOKENIZER_DONE = f"{SCRATCH}/tokenizer.json"
 _TOKENIZER_CHARS = 100_000_000
 """Characters that the tokenizer is trained on; the vocabulary has settled long before."""
-_ENCODE_ROWS = 1000
-"""Documents that are tokenised at a time."""
 
 
 def ingest_documents(cfg: IngestConfig, *, decontaminate: DecontaminateConfig, out: Artifact) -> Stats:
@@ -292,11 +291,9 @@ class ShardMaker:
 
     def _tokenised(self, table: pa.Table) -> pa.Table:
         """Rows of `DOCUMENT`."""
-        parts = []
-        for start in range(0, len(table), _ENCODE_ROWS):
-            texts = table.column("text").slice(start, _ENCODE_ROWS).to_pylist()
-            parts.append(pa.array(encode_texts(self._tokenizer, texts), DOCUMENT.field("input_ids").type))
-        input_ids = pa.chunked_array(parts, DOCUMENT.field("input_ids").type)
+        ids_type = DOCUMENT.field("input_ids").type
+        parts = [pa.array(encode_texts(self._tokenizer, texts), ids_type) for _, texts in text_pieces(table)]
+        input_ids = pa.chunked_array(parts, ids_type)
         return table.select(["doc_id", "group", "text"]).append_column(DOCUMENT.field("input_ids"), input_ids)
 
 

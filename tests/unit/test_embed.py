@@ -39,7 +39,8 @@ class SmallEmbedder:
     def tokenize(self, texts: list[str]) -> Tokenized:
         lengths = np.array([len(text) for text in texts])
         inputs = {"input_ids": [np.full(length, ord(text[0])) for text, length in zip(texts, lengths, strict=True)]}
-        return Tokenized(inputs, {}, np.minimum(lengths, 10), lengths > 10)
+        num_unknown = sum(int((row == ord("?")).sum()) for row in inputs["input_ids"])
+        return Tokenized(inputs, {}, np.minimum(lengths, 10), lengths > 10, num_unknown)
 
     def start(self, texts: Tokenized) -> Finished:
         lengths = np.array([len(row) for row in texts.inputs["input_ids"]])
@@ -229,3 +230,27 @@ def test_the_real_stage_counts_what_it_cuts_and_pads(new_artifact, tmp_path: Pat
     counted = {key: stats["train"][key] for key in ("documents", "tokens", "padding_tokens", "truncated")}
     assert counted == {"documents": 5, "tokens": 1 + 19 + 20 + 20 + 64, "padding_tokens": 1, "truncated": 1}
     assert json.loads(json.dumps(stats)) == stats
+
+
+def test_text_that_the_embedder_has_no_tokens_for_stops_the_stage(new_artifact, small, caplog) -> None:
+    corpus, out = new_artifact("corpus"), new_artifact("embeddings")
+    write_corpus(corpus, [["abcdefgh", "??"]], [["abcd", "ab"]])  # 2 of 16
+    with pytest.raises(SbpError, match=r"^12.5% of the embedder's tokens .* than embed.max_unknown_share \(0.1\): "):
+        embed_corpus(EmbedConfig(max_unknown_share=0.1), corpus=corpus, out=out)
+    assert embed_corpus(EmbedConfig(max_unknown_share=0.125), corpus=corpus, out=out)["unknown_share"] == 0.125
+    assert "12.5% of the embedder's tokens stand for text that" in caplog.text
+
+
+def test_vectors_that_are_all_alike_are_told(new_artifact, small, caplog) -> None:
+    corpus, out = new_artifact("corpus"), new_artifact("embeddings")
+    write_corpus(corpus, [["abc"] * 80, ["abc"] * 20], [["abc"] * 10, []])
+    stats = embed_corpus(EmbedConfig(), corpus=corpus, out=out)
+    assert stats["random_cosine"] == {"pairs": 79 + 19 + 9, "mean": 1.0, "std": 0.0}
+    assert "the vectors are nearly all alike (cosine of random pairs 1.000 ± 0.000)" in caplog.text
+    caplog.clear()
+    corpus, out = new_artifact("other"), new_artifact("of_other")
+    write_corpus(corpus, [["abc", "a" * 6] * 100], [["abc"]])
+    assert embed_corpus(EmbedConfig(), corpus=corpus, out=out)["random_cosine"]["mean"] == pytest.approx(
+        np.cos(3), abs=1e-4
+    )
+    assert "alike" not in caplog.text

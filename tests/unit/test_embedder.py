@@ -197,3 +197,24 @@ def test_tables_that_are_looked_up_are_not_among_the_parameters_that_are_multipl
     layer = 4 * (16 * 16 + 16) + (2 * 16 * 64 + 64 + 16) + 2 * 2 * 16
     made = load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64))
     assert made.num_multiplied_parameters == 2 * layer + 2 * 16 + 16 * 16 + 16
+
+
+@pytest.mark.parametrize(
+    "text", ["word " * 9000, "w" * 9000, " " * 9000 + "word " * 900, "a " + "w" * 9000 + " b" * 900]
+)
+def test_only_what_is_read_of_a_long_text_is_tokenised_unless_that_changes_the_tokens(
+    tmp_path: Path, text: str
+) -> None:
+    made = load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64))
+    tokenized = made.tokenize(["short", text])
+    expected = made._preprocess(["short", text])["input_ids"]
+    assert [row.tolist() for row in tokenized.inputs["input_ids"]] == [[*row] for row in expected]
+    assert tokenized.truncated_N.tolist() == [False, True]
+
+
+def test_text_in_a_language_that_the_packaged_model_does_not_know_is_counted() -> None:
+    made = load_embedder(EmbedConfig())
+    assert made.tokenize(["A river flows through the capital."]).num_unknown == 0
+    thai = made.tokenize(["แม่น้ำเจ้าพระยา ไหลผ่าน กรุงเทพ"])
+    assert thai.num_unknown == 2  # the words with marks; the letters of the third are tokens
+    assert thai.num_tokens_N.tolist() == [10]

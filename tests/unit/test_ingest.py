@@ -16,8 +16,8 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, IngestConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.errors import SbpError
-from sbp_ray.ingestion import parsing, units
-from sbp_ray.ingestion.choosing import HASHES_KEPT, estimate_distinct, train_range
+from sbp_ray.ingestion import choosing, parsing, units
+from sbp_ray.ingestion.choosing import HASHES_KEPT, estimate_distinct, text_pieces, train_range
 from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, shard_of
 from sbp_ray.shards import splits_of
 from sbp_ray.stages import ingest
@@ -282,6 +282,18 @@ def test_what_lies_in_a_folder_beside_the_input_is_counted(tmp_path: Path, new_a
     assert stats["files"] == {"read": 1, "skipped": skipped, "damaged": 0, "bytes_unread": 0}
 
 
+def test_so_few_texts_are_tokenised_together_that_they_fit_in_memory(new_artifact) -> None:
+    texts = ["a" * 100, "b" * 90, "é" * 30, "d" * 500, "e", "f"]
+    assert [(start, len(piece)) for start, piece in text_pieces(pa.table({"text": texts}))] == [(0, 6)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choosing, "PIECE_BYTES", 200)
+        pieces = [*text_pieces(pa.table({"text": texts}))]
+        assert pieces == [(0, texts[:2]), (2, texts[2:3]), (3, texts[3:4]), (4, texts[4:])]
+        patch.setattr(choosing, "PIECE_ROWS", 1)
+        assert [piece for _, piece in text_pieces(pa.table({"text": texts}))] == [[text] for text in texts]
+        assert [*text_pieces(pa.table({"text": pa.array([], pa.large_string())}))] == []
+
+
 def test_any_row_can_be_the_first_with_a_text_or_a_group(tmp_path: Path, new_artifact) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -380,7 +392,7 @@ def test_a_chunk_at_a_time_gives_the_same_corpus(tmp_path: Path, new_artifact, m
     write_rows(tmp_path / "in.jsonl", articles(10))
     ingest_documents(config(tmp_path / "in.jsonl"), out=(whole := new_artifact("whole")))
     monkeypatch.setattr(parsing, "CHUNK_CHARS", 500)  # two rows
-    monkeypatch.setattr(ingest, "_ENCODE_ROWS", 2)
+    monkeypatch.setattr(choosing, "PIECE_ROWS", 2)
     ingest_documents(config(tmp_path / "in.jsonl"), out=(parts := new_artifact("parts")))
     for split in SPLITS:
         assert rows_of(whole, split) == rows_of(parts, split)

@@ -130,7 +130,7 @@ def test_a_damaged_table_is_one_line_with_its_name(folder: Path, ingest: Ingest)
         ("gz_truncated", ("ingest.max_damaged_files=1",), {"rows": 985 + 2000}),
         ("gz_trailing_zeros", (), {"rows": 100, "documents": 100}),
         ("damaged_parquet", (), "2 input files cannot be read to their end"),
-        ("group_late", ("ingest.group_column=title",), {"drops": {}}),
+        ("group_late", ("ingest.group_column=title", "ingest.split_by=document"), {"drops": {}}),
         ("group_empty", ("ingest.group_column=title",), {"drops": {}}),
         ("hidden", (), {"rows": 10}),
         ("brackets/[D_DATA]", (), {"rows": 10}),

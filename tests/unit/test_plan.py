@@ -15,7 +15,7 @@ from sbp_ray.plan import plan_run, state_of
 from sbp_ray.recipes import deciding_settings
 from sbp_ray.stage_table import FOLDERS, STAGES
 
-FREE = (".max_bad_share", ".max_damaged_files")
+FREE = (".max_bad_share", ".max_damaged_files", ".max_unknown_share")
 """The settings outside `resources`, of any section, that change no result."""
 JUDGE = "benchmarks.judge={base_url: u, model: m}"
 
