@@ -71,7 +71,7 @@ def _written_by(study: Study) -> dict[str, list[dict[str, Any]]]:
         ],
         "synthetic": [
             {"synthetic": node.key, "for": names_of(trainings), **{key: node.stats.get(key) for key in _WRITTEN}}
-            for node, trainings in study.users("synthetic")
+            for node, trainings in study.users("synthetic", read_it=True)
         ],
     }
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from sbp_ray.artifacts import MANIFEST
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.costs import wanted_tokens
@@ -34,7 +38,13 @@ def refuse_made(grid: Grid, key: str) -> dict[str, str]:
     if node.stage.job == "ingest":
         return _short_corpus(grid, node, node.stats["train"]["documents"])
     if node.stage.job == "synthesize":
-        return _short_text(grid, node, node.stats["tokens"] + _MARKS * node.stats["documents"])
+        dead = _short_text(grid, node, node.stats["samples"], node)
+        for text in grid.nodes.values():
+            if text.stage is node.stage and node in text.after and not text.stats:
+                dead |= _short_text(grid, text, _planned_samples(text), node)
+                if all(reader.key in dead for reader in _readers(grid, text)):
+                    dead[text.key] = dead[_readers(grid, text)[0].key]
+        return dead
     return {}
 
 
@@ -49,14 +59,42 @@ def _short_corpus(grid: Grid, node: Node, num_documents: int) -> dict[str, str]:
     return {other.key: why for other in grid.nodes.values() if other.inputs.get("corpus") is node}
 
 
-def _short_text(grid: Grid, node: Node, num_tokens: int) -> dict[str, str]:
-    dead = {}
-    for other in grid.nodes.values():
-        if other.stage.name == "pretrain-sbp" and other.inputs["synthetic"] is node:
-            wanted = wanted_tokens(other)
-            if wanted > _PADDING * num_tokens:
-                dead[other.key] = (
-                    f"a share of {other.config.mixture.share():g} wants {wanted:,} synthetic tokens and {num_tokens:,} "
-                    "were written, which are read once: raise synthesize.samples_per_document, or lower the share"
-                )
+def _short_text(grid: Grid, text: Node, num_samples: int, written: Node) -> dict[str, str]:
+    """Joint LMs that want more of a text than its samples give, each with the reason.
+
+    Args:
+        written: the text, or a small part of it.
+    """
+    stats, dead = written.stats, {}
+    kept = stats["tokens"] + _MARKS * stats["documents"]
+    num_tokens = kept * num_samples // stats["samples"]
+    for reader in _readers(grid, text):
+        wanted = wanted_tokens(reader)
+        if wanted > _PADDING * num_tokens:
+            so_far = f"{num_tokens:,} were written"
+            if written is not text:
+                so_far = f"a first sample of {stats['samples']:,} says that {num_tokens:,} will be written"
+            dead[reader.key] = (
+                f"a share of {reader.config.mixture.share():g} wants {wanted:,} synthetic tokens and {so_far}, which "
+                f"are read once ({_drops(stats)}): {_enough(text, wanted, num_tokens)}, or lower the share"
+            )
     return dead
+
+
+def _drops(stats: Mapping[str, Any]) -> str:
+    reason, number = max(stats["drops"].items(), key=lambda drop: drop[1], default=("dropped", 0))
+    return f"{number:,} of {stats['samples']:,} samples were dropped as {reason.replace('_', ' ')}"
+
+
+def _enough(text: Node, wanted: int, num_tokens: int) -> str:
+    each = text.config.synthesize.samples_per_document
+    return f"raise synthesize.samples_per_document to {math.ceil(each * wanted / max(1, num_tokens)):,} or more"
+
+
+def _planned_samples(text: Node) -> int:
+    own = text.config.synthesize
+    return (own.num_documents or text.inputs["corpus"].stats["train"]["documents"]) * own.samples_per_document
+
+
+def _readers(grid: Grid, text: Node) -> list[Node]:
+    return [n for n in grid.nodes.values() if n.stage.name == "pretrain-sbp" and n.inputs["synthetic"] is text]

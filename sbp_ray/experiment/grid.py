@@ -18,6 +18,9 @@ __all__ = ("Grid", "Node", "Training", "plan_grid")
 
 _OWN_CORPUS = {"max_train_documents", "tokenizer", "resources"}
 """What an arm may change of `ingest`: how much it reads."""
+PILOT_SAMPLES = 256
+MANY_SAMPLES = 10_000
+"""Two cores write some three samples a second: an hour."""
 _STAGE = {stage.name: stage for stage in STAGES}
 
 
@@ -146,8 +149,12 @@ class _Planner:
         return self._node("tune", config, {"corpus": corpus, "pairs": pairs, "base_lm": base_lm})
 
     def _synthetic(self, config: Config, corpus: Node, embeddings: Node, writer: Node) -> Node:
+        """The text; one of many samples is made after a small one that says whether it will be enough."""
         read = {"corpus": corpus, "embeddings": embeddings, "synthesizer": writer}
-        return self._node("synthesize", config, read)
+        num_documents = config.synthesize.num_documents or config.ingest.max_train_documents
+        pilot = _pilot_of(config, num_documents)
+        after = [] if pilot is None else [self._node("synthesize", pilot, read)]
+        return self._node("synthesize", config, read, after=after)
 
     def _joint(self, config: Config, read: Mapping[str, Node], seed: int, share: float) -> Node:
         mixed = config.model_copy(update={"mixture": MixtureConfig(synthetic_share=share)})
@@ -191,6 +198,19 @@ class _Planner:
         )
         assert node.fingerprint == planned.fingerprint, "two artifacts of one name"
         return node
+
+
+def _pilot_of(config: Config, num_documents: int | None) -> Config | None:
+    """A sample of a large synthesis, which shows how much of it will be kept; None for one of few samples."""
+    own = config.synthesize
+    if num_documents is not None and num_documents * own.samples_per_document < MANY_SAMPLES:
+        return None
+    each = 1 if own.keep_best is None else own.samples_per_document
+    few = {
+        "num_documents": min(-(-PILOT_SAMPLES // each), num_documents or PILOT_SAMPLES),
+        "samples_per_document": each,
+    }
+    return config.model_copy(update={"synthesize": own.model_copy(update=few)})
 
 
 def _with_seed(config: Config, seed: int) -> Config:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from small_experiment import small_grid
 
+from sbp_ray.artifacts import MANIFEST
 from sbp_ray.errors import SbpError
+from sbp_ray.experiment.checks import refuse_made
 from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.experiment.main import describe
@@ -280,3 +282,53 @@ def test_a_share_that_no_synthesis_could_fill_is_refused(plan) -> None:
     refuse_too_little_text(plan("repetition", "sbp", shares=[0.038]))  # 38,289
     with pytest.raises(SbpError, match=r"a share of 0.04 wants 40,305 synthetic tokens, .* can write 38,400 at most"):
         refuse_too_little_text(plan("repetition", "sbp", shares=[0.04]))
+
+
+def finish(node: Node, **stats: Any) -> None:
+    node.artifact.write_json(MANIFEST, {"stats": stats, "wall_s": 1})
+
+
+@pytest.fixture
+def copying(plan) -> tuple[Grid, Node, Node]:
+    """A control of 10,000 samples for two shares, its corpus finished; the sample that comes first; the text."""
+    changes = ("base.synthesize.samples_per_document=100",)
+    grid = plan("repetition", "unconditional", seeds=[0], shares=[0.02, 0.3], overrides=changes)
+    sample, text = (node for node in grid.nodes.values() if node.stage.job == "synthesize")
+    finish(text.inputs["corpus"], train={"documents": 100})
+    return grid, sample, text
+
+
+def test_a_large_text_is_made_after_a_sample_that_says_whether_it_will_be_enough(copying) -> None:
+    """5 of 100 documents are no copies: 190 tokens and 10 marks, so 10,000 give 20,000. Shares of 1,007,616 positions
+    want 20,152, which padding makes room for, and 302,285, fifteen times as many as 100 samples a document give."""
+    grid, sample, text = copying
+    own = sample.config.synthesize
+    assert (own.num_documents, own.samples_per_document, own.condition) == (100, 1, "none")
+    assert sample.key in text.needs
+    finish(sample, samples=100, documents=5, tokens=190, drops={"too_short": 5, "copy_of_corpus": 90})
+    [key, why] = next(iter(refuse_made(grid, sample.key).items()))
+    assert grid.nodes[key].config.mixture.share() == 0.3
+    assert why == (
+        "a share of 0.3 wants 302,285 synthetic tokens and a first sample of 100 says that 20,000 will be written, "
+        "which are read once (90 of 100 samples were dropped as copy of corpus): raise "
+        "synthesize.samples_per_document to 1,512 or more, or lower the share"
+    )
+    assert len(refuse_made(grid, sample.key)) == 1
+
+
+def test_a_control_that_writes_copies_alone_is_known_from_its_sample(copying) -> None:
+    grid, sample, text = copying
+    finish(sample, samples=100, documents=0, tokens=0, drops={"copy_of_corpus": 100})
+    dead = refuse_made(grid, sample.key)
+    assert set(dead) == {text.key, *(training.model.key for training in grid.trainings[1:])}
+    finish(text, samples=10_000, documents=9_000, tokens=4_000_000, drops={})
+    assert refuse_made(grid, sample.key) == {}  # what is there counts
+
+
+def test_a_text_of_few_samples_is_its_own_sample(plan) -> None:
+    assert numbers(plan("repetition", "sbp", seeds=[0], shares=[0.1]))["synthesize"] == 1
+    best_of = ("base.synthesize.samples_per_document=128", "base.synthesize.keep_best=1")
+    sample, _ = (
+        n for n in plan("repetition", "sbp", seeds=[0], overrides=best_of).nodes.values() if n.stage.job == "synthesize"
+    )
+    assert (sample.config.synthesize.num_documents, sample.config.synthesize.samples_per_document) == (2, 128)

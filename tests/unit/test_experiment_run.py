@@ -49,7 +49,8 @@ def run(job):
         raise SbpError(failing.read_text())
     while (here / f"{job.stage.name}-waits").exists():
         time.sleep(0.05)
-    return {"documents": 90, "tokens": 40_000, "train": {"documents": 100}}
+    drops = {"samples": 100, "drops": {"too_short": 3, "copy_of_corpus": 7}}
+    return {"documents": 90, "tokens": 40_000, "train": {"documents": 100}, **drops}
 
 job.main(Path(__file__).stem, run)
 """
@@ -252,7 +253,10 @@ def test_too_little_synthetic_text_is_refused_before_the_training_starts(small: 
     dead = {training.share: execution.dead.get(training.model.key) for training in grid.trainings}
     assert dead[0.02] is None
     assert dead[0.3] is not None
-    assert "a share of 0.3 wants 302,285 synthetic tokens and 40,180 were written" in dead[0.3]
+    assert dead[0.3] == (
+        "a share of 0.3 wants 302,285 synthetic tokens and 40,180 were written, which are read once (7 of 100 samples "
+        "were dropped as copy of corpus): raise synthesize.samples_per_document to 8 or more, or lower the share"
+    )  # 7.52 times as many
     assert [row["stage"] for row in small.ran()].count("pretrain-sbp") == 1
 
 
