@@ -15,13 +15,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
+from sbp_ray.config import TuneConfig, TuneResources
 from sbp_ray.experiment.grid import plan_grid
 from sbp_ray.experiment.settings import load_experiment
-from sbp_ray.schema import DOCUMENT
-from sbp_ray.text.tokenizer import encode_texts, train_tokenizer
+from sbp_ray.schema import DOCUMENT, PAIR
+from sbp_ray.stages.tune import tune_synthesizer
+from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, train_tokenizer
 
 JOBS = Path(__file__).parents[2] / "jobs"
 ABSENT = ("ray", "vllm", "sentence_transformers", "scipy", "matplotlib", "jinja2")
@@ -126,3 +128,42 @@ def _held_out_loss(trained: Artifact, corpus: Artifact) -> float:
             nll += model(input_ids=whole, labels=whole).loss.item() * (whole.shape[1] - 1)
         tokens += whole.shape[1] - 1
     return nll / tokens
+
+
+def _write_pairs(corpus: Artifact, pairs: Artifact) -> None:
+    """Each document of a split with the next three."""
+    for split in ("train", "validation", "development"):
+        ids = corpus.read_table(f"{split}/part-00000.parquet")["doc_id"].to_pylist()
+        rows = [
+            {"d1_id": one, "d2_id": ids[(place + step) % len(ids)], "cosine": 0.8, "jaccard": 0.0}
+            for place, one in enumerate(ids)
+            for step in (1, 2, 3)
+        ]
+        pairs.write_table(f"{split}/part-00000.parquet", pa.Table.from_pylist(rows, schema=PAIR))
+
+
+def test_the_control_without_d1_is_tuned_on_the_same_d2_for_as_many_steps(tmp_path: Path) -> None:
+    """Every pair of 45 tokens or so takes a row of 64, in which two d2 of 22 have room."""
+    corpus, pairs, base_lm = (Artifact(name, str(tmp_path / name)) for name in ("corpus", "pairs", "base_lm"))
+    _write_corpus(corpus, "0" * 16)
+    _write_pairs(corpus, pairs)
+    shape = LlamaConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).save_pretrained(base_lm.path("model"))
+    load_tokenizer(corpus.path("tokenizer")).save_pretrained(base_lm.path("model"))
+    base_lm.write_json(STARTED, {"fingerprint": "0" * 16})
+    resources = TuneResources(num_threads=1, in_process=True, export_check="transformers")
+    with_d1 = TuneConfig(seq_len=64, batch_rows=8, peak_lr=1e-3, dtype="float32", resources=resources)
+    found = {}
+    for cfg in (with_d1, with_d1.model_copy(update={"condition": "none"})):
+        out = Artifact("synthesizer", str(tmp_path / cfg.condition))
+        found[cfg.condition] = tune_synthesizer(cfg, corpus=corpus, pairs=pairs, base_lm=base_lm, out=out)
+    related, alone = found["d1"], found["none"]
+    assert related["packing"]["pairs"]["examples"] == alone["packing"]["pairs"]["examples"] == 3 * 50
+    assert alone["packing"]["pairs"]["rows"] < related["packing"]["pairs"]["rows"]
+    assert alone["steps"] == related["steps"] == -(-related["packing"]["pairs"]["rows"] // 8)
+    assert alone["positions"] == related["positions"]
+    assert (related["validation"]["pairs"], alone["validation"]["pairs"]) == (30, 0)
+    assert all("development_nats" in stats["exported"] for stats in found.values())
