@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="of a round, beside the first")
     arguments = parser.parse_args()
     if torch.cuda.is_available():
-        with process_group():
+        with process_group(TrainingResources(num_gpus=1)):
             for name in ON_CUDA:
                 measure_on_cuda(name)
         return
@@ -186,7 +186,7 @@ def ours(plan: TrainingPlan, steps: int) -> float:
     device = torch.device("cpu")
     batches = _batches(plan, steps)
     torch.compiler.reset()  # no limit to what earlier rounds have compiled
-    with process_group():
+    with process_group(plan.config.resources):
         model = build_sharded_model(plan, device)
         optimizer = build_optimizer(model, plan.config)
         return _tokens_per_s(lambda step: update(plan, model, optimizer, [batches[step]], step, device).tokens, steps)
@@ -374,7 +374,7 @@ def _random_batch(rng: np.random.Generator, rows: int, seq_len: int, vocab_size:
         document_ids_BT[row] = np.searchsorted(ends, np.arange(seq_len), side="right")
     mask_BT = np.diff(document_ids_BT, axis=1, prepend=-1) == 0  # not the first token of a document
     input_ids_BT = rng.integers(vocab_size, size=document_ids_BT.shape)
-    return make_batch([None] * rows, list(map(Row, input_ids_BT, mask_BT, document_ids_BT)))
+    return make_batch([None] * rows, list(map(Row, input_ids_BT, mask_BT, document_ids_BT)), is_pinned=True)
 
 
 if __name__ == "__main__":

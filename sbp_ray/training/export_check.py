@@ -12,10 +12,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import Dtype, ExportCheck, TrainingConfig
+from sbp_ray.config import Dtype, TrainingConfig, TrainingResources
 from sbp_ray.errors import SbpError, call_for_outcome
 from sbp_ray.training.export import EXPORT_CHECK
+from sbp_ray.training.sharding import find_device
 from sbp_ray.training.training_plan import MODEL_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -57,7 +60,7 @@ def check_export(stage: str, cfg: TrainingConfig, out: Artifact) -> dict[str, An
 def _compare_in_worker(cfg: TrainingConfig, out: Artifact) -> float:
     """In a fresh worker of the cluster, or here where the training was here."""
     resources = cfg.resources
-    arguments = out, resources.export_check, cfg.dtype
+    arguments = out, resources, cfg.dtype
     if resources.in_process:
         return find_largest_difference(*arguments)
     import ray
@@ -67,14 +70,14 @@ def _compare_in_worker(cfg: TrainingConfig, out: Artifact) -> float:
     return float(ray.get(task.options(runtime_env=quiet).remote(_compare_and_end, *arguments)).get())
 
 
-def _compare_and_end(out: Artifact, by: ExportCheck, dtype: Dtype) -> float:
+def _compare_and_end(out: Artifact, resources: TrainingResources, dtype: Dtype) -> float:
     """Compare in a process that ends after it, without the hundred lines in which Triton's bindings then list what they
     have not freed."""
     atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
-    return find_largest_difference(out, by, dtype)
+    return find_largest_difference(out, resources, dtype)
 
 
-def find_largest_difference(out: Artifact, by: ExportCheck, dtype: Dtype) -> float:
+def find_largest_difference(out: Artifact, resources: TrainingResources, dtype: Dtype) -> float:
     """Nats between the exported model's log-probability of a token and the trained model's, where they differ most.
 
     Infinite where either of them is not a number.
@@ -82,7 +85,10 @@ def find_largest_difference(out: Artifact, by: ExportCheck, dtype: Dtype) -> flo
     documents = out.read_json(EXPORT_CHECK)
     folder = out.local_copy(MODEL_FOLDER)
     ids = [document["input_ids"] for document in documents]
-    found = _ask_vllm(folder, ids, dtype) if by == "vllm" else _ask_transformers(folder, ids, dtype)
+    if resources.export_check == "vllm":
+        found = _ask_vllm(folder, ids, dtype)
+    else:
+        found = _ask_transformers(folder, ids, dtype, find_device(resources))
     differences = [
         abs(nll[position] - expected)
         for document, nll in zip(documents, found, strict=True)
@@ -91,13 +97,13 @@ def find_largest_difference(out: Artifact, by: ExportCheck, dtype: Dtype) -> flo
     return max(differences) if all(map(math.isfinite, differences)) else math.inf  # max alone would pass over NaN
 
 
-def _ask_transformers(folder: Path, documents: list[list[int]], dtype: Dtype) -> list[list[float]]:
+def _ask_transformers(
+    folder: Path, documents: list[list[int]], dtype: Dtype, device: torch.device
+) -> list[list[float]]:
     """NLL of each token of each document; 0 for the first, which has no context. By none of the training's code."""
-    import torch
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
     found = []
     with torch.inference_mode():

@@ -49,8 +49,9 @@ def train(
         SbpError: the loss or its gradient is not finite, the newest checkpoint has another shape, or a checkpoint
             cannot be written.
     """
-    with process_group():
-        device, reader = find_device(), RowReader(plan.out, plan.config)
+    resources = plan.config.resources
+    with process_group(resources):
+        device, reader = find_device(resources), RowReader(plan.out, plan.config)
         model = build_sharded_model(plan, device)
         optimizer = build_optimizer(model, plan.config)
         with closing(Checkpoints(plan.out, model, optimizer)) as checkpoints:

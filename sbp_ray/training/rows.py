@@ -55,15 +55,15 @@ class Batch:
         )
 
 
-def make_batch(addresses: Sequence[Address | None], rows: Sequence[Row]) -> Batch:
-    """Find the documents and count; pinned where a GPU will fetch it."""
+def make_batch(addresses: Sequence[Address | None], rows: Sequence[Row], *, is_pinned: bool = False) -> Batch:
+    """Find the documents and count; pinned memory is for a GPU to fetch it."""
     input_ids_BT, loss_mask_BT, document_ids_BT = (
         torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)
     )
     documents = find_documents(document_ids_BT)
     starts_N = documents.bounds_N1[:-1].long()
     lengths_N = documents.bounds_N1.diff().long() * (document_ids_BT.flatten()[starts_N] != PADDING)
-    if torch.cuda.is_available():
+    if is_pinned:
         input_ids_BT, loss_mask_BT = input_ids_BT.pin_memory(), loss_mask_BT.pin_memory()
     return Batch(
         tuple(addresses),
@@ -118,7 +118,8 @@ class RowReader:
     def batch(self, addresses: Sequence[Address | None]) -> Batch:
         """The rows at the addresses; None gives a row of padding, of which nothing is supervised."""
         blank = make_blank_row(self._cfg.seq_len)
-        return make_batch(addresses, [blank if address is None else self.row(address) for address in addresses])
+        rows = [blank if address is None else self.row(address) for address in addresses]
+        return make_batch(addresses, rows, is_pinned=self._cfg.resources.num_gpus > 0)
 
     def row(self, address: Address) -> Row:
         """The row at the address. In a source's first epoch rows are read as they were packed, whatever `cfg.repack`:

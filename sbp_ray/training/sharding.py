@@ -10,29 +10,43 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from sbp_ray.config import Dtype
+from sbp_ray.config import Dtype, TrainingResources
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.training.loss import SupervisedLanguageModel
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
+def process_group(resources: TrainingResources) -> Iterator[None]:
     """The group that a launcher has set up, or, in a process of its own, a group of one."""
     if dist.is_initialized():
         yield
         return
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=dist.HashStore(), rank=0, world_size=1
-    )
+    dist.init_process_group(name_backend(resources), store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def find_device() -> torch.device:
-    """The rank's GPU, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+def name_backend(resources: TrainingResources) -> str:
+    """What the ranks' messages go through: gloo between hosts, NCCL between GPUs."""
+    return "cpu:gloo,cuda:nccl" if resources.num_gpus else "gloo"
+
+
+def find_device(resources: TrainingResources) -> torch.device:
+    """The rank's GPU where it was given one, else the CPU: a GPU that is there may be another's.
+
+    Raises:
+        SbpError: it was given a GPU, and torch finds none.
+    """
+    if not resources.num_gpus:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise SbpError(
+            f"resources.num_gpus={resources.num_gpus:g}, and torch finds no GPU on this node: set it to 0, or install "
+            "the extra `gpu` and a driver"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def shard_model(model: SupervisedLanguageModel, dtype: Dtype, device: torch.device) -> None:

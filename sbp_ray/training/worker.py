@@ -28,6 +28,7 @@ from sbp_ray.config import Resources, TrainingResources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import set_up_logging
 from sbp_ray.training.loop import is_evaluation, train
+from sbp_ray.training.sharding import name_backend
 from sbp_ray.training.training_plan import TrainingPlan
 
 _GAUGES = {
@@ -55,7 +56,7 @@ def fit_on_cluster(plan: TrainingPlan) -> None:
     most = -1 if resources.max_preemptions is None else resources.max_preemptions
     trainer = TorchTrainer(
         lambda: _train_in_worker(plan),
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if resources.num_gpus else "gloo"),
+        torch_config=TorchConfig(backend=name_backend(resources)),
         scaling_config=ScalingConfig(
             num_workers=(resources.min_workers, resources.num_workers)
             if resources.min_workers

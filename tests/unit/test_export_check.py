@@ -44,7 +44,7 @@ def export(new_artifact: Callable[[str], Artifact]) -> Callable[..., Artifact]:
 
 def test_the_largest_difference_of_all_tokens_counts(export: Callable[..., Artifact]) -> None:
     out = export([UNIFORM + 0.25, UNIFORM - 0.75])
-    assert find_largest_difference(out, "transformers", "float32") == pytest.approx(0.75, abs=1e-6)
+    assert find_largest_difference(out, CONFIG.resources, "float32") == pytest.approx(0.75, abs=1e-6)
     with pytest.raises(SbpError, match=r"tune: the export is refused: transformers gives .* up to 0\.75 nats from"):
         check_export("tune", CONFIG, out)
     assert not out.exists("checked.json")
@@ -66,7 +66,7 @@ def test_an_export_within_the_tolerance_passes_once(export: Callable[..., Artifa
 def test_a_token_that_is_not_a_number_does_not_pass(
     export: Callable[..., Artifact], nll_nats: list[float], output: float
 ) -> None:
-    assert find_largest_difference(export(nll_nats, output), "transformers", "float32") == math.inf
+    assert find_largest_difference(export(nll_nats, output), CONFIG.resources, "float32") == math.inf
 
 
 def test_an_export_of_which_nothing_was_compared_is_refused(new_artifact: Callable[[str], Artifact]) -> None:

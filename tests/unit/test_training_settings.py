@@ -29,6 +29,7 @@ from sbp_ray.training.build import load_torchao
 from sbp_ray.training.optim import build_optimizer
 from sbp_ray.training.packed import Packed, count_mixture, packing_resources, read_packed
 from sbp_ray.training.preflight import refuse_missing_float8
+from sbp_ray.training.sharding import find_device, name_backend
 
 REPO = Path(__file__).parents[2]
 SMALL = Path(__file__).parent / "small.yaml"
@@ -188,3 +189,19 @@ def test_a_step_without_gradient_shrinks_matrices_by_the_decay_alone() -> None:
     build_optimizer(layer, TEN_ROWS.model_copy(update={"weight_decay": 0.25, "peak_lr": 0.5})).step()
     torch.testing.assert_close(layer.weight.detach(), before["weight"] * (1 - 0.5 * 0.25))
     torch.testing.assert_close(layer.bias.detach(), before["bias"])
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_a_training_without_gpus_of_its_own_leaves_those_of_the_node_alone(
+    monkeypatch: pytest.MonkeyPatch, has_gpu: bool
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
+    assert find_device(TrainingResources()).type == "cpu"
+    assert name_backend(TrainingResources()) == "gloo"
+    wanting = TrainingResources(num_gpus=1)
+    if has_gpu:
+        assert str(find_device(wanting)) == "cuda:3"
+    else:
+        with pytest.raises(SbpError, match=r"resources.num_gpus=1, and torch finds no GPU on this node: set it to 0"):
+            find_device(wanting)
