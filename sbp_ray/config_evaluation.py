@@ -16,7 +16,10 @@ class EvalConfig(Section):
     question_group_column: str = "title"
     """The questions' column that holds what the corpus calls its group."""
     max_questions: PositiveInt = 1000
-    """Questions asked about each split, drawn at random."""
+    """Questions asked about each split, drawn at random; and facts asked for, of each number of statements."""
+    truth: str | None = None
+    """The `truth.json` that jobs/bios.py wrote beside the corpus: what is recalled of it, and what synthetic texts say
+    of it, is counted. Without one the report says "not measured"."""
     max_validation_documents: PositiveInt = 1000
     """Held-out documents whose perplexity is measured, drawn at random."""
     quality_sample: PositiveInt = 2000

@@ -100,8 +100,9 @@ def _run_all(runs: dict[str, RunStage]) -> None:
                 logger.info(f"{node.stage.name} | done already")
         if todo:
             from sbp_ray.cluster import connected
+            from sbp_ray.evaluation.check_settings import check_evaluation
 
-            _check_what_is_evaluated(config)
+            check_evaluation(config)
             with connected(config, [node.stage.job for node in todo]):
                 for node in todo:
                     logger.info(f"stage {STAGES.index(node.stage) + 1} of {len(STAGES)} | {node.stage.name}")
@@ -120,22 +121,6 @@ def _plan(config: Config, wanted: tuple[str, ...] | list[str], redo: str | None)
     refuse_unfit(nodes[noun] for noun in wanted)
     remove_artifacts(config, redone)
     return nodes
-
-
-def _check_what_is_evaluated(config: Config) -> None:
-    """Refuse now what the last stage would refuse after hours."""
-    if config.eval.questions is not None:
-        from sbp_ray.evaluation.likelihood.closed_book import check_questions
-
-        check_questions(config.eval)
-    if config.benchmarks.tasks:
-        from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
-
-        choose_questions(config)
-    if config.benchmarks.judge is not None:
-        from sbp_ray.evaluation.judging.rates import require_judge
-
-        require_judge(config.benchmarks.judge)
 
 
 def _execute(node: Node, run: RunStage) -> None:

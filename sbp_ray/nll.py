@@ -38,6 +38,12 @@ def nll_of_each(hidden_SD: torch.Tensor, weight_VD: torch.Tensor, token_S: torch
     )
 
 
+def top_of_each(hidden_SD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
+    """The likeliest token after each state, int64 [S]."""
+    chunk = count_chunk(weight_VD)
+    return torch.cat([(hidden @ weight_VD.T).argmax(dim=-1) for hidden in hidden_SD.split(chunk)])
+
+
 def count_chunk(weight_VD: torch.Tensor) -> int:
     """Tokens whose logits are held at once."""
     return max(1, _LOGITS_AT_ONCE[weight_VD.device.type] // weight_VD.shape[0])

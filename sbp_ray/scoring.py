@@ -5,16 +5,16 @@ Legend: B rows, T tokens a row, S supervised tokens, D hidden width, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
 from sbp_ray.config import Resources
-from sbp_ray.nll import find_targets, nll_of_each
+from sbp_ray.nll import Targets, find_targets, nll_of_each, top_of_each
 from sbp_ray.text.packing import plan_batches
 from sbp_ray.text.pair_format import Example
 
@@ -25,6 +25,15 @@ def load_model(folder: Path, resources: Resources) -> Any:
         torch.set_num_threads(resources.num_threads)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.to("cuda" if resources.num_gpus else "cpu")
+
+
+class TokenScores(NamedTuple):
+    """What a model makes of an example's supervised tokens."""
+
+    nll_S: np.ndarray
+    """float64, in nats."""
+    is_top_S: np.ndarray
+    """bool: no other token is likelier. Greedy decoding writes the tokens if and only if it is true of all."""
 
 
 def sum_nll(
@@ -42,20 +51,43 @@ def sum_nll(
         float64 [N], in nats; 0 for an example without supervised tokens.
     """
     nll_N = np.zeros(len(examples))
+    for batch, hidden_SD, targets in _forward_batches(model, examples, batch_tokens):
+        nll_S = nll_of_each(hidden_SD, model.lm_head.weight, targets.token_S).double()
+        sum_B = torch.zeros(len(batch), dtype=torch.float64, device=model.device)
+        nll_N[batch] = sum_B.index_add_(0, targets.row_S, nll_S).cpu().numpy()
+        if on_batch:
+            on_batch(len(batch))
+    return nll_N
+
+
+def score_tokens(model: Any, examples: Sequence[Example], *, batch_tokens: int) -> list[TokenScores]:
+    """Score each supervised token of each example; the arguments are those of `sum_nll`."""
+    found: dict[int, TokenScores] = {}
+    for batch, hidden_SD, targets in _forward_batches(model, examples, batch_tokens):
+        nll_S = nll_of_each(hidden_SD, model.lm_head.weight, targets.token_S).double().cpu().numpy()
+        is_top_S = (top_of_each(hidden_SD, model.lm_head.weight) == targets.token_S).cpu().numpy()
+        row_S = targets.row_S.cpu().numpy()
+        found |= {
+            place: TokenScores(nll_S[row_S == row], is_top_S[row_S == row]) for row, place in enumerate(batch.tolist())
+        }
+    return [found[place] for place in range(len(examples))]
+
+
+def _forward_batches(
+    model: Any, examples: Sequence[Example], batch_tokens: int
+) -> Iterator[tuple[np.ndarray, torch.Tensor, Targets]]:
+    """The places of each batch's examples, the states [S, D] that predict their supervised tokens, and these."""
     num_tokens_N = np.array([len(example.input_ids) for example in examples], np.int64)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         for batch in plan_batches(num_tokens_N, batch_tokens):
-            nll_N[batch] = _batch_nll(model, [examples[i] for i in batch]).cpu().numpy()
-            if on_batch:
-                on_batch(len(batch))
+            yield batch, *_forward(model, [examples[i] for i in batch])
     model.train(was_training)
-    return nll_N
 
 
-def _batch_nll(model: Any, examples: Sequence[Example]) -> torch.Tensor:
-    """float64 [B]. Padding stands right of the text, where causal attention never sees it."""
+def _forward(model: Any, examples: Sequence[Example]) -> tuple[torch.Tensor, Targets]:
+    """Padding stands right of the text, where causal attention never sees it."""
     longest = len(examples[0].input_ids)  # which comes first
     input_ids_BT = torch.zeros(len(examples), longest, dtype=torch.int64)
     loss_mask_BT = torch.zeros(len(examples), longest, dtype=torch.bool)
@@ -64,6 +96,5 @@ def _batch_nll(model: Any, examples: Sequence[Example]) -> torch.Tensor:
         loss_mask_BT[row, : len(example.loss_mask)] = torch.tensor(example.loss_mask)
     input_ids_BT, loss_mask_BT = input_ids_BT.to(model.device), loss_mask_BT.to(model.device)
     hidden_BTD = model.get_decoder()(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-    row_S, position_S, token_S = find_targets(input_ids_BT, loss_mask_BT)
-    nll_S = nll_of_each(hidden_BTD[row_S, position_S], model.lm_head.weight, token_S)
-    return torch.zeros(len(examples), dtype=torch.float64, device=model.device).index_add_(0, row_S, nll_S.double())
+    targets = find_targets(input_ids_BT, loss_mask_BT)
+    return hidden_BTD[targets.row_S, targets.position_S], targets

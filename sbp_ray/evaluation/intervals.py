@@ -72,7 +72,7 @@ def estimate_over_groups(
     """Σ numerator / Σ denominator with a cluster bootstrap: groups are drawn again, each with all of its members.
 
     Args:
-        groups_M: the group of each member.
+        groups_M: the group of each member. Groups whose denominators add up to nothing are left out.
 
     Returns:
         `value`; `unit`, which is "groups"; `units`, their number; `low` and `high`, unless there are fewer than
@@ -82,8 +82,9 @@ def estimate_over_groups(
     top_N, bottom_N = (
         np.bincount(group_M, np.asarray(values_M, np.float64), len(names)) for values_M in (numerator_M, denominator_M)
     )
-    found: dict[str, Any] = {"unit": "groups", "units": len(names)}
-    if len(names) < MIN_GROUPS:
+    top_N, bottom_N = top_N[bottom_N > 0], bottom_N[bottom_N > 0]  # draws of the others alone would have no ratio
+    found: dict[str, Any] = {"unit": "groups", "units": len(bottom_N)}
+    if len(bottom_N) < MIN_GROUPS:
         return found | {"value": float(top_N.sum() / bottom_N.sum())}
     return found | bootstrap_ratio(top_N, bottom_N, seed=seed).as_dict()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.benchmarks.comparison import compare_on_benchmarks
+from sbp_ray.evaluation.facts.measured_facts import measure_facts
 from sbp_ray.evaluation.intervals import MIN_GROUPS
 from sbp_ray.evaluation.judging.rates import judge_study
 from sbp_ray.evaluation.likelihood.arm_losses import HEADLINE, arm_rows, equal_cost_rows, losses_of
@@ -29,7 +30,8 @@ def measure_study(study: Study, out: Artifact) -> dict[str, Any]:
         out: keeps scores, answers and measurements in `scores/` and `quality/`: the same command goes on from there.
 
     Raises:
-        SbpError: a file of questions is about other groups than the corpus's; the judge refuses the key or the model.
+        SbpError: a file of questions is about other groups than the corpus's; the truth is that of another corpus; the
+            judge refuses the key or the model.
     """
     store, settings = Artifact("scores", f"{out.url}/scores"), study.settings
     texts, scores = score_study(study, store)
@@ -49,6 +51,7 @@ def measure_study(study: Study, out: Artifact) -> dict[str, Any]:
         "benchmarks": compare_on_benchmarks(study, store),
         "judge": judge_study(study, store),
         **_written_by(study),
+        "facts": measure_facts(study, store),
         "quality": measure_quality(study, Artifact("quality", f"{out.url}/quality")),
         "mining": [
             facts | {"for": names_of(trainings)}

@@ -11,8 +11,7 @@ from pathlib import Path
 from sbp_ray.artifacts import Artifact
 from sbp_ray.cli import Parser, exit_with
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
-from sbp_ray.evaluation.likelihood.closed_book import check_questions
+from sbp_ray.evaluation.check_settings import check_evaluation
 from sbp_ray.evaluation.study import BASELINE, Training
 from sbp_ray.experiment.checks import refuse_missing_models
 from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
@@ -47,14 +46,9 @@ def _run() -> None:
     experiment = load_experiment(arguments.config, arguments.overrides)
     grid = plan_grid(experiment)
     refuse_too_little_text(grid)
-    check_questions(experiment.base_config().eval)
     refuse_missing_library(experiment.base_config().tracking)
     refuse_missing_models(grid)
-    choose_questions(experiment.base_config())
-    if not arguments.plan and not arguments.in_process:
-        from sbp_ray.evaluation.judging.rates import require_judge  # SciPy, which --in-process does without
-
-        require_judge(experiment.base_config().benchmarks.judge)
+    check_evaluation(experiment.base_config(), reaches_judge=not arguments.plan and not arguments.in_process)
     print(describe(grid))
     if not arguments.plan:
         with locked(experiment.run_dir):

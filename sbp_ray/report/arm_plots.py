@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sbp_ray.report import plots
-from sbp_ray.report.headline import HEADLINE, TEXT_SETS, interval_of
+from sbp_ray.report.headline import HEADLINE, TEXT_SETS
 from sbp_ray.report.panel_page import REAL_TEXTS, panel_plots
+from sbp_ray.report.wording import interval_of
 
 _COLOURS = {"repetition": plots.REPETITION, "sbp": plots.SBP, "oracle": plots.THIRD}
 _STYLES = ("-", "--", ":", "-.")

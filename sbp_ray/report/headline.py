@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sbp_ray.report import paper, wording
-from sbp_ray.report.wording import fixed, percent, percent_interval, scaled, signed
+from sbp_ray.report.fact_tables import fact_tables
+from sbp_ray.report.wording import fixed, gain_words, interval_of, percent, percent_interval, scaled
 
 HEADLINE = "held_out_nats_per_token"
 """The measure that answers."""
@@ -18,26 +19,6 @@ TEXT_SETS = {
 }
 _NO_SHARE = "Not given: the oracle’s own gain is not shown to be above zero, or there is no oracle."
 Arm = Mapping[str, Any]
-
-
-def interval_of(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The interval of a gain: over seeds where there are several, else over groups where they are enough."""
-    over_groups = found.get("over_groups")
-    return found["over_seeds"] or (over_groups if over_groups and "low" in over_groups else None)
-
-
-def gain_words(found: Mapping[str, Any], of_what: str = "") -> str:
-    """A gain with its interval and the interval's unit, as far as it has one.
-
-    Args:
-        of_what: stands before the unit, such as ` nats a token`.
-    """
-    if found["gain"] is None:
-        return "–"
-    interval = interval_of(found)
-    if interval is None:
-        return f"{signed(found['gain'])} (no interval){of_what}"
-    return f"{wording.interval(interval)}{of_what} (over {interval['units']} {interval['unit']})"
 
 
 def best_sbp(results: Mapping[str, Any]) -> Arm | None:
@@ -229,6 +210,7 @@ def render_summary(results: Mapping[str, Any]) -> str:
         keys = ("nll_given_d1", "nll_given_random", "nll_alone")
         cells = [(f"for {', '.join(row['for'])}", *(fixed(row.get(key)) for key in keys)) for row in gains]
         blocks.append(wording.aligned([heads, *cells]))
+    blocks += [[table.title, *wording.aligned(table.rows)] for table in fact_tables(results["facts"])]
     if results["quality"]:
         blocks.append(wording.aligned(_quality_cells(results["quality"]["table"])))
     return "\n".join(["", *("\n".join(block) + "\n" for block in [*blocks, remarks(results)] if block)])

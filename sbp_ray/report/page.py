@@ -14,6 +14,7 @@ from sbp_ray import __version__
 from sbp_ray.logs import duration
 from sbp_ray.report import headline, paper, wording
 from sbp_ray.report.arm_plots import DEGREES, arm_plots, mining_plots
+from sbp_ray.report.fact_tables import fact_tables
 from sbp_ray.report.panel_page import notes, panel_table
 
 _MAX_SHOWN = 12  # samples: each with what every synthesizer wrote
@@ -38,12 +39,13 @@ def render_page(results: Mapping[str, Any]) -> str:
             answer=headline.answer(results),
             tiles=headline.tiles(results),
             remarks=headline.remarks(results),
-            gain_words=headline.gain_words,
+            gain_words=wording.gain_words,
             times_words=headline.times_words,
             text_sets={name: label for name, label in headline.TEXT_SETS.items() if name in results["texts"]},
             exp=math.exp,
             bit=math.log(2),
             plots=arm_plots(results),
+            fact_tables=fact_tables(results["facts"]),
             panel=panel_table(quality["table"]) if quality else None,
             panel_notes=notes(quality, results["min_groups"]) if quality else (),
             samples=_samples(quality["syntheses"]) if quality else (),

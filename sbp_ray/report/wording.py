@@ -41,6 +41,26 @@ def interval(found: Mapping[str, float], digits: int = 3) -> str:
     return f"{signed(found['value'], digits)} [{signed(found['low'], digits)}, {signed(found['high'], digits)}]"
 
 
+def interval_of(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The interval of a gain: over seeds where there are several, else over groups where they are enough."""
+    over_groups = found.get("over_groups")
+    return found["over_seeds"] or (over_groups if over_groups and "low" in over_groups else None)
+
+
+def gain_words(found: Mapping[str, Any], of_what: str = "") -> str:
+    """A gain with its interval and the interval's unit, as far as it has one.
+
+    Args:
+        of_what: stands before the unit, such as ` nats a token`.
+    """
+    if found["gain"] is None:
+        return "–"
+    over = interval_of(found)
+    if over is None:
+        return f"{signed(found['gain'])} (no interval){of_what}"
+    return f"{interval(over)}{of_what} (over {over['units']} {over['unit']})"
+
+
 def percent_interval(found: Mapping[str, float] | None) -> str:
     """`4.1 % [3.2, 5.0]`."""
     if found is None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.evaluation.benchmarks.question_sets import choose_questions
-from sbp_ray.evaluation.judging.rates import require_judge
-from sbp_ray.evaluation.likelihood.closed_book import check_questions
+from sbp_ray.evaluation.check_settings import check_evaluation
 from sbp_ray.evaluation.measure import measure_study
 from sbp_ray.evaluation.study import BASELINE, Study, Training
 from sbp_ray.nodes import Node
@@ -30,13 +28,11 @@ def evaluate_run(node: Node, *, out: Artifact) -> dict[str, Any]:
         What each arm gained, and the questions that were dropped.
 
     Raises:
-        SbpError: a file of questions is missing, malformed, or about other articles than the corpus; a benchmark is
+        SbpError: a file of questions or of the truth is missing, malformed, or about another corpus; a benchmark is
             unknown; the judge cannot be reached.
     """
     settings = node.config
-    check_questions(settings.eval)
-    choose_questions(settings)
-    require_judge(settings.benchmarks.judge)
+    check_evaluation(settings)
     trainings = [_training(node.inputs[noun], *arm) for noun, arm in _ARMS.items()]
     results = measure_study(Study(settings, trainings, tuple(node.inputs.values())), out)
     results |= {"run_dir": settings.run_dir, "settings": settings.model_dump(mode="json")}

@@ -29,7 +29,7 @@ def _settings(*overrides: str) -> BiosConfig:
 
 def test_what_is_bundled_is_drawn_anew_to_the_byte(tmp_path: Path) -> None:
     counts = write_world(_settings(f"out={tmp_path}"))
-    assert counts == {"entities": 200, "facts": 2000, "documents": 7000}
+    assert counts == {"entities": 200, "facts": 2000, "documents": 7500}
     for name in (DOCUMENTS, QUESTIONS):
         assert gzip.decompress((tmp_path / name).read_bytes()) == gzip.decompress((WORLD.parent / name).read_bytes())
     assert (tmp_path / TRUTH).read_bytes() == (WORLD.parent / TRUTH).read_bytes()
@@ -59,7 +59,7 @@ def test_a_world_has_the_asked_shape() -> None:
     kinds = [entity.kind for entity in truth.entities]
     assert {kind: kinds.count(kind) for kind in truth.kinds} == dict.fromkeys(cfg.kinds, 40)
     assert {len({attribute for attribute, _ in one.states}) for one in documents} == {5}
-    assert sum(one.names is not None for one in documents) / 7000 == pytest.approx(0.2, abs=0.02)
+    assert sum(one.names is not None for one in documents) / 7500 == pytest.approx(0.2, abs=0.02)
     for kind in truth.kinds.values():
         for attribute in kind.attributes.values():
             assert (len(attribute.wordings), attribute.held_out) == (7, 1)

@@ -29,7 +29,7 @@ def _parameters(config: Config) -> int:
 
 
 def test_the_configs_are_all_here() -> None:
-    assert {path.stem for path in CONFIGS} == {"demo", "h200", *PAPER}
+    assert {path.stem for path in CONFIGS} == {"bios", "demo", "h200", *PAPER}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -69,6 +69,12 @@ def test_the_runnable_configs_name_the_bundled_corpus(name: str) -> None:
     assert all((REPO / pattern).is_file() for pattern in config.ingest.input)
     assert config.eval.questions is not None
     assert (REPO / config.eval.questions).is_file()
+
+
+def test_a_known_world_comes_with_its_truth() -> None:
+    for config in (_load("bios"), load_experiment("configs/experiment-bios.yaml", []).base_config()):
+        assert config.eval.truth is not None and (REPO / config.eval.truth).is_file()
+        assert [pattern for pattern in config.ingest.input if not (REPO / pattern).is_file()] == []
 
 
 def test_the_h200_model_has_between_100_and_300_million_parameters() -> None:

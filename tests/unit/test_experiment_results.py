@@ -229,6 +229,7 @@ def results(rows, experiment: ExperimentConfig) -> dict[str, Any]:
             {"artifact": "synthetic-1", "contaminated": 0}
             | {"documents": 8, "sharing_held_out_text": 0, "ngram_words": 13},
         ],
+        "facts": None,
         "quality": quality(),
         "mining": [],
         "unknown_questions": 2,

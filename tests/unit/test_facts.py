@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.bios.statements import StatementReader
 from sbp_ray.bios.truth import Fact
+from sbp_ray.config import Config
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.facts.known_text import KnownText, read_known_text
+from sbp_ray.evaluation.facts.measured_facts import measure_facts
 from sbp_ray.evaluation.facts.recall import HELD_OUT, STOP, UNSEEN, VALUE, choose_prompts, prompt_example
 from sbp_ray.evaluation.facts.text_facts import count_text, share_rows
 from sbp_ray.evaluation.facts.token_classes import CLASSES, classify_tokens, token_spans
-from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
+from sbp_ray.evaluation.study import Study, Training
+from sbp_ray.model import build_model
+from sbp_ray.nodes import Node
+from sbp_ray.report.fact_tables import fact_tables
+from sbp_ray.schema import DOCUMENT, SYNTHETIC
+from sbp_ray.scoring import score_tokens, sum_nll
+from sbp_ray.stage_table import STAGES
+from sbp_ray.text.pair_format import Example, document_example
+from sbp_ray.text.tokenizer import SpecialIds, encode_texts, special_ids, train_tokenizer
 from tests.small_world import small_world
 
 TRUTH = small_world()
 READER = StatementReader(TRUTH)
+SPECIAL = SpecialIds(0, 1, 2)
 TEXTS = [
     "Ann Lee was born in Oldham. Ann Lee is a baker.",
     "Oldham is where Ann Lee was born. Ann Lee knew Gull.",
@@ -160,6 +176,137 @@ def test_shares_are_over_statements_and_documents_of_all(known: KnownText) -> No
             "novel_combinations": 0,
         }
     )  # fmt: skip
-    assert {share["units"] for share in found["shares"].values()} == {30}
+    units = {name: share["units"] for name, share in found["shares"].items()}  # groups that have anything to count
+    assert (units["irrelevant"], units["unknown_sentences"], units["true"], units["reworded"]) == (30, 30, 20, 10)
     real = share_rows(counts, ["one"] * 30, has_d1=False, seed=0)["shares"]
     assert {"irrelevant", "copies_of_d1"}.isdisjoint(real) and np.isclose(real["copies"]["value"], 1 / 3)
+
+
+# With models
+
+
+def _settings(run_dir: Path, truth: Path) -> Config:
+    training = {"seq_len": 64, "batch_rows": 1, "peak_lr": 1e-3, "dtype": "float32"}
+    shape = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "ffn_size": 32}
+    return Config.model_validate(
+        {
+            "run_dir": str(run_dir),
+            "ingest": {"input": ["unused"], "num_shards": 1},
+            "model": shape,
+            "pretrain": {**training, "total_tokens": 64},
+            "tune": training,
+            "engine": {"max_model_len": 4096},
+            "synthesize": {"max_tokens": 64},
+            "eval": {"truth": str(truth)},
+        }
+    )
+
+
+HELD_OUT_TEXT = "Tom Fox was born in York. Ann Lee knew Gull. Ann Lee is a native of Oldham. The end."
+WRITTEN = ["Ann Lee is a baker. It rained.", "The port of Gull is Hull."]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """A base LM and a joint LM, both untrained, on a corpus of four documents; two synthetic documents."""
+    (tmp_path / "truth.json").write_text(TRUTH.model_dump_json())
+    config = _settings(tmp_path, tmp_path / "truth.json")
+    tokenizer = train_tokenizer(["a b c"], 259)
+    nodes: dict[str, Node] = {}
+    for stage in STAGES:
+        inputs = {noun: nodes[noun] for noun in stage.reads}
+        nodes[stage.writes] = Node(stage, config, {}, f"{stage.writes:0>16}", inputs)
+        nodes[stage.writes].artifact.write_json(STARTED, {"fingerprint": f"{stage.writes:0>16}"})
+    corpus = nodes["corpus"].artifact
+    tokenizer.save_pretrained(corpus.path("tokenizer"))
+    ids = {text: number.to_bytes(16, "big") for number, text in enumerate([*TEXTS, HELD_OUT_TEXT, *WRITTEN])}
+    for split, texts in {"train": TEXTS, "validation": [HELD_OUT_TEXT]}.items():
+        rows = [
+            {"doc_id": ids[text], "group": "Ann Lee", "text": text, "input_ids": encode_texts(tokenizer, [text])[0]}
+            for text in texts
+        ]
+        corpus.write_table(f"{split}/part-00000.parquet", pa.Table.from_pylist(rows, DOCUMENT))
+    written = [{"doc_id": ids[text], "d1_id": ids[TEXTS[0]], "text": text, "input_ids": [1]} for text in WRITTEN]
+    nodes["synthetic"].artifact.write_table("part-00000.parquet", pa.Table.from_pylist(written, SYNTHETIC))
+    for seed, noun in enumerate(("base_lm", "lm")):
+        build_model(config.model, 259, special_ids(tokenizer), seed).save_pretrained(nodes[noun].artifact.path("model"))
+        nodes[noun].artifact.write_json(MANIFEST, {"stats": {}})
+    arms = {"repetition": nodes["base_lm"], "sbp": nodes["lm"]}
+    trainings = [Training(name, name, name, "", 0, None, 1, 64, model) for name, model in arms.items()]
+    return Study(config, trainings, tuple(nodes.values()))
+
+
+def test_facts_of_a_study(study: Study, new_artifact) -> None:
+    store = new_artifact("scores")
+    found = measure_facts(study, store)
+    assert found is not None
+    assert (found["entities"], found["facts"]) == (3, [1, 3, 0, 1])
+    # A token a character: of York; of Oldham; of four names, whose spaces count as the rest; and <eos>.
+    sizes = {name: size for name, size in found["sizes"].items() if "wording" not in name}
+    assert sizes == {
+        "value_0_nats_per_token": len("York"), "value_0_nats_per_value": 1,
+        "value_3_nats_per_token": len("Oldham"), "value_3_nats_per_value": 1,
+        "name_nats_per_token": len("TomFoxAnnLeeGullAnnLee"),
+        "rest_nats_per_token": len(HELD_OUT_TEXT) + 1 - len("YorkOldham" + "TomFoxAnnLeeGullAnnLee"),
+    }  # fmt: skip
+    for arm in found["arms"]:
+        parts = {name: arm["measures"][name]["mean"] * size for name, size in sizes.items() if "token" in name}
+        model = next(one.model.artifact for one in study.trainings if one.name == arm["name"])
+        assert sum(parts.values()) == pytest.approx(_nll_of(model, HELD_OUT_TEXT), rel=1e-5)
+        assert arm["measures"]["held_out_wording_1_missed"]["mean"] == 1  # nothing was learned
+    synthetic, real = found["texts"]
+    assert (synthetic["name"], synthetic["documents"], synthetic["statements"]) == ("sbp", 2, 2)
+    shares = {name: share["value"] for name, share in synthetic["shares"].items()}
+    assert (shares["true"], shares["irrelevant"], shares["unknown_sentences"], shares["reworded"]) == (
+        1,
+        0.5,
+        1 / 3,
+        0.5,
+    )
+    assert (real["name"], real["shares"]["true"]["value"]) == ("real_held_out", 1)
+    assert measure_facts(study, store) == found  # from the store
+    losses, recalled, stated = fact_tables(found)
+    assert losses.rows[0][1:3] == (
+        "value of a fact stated never (1)",
+        "value of a fact stated three times and more (1)",
+    )
+    assert [row[0] for row in losses.rows[1:]] == ["repetition", "sbp"]
+    assert "states 1 never, 3 once, 0 twice, 1 three times and more" in recalled.note
+    assert ("statements that are true", "100.0 %", "100.0 %") in stated.rows
+
+
+def _nll_of(trained: Artifact, text: str) -> float:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(trained.path("../1_corpus/tokenizer"))
+    model = AutoModelForCausalLM.from_pretrained(trained.path("model"), dtype=torch.float32)
+    # Windows of 62 tokens, as the model is trained on rows of 64.
+    ids, special = encode_texts(tokenizer, [text])[0], special_ids(tokenizer)
+    total = 0.0
+    for start in range(0, len(ids), 62):
+        window = [special.bos, *ids[start : start + 62], *([special.eos] if start + 62 >= len(ids) else [])]
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([window])).logits[0, :-1].double()
+        total -= float(logits_TV.log_softmax(-1).gather(1, torch.tensor(window[1:])[:, None]).sum())
+    return total
+
+
+def test_without_a_truth_nothing_is_measured(study: Study, new_artifact) -> None:
+    settings = study.settings.model_copy(update={"eval": study.settings.eval.model_copy(update={"truth": None})})
+    assert measure_facts(Study(settings, study.trainings, study.nodes), new_artifact("scores")) is None
+    assert fact_tables(None) == []
+
+
+def test_tokens_are_the_likeliest_exactly_where_greedy_decoding_writes_them(study: Study) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(next(iter(study.models.values())).artifact.path("model"))
+    prompt = [0, 70, 80]
+    written = model.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, eos_token_id=None)[0].tolist()
+    other = [*written[:-1], (written[-1] + 1) % 259]
+    examples = [*(Example(np.array(ids, np.int32), 3) for ids in (written, other)), document_example([5] * 9, SPECIAL)]
+    greedy, changed, document = score_tokens(model, examples, batch_tokens=64)
+    assert greedy.is_top_S.tolist() == [True] * 5
+    assert changed.is_top_S.tolist() == [True] * 4 + [False]
+    assert len(document.nll_S) == 10
+    assert sum_nll(model, [Example(np.array(written, np.int32), 3)], batch_tokens=64)[0] == greedy.nll_S.sum()

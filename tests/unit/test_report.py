@@ -77,6 +77,19 @@ def mining() -> dict[str, Any]:
     }
 
 
+def facts() -> dict[str, Any]:
+    """Of a world of three entities: one class of tokens, and what the synthetic text states."""
+    share = {"value": 0.2, "unit": "groups", "units": 3}
+    losses = {"repetition": measure(2.5), "sbp": measure(2.25, 0.25)}
+    return {
+        "entities": 3,
+        "facts": [1, 9, 0, 2],
+        "sizes": {"value_1_nats_per_value": 9},
+        "arms": [{"name": name, "measures": {"value_1_nats_per_value": loss}} for name, loss in losses.items()],
+        "texts": [{"name": "sbp", "documents": 4, "statements": 20, "shares": {"nobody": share}}],
+    }
+
+
 def report(gain: float = -0.02, groups: int = 12) -> dict[str, Any]:
     """What a run's `report.json` holds."""
     curve = [{"step": 1, "tokens": 100, "loss_nats": 8.0}, {"step": 2, "tokens": 200, "loss_nats": 7.0}]
@@ -110,6 +123,7 @@ def report(gain: float = -0.02, groups: int = 12) -> dict[str, Any]:
             {"synthetic": "t-1", "for": ["sbp"], "samples": 500, "documents": 443, "tokens": 90_000,
              "drops": {"looping": 57}, "real_text": {"documents": 100, "drops": {"looping": 2}}}
         ],
+        "facts": facts(),
         "quality": {
             **limits(),
             "table": [
@@ -133,7 +147,7 @@ def report(gain: float = -0.02, groups: int = 12) -> dict[str, Any]:
 def empty_report() -> dict[str, Any]:
     """A run with no question file, nothing held out, no synthetic documents and no manifests."""
     found = report()
-    found |= {"texts": {}, "mining": [], "synthesizers": [], "synthetic": [], "quality": None}
+    found |= {"texts": {}, "mining": [], "synthesizers": [], "synthetic": [], "quality": None, "facts": None}
     found["curves"] = [{"name": name, "seed": 0, "points": []} for name in ("repetition", "sbp")]
     for arm in found["arms"]:
         arm |= {"measures": {}, "mixture": None}
@@ -224,6 +238,13 @@ def test_a_sample_stands_beside_its_d1_and_the_nearest_real_document() -> None:
     found = report()
     found["quality"]["syntheses"][0]["shown"][0]["nearest_id"] = "0"
     assert "It is d1." in render_page(found)
+
+
+def test_what_is_known_of_the_world_is_tabled_or_said_not_to_be_measured() -> None:
+    page = full_page()
+    assert "<th>value of a fact stated once (9)</th>" in page and "<td>2.500</td>" in page
+    assert "<th>statements about nobody</th><td>20.0 %</td>" in page
+    assert "Facts recalled: not measured." in empty_page()
 
 
 def test_how_it_was_made_is_said() -> None:

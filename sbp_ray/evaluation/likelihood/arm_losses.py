@@ -32,8 +32,11 @@ def arm_rows(study: Study, scores: Mapping[str, Scores], texts: Texts) -> list[d
         scores: by the key of the model.
     """
     by_arm = study.by_arm()
-    measures = {name: _measure_arms(study, scores, texts, *MEASURES[name]) for name in MEASURES
-                if MEASURES[name][0] in texts.sets}  # fmt: skip
+    measures = {}
+    for measure, (name, unit) in MEASURES.items():
+        if name in texts.sets:
+            nll, units = {key: found.nll[name] for key, found in scores.items()}, texts.sets[name]
+            measures[measure] = measure_arms(study, nll, units.sizes(unit), units.groups)
     rows = []
     for name, seeds in by_arm.items():
         one = next(iter(seeds.values()))
@@ -52,14 +55,19 @@ def arm_rows(study: Study, scores: Mapping[str, Scores], texts: Texts) -> list[d
     return rows
 
 
-def _measure_arms(
-    study: Study, scores: Mapping[str, Scores], texts: Texts, text_set: str, unit: str
+def measure_arms(
+    study: Study, losses_by_model: Mapping[str, np.ndarray], sizes_N: np.ndarray, groups: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """One measure of every arm, with its share of the oracle's gain, and its gain over the best control."""
-    nll = {arm: {s: scores[t.model.key].nll[text_set] for s, t in seeds.items()}
+    """One measure of every arm, with its share of the oracle's gain, and its gain over the best control.
+
+    Args:
+        losses_by_model: of each unit, by the key of the model.
+        sizes_N: what the losses are divided by, such as tokens.
+        groups: of each unit.
+    """
+    nll = {arm: {seed: losses_by_model[one.model.key] for seed, one in seeds.items()}
            for arm, seeds in study.by_arm().items()}  # fmt: skip
-    one, seed = texts.sets[text_set], study.settings.eval.seed
-    compared = Comparison(nll, one.sizes(unit), better=-1, groups=one.groups, seed=seed)
+    compared = Comparison(nll, sizes_N, better=-1, groups=groups, seed=study.settings.eval.seed)
     losses = compared.values
     oracle = next((training.name for training in study.trainings if training.like == ORACLE), None)
     found = {}

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 HELD_OUT = "held_out"
 ANSWERS: dict[Split, str] = {"train": "answers_read", "validation": "answers_held_out"}
 """Sets of questions: on documents' groups that were read, and on held-out ones."""
-_NOT_OF_SCORES = {"resources", "duplicate_sample"}
+_NOT_OF_SCORES = {"resources", "duplicate_sample", "truth"}
 """Settings of `eval` that change no score."""
 
 
