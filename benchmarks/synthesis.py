@@ -61,7 +61,7 @@ from sbp_ray.engine.deploy import build_app, llm_config, quiet_environment
 from sbp_ray.engine.messages import sample_seed
 from sbp_ray.errors import Outcome
 from sbp_ray.generation.coordinator import coordinator_class
-from sbp_ray.generation.gains import GainScorer
+from sbp_ray.generation.scores import SampleScorer
 from sbp_ray.generation.shard_worker import Inputs, ShardWorker
 from sbp_ray.schema import DOC_ID, DOCUMENT, SIGNATURE_BYTES
 from sbp_ray.shards import shard_name
@@ -323,7 +323,7 @@ class TimedWorker(ShardWorker):
 
 
 def job_rate(work: Work, *, is_scored: bool = False) -> float:
-    """The stage's worker in Ray Data, from reading the shard to the merged one; with the gains of its samples."""
+    """The stage's worker in Ray Data, from reading the shard to the merged one; with scores of its samples."""
     import ray
 
     with tempfile.TemporaryDirectory() as folder:
@@ -343,7 +343,7 @@ def job_rate(work: Work, *, is_scored: bool = False) -> float:
 
 def seconds_to_score(work: Work, out: Artifact) -> float:
     """Of a warm worker, for all samples of the merged shard."""
-    scorer = GainScorer(CFG.model_copy(update={"keep_best": 1}), work.corpus, work.synthesizer, out)
+    scorer = SampleScorer(CFG.model_copy(update={"keep_best": 1}), work.corpus, work.synthesizer, out)
     start = time.monotonic()
     scorer({"shard": 0})
     return time.monotonic() - start

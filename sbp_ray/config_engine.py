@@ -86,7 +86,8 @@ class SynthesizeResources(Section):
     dollars_per_node_hour: NonNegativeFloat = 0.0
     """Price of a node, for the cost in progress lines, metrics and manifest; all nodes of the cluster count."""
     scoring: ForwardResources = ForwardResources()
-    """What scores the samples for `min_gain_nats` and `keep_best`, when the engines have gone."""
+    """What scores the samples for `max_nll_nats`, `min_gain_nats` and `keep_best`, when the engines have gone; on GPUs
+    only with `num_gpus`."""
 
 
 class SynthesizeConfig(Section):
@@ -118,12 +119,17 @@ class SynthesizeConfig(Section):
     max_jaccard: Fraction = 0.8
     """Results whose shingles overlap those of a corpus document, or of an earlier result, by more than this are dropped
     as copies; estimated by MinHash."""
+    max_nll_nats: float | None = None
+    """Results are dropped which the synthesizer itself holds less likely than this: -log p(d2 | what came before), in
+    nats a token of d2. All results are then scored once."""
     min_gain_nats: float | None = None
     """Results to which d1 is worth less than this are dropped: log p(d2 | d1) - log p(d2) under the synthesizer, in
     nats a token of d2. All results are then scored twice, with and without d1. With 0, what is likelier without d1
     goes; a limit that no result can miss, such as -100, only measures."""
     keep_best: PositiveInt | None = None
-    """Keep no more than so many results of one d1, those to which it is worth most: best of `samples_per_document`."""
+    """Keep no more than so many results of one d1: best of `samples_per_document`."""
+    best_by: Literal["gain", "likelihood"] = "gain"
+    """The best are those to which d1 is worth most, or those that are likeliest, a token."""
     keep_unfinished: bool = False
     """Keep results that reached `max_tokens` without ending."""
     finished_of: str | None = None
@@ -135,15 +141,23 @@ class SynthesizeConfig(Section):
     resources: SynthesizeResources = SynthesizeResources()
 
     @property
-    def chooses_by_gain(self) -> bool:
-        """Whether samples are scored."""
-        return self.min_gain_nats is not None or self.keep_best is not None
+    def needs_gain(self) -> bool:
+        """Whether samples are chosen by what d1 is worth to them."""
+        return self.min_gain_nats is not None or (self.keep_best is not None and self.best_by == "gain")
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether samples are scored at all."""
+        return self.needs_gain or self.max_nll_nats is not None or self.keep_best is not None
 
     @model_validator(mode="after")
     def _gains_can_be_known(self) -> SynthesizeConfig:
-        for name in ("min_gain_nats", "keep_best"):
-            if getattr(self, name) is not None and self.condition != "d1":
-                raise ValueError(f"{name} asks what d1 is worth, and condition={self.condition} does not give it")
+        if self.needs_gain and self.condition != "d1":
+            name = "keep_best" if self.min_gain_nats is None else "min_gain_nats"
+            raise ValueError(
+                f"{name} asks what d1 is worth, and condition={self.condition} does not give it: choose by likelihood "
+                "(max_nll_nats, best_by=likelihood)"
+            )
         if self.keep_best is not None and self.keep_best > self.samples_per_document:
             raise ValueError(
                 f"keep_best ({self.keep_best}) must not exceed samples_per_document ({self.samples_per_document})"

@@ -62,7 +62,8 @@ SYNTHETIC = pa.schema(
         ("temperature", pa.float32()),
         ("top_p", pa.float32()),
         ("max_tokens", pa.int32()),
-        ("gain_nats", pa.float32()),  # what d1 is worth, a token; null where no setting asks for it
+        ("nll_nats", pa.float32()),  # by the synthesizer, a token; null where no setting asks for it, as the next
+        ("gain_nats", pa.float32()),  # what d1 is worth, a token
     ]
 )
 

@@ -67,8 +67,8 @@ def planned_flops(node: Node) -> float | None:
     if tokens is None:
         return None
     each = _TRAIN_FLOPS if node.stage.job == "pretrain" else _READ_FLOPS
-    if node.stage.job == "synthesize" and node.config.synthesize.chooses_by_gain:
-        each += 2 * _READ_FLOPS  # what was written is scored with its d1 and without
+    if node.stage.job == "synthesize" and node.config.synthesize.needs_scores:
+        each += (1 + node.config.synthesize.needs_gain) * _READ_FLOPS  # what was written is scored, without d1 too
     return float(each * planned_parameters(node) * tokens)
 
 
@@ -152,7 +152,7 @@ def _flops(node: Node, stats: Mapping[str, Any]) -> float:
         return 0.0
     parameters = _pretrained(node).stats["parameters"]  # as the pretraining counted them
     if node.stage.job == "synthesize":
-        scored = stats.get("gain", {}).get("tokens_scored", 0)
+        scored = stats.get("scores", {}).get("tokens_scored", 0)
         return float(_READ_FLOPS * parameters * (stats["prompt_tokens"] + stats["tokens_generated"] + scored))
     return float(_TRAIN_FLOPS * parameters * stats["positions"])
 

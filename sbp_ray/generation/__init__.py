@@ -6,6 +6,6 @@ open_shard     requests samples of one shard from the `engines`, and commits wha
 segments       what is done, sample by sample.
 filters        why a document is not kept.
 merging        a shard's segments become one file.
-deduplication  the last step, once all shards are merged: copies are dropped, and the parts of the artifact written.
+parts          the last steps, once shards are merged: what is dropped by `scores` or as a copy (`deduplication`).
 coordinator    what workers know of one another; progress, rates and cost.
 """

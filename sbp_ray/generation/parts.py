@@ -1,8 +1,8 @@
 """The last steps, once shards are merged: each merged shard becomes a part of the artifact, without what is dropped.
 
-gains     of each sample, where a setting chooses by them (`generation.gains`)
+scores    of each sample, where a setting chooses by them (`generation.scores`)
 copies    of corpus documents and of earlier samples (`generation.deduplication`)
-part      the merged shard without copies, and without the samples that their gain rules out
+part      the merged shard without copies, and without the samples that their scores rule out
 """
 
 from __future__ import annotations
@@ -20,13 +20,8 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Resources, SynthesizeConfig
 from sbp_ray.doc_ids import ids_to_numpy
 from sbp_ray.generation.deduplication import COPY_OF_CORPUS, copy_steps, read_copies
-from sbp_ray.generation.gains import (
-    choose_by_gain,
-    gain_name,
-    gain_step,
-    refuse_if_none_is_high,
-)
 from sbp_ray.generation.merging import finished_shards, merged_name, part_name
+from sbp_ray.generation.scores import SCORES, choose_by_scores, refuse_if_none_is_good, score_step, scores_name
 from sbp_ray.schema import SYNTHETIC
 from sbp_ray.shards import Stats, Step, add_stats, read_stats, remove_scratch, run_steps
 
@@ -46,15 +41,15 @@ def make_parts(
     """Make the parts of all merged shards.
 
     Raises:
-        SbpError: a shard of the corpus or of the embeddings has gone, or no sample has the gain that is wanted.
+        SbpError: a shard of the corpus or of the embeddings has gone, or no sample is within the limits of its scores.
     """
     merged = [shard for shard, name in finished_shards(out).items() if name == merged_name(shard)]
     items = [{"shard": shard} for shard in merged]
 
     def steps() -> Iterator[Step]:
-        if cfg.chooses_by_gain:
-            yield gain_step(cfg, items, corpus=corpus, synthesizer=synthesizer, out=out)
-            refuse_if_none_is_high(cfg, add_stats(read_stats(out, map(gain_name, merged))))
+        if cfg.needs_scores:
+            yield score_step(cfg, items, corpus=corpus, synthesizer=synthesizer, out=out)
+            refuse_if_none_is_good(cfg, add_stats(read_stats(out, map(scores_name, merged))))
         copies, files = copy_steps(cfg, corpus_shards, embeddings=embeddings, out=out)
         yield from copies
         yield Step("synthesize-parts", PartWriter, (cfg, files, out), items, lambda item: part_name(item["shard"]))
@@ -78,19 +73,19 @@ class PartWriter:
             is_kept_R = np.ones(merged.metadata.num_rows, bool)
             copies, num_d1 = read_copies(out, self._copy_files, shard)
             drops = {reason: _drop(is_kept_R, rows) for reason, rows in copies.items()}
-            gain_R = None
-            if self._cfg.chooses_by_gain:
-                gain_R = out.read_table(gain_name(shard))["gain_nats"].to_numpy()
-                stats["gain"] = out.read_stats(gain_name(shard))
+            scores = None
+            if self._cfg.needs_scores:
+                scores = out.read_table(scores_name(shard))
+                stats["scores"] = out.read_stats(scores_name(shard))
                 d1_id_R = ids_to_numpy(merged.read(["d1_id"])["d1_id"])
                 drops |= {
                     reason: _drop(is_kept_R, rows)
-                    for reason, rows in choose_by_gain(self._cfg, gain_R, d1_id_R, is_kept_R).items()
+                    for reason, rows in choose_by_scores(self._cfg, scores, d1_id_R, is_kept_R).items()
                 }
             drops = {reason: number for reason, number in drops.items() if number}
             stats["drops"] |= drops
             stats["real_text"]["drops"][COPY_OF_CORPUS] = num_d1
-            _write_part(merged, is_kept_R, gain_R, stats, shard, out)
+            _write_part(merged, is_kept_R, scores, stats, shard, out)
         out.fs.delete_file(out.path(merged_name(shard)))
         return {"drops": drops}
 
@@ -105,7 +100,7 @@ def _drop(is_kept_R: NDArray[np.bool_], rows: NDArray[Any]) -> int:
 def _write_part(
     merged: pq.ParquetFile,
     is_kept_R: NDArray[np.bool_],
-    gain_R: NDArray[np.float32] | None,
+    scores: pa.Table | None,
     stats: Stats,
     shard: int,
     out: Artifact,
@@ -116,9 +111,10 @@ def _write_part(
         for group in range(merged.num_row_groups):
             rows = merged.read_row_group(group, SYNTHETIC.names)
             those = slice(start, start + len(rows))
-            if gain_R is not None:
-                place = rows.schema.get_field_index("gain_nats")
-                rows = rows.set_column(place, SYNTHETIC.field("gain_nats"), pa.array(gain_R[those]))
+            if scores is not None:
+                for field in SCORES:
+                    place = rows.schema.get_field_index(field.name)
+                    rows = rows.set_column(place, field, scores[field.name].slice(start, len(rows)))
             kept = rows.filter(pa.array(is_kept_R[those]))
             start += len(rows)
             tokens += sum(len(ids) for ids in kept["input_ids"])

@@ -2,7 +2,7 @@
 
 One output shard for each train shard of the corpus. Rows never pass through Ray's object store: a worker gets them from
 the engines' handle and writes them to storage, and what travels to the driver is counts. Once all shards are there,
-copies among them and of the corpus are dropped, and samples to which d1 is worth too little.
+copies among them and of the corpus are dropped, and samples whose scores are too bad.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from sbp_ray.errors import Outcome, SbpError
 from sbp_ray.generation.coordinator import coordinate
 from sbp_ray.generation.d1 import shard_quotas
 from sbp_ray.generation.filters import BAD
-from sbp_ray.generation.gains import summarise_gains
 from sbp_ray.generation.merging import finished_shards, merged_name, part_name, signatures_name
 from sbp_ray.generation.open_shard import too_many_bad
 from sbp_ray.generation.parts import make_parts
+from sbp_ray.generation.scores import describe_scores, summarise_scores
 from sbp_ray.generation.segments import count_done, remove_segments
 from sbp_ray.generation.shard_worker import OPEN_SHARDS, Inputs, ShardWorker
 from sbp_ray.logs import duration
@@ -159,12 +159,10 @@ def _totals(out: Artifact, ngrams: EvaluationNgrams, number: int) -> Stats:
     stats = add_stats(read_stats(out, out.files(suffix=".parquet")))
     stats["contaminated"] = ngrams.count_hits(stats["drops"].get("contaminated", 0), stats["contaminated"])
     stats["round"] = number
-    if "gain" in stats:
-        stats["gain"] = gain = summarise_gains(stats["gain"])
-        logger.info(
-            f"{_STAGE} | d1 is worth {gain['mean_nats']} nats a token to {gain['samples']:,} samples on average | "
-            f"{gain['tokens_scored']:,} tokens scored in {duration(gain['seconds'])}"
-        )
+    if "scores" in stats:
+        stats["scores"] = scores = summarise_scores(stats["scores"])
+        cost = f"{scores['tokens_scored']:,} tokens scored in {duration(scores['seconds'])}"
+        logger.info(f"{_STAGE} | scores in nats a token: {describe_scores(scores)} | {cost}")
     if stats["contaminated"]:
         logger.info(f"{_STAGE} | {describe_contamination(stats['contaminated'])}")
     prompts = stats["prompt_tokens"]

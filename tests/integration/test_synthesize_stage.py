@@ -67,7 +67,7 @@ def test_every_sample_is_a_row_or_a_counted_drop_and_a_rerun_does_nothing(
     assert stats["documents"] == len(rows) > 0
     assert len(rows) + sum(stats["drops"].values()) == 24 * 3
     assert len({row["d1_id"] for row in rows}) == len(rows)  # the best sample of each
-    assert stats["gain"]["samples"] == len(rows) + stats["drops"]["not_best"]
+    assert stats["scores"]["samples"] == len(rows) + stats["drops"]["not_best"]
     for row in rows:
         assert row["gain_nats"] is not None
         assert row["finish_reason"] == "stop"

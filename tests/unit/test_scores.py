@@ -1,4 +1,4 @@
-"""What d1 is worth to each sample, and which samples are kept for it."""
+"""How likely each sample is, what d1 is worth to it, and which samples are kept for that."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Resources, SynthesizeConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.generation.d1 import Sources
-from sbp_ray.generation.gains import choose_by_gain
 from sbp_ray.generation.merging import merge_shard, part_name
 from sbp_ray.generation.parts import make_parts
+from sbp_ray.generation.scores import SCORES, choose_by_scores
 from sbp_ray.generation.segments import DoneSamples
 from sbp_ray.schema import DOC_ID, DOCUMENT
 from sbp_ray.shards import add_stats, shard_name
@@ -77,8 +77,9 @@ def sign(text: str) -> bytes:
     return document_signature(text, 13)[0].tobytes()
 
 
-def expected_gain(model: Any, tokenizer: Any, d1: list[int], row: dict[str, Any]) -> float:
-    """Token by token from the model's own distribution: d2 after <bos> d1 <related>, and after <bos> <related>."""
+def expected_scores(model: Any, tokenizer: Any, d1: list[int], row: dict[str, Any]) -> tuple[float, float]:
+    """NLL of d2 after <bos> d1 <related>, and how much more it is after <bos> <related>, a token; token by token from
+    the model's own distribution."""
     bos, eos, related = tokenizer.convert_tokens_to_ids(["<|bos|>", "<|eos|>", "<|related|>"])
     d2 = row["input_ids"] + ([eos] if row["finish_reason"] == "stop" else [])
 
@@ -91,7 +92,8 @@ def expected_gain(model: Any, tokenizer: Any, d1: list[int], row: dict[str, Any]
             ids.append(token)
         return total
 
-    return (log_p([bos, *d1, related]) - log_p([bos, related])) / len(d2)
+    given, alone = log_p([bos, *d1, related]) / len(d2), log_p([bos, related]) / len(d2)
+    return -given, given - alone
 
 
 @pytest.fixture
@@ -107,19 +109,38 @@ def scorer(tiny_model_dir: Path) -> tuple[Any, Any]:
     return model.eval(), AutoTokenizer.from_pretrained(tiny_model_dir)
 
 
-def test_each_row_holds_its_gain_as_the_model_itself_gives_it(written: Written, scorer: tuple[Any, Any]) -> None:
+def test_each_row_holds_its_scores_as_the_model_itself_gives_them(written: Written, scorer: tuple[Any, Any]) -> None:
     written.make_parts(min_gain_nats=-100)
     rows, stats = written.rows(), written.stats()
     assert len(rows) == NUM_SHARDS * DOCUMENTS * SAMPLES
-    gains = [expected_gain(*scorer, written.d1[row["d1_id"]], row) for row in rows]
+    nll, gains = zip(*(expected_scores(*scorer, written.d1[row["d1_id"]], row) for row in rows), strict=True)
+    assert [row["nll_nats"] for row in rows] == pytest.approx(nll, abs=2e-5)
     assert [row["gain_nats"] for row in rows] == pytest.approx(gains, abs=2e-5)
     assert max(gains) - min(gains) > 1e-3  # else the line above says little
-    assert stats["gain"]["samples"] == len(rows)
-    assert stats["gain"]["sum_nats"] == pytest.approx(sum(gains), abs=1e-3)
+    assert stats["scores"]["samples"] == len(rows)
+    assert stats["scores"]["gain_nats"]["sum"] == pytest.approx(sum(gains), abs=1e-3)
+    assert stats["scores"]["nll_nats"]["sum"] == pytest.approx(sum(nll), abs=1e-3)
     # Positions that were read: <bos> d1 <related> d2, and <bos> <related> d2, with <eos> where d2 ended by itself.
     ends = sum(row["finish_reason"] == "stop" for row in rows)
     read = sum(14 + 2 + 2 * len(row["input_ids"]) for row in rows) + 2 * ends
-    assert stats["gain"]["tokens_scored"] == read
+    assert stats["scores"]["tokens_scored"] == read
+
+
+def test_what_is_unlikely_is_dropped_in_one_pass_under_any_condition(written: Written, scorer: tuple[Any, Any]) -> None:
+    """After <bos> alone, as the controls write, d1 is not scored at all."""
+    written.make_parts(max_nll_nats=5.7, condition="none")
+    kept, stats = written.rows(), written.stats()
+    assert 0 < len(kept) < NUM_SHARDS * DOCUMENTS * SAMPLES
+    assert stats["drops"] == {"unlikely": NUM_SHARDS * DOCUMENTS * SAMPLES - len(kept)}
+    assert {row["gain_nats"] for row in kept} == {None}
+    model, tokenizer = scorer
+    for row in kept[:4]:
+        end = [tokenizer.eos_token_id] if row["finish_reason"] == "stop" else []
+        ids = torch.tensor([[tokenizer.bos_token_id, *row["input_ids"], *end]])
+        with torch.no_grad():
+            expected = float(model(ids, labels=ids).loss)
+        assert row["nll_nats"] == pytest.approx(expected, abs=1e-4)
+        assert row["nll_nats"] <= 5.7
 
 
 def test_samples_below_the_limit_are_dropped_and_counted(written: Written, scorer: tuple[Any, Any]) -> None:
@@ -144,11 +165,22 @@ def test_of_the_samples_of_each_d1_the_best_are_kept(tmp_path: Path, tiny_synthe
     assert best.stats()["drops"] == {"not_best": NUM_SHARDS * DOCUMENTS * (SAMPLES - 1)}
 
 
+def test_the_best_may_be_the_likeliest(tmp_path: Path, tiny_synthesizer: Artifact) -> None:
+    every, best = (Written(tmp_path / name, tiny_synthesizer) for name in ("every", "best"))
+    every.make_parts(max_nll_nats=100)
+    best.make_parts(keep_best=1, best_by="likelihood")
+    likeliest: dict[bytes, dict[str, Any]] = {}
+    for row in every.rows():
+        if row["nll_nats"] < likeliest.get(row["d1_id"], {"nll_nats": 100})["nll_nats"]:
+            likeliest[row["d1_id"]] = row
+    assert best.rows() == list(likeliest.values())
+
+
 @pytest.mark.parametrize("survivors", [0, 1, 2, 7, 8])
 def test_a_killed_choice_goes_on_and_ends_alike(
     tmp_path: Path, tiny_synthesizer: Artifact, in_process: WorkedOn, survivors: int
 ) -> None:
-    """Nine items: gains of two shards, bands of two shards and of their samples, one bucket, two parts."""
+    """Nine items: scores of two shards, bands of two shards and of their samples, one bucket, two parts."""
     alike, killed = (Written(tmp_path / name, tiny_synthesizer) for name in ("alike", "killed"))
     alike.make_parts(min_gain_nats=-0.01, keep_best=2)
     in_process.clear()
@@ -163,14 +195,14 @@ def test_a_killed_choice_goes_on_and_ends_alike(
 
 def test_without_a_setting_nothing_is_scored(written: Written, in_process: WorkedOn) -> None:
     written.make_parts()
-    assert not [step for step, _ in in_process if "gain" in step]
-    assert {row["gain_nats"] for row in written.rows()} == {None}
-    assert "gain" not in written.stats()
+    assert not [step for step, _ in in_process if "scores" in step]
+    assert {(row["nll_nats"], row["gain_nats"]) for row in written.rows()} == {(None, None)}
+    assert "scores" not in written.stats()
 
 
 def test_a_limit_that_leaves_nothing_is_one_line_with_the_distribution(written: Written) -> None:
     with pytest.raises(
-        SbpError, match=r"min_gain_nats=5\.0 keeps none of 24 samples: .* nats a token.*--redo"
+        SbpError, match=r"min_gain_nats=5\.0 keeps none of 24 samples, .* gain_nats .* on average.*--redo"
     ) as error:
         written.make_parts(min_gain_nats=5)
     assert "\n" not in str(error.value)
@@ -178,10 +210,13 @@ def test_a_limit_that_leaves_nothing_is_one_line_with_the_distribution(written: 
 
 def test_only_what_is_kept_so_far_competes_and_the_earlier_of_equals_wins() -> None:
     """Two d1. Of the first the second sample is a copy, of the second all gains are equal."""
-    gains = np.array([0.1, 0.9, 0.2, 0.3, 0.5, 0.5, 0.5], np.float32)
+    gains = [0.1, 0.9, 0.2, 0.3, 0.5, 0.5, 0.5]
+    scores = pa.Table.from_pylist([{"nll_nats": 1, "gain_nats": gain} for gain in gains], SCORES)
     d1 = np.array([b"a", b"a", b"a", b"a", b"b", b"b", b"b"])
     is_kept = np.array([True, False, True, True, True, True, True])
-    chosen = choose_by_gain(SynthesizeConfig(min_gain_nats=0.15, keep_best=1), gains, d1, is_kept)
+    chosen = choose_by_scores(
+        SynthesizeConfig(samples_per_document=4, min_gain_nats=0.15, keep_best=1), scores, d1, is_kept
+    )
     assert chosen["low_gain"].tolist() == [True, False, False, False, False, False, False]
     assert chosen["not_best"].tolist() == [False, False, True, False, False, True, True]
 
