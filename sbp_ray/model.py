@@ -11,7 +11,8 @@ from sbp_ray.errors import SbpError, one_line
 if TYPE_CHECKING:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-VOCAB_MULTIPLE = 64  # matrix shapes that tensor cores like
+VOCAB_MULTIPLE = 64
+"""Rows of the embedding are rounded up to a multiple of this, as tensor cores like them."""
 SUPPORTED = ("llama", "qwen2", "qwen3")
 """Architectures that training can go on from: decoders whose layers attend through transformers' interface."""
 

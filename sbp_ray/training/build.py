@@ -18,7 +18,7 @@ from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.sharding import shard_model
 from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan
 
-_EXPENSIVE = {  # to compute again, for what they hold in memory
+_EXPENSIVE = {
     torch.ops.aten.mm.default,
     torch.ops.aten._scaled_mm.default,  # float8
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
@@ -26,6 +26,7 @@ _EXPENSIVE = {  # to compute again, for what they hold in memory
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.torch_attn._varlen_attn.default,
 }
+"""Operators whose results selective activation checkpointing keeps: they take much time and little memory."""
 
 
 def build_sharded_model(plan: TrainingPlan, device: torch.device) -> SupervisedLanguageModel:

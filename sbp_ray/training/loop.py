@@ -21,9 +21,12 @@ from sbp_ray.training.sharding import find_device, process_group, sum_over_ranks
 from sbp_ray.training.step import update
 from sbp_ray.training.training_plan import TrainingPlan
 
-NUM_EVALUATIONS = 10  # held-out losses on the way, for the curve
-EVALUATION_BATCHES = 2  # rows of each, in optimizer batches
-EVALUATION_TOKENS = 16_384  # and no less than this: a curve of a few documents says nothing
+NUM_EVALUATIONS = 10
+"""Times that the held-out loss is measured along the training, for its curve."""
+EVALUATION_BATCHES = 2
+"""Optimizer batches whose rows each measurement reads."""
+EVALUATION_TOKENS = 16_384
+"""The least that a measurement reads: a curve of a few documents says nothing."""
 
 VALIDATION, DEVELOPMENT = "validation_nats", "development_nats"
 

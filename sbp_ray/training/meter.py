@@ -22,8 +22,10 @@ from sbp_ray.training.training_plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
 
-ASK_EVERY_S = 5.0  # whether a node is about to be taken away; an answer costs every rank a message
-_RECENT_STEPS = 20  # that the time left is reckoned from
+ASK_EVERY_S = 5.0
+"""How often ranks ask whether a node is about to be taken away: the answer costs every rank a message."""
+_RECENT_STEPS = 20
+"""Steps whose mean time the time left is estimated from."""
 
 
 class Meter:
@@ -46,7 +48,7 @@ class Meter:
                 self._wall_s = self._journal.wall_s_before
 
     def time_steps(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
-        """The steps, with a clock on how long each had to be waited for."""
+        """Hand the steps on, and measure how long each was waited for."""
         while True:
             self._began = time.monotonic()
             found = next(steps, None)
@@ -56,7 +58,7 @@ class Meter:
             yield found
 
     def is_time_to_ask(self) -> bool:
-        """On rank 0 every few seconds, whose clock counts for all."""
+        """Whether some seconds have passed; on rank 0 only, whose clock counts for all ranks."""
         now = time.monotonic()
         if not self._is_first or now - self._asked < ASK_EVERY_S:
             return False
