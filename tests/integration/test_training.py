@@ -115,7 +115,7 @@ def _pretrain(run: dict[str, Artifact], out: str, **settings: Any) -> dict[str, 
     return pretrain(
         PRETRAIN.model_copy(update=settings),
         model=MODEL,
-        mixture=MixtureConfig(synthetic_share=0.0025),  # 2 of 800 rows, of the 3 that there are
+        mixture=MixtureConfig(synthetic_share=0.005),  # 2 of 400 rows, of the 3 that there are
         corpus=run["corpus"],
         synthetic=run["synthetic"] if out == "lm" else None,
         out=run[out],
@@ -203,7 +203,7 @@ def test_a_training_that_diverges_says_so_in_one_line(
 ) -> None:
     with pytest.raises(SbpError, match=r"pretrain-repetition step 2: loss .* lower peak_lr \(1e\+30\)"):
         pretrain(
-            PRETRAIN.model_copy(update={"peak_lr": 1e30, "warmup_share": 0.0}),
+            PRETRAIN.model_copy(update={"peak_lr": 1e30, "warmup_share": 0.0, "resources": TrainingResources()}),
             model=MODEL,
             mixture=MixtureConfig(),
             corpus=run["corpus"],
@@ -218,7 +218,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
     """The joint training, one of whose ranks dies on the way."""
     outcome: list[dict[str, Any]] = []
     training = threading.Thread(
-        target=lambda: outcome.append(_pretrain(run, "lm", arm="sbp", total_tokens=4 * 128 * 200)), daemon=True
+        target=lambda: outcome.append(_pretrain(run, "lm", arm="sbp", total_tokens=4 * 128 * 100)), daemon=True
     )
     training.start()
     _await_step(run["lm"], 6)
@@ -227,7 +227,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
     ranks[1].kill()
     training.join(timeout=540)
     rows = [json.loads(line) for line in run["lm"].read_bytes("metrics.jsonl").splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 201))
+    assert [row["step"] for row in rows] == list(range(1, 101))
     assert outcome[0]["mixture"]["synthetic"]["rows"] == 2
     assert outcome[0]["attempts"] == 2
     # The next save waits for the one before it: two intervals at most, however slow the disk is.
@@ -255,15 +255,15 @@ def test_an_export_that_says_something_else_is_refused(
 def test_training_goes_on_with_fewer_ranks_than_wanted_and_makes_the_same_model(
     run: dict[str, Artifact], base_lm: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Six ranks are wanted, and the cluster has room for four at most."""
-    wanted = TrainingResources(num_workers=6, min_workers=1, num_threads=1)
-    settings = {"batch_rows": 12, "total_tokens": 12 * 128 * 3, "resources": wanted}
+    """Three ranks of two CPUs are wanted, and the cluster has four CPUs at most."""
+    wanted = TrainingResources(num_workers=3, min_workers=1, num_cpus=2, num_threads=1)
+    settings = {"batch_rows": 6, "total_tokens": 6 * 128 * 3, "resources": wanted}
     out = {"few": Artifact("base_lm", str(tmp_path / "few")), "one": Artifact("base_lm", str(tmp_path / "one"))}
-    for name, resources in (("few", wanted), ("one", TrainingResources(num_threads=1))):
+    for name, resources in (("few", wanted), ("one", TrainingResources(num_threads=1, in_process=True))):
         cfg = PRETRAIN.model_copy(update={**settings, "resources": resources})
         pretrain(cfg, model=MODEL, mixture=MixtureConfig(), corpus=run["corpus"], synthetic=None, out=out[name])
     [attempt] = [json.loads(line) for line in out["few"].read_bytes("attempts.jsonl").splitlines()]
-    assert 1 <= attempt["ranks"] <= 4
+    assert 1 <= attempt["ranks"] <= 2
     few, one = (
         [json.loads(line)["loss_nats"] for line in artifact.read_bytes("metrics.jsonl").splitlines()]
         for artifact in out.values()
@@ -272,7 +272,7 @@ def test_training_goes_on_with_fewer_ranks_than_wanted_and_makes_the_same_model(
 
 
 def _await_step(out: Artifact, step: int) -> None:
-    limit = time.monotonic() + 240
+    limit = time.monotonic() + 500
     while not out.exists("metrics.jsonl") or len(out.read_bytes("metrics.jsonl").splitlines()) < step:
         assert time.monotonic() < limit, "no training step was recorded"
-        time.sleep(0.2)
+        time.sleep(0.05)

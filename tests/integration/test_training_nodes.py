@@ -23,7 +23,6 @@ from sbp_ray.training.checkpoint import list_checkpoints
 pytestmark = pytest.mark.slow
 
 NODE = "SBP_RAY_TEST_NODE"  # in the environment of everything that runs on a node: which one
-NOTICE_S = 30.0
 TOTAL_TOKENS = 1 << 30  # more than it gets to: what is killed in the end has not finished
 
 
@@ -33,7 +32,8 @@ def head() -> Iterator[Head]:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name:
         environment = {
             "RAY_AUTH_MODE": "disabled",
-            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
         }
@@ -43,7 +43,7 @@ def head() -> Iterator[Head]:
 
 
 class Node:
-    """A node of the cluster with room for two ranks, as processes of this machine."""
+    """A node of the cluster with room for one rank, as processes of this machine."""
 
     def __init__(self, head: Head, log: Path) -> None:
         self._head, self._mark = head, uuid.uuid4().hex
@@ -51,7 +51,7 @@ class Node:
         ports = dict(zip(names, free_ports(4), strict=True))
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={head.address}", "--block",
-            "--node-ip-address=127.0.0.1", f"--node-name={self._mark}", "--num-cpus=2",
+            "--node-ip-address=127.0.0.1", f"--node-name={self._mark}", "--num-cpus=1",
             "--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0",
             *(f"--{name}-port={port}" for name, port in ports.items()),
         ]  # fmt: skip
@@ -90,7 +90,7 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 
 @pytest.fixture
 def nodes(head: Head, tmp_path: Path) -> Iterator[list[Node]]:
-    """Two; all ranks fit on one."""
+    """Two: one for the rank, one to go on with."""
     started: list[Node] = []
     try:
         for number in range(2):  # in turn: those that start together choose the same names for their sockets
@@ -102,14 +102,17 @@ def nodes(head: Head, tmp_path: Path) -> Iterator[list[Node]]:
             node.take_back()
 
 
-def two_ranks(folder: Path, head: Head, checkpoint_every: int, **budgets: int) -> Job:
-    ranks = {"num_workers": 2, "num_cpus": 1, "num_threads": 1}
-    settings = {"total_tokens": TOTAL_TOKENS, "resources": ranks | budgets | {"checkpoint_every": checkpoint_every}}
+def one_rank(folder: Path, head: Head, checkpoint_every: int, **budgets: int) -> Job:
+    resources = {"num_cpus": 1, "num_threads": 1, "checkpoint_every": checkpoint_every, **budgets}
+    settings = {"total_tokens": TOTAL_TOKENS, "resources": resources}
     return Job(folder, folder / "log.txt", head, **settings)
 
 
 def announce(head: Head, node: Node, notice_s: float) -> float:
-    """The cloud's notice that it takes the node back, as Ray is told of it; when that will be, as `time.time`."""
+    """The cloud's notice that it takes the node back, as Ray is told of it; when that will be, as `time.time`.
+
+    A second notice replaces the first.
+    """
     takes_back = time.time() + notice_s
     accepted, why_not = GcsClient(address=head.address).drain_node(
         node.id(), DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), "spot", int(takes_back * 1000)
@@ -122,19 +125,19 @@ def test_a_node_that_is_gone_costs_a_failure_and_less_than_a_checkpoint_interval
     head: Head, nodes: list[Node], tmp_path: Path
 ) -> None:
     every = 100
-    job = two_ranks(tmp_path, head, every, max_failures=1, max_preemptions=0)
+    job = one_rank(tmp_path, head, every, max_failures=1, max_preemptions=0)
     with job.running() as driver:
         wait_for(lambda: list_checkpoints(job.out), "the first checkpoint", LIMIT_S)
         job.await_step(list_checkpoints(job.out)[0][0] + 5)
         taken, left = sorted(nodes, key=lambda node: len(node.ranks()), reverse=True)
-        assert [len(taken.ranks()), len(left.ranks())] == [2, 0]
+        assert [len(taken.ranks()), len(left.ranks())] == [1, 0]
         taken.take_back()
         done = len(job.rows("metrics.jsonl"))
         wait_for(lambda: len(job.rows("attempts.jsonl")) == 2, "the training goes on elsewhere", LIMIT_S)
         _, second = job.rows("attempts.jsonl")
         assert 0 < second["wasted_steps"] == done - second["resumed_step"] <= every
         job.await_step(done + 1)
-        assert len(left.ranks()) == 2
+        assert len(left.ranks()) == 1
         left.ranks()[0].kill()
         assert "workers died more often than resources.max_failures=1 allows" in job.expect_error(driver)
 
@@ -143,22 +146,23 @@ def test_a_notice_saves_the_work_at_once_and_costs_a_preemption_and_no_failure(
     head: Head, nodes: list[Node], tmp_path: Path
 ) -> None:
     never = 1_000_000  # but for the notice there would be no checkpoint
-    job = two_ranks(tmp_path, head, never, max_failures=0, max_preemptions=1)
+    job = one_rank(tmp_path, head, never, max_failures=0, max_preemptions=1)
     with job.running() as driver:
         job.await_step(1)
         taken, left = sorted(nodes, key=lambda node: len(node.ranks()), reverse=True)
-        takes_back = announce(head, taken, NOTICE_S)
-        wait_for(lambda: list_checkpoints(job.out), "the checkpoint that the notice asks for", NOTICE_S)
+        announce(head, taken, 10 * LIMIT_S)
+        wait_for(lambda: list_checkpoints(job.out), "the checkpoint that the notice asks for", LIMIT_S)
         [(saved, _)] = list_checkpoints(job.out)
         job.await_step(saved + 1)  # training goes on for as long as the node is there
-        wait_for(lambda: time.time() > takes_back, "the node's time is up", NOTICE_S)
+        takes_back = announce(head, taken, 1.0)
+        wait_for(lambda: time.time() > takes_back, "the node's time is up", LIMIT_S)
         taken.take_back()
         wait_for(lambda: len(job.rows("attempts.jsonl")) == 2, "the training goes on elsewhere", LIMIT_S)
         _, second = job.rows("attempts.jsonl")
         assert second["resumed_step"] == saved
         assert second["wasted_steps"] >= 1
         job.await_step(saved + 1)
-        assert len(left.ranks()) == 2
+        assert len(left.ranks()) == 1
 
         announce(head, left, 1.0)
         assert "nodes were taken back more often than resources.max_preemptions=1 allows" in job.expect_error(driver)
