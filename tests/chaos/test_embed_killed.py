@@ -14,7 +14,7 @@ from tiny_embedder import make_bert
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.config import EmbedConfig, ForwardResources
-from sbp_ray.schema import DOCUMENT, SPLITS
+from sbp_ray.schema import DOCUMENT
 from sbp_ray.stage_table import FOLDERS
 from sbp_ray.stages.embed import embed_corpus
 
@@ -42,10 +42,13 @@ def planned_strikes() -> list[Strike]:
     return [Strike(*strike, rng.uniform(0, 0.3)) for strike in zip(moments, victims, strict=True)]
 
 
+MADE = ("train", "validation")
+
+
 def write_corpus(corpus: Artifact) -> None:
     rng = random.Random(SEED)
     words = [f"w{number}" for number in range(500)]
-    for split in SPLITS:
+    for split in MADE:
         for shard in range(NUM_SHARDS):
             rows = [
                 {
@@ -73,7 +76,7 @@ class Run(JobRun):
     def committed(self) -> dict[str, tuple[int, int, bytes]]:
         """Inode, time and content of each committed shard."""
         found = {}
-        for split in SPLITS:
+        for split in MADE:
             for name in self.out.files(split, ".parquet"):
                 status = Path(self.out.path(name)).stat()
                 found[name] = (status.st_ino, status.st_mtime_ns, self.out.read_bytes(name))
@@ -84,7 +87,7 @@ def attempt(run: Run, strikes: list[Strike], kept: dict[str, tuple[int, int, byt
     """Run the job until it ends by itself or is killed; strikes that were made are taken from the list."""
     driver = run.start()
     while driver.poll() is None:
-        if strikes and sum(len(run.out.files(split, ".parquet")) for split in SPLITS) >= strikes[0].num_shards:
+        if strikes and sum(len(run.out.files(split, ".parquet")) for split in MADE) >= strikes[0].num_shards:
             time.sleep(strikes[0].delay_s)  # the next shards are somewhere on their way by then
             kept |= run.committed()
             if strikes[0].victim == "driver":
@@ -119,7 +122,7 @@ def test_killed_at_random_moments_every_document_has_one_vector_made_once(tmp_pa
     manifest = run.out.manifest()
     assert manifest is not None
     num_documents = (NUM_SHARDS - 1) * SHARD_ROWS
-    assert [manifest["stats"][split]["documents"] for split in SPLITS] == [num_documents] * 2
+    assert [manifest["stats"][split]["documents"] for split in MADE] == [num_documents] * 2
 
     undisturbed = Artifact("embeddings", str(tmp_path / "undisturbed"))
     resources = ForwardResources(num_threads=1)

@@ -9,6 +9,8 @@ import pytest
 import requests
 from jobs_cluster import Cluster
 
+from sbp_ray.schema import SPLITS
+
 
 @pytest.mark.slow
 def test_a_request_without_the_token_is_refused(cluster: Cluster) -> None:
@@ -80,7 +82,7 @@ def test_a_stage_runs_once_and_is_then_done(cluster: Cluster, tmp_path: Path) ->
     assert (status, code) == ("SUCCEEDED", 0), log
     manifest = tmp_path / "run" / "1_corpus" / "manifest.json"
     stats = json.loads(manifest.read_text())["stats"]
-    assert stats["train"]["documents"] + stats["validation"]["documents"] == 2067
+    assert sum(stats[split]["documents"] for split in SPLITS) == 2067
     written = manifest.stat().st_mtime_ns
 
     status, log, code = cluster.submit(command)
