@@ -12,7 +12,7 @@ from small_experiment import small_grid
 from sbp_ray.artifacts import MANIFEST
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.checks import refuse_made
-from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
+from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text, wanted_tokens
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.experiment.main import describe
 from sbp_ray.model import num_parameters
@@ -106,6 +106,31 @@ def test_the_arms_differ_in_the_settings_they_are_named_for(plan) -> None:
     assert own.config.embed.model == f"{base.config.run_dir}/model"
     assert base.key in own.needs
     assert {base.config.pretrain.seed, last(grid, "sbp").config.tune.seed} == {7}
+
+
+def test_every_control_has_every_share_at_the_budget_of_sbp(plan) -> None:
+    """122.07 steps of 8,192 positions are 123, of which a tenth and two fifths are 100,762 and 403,046 positions."""
+    arms = ("repetition", "regularised", "sbp", "unconditional", "alone", "random_pairs")
+    grid = plan(*arms, seeds=[0], shares=[0.1, 0.4])
+    models = {training.name: training.model for training in grid.trainings}
+    assert list(models) == [*arms[:2], *(f"{arm} {share} %" for arm in arms[2:] for share in (10, 40))]
+    assert {planned_tokens(model) for model in models.values()} == {123 * 8192}
+    wanted = {model.config.mixture.share(): wanted_tokens(model) for name, model in models.items() if "%" in name}
+    assert wanted == {0.1: 100_762, 0.4: 403_046}
+    base_lm, texts = models["repetition"], {}
+    for arm in arms[2:]:
+        texts[arm] = models[f"{arm} 10 %"].inputs["synthetic"]
+        assert models[f"{arm} 40 %"].inputs["synthetic"] is texts[arm]
+    writers = {arm: text.inputs["synthesizer"] for arm, text in texts.items()}
+    assert writers.pop("unconditional") is base_lm
+    assert {writer.inputs["base_lm"].key for writer in writers.values()} == {base_lm.key}
+    pairs = {arm: writer.inputs["pairs"] for arm, writer in writers.items()}
+    assert pairs["alone"] is pairs["sbp"] is not pairs["random_pairs"]
+    assert pairs["random_pairs"].inputs["neighbors"] is pairs["sbp"].inputs["neighbors"]
+    assert numbers(grid) == {
+        **{"ingest": 1, "pretrain-repetition": 2, "embed": 1, "neighbors": 1, "pair": 2, "tune": 3},
+        **{"synthesize": 4, "pretrain-sbp": 8},
+    }
 
 
 def settings_of(grid: Grid, arm: str) -> dict[str, Any]:
