@@ -63,31 +63,32 @@ class _Planner:
 
     def add_arm(self, arm: str, seed: int) -> None:
         """All trainings of one arm and seed."""
-        built_in = self._experiment.built_in(arm)
-        config = self._config(arm)
+        built_in, config = self._experiment.built_in(arm), self._config(arm)
         after = [self._corpus_of_base()] if self._corpus_times(arm) is not None else []
         corpus = self._node("ingest", config, {}, after=after)
         if not built_in.has_synthetic:
-            self._train("pretrain-repetition", config, {"corpus": corpus}, arm, seed, None, 1)
+            model = self._node("pretrain-repetition", _with_seed(config, seed), {"corpus": corpus})
+            self._add_training(arm, seed, None, 1, model)
             return
         chain_seed = seed if self._experiment.synthesizer_per_seed else self._experiment.seeds[0]
         seeded = _with_seed(config, chain_seed)
         base_lm = self._node("pretrain-repetition", self._for_base_lm(arm, seeded), {"corpus": corpus})
-        mined = self._mined(seeded, corpus, base_lm if built_in.base_lm_embeds else None)
-        writer = base_lm if built_in.base_lm_writes else self._tuned(seeded, corpus, mined["pairs"], base_lm)
-        synthetic = self._synthetic(seeded, corpus, mined["embeddings"], writer)
-        shares = self._experiment.arms[arm].shares or self._experiment.shares
-        for share in shares:
-            text, number = synthetic, 1
-            while True:
-                read = {"corpus": corpus, "synthetic": text}
-                lm = self._train("pretrain-sbp", config, read, arm, seed, share, number)
-                if number == self._experiment.rounds or built_in.base_lm_writes:
-                    break
-                number += 1
-                chained = lm if chain_seed == seed else self._joint(config, read, chain_seed, share)
-                writer = self._tuned(seeded, corpus, mined["pairs"], chained)
-                text = self._synthetic(seeded, corpus, mined["embeddings"], writer)
+        embeddings, pairs = self._mine(seeded, corpus, base_lm if built_in.base_lm_embeds else None)
+
+        def write(lm: Node) -> Node:
+            if not built_in.base_lm_writes:
+                lm = self._node("tune", seeded, {"corpus": corpus, "pairs": pairs, "base_lm": lm})
+            return self._synthesize(seeded, corpus, embeddings, lm)
+
+        for share in self._experiment.arms[arm].shares or self._experiment.shares:
+            joint = config.model_copy(update={"mixture": MixtureConfig(synthetic_share=share)})
+            writer, num_rounds = base_lm, 1 if built_in.base_lm_writes else self._experiment.rounds
+            for number in range(1, num_rounds + 1):
+                read = {"corpus": corpus, "synthetic": write(writer)}
+                lm = self._node("pretrain-sbp", _with_seed(joint, seed), read)
+                self._add_training(arm, seed, share, number, lm)
+                if number < num_rounds:  # the next round goes on from the LM of the chain's seed
+                    writer = self._node("pretrain-sbp", _with_seed(joint, chain_seed), read)
 
     # Settings
 
@@ -136,50 +137,26 @@ class _Planner:
 
     # Nodes
 
-    def _mined(self, config: Config, corpus: Node, own_embedder: Node | None) -> dict[str, Node]:
+    def _mine(self, config: Config, corpus: Node, own_embedder: Node | None) -> tuple[Node, Node]:
+        """Embeddings and pairs."""
         if own_embedder is not None:
             embed = config.embed.model_copy(update={"model": f"{own_embedder.config.run_dir}/model"})
             config = config.model_copy(update={"embed": embed})
         after = [own_embedder] if own_embedder else []
         embeddings = self._node("embed", config, {"corpus": corpus}, after=after)
         neighbors = self._node("neighbors", config, {"embeddings": embeddings})
-        return {"embeddings": embeddings, "pairs": self._node("pair", config, {"neighbors": neighbors})}
+        return embeddings, self._node("pair", config, {"neighbors": neighbors})
 
-    def _tuned(self, config: Config, corpus: Node, pairs: Node, base_lm: Node) -> Node:
-        return self._node("tune", config, {"corpus": corpus, "pairs": pairs, "base_lm": base_lm})
-
-    def _synthetic(self, config: Config, corpus: Node, embeddings: Node, writer: Node) -> Node:
+    def _synthesize(self, config: Config, corpus: Node, embeddings: Node, writer: Node) -> Node:
         """The text; one of many samples is made after a small one that says whether it will be enough."""
         read = {"corpus": corpus, "embeddings": embeddings, "synthesizer": writer}
-        num_documents = config.synthesize.num_documents or config.ingest.max_train_documents
-        pilot = _pilot_of(config, num_documents)
+        pilot = _pilot_of(config, config.synthesize.num_documents or config.ingest.max_train_documents)
         after = [] if pilot is None else [self._node("synthesize", pilot, read)]
         return self._node("synthesize", config, read, after=after)
 
-    def _joint(self, config: Config, read: Mapping[str, Node], seed: int, share: float) -> Node:
-        mixed = config.model_copy(update={"mixture": MixtureConfig(synthetic_share=share)})
-        return self._node("pretrain-sbp", _with_seed(mixed, seed), read)
-
-    def _train(
-        self,
-        stage: str,
-        config: Config,
-        read: Mapping[str, Node],
-        arm: str,
-        seed: int,
-        share: float | None,
-        number: int,
-    ) -> Node:
-        if share is None:
-            model = self._node(stage, _with_seed(config, seed), read)
-        else:
-            model = self._joint(config, read, seed, share)
-        self.grid.trainings.append(self._training(arm, seed, share, number, model))
-        return model
-
-    def _training(self, arm: str, seed: int, share: float | None, number: int, model: Node) -> Training:
+    def _add_training(self, arm: str, seed: int, share: float | None, number: int, model: Node) -> None:
         named = [arm, *([] if share is None else [f"{100 * share:g} %"]), *([f"round {number}"] if number > 1 else [])]
-        return Training(
+        training = Training(
             name=" ".join(named),
             arm=arm,
             like=self._experiment.arms[arm].like or arm,
@@ -190,6 +167,7 @@ class _Planner:
             tokens=model.config.pretrain.num_positions(),
             model=model,
         )
+        self.grid.trainings.append(training)
 
     def _node(self, stage_name: str, config: Config, read: Mapping[str, Node], after: Iterable[Node] = ()) -> Node:
         planned = plan_node(_STAGE[stage_name], config, read, after=after)

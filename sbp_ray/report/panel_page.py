@@ -172,24 +172,20 @@ def panel_plots(series: Sequence[Series], relevance: Mapping[str, Any], mined: A
     if relevance["random"]:
         cosines.append(("Random pairs", plots.MUTED, relevance["random"]["cosines"]))
 
-    def histogram(name: str, xlabel: str, values: Callable[[Mapping[str, Any]], Any]) -> Markup | None:
-        found = [(label, colour, values(column)) for label, colour, column in series]
-        found = [entry for entry in found if entry[2]]
-        return plots.histograms(name, xlabel, found, None) if found else None
-
-    return {
-        "novelty": plots.novelty([(label, colour, column["novel"]) for label, colour, column in series])
-        if series
-        else None,
-        "lengths": histogram("lengths", "length (tokens)", lambda c: c["lengths"]),
-        "type_token": histogram(
-            "type-token", "type–token ratio over 50 words", lambda c: (c["type_token"] or {"ratios": []})["ratios"]
-        ),
-        "nearest": histogram("nearest", "cosine to the nearest training document", lambda c: c["nearest"]["cosines"]),
-        "relevance": plots.histograms("relevance", "cosine of d1 and d2", cosines, relevance["threshold"])
-        if cosines
-        else None,
+    wanted: dict[str, tuple[str, Callable[[Column], Any]]] = {
+        "lengths": ("length (tokens)", lambda column: column["lengths"]),
+        "type_token": ("type–token ratio over 50 words", lambda column: (column["type_token"] or {}).get("ratios")),
+        "nearest": ("cosine to the nearest training document", lambda column: column["nearest"]["cosines"]),
     }
+    found: dict[str, Markup | None] = dict.fromkeys(("novelty", *wanted, "relevance"))
+    if series:
+        found["novelty"] = plots.novelty([(label, colour, column["novel"]) for label, colour, column in series])
+    for name, (xlabel, values) in wanted.items():
+        if shown := [(label, colour, values(column)) for label, colour, column in series if values(column)]:
+            found[name] = plots.histograms(name.replace("_", "-"), xlabel, shown, None)
+    if cosines:
+        found["relevance"] = plots.histograms("relevance", "cosine of d1 and d2", cosines, relevance["threshold"])
+    return found
 
 
 def notes(quality: Mapping[str, Any], min_groups: int) -> list[str]:

@@ -190,6 +190,16 @@ def test_a_second_round_goes_on_from_the_joint_lm(plan) -> None:
     assert [training.name for training in grid.trainings][1:] == ["sbp 10 %", "sbp 10 % round 2"]
 
 
+def test_rounds_share_one_chain_of_synthesizers_and_the_base_lm_writes_once(plan) -> None:
+    found = numbers(plan("repetition", "sbp", seeds=[0, 1], shares=[0.1], rounds=2, synthesizer_per_seed=False))
+    assert (found["tune"], found["synthesize"], found["pretrain-sbp"]) == (2, 2, 4)
+    grid = plan("repetition", "unconditional", seeds=[0, 1], shares=[0.1], rounds=2, synthesizer_per_seed=False)
+    assert (numbers(grid)["synthesize"], numbers(grid)["pretrain-sbp"]) == (1, 2)
+    assert [training.round for training in grid.trainings] == [1] * 4
+    last_seed_first = plan("repetition", "sbp", seeds=[1, 0], shares=[0.1], rounds=2, synthesizer_per_seed=False)
+    assert numbers(last_seed_first)["pretrain-sbp"] == 4
+
+
 def test_an_arm_of_ones_own_starts_from_a_built_in_one(plan) -> None:
     arms = {"repetition": {}, "hot": {"like": "sbp", "overrides": ["synthesize.temperature=1.3"], "shares": [0.3]}}
     grid = plan(seeds=[0], arms=arms)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -29,6 +30,7 @@ class QuestionSet:
     """Tokens of a prompt with its answer; longer ones lose their beginning."""
     seed: int
     max_examples: int | None
+    """Of lm-eval's own data; rows have been chosen."""
     rows: tuple[Row, ...] | None
     """Those that are asked, in the columns that lm-eval's task reads, each with its `key`; None: lm-eval's own data."""
     fewshot_rows: tuple[Row, ...]
@@ -37,21 +39,11 @@ class QuestionSet:
     """In the file."""
     file: str | None
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of all that decides a model's answers."""
-        return fingerprint_of(
-            {
-                "like": self.like,
-                "num_fewshot": self.num_fewshot,
-                "max_length": self.max_length,
-                "seed": self.seed,
-                "max_examples": self.max_examples if self.rows is None else None,
-                "rows": None if self.rows is None else list(self.rows),
-                "fewshot_rows": list(self.fewshot_rows),
-                "lm_eval": version("lm_eval"),
-            }
-        )
+        recipe = {name: value for name, value in asdict(self).items() if name not in ("name", "num_rows", "file")}
+        return fingerprint_of(recipe | {"lm_eval": version("lm_eval")})
 
     def texts(self) -> Mapping[str, Sequence[str]]:
         """The strings of each question by its key; empty for lm-eval's own data."""
@@ -79,7 +71,7 @@ def _question_set(name: str, benchmark: BenchmarkConfig, settings: Config) -> Qu
         "like": like,
         "max_length": cfg.context_tokens or settings.pretrain.seq_len,
         "seed": cfg.seed,
-        "max_examples": cfg.max_examples,
+        "max_examples": cfg.max_examples if benchmark.file is None else None,
         "file": benchmark.file,
     }
     if benchmark.file is None:

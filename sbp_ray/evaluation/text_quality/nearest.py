@@ -13,9 +13,8 @@ from sbp_ray.artifacts import Artifact
 
 # N = documents of the samples, B = documents of a batch of the corpus, D = vector length
 
-_BATCH_ROWS = 4096
-# The cosines of so many documents with those of a batch take 64 MiB.
-_ROWS_AT_ONCE = 4096
+# So many cosines, which take 64 MiB, are held at once.
+_CELLS_AT_ONCE = 2**24
 
 
 class Nearest(NamedTuple):
@@ -50,26 +49,14 @@ def nearest_in_shard(
     """
     found = Nearest.none(len(vector_ND))
     row_of = {doc_id: row for row, doc_id in enumerate(own_ids)}
+    batch_size = max(1, _CELLS_AT_ONCE // len(vector_ND))
     with embeddings.fs.open_input_file(embeddings.path(name)) as file:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS, columns=["doc_id", "vector"]):
-            ids = batch.column("doc_id").to_pylist()
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=batch_size, columns=["doc_id", "vector"]):
+            id_B = np.array(batch.column("doc_id").to_pylist(), object)
             flat = batch.column("vector").flatten().to_numpy(zero_copy_only=False)
-            vector_BD = flat.astype(np.float32).reshape(len(ids), -1)
-            own = [(row_of[doc_id], column) for column, doc_id in enumerate(ids) if doc_id in row_of]
-            found = found.or_nearer(_nearest_of(vector_ND, vector_BD, np.array(ids, object), own))
-    return found
-
-
-def _nearest_of(
-    vector_ND: NDArray[np.float32], vector_BD: NDArray[np.float32], id_B: NDArray, own: Sequence[tuple[int, int]]
-) -> Nearest:
-    found = Nearest.none(len(vector_ND))
-    for start in range(0, len(vector_ND), _ROWS_AT_ONCE):
-        cosine_NB = vector_ND[start : start + _ROWS_AT_ONCE] @ vector_BD.T
-        for row, column in own:
-            if start <= row < start + len(cosine_NB):
-                cosine_NB[row - start, column] = -1
-        best_N = cosine_NB.argmax(axis=1)
-        found.cosine_N[start : start + len(best_N)] = cosine_NB[np.arange(len(best_N)), best_N]
-        found.id_N[start : start + len(best_N)] = id_B[best_N]
+            cosine_NB = vector_ND @ flat.astype(np.float32).reshape(len(id_B), -1).T
+            for column in (column for column, doc_id in enumerate(id_B) if doc_id in row_of):
+                cosine_NB[row_of[id_B[column]], column] = -1
+            best_N = cosine_NB.argmax(axis=1)
+            found = found.or_nearer(Nearest(cosine_NB[np.arange(len(best_N)), best_N], id_B[best_N]))
     return found
