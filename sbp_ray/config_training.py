@@ -103,6 +103,11 @@ class TrainingResources(Resources):
     def _check_workers(self) -> TrainingResources:
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers ({self.min_workers}) is more than num_workers ({self.num_workers})")
+        if self.num_gpus > 1 or (0 < self.num_gpus < 1 and self.num_workers > 1):
+            raise ValueError(
+                f"num_gpus is {self.num_gpus:g} for each of {self.num_workers} workers, which train on one GPU each "
+                "or on none: set it to 1 or 0"
+            )
         if self.in_process and self.num_workers > 1:
             raise ValueError(f"in_process is for one worker, and num_workers is {self.num_workers}")
         if self.in_process and self.export_check == "vllm":

@@ -51,6 +51,16 @@ TEN_ROWS = PretrainConfig(seq_len=32, batch_rows=2, total_tokens=320, peak_lr=1.
             "pretrain.resources: min_workers (3) is more than num_workers (2)",
         ),
         (
+            ["pretrain.resources.num_gpus=0.5"],  # NCCL refuses two ranks on one GPU
+            "pretrain.resources: num_gpus is 0.5 for each of 2 workers, which train on one GPU each or on none: set "
+            "it to 1 or 0",
+        ),
+        (
+            ["tune.resources.num_gpus=2"],
+            "tune.resources: num_gpus is 2 for each of 1 workers, which train on one GPU each or on none: set "
+            "it to 1 or 0",
+        ),
+        (
             ["pretrain.resources.in_process=true"],
             "pretrain.resources: in_process is for one worker, and num_workers is 2",
         ),
