@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -97,20 +96,17 @@ def _execute(experiment: ExperimentConfig, grid: Grid, jobs: Path, *, has_ray: b
             if training not in done
         ]
         if any(training.arm == BASELINE for training in done):
-            print(_measured(experiment, grid, done, dead, there) if has_ray else _scored(experiment, grid, done))
+            if has_ray:
+                from sbp_ray.experiment.publish import publish
+
+                print(publish(experiment, grid, done, dead, room=there))
+            else:
+                print(_scored(experiment, grid, done))
     if dead:
         raise SbpError(
             f"{len(dead)} of {len(grid.trainings)} trainings have no result; {'; '.join(dead)}; run the same command "
             "again to go on"
         )
-
-
-def _measured(
-    experiment: ExperimentConfig, grid: Grid, done: list[Training], dead: list[str], room: Mapping[str, float]
-) -> str:
-    from sbp_ray.experiment.publish import publish
-
-    return publish(experiment, grid, done, dead, room=room)
 
 
 def _scored(experiment: ExperimentConfig, grid: Grid, done: list[Training]) -> str:

@@ -66,9 +66,8 @@ def measure_samples(
     table = NgramTable.of([sample.token_ids for sample in samples.values()])
     paired = {row[key] for row in mined for key in ("d1_id", "d2_id")}
     scan = scan_corpus(corpus, wanted=wanted | paired, table=table)
-    for sample in samples.values():
-        for row in sample.rows if sample.kind == "synthetic" else ():
-            row["group"] = scan.documents[row["d1_id"]]["group"]
+    for row in (row for sample in samples.values() for row in sample.rows if sample.kind == "synthetic"):
+        row["group"] = scan.documents[row["d1_id"]]["group"]
     vectors = _sample_vectors(settings, embeddings, samples)
     nearest = _find_nearest(embeddings, samples, vectors)
     chance_N = random_cosines(vectors[REAL_TRAIN], seed=seed)
