@@ -4,6 +4,9 @@ Words are those of `sbp_ray.text.words`. All strings of an evaluation set's rows
 however deep, except those under `id` and `…_id`. A string gives its n-grams of `ngram_words` words; a shorter one gives
 none, and cannot be checked.
 
+`read_evaluation_sets` makes an `EvaluationNgrams` of the files, a row at a time; its `find` says which texts share an
+n-gram with which sets, `count_hits` and `describe_contamination` what comes of that in a manifest and a log.
+
 Legend: W words, G n-grams.
 """
 
