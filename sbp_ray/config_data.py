@@ -21,6 +21,8 @@ class IngestConfig(Section):
     """The column that holds the text; `content.text` is the field `text` of the objects in `content`."""
     group_column: str | None = None
     """What documents belong to: an article, an entity. Intervals are over groups."""
+    source_column: str | None = None
+    """A column that is kept as `source` beside each document, such as an id or a URL, and leads back to its row."""
     split_by: Literal["group", "document"] = "group"
     """What is held out: whole groups; or single documents, whose group the train split knows by other documents, where
     it is asked what was learned of each group."""

@@ -30,6 +30,7 @@ PARSED = pa.schema(
         ("group_hash", pa.uint64()),
         ("split_hash", pa.uint64()),  # of the group, or of the document
         ("text", pa.large_string()),
+        ("source", pa.string()),
     ]
 )
 QUARANTINE = "quarantine"
@@ -50,7 +51,7 @@ class FileParser:
 
     def __init__(self, cfg: IngestConfig, out: Artifact) -> None:
         self._cfg, self._out = cfg, out
-        self._reader = RecordReader(cfg.text_column, cfg.group_column, cfg.max_chars)
+        self._reader = RecordReader(cfg.text_column, cfg.group_column, cfg.max_chars, cfg.source_column)
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         self._rows: dict[str, list[Any]] = {name: [] for name in PARSED.names}
@@ -97,9 +98,9 @@ class FileParser:
         of_group = hash64("split", self._cfg.seed, group)
         number = of_group if self._cfg.split_by == "group" else hash64("split", self._cfg.seed, doc_id.hex())
         self._hash_range = (min(low, number), max(high, number))
-        for name, value in zip(PARSED.names, (doc_id, group, of_group, number, row.text), strict=True):
+        for name, value in zip(PARSED.names, (doc_id, group, of_group, number, row.text, row.source), strict=True):
             self._rows[name].append(value)
-        self._chars += len(row.text) + _ROW_CHARS
+        self._chars += len(row.text) + len(row.source or "") + _ROW_CHARS
         if self._chars > CHUNK_CHARS:
             self._flush(writer)
 

@@ -23,6 +23,8 @@ class Record(NamedTuple):
     text: str
     group: str | None
     """Value of the group column; None where there is none."""
+    source: str | None = None
+    """Value of the source column."""
 
 
 class BadRow(NamedTuple):
@@ -68,8 +70,11 @@ class SeenColumns:
 class RecordReader:
     """Reads files with one choice of columns."""
 
-    def __init__(self, text_column: str, group_column: str | None, max_chars: int) -> None:
+    def __init__(
+        self, text_column: str, group_column: str | None, max_chars: int, source_column: str | None = None
+    ) -> None:
         self._text_column, self._group_column, self._max_chars = text_column, group_column, max_chars
+        self._source_column = source_column
 
     def read(
         self, path: str, part: int = 0, num_parts: int = 1, seen: SeenColumns | None = None
@@ -94,7 +99,7 @@ class RecordReader:
                 else:
                     text, group = _lookup(row, self._text_column), _lookup(row, self._group_column)
                     seen.add(row, text, group is not _ABSENT)
-                    yield self._check(line, text, group)
+                    yield self._check(line, text, _name_in(group), _name_in(_lookup(row, self._source_column)))
         except DamagedFileError as error:
             yield Damage(line + 1, error.reason, error.bytes_unread)
 
@@ -104,14 +109,14 @@ class RecordReader:
         with open_bytes(path) as stream:
             kind = kind_of(path, read_head(stream), self._text_column)
         if kind == "parquet":
-            wanted = [name for name in (self._text_column, self._group_column) if name]
+            wanted = [name for name in (self._text_column, self._group_column, self._source_column) if name]
             return parquet_rows(path, wanted, part, num_parts)
         if kind == "text":
             return text_rows(path, self._text_column, self._max_chars)
         seen.from_byte = first_byte(path, part, num_parts)
         return json_rows(path, self._max_chars, part, num_parts)
 
-    def _check(self, line: int, text: Any, group: Any) -> Record | BadRow:
+    def _check(self, line: int, text: Any, group: str | None, source: str | None) -> Record | BadRow:
         if isinstance(text, bytes):
             try:
                 text = text.decode("utf-8")
@@ -125,10 +130,9 @@ class RecordReader:
             return BadRow(line, "empty")
         if len(text) > self._max_chars:
             return BadRow(line, "too_long")
-        group = _group_name(group)
-        if not _is_utf8(text) or not _is_utf8(group or ""):
+        if not all(map(_is_utf8, (text, group or "", source or ""))):
             return BadRow(line, "not_utf8")
-        return Record(line, text, group)
+        return Record(line, text, group, source)
 
 
 _ABSENT = object()
@@ -146,8 +150,8 @@ def _lookup(row: Mapping[str, Any], name: str | None) -> Any:
     return value
 
 
-def _group_name(value: Any) -> str | None:
-    """None of what names no group: nothing, NaN (which tables have in place of nothing), an empty string."""
+def _name_in(value: Any) -> str | None:
+    """A group or a source. Nothing, NaN (which tables have in its place) and an empty string name none."""
     if value is _ABSENT or value is None or value in ("", b"") or (isinstance(value, float) and math.isnan(value)):
         return None
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

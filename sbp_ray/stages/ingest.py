@@ -34,6 +34,7 @@ from sbp_ray.ingestion.choosing import (
     text_pieces,
     train_range,
 )
+from sbp_ray.ingestion.data_card import describe_texts, examples_of_drops, tabulate_corpus
 from sbp_ray.ingestion.parsing import QUARANTINE, FileParser
 from sbp_ray.ingestion.refusing import FileReport, merge_parts, require_usable
 from sbp_ray.ingestion.units import Unit, input_units
@@ -76,6 +77,8 @@ def ingest_documents(cfg: IngestConfig, *, decontaminate: DecontaminateConfig, o
             is unusable.
     """
     stats = make_stats_once(out, partial(_ingest, cfg, decontaminate, out))
+    for line in tabulate_corpus(stats, [split for split in SPLITS if split in stats]):
+        logger.info(f"ingest | {line}")
     if stats["contaminated"]:
         logger.info(f"ingest | {describe_contamination(stats['contaminated'])}")
     return stats
@@ -213,6 +216,7 @@ def _write_all(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artif
     trained = _train_range(cfg, out)
     num_slots = _choose_slots(cfg, decontaminate, out, trained)
     shared = (decontaminate, out, trained, num_slots)
+    splits, has_source = _splits(cfg), cfg.source_column is not None
     learn = Step(
         "ingest-tokenizer",
         TokenizerMaker,
@@ -221,7 +225,8 @@ def _write_all(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artif
         lambda _: _TOKENIZER_DONE,
         reads=[(out, SCRATCH)],
     )
-    write = _shard_step("ingest", ShardMaker, (*shared, _splits(cfg)), cfg, out, partial(shard_name, _splits(cfg)[-1]))
+    arguments = (*shared, splits, has_source)
+    write = _shard_step("ingest", ShardMaker, arguments, cfg, out, partial(shard_name, splits[-1]))
     run_steps(out, [learn, write], cfg.resources)
 
 
@@ -254,8 +259,9 @@ class ShardMaker:
         trained: TrainRange,
         num_slots: int,
         splits: tuple[Split, ...],
+        has_source: bool,
     ) -> None:
-        self._splits = splits
+        self._splits, self._columns = splits, [*DOCUMENT.names, *["source"] * has_source]
         self._out, self._trained, self._num_slots = out, trained, num_slots
         self._ngrams = read_evaluation_sets(decontaminate)
         self._tokenizer = load_tokenizer(out.local_copy(TOKENIZER))
@@ -282,6 +288,7 @@ class ShardMaker:
                 "tokens": len(tokenised.column("input_ids").combine_chunks().values) if len(table) else 0,
                 "drops": {reason: count for reason, count in drops.items() if count},
                 "contaminated": dict(hits),
+                **describe_texts(table.column("text")),
             }
             smallest = np.unique(table.column("group_hash").to_numpy())[:HASHES_KEPT].tolist()
             name = shard_name(split, item["shard"])
@@ -290,11 +297,11 @@ class ShardMaker:
         return add_stats(written)
 
     def _tokenised(self, table: pa.Table) -> pa.Table:
-        """Rows of `DOCUMENT`."""
+        """Rows of `DOCUMENT`, and their source where there is a column for it."""
         ids_type = DOCUMENT.field("input_ids").type
         parts = [pa.array(encode_texts(self._tokenizer, texts), ids_type) for _, texts in text_pieces(table)]
         input_ids = pa.chunked_array(parts, ids_type)
-        return table.select(["doc_id", "group", "text"]).append_column(DOCUMENT.field("input_ids"), input_ids)
+        return table.append_column(DOCUMENT.field("input_ids"), input_ids).select(self._columns)
 
 
 def _total_stats(cfg: IngestConfig, found: FoundFiles, ngrams: EvaluationNgrams, out: Artifact) -> Stats:
@@ -323,6 +330,7 @@ def _total_stats(cfg: IngestConfig, found: FoundFiles, ngrams: EvaluationNgrams,
         "documents": total["documents"],
         "tokens": total["tokens"],
         "drops": add_stats([parsed["drops"], total["drops"]]),
+        "examples": examples_of_drops(out),
         "contaminated": ngrams.count_hits(total["drops"].get("contaminated", 0), add_stats(hits)),
         "tokenizer": out.read_json(_TOKENIZER_DONE),
         **by_split,
