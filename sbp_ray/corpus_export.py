@@ -1,0 +1,104 @@
+"""The synthetic corpus as others read it: text, id, source and origin of each document, in shards, with a card.
+
+jsonl     documents/part-00000.jsonl.gz: fields as in Dolma, provenance under `metadata`
+parquet   documents/part-00000.parquet: provenance in columns of their own
+hf        data/train-00000-of-00008.parquet: what `datasets.load_dataset(folder)` reads
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.errors import SbpError
+from sbp_ray.schema import SYNTHETIC
+
+logger = logging.getLogger(__name__)
+
+Format = Literal["jsonl", "parquet", "hf"]
+_PROVENANCE = [name for name in SYNTHETIC.names if name not in ("doc_id", "text", "input_ids")]
+CARD = "README.md"
+
+
+def export_corpus(synthetic: Artifact, report: Artifact, folder: str, form: Format, licence: str) -> None:
+    """Write all shards, and the card last.
+
+    Args:
+        report: whose measures of the text the card quotes, where it is there.
+        folder: is made; files of an earlier export with as many shards are replaced.
+
+    Raises:
+        SbpError: the synthetic corpus is not finished.
+    """
+    manifest = synthetic.manifest()
+    if manifest is None:
+        raise SbpError(f"{synthetic.url} is not there yet: run jobs/synthesize.py first")
+    out = Artifact("export", folder if "://" in folder else str(Path(folder).expanduser().absolute()))
+    names = synthetic.files(suffix=".parquet")
+    num_documents = 0
+    for number, name in enumerate(names):
+        table = _exported(synthetic.read_table(name, [n for n in SYNTHETIC.names if n != "input_ids"]))
+        num_documents += len(table)
+        if form == "jsonl":
+            out.write_bytes(f"documents/part-{number:05d}.jsonl.gz", gzip.compress(_json_lines(table), mtime=0))
+        else:
+            where = f"data/train-{number:05d}-of-{len(names):05d}" if form == "hf" else f"documents/part-{number:05d}"
+            out.write_table(f"{where}.parquet", table)
+    summary = report.read_bytes("summary.txt").decode() if report.manifest() is not None else ""
+    out.write_bytes(CARD, _card(manifest, summary, form, licence, num_documents).encode())
+    logger.info(f"export | {num_documents:,} documents in {len(names)} files: {out.url}")
+
+
+def _exported(table: pa.Table) -> pa.Table:
+    """`text`, `id`, `source`, then provenance; ids as hex digits."""
+    columns: dict[str, Any] = {
+        "text": table["text"],
+        "id": pa.array([doc_id.hex() for doc_id in table["doc_id"].to_pylist()], pa.string()),
+        "source": pa.array(["sbp_ray"] * len(table), pa.string()),
+    }
+    columns |= {name: table[name] for name in _PROVENANCE}
+    columns["d1_id"] = pa.array([d1_id.hex() for d1_id in table["d1_id"].to_pylist()], pa.string())
+    return pa.table(columns)
+
+
+def _json_lines(table: pa.Table) -> bytes:
+    lines = []
+    for row in table.to_pylist():
+        metadata = {name: row.pop(name) for name in _PROVENANCE}
+        lines.append(json.dumps({**row, "metadata": metadata}, ensure_ascii=False))
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _card(manifest: dict[str, Any], summary: str, form: Format, licence: str, num_documents: int) -> str:
+    """What a reader of the dataset must know, in Markdown; the head is what the hub reads."""
+    files = "\nconfigs:\n- config_name: default\n  data_files: data/*.parquet" if form == "hf" else ""
+    settings = manifest["settings"]["synthesize"]
+    rows = [*manifest["inputs"].items(), *((name, value) for name, value in settings.items() if _is_plain(value))]
+    drops = sorted(manifest["stats"].get("drops", {}).items(), key=lambda item: -item[1])
+    parts = [
+        f"---\nlicense: {licence}\ntags:\n- synthetic{files}\n---\n# Synthetic documents",
+        f"{num_documents:,} documents, each written by a language model that was given one real document and "
+        "tuned to write a related one: Synthetic Bootstrapped Pretraining (arXiv 2509.15248), as sbp_ray does it. "
+        "No other model wrote or chose a word. The texts are not checked for truth, and can repeat what the corpus "
+        "says, of people too.",
+        "Fields: `text`, `id`, `source`, and of each document the real one (`d1_id`), its sample's number and seed, "
+        "how it was drawn, why it ended (`finish_reason`), and the fingerprint of the model (`synthesizer`).",
+        "## How it was made\n\n| what | value |\n|---|---|\n"
+        + "\n".join(f"| {key} | {value} |" for key, value in rows),
+    ]
+    if drops:
+        lines = "\n".join(f"| {reason} | {count:,} |" for reason, count in drops)
+        parts.append(f"## What was dropped\n\n| reason | documents |\n|---|---|\n{lines}")
+    if summary:
+        parts.append(f"## What was measured\n\n```\n{summary.strip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | str)
