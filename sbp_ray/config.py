@@ -109,6 +109,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _conditions_agree(self) -> Config:
+        if self.tune.condition == "none" and self.synthesize.condition != "none":
+            raise ValueError(
+                f"synthesize.condition={self.synthesize.condition} gives d1 to an LM that tune.condition=none has "
+                "tuned without: make both none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_pair_fits(self) -> Config:
         longest = self.model.max_positions
         for section, (key, value) in [

@@ -26,7 +26,7 @@ from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, train_tokenizer
 from sbp_ray.training import loop
 from sbp_ray.training.estimate import ASSUMED_MFU, estimate_run
-from sbp_ray.training.preflight import refuse_other_tokenizer, refuse_short_context
+from sbp_ray.training.preflight import refuse_missing_choice, refuse_other_tokenizer, refuse_short_context
 from sbp_ray.training.training_plan import TrainingPlan
 
 SHAPE = {
@@ -91,6 +91,16 @@ def test_another_tokenizer_than_the_corpus_has_is_refused_with_the_token(tmp_pat
         refuse_other_tokenizer(other, base, 310)
     with pytest.raises(SbpError, match=r"its tokenizer has .* tokens, its embedding 100 rows: use a whole model"):
         refuse_other_tokenizer(load_tokenizer(base), base, 100)
+
+
+def test_the_best_checkpoint_is_refused_where_nothing_can_choose_it(tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path)
+    refuse_missing_choice("pretrain", plan.config, plan.validation)
+    refuse_missing_choice("tune", plan.config.model_copy(update={"checkpoint": "last"}), plan.development)
+    with pytest.raises(
+        SbpError, match=r"tune.checkpoint=best chooses by the development split, which has no pairs: ra"
+    ):
+        refuse_missing_choice("tune", plan.config, plan.development)
 
 
 def test_a_window_longer_than_the_bases_context_is_refused(tmp_path: Path) -> None:

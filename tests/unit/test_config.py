@@ -74,6 +74,18 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(override: str, words
             "tune.max_pair_len (2048) is more than model.max_positions (1024)",
         ),
         (("tune.max_pair_len=1025",), "max_pair_len (1025) is more than seq_len (1024)"),
+        (
+            ("tune.condition=none",),
+            "synthesize.condition=d1 gives d1 to an LM that tune.condition=none has tuned without",
+        ),
+        (
+            ("ingest.development_share=0",),
+            "pretrain.checkpoint=best chooses by the development split, and ingest.development_share is 0",
+        ),
+        (
+            ("ingest.validation_share=0.9", "ingest.development_share=0.2"),
+            "validation_share (0.9) and development_share (0.2) add up to more than 1",
+        ),
         (("synthesize.max_tokens=1024",), "leaves no room for d1 in engine.max_model_len (1024)"),
     ],
 )
