@@ -39,10 +39,9 @@ def train(
     is_preempted: Callable[[], bool] | None = None,
     stop_after: int | None = None,
 ) -> None:
-    """Train from the newest checkpoint to the last step, and export `model/`. Called by every rank.
+    """Train from the newest checkpoint to the last step, and export `model/`. Called by every rank, with the same plan.
 
     Args:
-        plan: the same on every rank.
         on_step: gets every step's row of `metrics.jsonl`, on every rank.
         is_preempted: asked every few seconds, on all ranks at the same step; when it first says yes (to all of them),
             a checkpoint is written at once, and training goes on for as long as the machine does.
@@ -52,9 +51,8 @@ def train(
         SbpError: the loss or its gradient is not finite, the newest checkpoint has another shape, or a checkpoint
             cannot be written.
     """
-    resources = plan.config.resources
-    with process_group(resources):
-        device, reader = find_device(resources), RowReader(plan.out, plan.config)
+    with process_group(plan.config.resources):
+        device, reader = find_device(plan.config.resources), RowReader(plan.out, plan.config)
         model = build_sharded_model(plan, device)
         optimizer = build_optimizer(model, plan.config)
         with closing(Checkpoints(plan.out, model, optimizer)) as checkpoints:
@@ -70,10 +68,9 @@ def train(
                     meter.flush()
                     checkpoints.save(row["step"])
                 if row["step"] == stop_after:
-                    break
+                    checkpoints.wait()
+                    return
             checkpoints.wait()
-            if stop_after is not None:
-                return
             exported = checkpoints.load_best(plan.num_steps)
         export_model(plan, model, reader, device, exported)
 
