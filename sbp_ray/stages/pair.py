@@ -100,6 +100,11 @@ def _pair_both(cfg: PairConfig, neighbors: Artifact, out: Artifact) -> Stats:
     if cfg.source == "random":
         _draw_random(cfg, neighbors, out, names["train"])
         by_split["train"] |= {"histogram": {}, "same_group_share": None}  # of the mined pairs they were
+    if "development" in by_split and not by_split["development"]["pairs"]:
+        logger.warning(
+            "pair | the development split has no pairs, by which tuning chooses a checkpoint: raise "
+            "ingest.development_share, or set tune.checkpoint=last"
+        )
     total = add_stats({"pairs": part["pairs"], "drops": part["drops"]} for part in by_split.values())
     return {**total, **by_split}
 

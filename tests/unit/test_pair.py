@@ -380,6 +380,18 @@ def test_a_split_without_documents_has_no_pairs(new_artifact) -> None:
     assert (guide["what_if_documents"], guide["bands"], guide["thresholds"], guide["samples"]) == (0, [], [], [])
 
 
+def test_a_development_split_without_pairs_is_told_before_anything_is_trained(
+    new_artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, cosine, is_told in (("enough", 0.9, False), ("few", 0.1, True)):
+        neighbors = new_artifact(f"neighbors-{name}")
+        write_split(neighbors, "train", {0: {1: 0.8}, 1: {0: 0.8}})
+        write_split(neighbors, "validation", {})
+        write_split(neighbors, "development", {2: {3: cosine}, 3: {2: cosine}})
+        pair_documents(PairConfig(), neighbors=neighbors, out=new_artifact(f"pairs-{name}"))
+        assert ("the development split has no pairs" in caplog.text) is is_told
+
+
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_a_missing_shard_of_neighbours_is_named_and_nothing_is_lost(new_artifact, missing: int) -> None:
     neighbors, out = new_artifact("neighbors"), new_artifact("pairs")
