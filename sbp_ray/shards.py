@@ -265,7 +265,11 @@ def remove_scratch(out: Artifact) -> None:
 
 
 def call_each(
-    function: Callable[..., T], calls: Sequence[Call], *shared: Any, resources: Resources | None = None
+    function: Callable[..., T],
+    calls: Sequence[Call],
+    *shared: Any,
+    resources: Resources | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Call, T]]:
     """`function(call, *shared)` of each call, as they end: in Ray tasks where this process has joined a Ray, else here.
 
@@ -274,6 +278,7 @@ def call_each(
         calls: the first argument of each call.
         shared: sent to the cluster once for all calls.
         resources: of each task, and how many run at once; without it one CPU, and 64.
+        environment: variables of the processes of Ray's tasks, which libraries read when they are imported.
 
     Raises:
         SbpError: the first one that a call raised.
@@ -285,7 +290,8 @@ def call_each(
     import ray
 
     taken = resources or Resources(num_workers=_CALLS_AT_ONCE)
-    task = ray.remote(num_cpus=taken.num_cpus, num_gpus=taken.num_gpus)(call_for_outcome)
+    options: dict[str, Any] = {"runtime_env": {"env_vars": dict(environment)}} if environment else {}
+    task = ray.remote(num_cpus=taken.num_cpus, num_gpus=taken.num_gpus, **options)(call_for_outcome)
     stored = [ray.put(value) for value in (function, *shared)]
     waiting, running = iter(calls), dict[Any, Call]()
     while True:

@@ -288,6 +288,8 @@ def test_on_ray_an_error_of_the_user_arrives_as_its_own_line(new_artifact, keeps
 @pytest.mark.usefixtures("ray_workers")
 def test_calls_on_ray_return_their_values_and_raise_the_user_s_errors_as_one_line() -> None:
     assert dict(call_each(_fail, [0, 1, 4], "value")) == {0: "value 0", 1: "value 1", 4: "value 4"}
+    named = {"A_LIBRARY_READS_IT": "when it is imported"}
+    assert dict(call_each(os.getenv, list(named), environment=named)) == named
     for number, message in (
         (2, "value: mend it"),
         (3, "there is no room to write ([Errno 28] No space left on device)"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,7 +85,9 @@ def ask_models(
         if not store.exists(names[questions.name, model])
     ]
     progress = Progress("benchmarks", len(todo), "sets of answers")
-    for (name, *_), answered in call_each(ask_model, todo, question_sets, cfg.resources, resources=cfg.resources):
+    quiet = {"TQDM_DISABLE": "1"}  # lm-eval has a bar for everything
+    answers = call_each(ask_model, todo, question_sets, cfg.resources, resources=cfg.resources, environment=quiet)
+    for (name, *_), answered in answers:
         store.write_json(name, answered)
         progress.advance()
     return {q.name: {model: store.read_json(names[q.name, model]) for model in models} for q in question_sets}
@@ -96,7 +97,6 @@ def ask_model(
     call: tuple[str, Artifact, int], question_sets: Sequence[QuestionSet], resources: ForwardResources
 ) -> Answered:
     """One checkpoint, one benchmark. Runs in a process of its own."""
-    os.environ["TQDM_DISABLE"] = "1"  # lm-eval has a bar for everything
     import torch
 
     from sbp_ray.evaluation.benchmarks.harness import CheckpointLM, ask_questions
