@@ -31,6 +31,7 @@ from sbp_ray.file_formats import (
 
 HUGGING_FACE = "hf:"
 _Type = Literal["file", "folder", "other"]
+_STARTED = "started.json"  # in every artifact, see sbp_ray.artifacts
 _HIDDEN = (".", "_")  # what Spark, Hive and editors leave in a folder
 
 
@@ -189,8 +190,11 @@ def _folders_below(tree: _Tree, start: _Entry, hidden: Sequence[str]) -> Iterato
         if folder.type != "folder" or folder.identity in seen:
             continue
         seen.add(folder.identity)
+        names = tree.names(folder.path)
+        if folder is not start and _STARTED in names:  # an artifact of ours: a run directory below its input
+            continue
         yield folder.path
-        inner = [name for name, is_folder in tree.names(folder.path).items() if is_folder]
+        inner = [name for name, is_folder in names.items() if is_folder]
         looked = (tree.look(posixpath.join(folder.path, name)) for name in reversed(inner) if name[0] not in hidden)
         waiting += [entry for entry in looked if entry]
 

@@ -17,6 +17,7 @@ from sbp_ray.file_formats import open_file_system
 from sbp_ray.input_files import HUGGING_FACE, find_input_files
 from sbp_ray.stage_table import Stage
 from sbp_ray.text.contamination import list_evaluation_files
+from sbp_ray.threads import map_in_threads
 
 _NOT_IN_RECIPE = ("resources", "max_bad_share", "max_damaged_files", "max_unknown_share")
 """How fast a stage works and when it stops, not what it makes."""
@@ -61,27 +62,29 @@ def input_files(stage: Stage, config: Config, recorded: Mapping[str, str]) -> di
 def _outside_inputs(stage: Stage, config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
     patterns = config.ingest.input if stage.job == "ingest" else ()
     datasets = [pattern for pattern in patterns if pattern.startswith(HUGGING_FACE)]
+    files = [pattern for pattern in patterns if pattern not in datasets]
     if datasets:
         yield "datasets", lambda: fingerprint_of({name: _dataset_revision(name) for name in datasets})
-    elif patterns:
-        yield "files", lambda: _fingerprint_of_files(find_input_files(patterns).files)
+    if files:
+        yield "files", lambda: _fingerprint_of_files(find_input_files(files).files)
     if "decontaminate" in stage.sections and config.decontaminate.evaluation_sets:
         yield "evaluation sets", lambda: _fingerprint_of_files(list_evaluation_files(config.decontaminate))
 
 
 def _fingerprint_of_files(files: Sequence[tuple[str, int]]) -> str:
-    """Of each file's name, size and content, wherever it lies; an object store gives the time of its upload instead."""
-    return fingerprint_of(
-        {str(number): [Path(path).name, size, _mark(path, size)] for number, (path, size) in enumerate(files)}
-    )
+    """Of each file's name, size and content, wherever it lies; of the content an object store gives its ETag."""
+    marks = enumerate(map_in_threads(lambda file: _mark(*file), files))
+    return fingerprint_of({str(n): [Path(files[n][0]).name, files[n][1], mark] for n, mark in marks})
 
 
 def _mark(path: str, size: int) -> str:
     scheme, _, inner = path.rpartition("://")
-    if scheme:
-        bucket = inner.partition("/")[0]
-        return str(_store(f"{scheme}://{bucket}").get_file_info(inner).mtime_ns)
-    return _digest(path, size, Path(path).stat().st_mtime_ns)
+    if not scheme:
+        return _digest(path, size, Path(path).stat().st_mtime_ns)
+    store = _store(f"{scheme}://{inner.partition('/')[0]}")
+    with store.open_input_stream(inner) as stream:
+        etag = (stream.metadata() or {}).get(b"ETag")
+    return etag.decode() if etag else str(store.get_file_info(inner).mtime_ns)  # of a store without: its upload's time
 
 
 @functools.lru_cache(maxsize=16)

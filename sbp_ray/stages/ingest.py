@@ -53,7 +53,7 @@ from sbp_ray.shards import (
     shard_name,
 )
 from sbp_ray.text.contamination import EvaluationNgrams, describe_contamination, read_evaluation_sets
-from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, train_tokenizer
+from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, train_tokenizer, warn_of_lost_case
 from sbp_ray.threads import map_in_threads
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def ingest_documents(cfg: IngestConfig, *, decontaminate: DecontaminateConfig, o
 
 def _ingest(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact) -> Stats:
     if cfg.tokenizer is not None:
-        load_tokenizer(cfg.tokenizer)  # before any work
+        warn_of_lost_case(load_tokenizer(cfg.tokenizer), cfg.tokenizer)  # before any work
     ngrams = read_evaluation_sets(decontaminate)
     units, found = input_units(cfg.input)
     if found.skipped:

@@ -6,6 +6,8 @@ throughout: a document that happens to contain `<|eos|>` cannot end a sequence.
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sbp_ray.errors import SbpError, one_line
+
+logger = logging.getLogger(__name__)
 
 BOS = "<|bos|>"
 EOS = "<|eos|>"
@@ -89,7 +93,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         SbpError: it cannot be found or read, or has no fast (Rust) implementation.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(path))  # noqa: PTH111  # a hub name is no path
     except (OSError, ValueError) as error:
         raise SbpError(
             f"tokenizer {path}: cannot be loaded ({one_line(error)}): give a Hugging Face tokenizer folder, "
@@ -106,6 +110,13 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         tokenizer.add_special_tokens(missing)
     tokenizer.add_tokens([RELATED], special_tokens=True)  # does nothing where it is known
     return tokenizer
+
+
+def warn_of_lost_case(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Say of a tokenizer that lower-cases, such as that of most BERTs, what comes of it."""
+    spelt = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("The River", "the river")]
+    if spelt[0] == spelt[1] and tokenizer.unk_token_id not in spelt[0]:
+        logger.warning(f"tokenizer {name}: knows no capital letters: what is trained on and written will have none")
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:

@@ -82,6 +82,11 @@ def test_the_home_folder_is_meant_by_its_sign(tmp_path: Path, monkeypatch: pytes
     assert row == Record(1, "a", None)
 
 
+def test_what_we_made_below_the_input_is_no_input(tmp_path: Path) -> None:
+    make(tmp_path, "a.jsonl", "runs/1_corpus/started.json", "runs/1_corpus/quarantine/part-00000.jsonl")
+    assert found(tmp_path, ".") == found(tmp_path, "**/*.jsonl") == ["a.jsonl"]
+
+
 # Links
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from small_experiment import SMALL, small_experiment
 
+from sbp_ray import recipes
 from sbp_ray.config_file import load_config
 from sbp_ray.experiment.grid import plan_grid
 from sbp_ray.plan import plan_run, state_of
@@ -70,3 +73,41 @@ def test_a_fingerprint_follows_from_all_that_was_made_before(folder: Path) -> No
         "pairs", "synthesizer", "synthetic", "lm", "report",
     }  # fmt: skip
     assert not set(planned("ingest.seed=1").values()) & set(base.values())
+
+
+def test_a_file_on_a_store_counts_by_its_etag_and_not_by_when_it_was_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Opened(BytesIO):
+        def metadata(self) -> dict[bytes, bytes]:
+            return etag
+
+    class Store:
+        def open_input_stream(self, path: str) -> Opened:
+            return Opened()
+
+        def get_file_info(self, path: str) -> SimpleNamespace:
+            return SimpleNamespace(mtime_ns=uploaded)
+
+    monkeypatch.setattr(recipes, "_store", lambda url: Store())
+    etag, uploaded = {b"ETag": b"abc"}, 1
+    first = recipes._fingerprint_of_files([("s3://bucket/a.jsonl", 3)])
+    uploaded = 2
+    assert recipes._fingerprint_of_files([("s3://bucket/a.jsonl", 3)]) == first
+    etag = {b"ETag": b"abd"}
+    assert recipes._fingerprint_of_files([("s3://bucket/a.jsonl", 3)]) != first
+    etag = {}
+    without = recipes._fingerprint_of_files([("s3://bucket/a.jsonl", 3)])
+    uploaded = 3
+    assert recipes._fingerprint_of_files([("s3://bucket/a.jsonl", 3)]) != without
+
+
+def test_files_beside_a_dataset_of_the_hub_count_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "_dataset_revision", lambda name: "one")
+    overrides = [f"ingest.input=[{folder}/docs.jsonl, hf:some/name]", "run_dir=x"]
+    config = load_config(SMALL, overrides)
+    [stage] = [stage for stage in STAGES if stage.job == "ingest"]
+    before = recipes.input_files(stage, config, {})
+    assert set(before) == {"datasets", "files"}
+    (folder / "docs.jsonl").write_text('{"text": "two"}\n')
+    after = recipes.input_files(stage, config, {})
+    assert after["datasets"] == before["datasets"]
+    assert after["files"] != before["files"]

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sbp_ray.errors import SbpError
@@ -20,6 +20,7 @@ from sbp_ray.text.tokenizer import (
     load_tokenizer,
     special_ids,
     train_tokenizer,
+    warn_of_lost_case,
 )
 
 TEXTS = ["the cat sat on the mat"] * 3 + ["a dog saw the cat"]
@@ -66,6 +67,23 @@ def test_a_given_tokenizer_keeps_its_own_marks_and_gets_the_missing_ones(tmp_pat
     loaded = load_tokenizer(tmp_path)
     assert special_ids(loaded) == (3, 2, 4)  # <|bos|> and <|related|> are new
     assert encode_texts(loaded, ["a b"]) == [[0, 1]]
+
+
+@pytest.mark.parametrize("lowers", [False, True])
+def test_a_tokenizer_without_capital_letters_is_told(caplog: pytest.LogCaptureFixture, lowers: bool) -> None:
+    backend = Tokenizer(models.WordLevel({"the": 0, "river": 1, "The": 2, "River": 3, "?": 4}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if lowers:
+        backend.normalizer = normalizers.Lowercase()
+    warn_of_lost_case(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?"), "some")
+    assert ("tokenizer some: knows no capital letters" in caplog.text) is lowers
+
+
+def test_a_tokenizer_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = train_tokenizer(TEXTS, 300)
+    made.save_pretrained(tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load_tokenizer("~/mine")) == len(made)
 
 
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
