@@ -16,9 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import bucket_writer, read_bucket
-from sbp_ray.config import NeighborsConfig
 from sbp_ray.doc_ids import ID, from_column, id_numbers, ids_to_numpy, places_of, to_column
 from sbp_ray.neighbors.exact_search import Exact
 from sbp_ray.neighbors.group import Control, Found, search_group
@@ -26,7 +24,7 @@ from sbp_ray.neighbors.histogram import cosine_histogram
 from sbp_ray.neighbors.nearest_lists import NO_ROW
 from sbp_ray.neighbors.partition import Partition
 from sbp_ray.neighbors.quantize import blocks, new_pool
-from sbp_ray.neighbors.search_files import BATCH_ROWS, Scratch, found_schema, read_arrays, routed_schema
+from sbp_ray.neighbors.search_files import BATCH_ROWS, Scratch, SearchWorker, found_schema, read_arrays, routed_schema
 from sbp_ray.neighbors.search_limits import refuse_small_machine
 from sbp_ray.neighbors.search_plan import plan_effort, threads_of
 from sbp_ray.schema import NEIGHBORS, SIGNATURE_BYTES
@@ -36,22 +34,19 @@ from sbp_ray.text.minhash import estimate_containment, jaccard_of
 # N = documents, D = vector length, K = neighbours, M = lists, or neighbours of all lists
 
 
-class GroupSearcher:
+class GroupSearcher(SearchWorker):
     """Finds the nearest of the documents of one group, and sorts the lists by the documents' shards."""
-
-    def __init__(self, cfg: NeighborsConfig, out: Artifact) -> None:
-        self._cfg, self._out = cfg, out
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         refuse_small_machine(item["worker_gib"], item["vram_gib"], item["scratch_gib"])
-        cfg, k, group, dim = self._cfg, self._cfg.num_neighbors, item["group"], item["dim"]
+        cfg, k, group, dim = self.cfg, self.cfg.num_neighbors, item["group"], item["dim"]
         files = Scratch(item["split"], item["attempt"])
-        made = Partition(**read_arrays(self._out, files.partition))
+        made = Partition(**read_arrays(self.out, files.partition))
         routed = [files.routed(shard) for shard in range(item["num_shards"])]
-        table = read_bucket(self._out, routed, group, routed_schema(dim))
+        table = read_bucket(self.out, routed, group, routed_schema(dim))
         vectors_ND, documents = from_column(table.column("vector"), np.int16, dim), _Documents.of_table(table)
         del table  # its columns share their memory
-        exact = Exact(**read_arrays(self._out, files.exact))
+        exact = Exact(**read_arrays(self.out, files.exact))
         found = search_group(
             vectors_ND,
             k,
@@ -63,7 +58,7 @@ class GroupSearcher:
             device="cuda" if cfg.resources.num_gpus else "cpu",
         )
         del vectors_ND
-        with bucket_writer(self._out, files.found(group), found_schema(k), compression=None) as writer:
+        with bucket_writer(self.out, files.found(group), found_schema(k), compression=None) as writer:
             for rows in _describe(documents, found, k, threads_of(cfg.resources)):
                 writer.write(*rows)
             writer.finish({"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
@@ -143,19 +138,16 @@ def _count_equal_bytes(signatures_NH, documents, row_RK):  # type: ignore[no-unt
     return equal_RK
 
 
-class ListMerger:
+class ListMerger(SearchWorker):
     """Merges what the groups found for the documents of one shard."""
 
-    def __init__(self, cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> None:
-        self._cfg, self._embeddings, self._out = cfg, embeddings, out
-
     def __call__(self, item: dict[str, Any]) -> Stats:
-        split, shard, k = item["split"], item["shard"], self._cfg.num_neighbors
+        split, shard, k = item["split"], item["shard"], self.cfg.num_neighbors
         files = Scratch(split, item["attempt"])
         name = shard_name(split, shard)
-        doc_ids = self._embeddings.read_table(name, ["doc_id"]).column("doc_id")
+        doc_ids = self.embeddings.read_table(name, ["doc_id"]).column("doc_id")
         found = [files.found(group) for group in range(item["num_groups"])]
-        table = read_bucket(self._out, found, shard, found_schema(k))
+        table = read_bucket(self.out, found, shard, found_schema(k))
         ids_MK = from_column(table.column("ids"), ID, k)
         flat = {
             name: from_column(table.column(name), np.float32, k) for name in ("cosines", "jaccards", "containments")
@@ -171,7 +163,7 @@ class ListMerger:
         cosine_M = kept[1].to_numpy()
         stats = _count_lists(len(doc_ids), cosine_M[offsets[:-1][num_N > 0]], cosine_M)
         stats["attempt"] = item["attempt"]
-        self._out.write_table(name, pa.table([doc_ids, *lists], schema=NEIGHBORS), stats=stats)
+        self.out.write_table(name, pa.table([doc_ids, *lists], schema=NEIGHBORS), stats=stats)
         return {}
 
 

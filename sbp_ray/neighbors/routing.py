@@ -13,9 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import bucket_writer
-from sbp_ray.config import NeighborsConfig
 from sbp_ray.doc_ids import ids_to_numpy, to_column
 from sbp_ray.neighbors.exact_search import Exact, ExactSearch
 from sbp_ray.neighbors.partition import (
@@ -30,6 +28,7 @@ from sbp_ray.neighbors.partition import (
 from sbp_ray.neighbors.quantize import Quantizer, encode, new_pool
 from sbp_ray.neighbors.search_files import (
     Scratch,
+    SearchWorker,
     read_arrays,
     read_vectors,
     routed_schema,
@@ -44,7 +43,6 @@ from sbp_ray.neighbors.search_plan import (
     num_groups,
     threads_of,
 )
-from sbp_ray.schema import Split
 from sbp_ray.shards import Stats, shard_name
 from sbp_ray.threads import read_ahead
 
@@ -54,33 +52,30 @@ _CALIBRATION_QUERIES = 2000
 """Documents whose neighbours choose the margin."""
 
 
-class Partitioner:
+class Partitioner(SearchWorker):
     """Chooses the groups of one split, and how far into others their documents are copied."""
-
-    def __init__(self, cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, rows: dict[Split, list[int]]) -> None:
-        self._cfg, self._embeddings, self._out, self._rows = cfg, embeddings, out, rows
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         split, attempt = item["split"], item["attempt"]
-        shards = [(shard_name(split, shard), num) for shard, num in enumerate(self._rows[split]) if num]
-        dim = vector_length(self._embeddings, split)
+        shards = [(shard_name(split, shard), num) for shard, num in enumerate(item["shard_rows"]) if num]
+        dim = vector_length(self.embeddings, split)
         made = self._choose_groups(shards, dim, attempt) if shards else one_group(Quantizer(1.0), dim)
-        write_arrays(self._out, Scratch(split, attempt).partition, made)
+        write_arrays(self.out, Scratch(split, attempt).partition, made)
         return {}
 
     def _choose_groups(self, shards: list[tuple[str, int]], dim: int, attempt: int) -> Partition:
-        cfg, num_documents = self._cfg, sum(num for _, num in shards)
+        cfg, num_documents = self.cfg, sum(num for _, num in shards)
         wanted = num_groups(cfg, num_documents, dim)
         num_queries = cfg.recall_queries + num_control_queries(wanted)
         num_held_out = num_queries + (num_calibration_documents(cfg, num_documents) if wanted > 1 else 0)
-        held_out_ND, ids = sample_vectors(self._embeddings, shards[::-1], num_held_out, cfg.seed + 1)
+        held_out_ND, ids = sample_vectors(self.embeddings, shards[::-1], num_held_out, cfg.seed + 1)
         query_QD, query_id_Q = held_out_ND[:num_queries], ids[:num_queries]
         quantizer = Quantizer(float(np.abs(held_out_ND).max()))
         if wanted == 1:
             return one_group(quantizer, dim)._replace(query_QD=query_QD, query_id_Q=query_id_Q)
         held_out_ND = held_out_ND[num_queries:]  # the margin is not chosen on the queries that judge it
         num_sample = min(SAMPLES_PER_CELL * num_cells_of(wanted), num_documents // 2)
-        sample_ND, _ = sample_vectors(self._embeddings, shards, num_sample, cfg.seed)
+        sample_ND, _ = sample_vectors(self.embeddings, shards, num_sample, cfg.seed)
         k = max(1, round(cfg.num_neighbors * len(held_out_ND) / num_documents))
         share = border_recall(cfg, attempt)
         with new_pool(threads_of(cfg.resources)) as pool:
@@ -90,24 +85,21 @@ class Partitioner:
         return made._replace(margin=margin, query_QD=query_QD, query_id_Q=query_id_Q)
 
 
-class Router:
+class Router(SearchWorker):
     """Puts the documents of one shard into the buckets of the groups in which they are searched."""
-
-    def __init__(self, cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> None:
-        self._cfg, self._embeddings, self._out = cfg, embeddings, out
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         split, shard, dim = item["split"], item["shard"], item["dim"]
         files = Scratch(split, item["attempt"])
-        made = Partition(**read_arrays(self._out, files.partition))
+        made = Partition(**read_arrays(self.out, files.partition))
         num_documents, num_G = 0, np.zeros(made.num_groups, np.int64)
         schema, columns = routed_schema(dim), ["signature", "num_shingles", "group_hash"]
         with (
-            new_pool(threads_of(self._cfg.resources)) as pool,
-            bucket_writer(self._out, files.routed(shard), schema, compression=None) as writer,
+            new_pool(threads_of(self.cfg.resources)) as pool,
+            bucket_writer(self.out, files.routed(shard), schema, compression=None) as writer,
         ):
-            exact = ExactSearch(made.query_QD, made.query_id_Q, self._cfg.num_neighbors, made.quantizer, pool)
-            for part in read_ahead(read_vectors(self._embeddings, shard_name(split, shard), columns, dim)):
+            exact = ExactSearch(made.query_QD, made.query_id_Q, self.cfg.num_neighbors, made.quantizer, pool)
+            for part in read_ahead(read_vectors(self.embeddings, shard_name(split, shard), columns, dim)):
                 encoded_ND = encode(part.unit_ND)
                 coarse_ND = made.quantizer.coarse(encoded_ND)
                 exact.show(part.unit_ND, coarse_ND, ids_to_numpy(part.table.column("doc_id")))
@@ -118,7 +110,7 @@ class Router:
                 writer.write(table if made.num_groups == 1 else table.take(pa.array(document_V)), group_V)
                 num_documents += len(coarse_ND)
                 num_G += np.bincount(group_V, minlength=made.num_groups)
-            write_arrays(self._out, files.exact_of(shard), exact.result())
+            write_arrays(self.out, files.exact_of(shard), exact.result())
             group_documents = {str(group): num for group, num in enumerate(num_G.tolist())}
             writer.finish({"documents": num_documents, "copies": int(num_G.sum()), "group_documents": group_documents})
         return {}
@@ -135,16 +127,13 @@ def _routed(
     return pa.table([columns[name] if name in columns else table.column(name) for name in schema.names], schema=schema)
 
 
-class ExactMerger:
+class ExactMerger(SearchWorker):
     """Merges what the shards held of the queries' nearest documents, once for all who ask."""
-
-    def __init__(self, cfg: NeighborsConfig, out: Artifact) -> None:
-        self._cfg, self._out = cfg, out
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         files = Scratch(item["split"], item["attempt"])
-        exact = Exact.nothing(len(read_arrays(self._out, files.partition)["query_id_Q"]))
+        exact = Exact.nothing(len(read_arrays(self.out, files.partition)["query_id_Q"]))
         for shard in range(item["num_shards"]):
-            exact = exact.merge(Exact(**read_arrays(self._out, files.exact_of(shard))), self._cfg.num_neighbors)
-        write_arrays(self._out, files.exact, exact)
+            exact = exact.merge(Exact(**read_arrays(self.out, files.exact_of(shard))), self.cfg.num_neighbors)
+        write_arrays(self.out, files.exact, exact)
         return {}

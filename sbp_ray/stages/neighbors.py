@@ -17,7 +17,7 @@ that a split is one group, in one worker. Up to `SMALL` documents are the driver
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -123,47 +123,32 @@ def _steps(
 ) -> Iterator[Step]:
     """Of one attempt. How many groups there are is known once the first step is done."""
     each_split: Items = [
-        {"split": split, "attempt": attempt, "num_shards": len(rows[split]), "dim": plan.dim} for split in rows
+        {"split": split, "attempt": attempt, "dim": plan.dim, "num_shards": len(rows[split])} for split in rows
     ]
     each_shard: Items = [{**item, "shard": shard} for item in each_split for shard in range(item["num_shards"])]
-    files = {split: Scratch(split, attempt) for split in rows}
 
-    def new_step(name: str, worker: type, arguments: tuple[Any, ...], items: Items, **settings: Any) -> Step:
-        return Step(name, worker, (cfg, *arguments), items, resources=cfg.resources, **settings)
+    def new_step(
+        name: str, worker: Callable[..., Any], items: Items, file_of: Callable[[Scratch, Any], str], **settings: Any
+    ) -> Step:
+        def name_file(item: dict[str, Any]) -> str:
+            return file_of(Scratch(item["split"], attempt), item)
 
-    yield new_step(
-        "neighbors groups",
-        Partitioner,
-        (embeddings, out, rows),
-        each_split,
-        file_of=lambda item: files[item["split"]].partition,
-    )
-    yield new_step(
-        "neighbors routing",
-        Router,
-        (embeddings, out),
-        each_shard,
-        file_of=lambda item: files[item["split"]].routed(item["shard"]),
-        items_at_once=threads_of(cfg.resources),
-    )
-    yield new_step(
-        "neighbors control", ExactMerger, (out,), each_split, file_of=lambda item: files[item["split"]].exact
-    )
+        return Step(name, worker, (cfg, embeddings, out), items, name_file, resources=cfg.resources, **settings)
+
+    sampled = [{**item, "shard_rows": rows[item["split"]]} for item in each_split]
+    yield new_step("neighbors groups", Partitioner, sampled, lambda files, _: files.partition)
+    at_once = {"items_at_once": threads_of(cfg.resources)}
+    yield new_step("neighbors routing", Router, each_shard, lambda files, item: files.routed(item["shard"]), **at_once)
+    yield new_step("neighbors control", ExactMerger, each_split, lambda files, _: files.exact)
     groups = _list_groups(cfg, out, each_split)
-    yield new_step(
-        "neighbors",
-        GroupSearcher,
-        (out,),
-        [item for items in groups.values() for item in items],
-        file_of=lambda item: files[item["split"]].found(item["group"]),
-    )
+    searched = [item for items in groups.values() for item in items]
+    yield new_step("neighbors", GroupSearcher, searched, lambda files, item: files.found(item["group"]))
     largest = max((max(shards, default=0) for shards in rows.values()), default=0)
     yield new_step(
         "neighbors merging",
         ListMerger,
-        (embeddings, out),
         [{**item, "num_groups": len(groups[item["split"]])} for item in each_shard],
-        file_of=lambda item: shard_name(item["split"], item["shard"]),
+        lambda files, item: shard_name(files.split, item["shard"]),
         outdated=_list_outdated(out, rows, attempt),
         items_at_once=shards_merged_at_once(cfg, largest, max(map(len, groups.values()), default=1)),
     )
