@@ -9,8 +9,8 @@ from sbp_ray.report.wording import fixed, gain_words, interval, interval_of, per
 
 _TIMES = ("never", "once", "twice", "three times and more")
 _KINDS = {
-    "unseen_wording": "in words that were not read with it",
-    "held_out_wording": "in words that no document uses",
+    "unseen_wording": "Facts recalled, in words that were not read with them",
+    "held_out_wording": "Facts recalled, in words that no document uses",
 }
 _QUALITY = {
     "true": "statements that are true",
@@ -41,21 +41,20 @@ def fact_tables(facts: Mapping[str, Any] | None) -> list[Table]:
         return []
     by_times = ", ".join(f"{number:,} {times}" for number, times in zip(facts["facts"], _TIMES, strict=True))
     gains = "A gain over repetition follows, with its interval over seeds where there are several, else over entities."
+    closed_book = (
+        f"Closed book, greedy, exact; and nats of the value. Of {sum(facts['facts']):,} facts on {facts['entities']:,} "
+        f"entities the training text states {by_times}. {gains}"
+    )
     tables = [
         Table(
             "Held-out loss by what the tokens say",
             f"Nats a value, and nats a token of other text. {gains}",
             [*_losses(facts)],
         ),
-        Table(
-            "Facts recalled",
-            f"Closed book, greedy, exact. Of {sum(facts['facts']):,} facts on {facts['entities']:,} entities the "
-            f"training text states {by_times}. {gains}",
-            [*_recalled(facts)],
-        ),
+        *(Table(title, closed_book, [*_recalled(facts, kind)]) for kind, title in _KINDS.items()),
         Table("What the texts state", "Counted by the truth; intervals are over entities.", [*_stated(facts["texts"])]),
     ]
-    return [table for table in tables if len(table.rows) > 1]
+    return [table for table in tables if len(table.rows[0]) > 1]
 
 
 def _losses(facts: Mapping[str, Any]) -> Iterator[Sequence[str]]:
@@ -73,24 +72,12 @@ def _losses(facts: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         )
 
 
-def _recalled(facts: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    there = [
-        (kind, number)
-        for kind in _KINDS
-        for number in range(len(_TIMES))
-        if f"{kind}_{number}_missed" in facts["sizes"]
-    ]
-    sizes = [facts["sizes"][f"{kind}_{number}_missed"] for kind, number in there]
-    yield (
-        "arm",
-        *(
-            f"stated {_TIMES[number]}, {_KINDS[kind]} ({size:,})"
-            for (kind, number), size in zip(there, sizes, strict=True)
-        ),
-    )
+def _recalled(facts: Mapping[str, Any], kind: str) -> Iterator[Sequence[str]]:
+    there = [number for number in range(len(_TIMES)) if f"{kind}_{number}_missed" in facts["sizes"]]
+    yield ("arm", *(f"stated {_TIMES[number]} ({facts['sizes'][f'{kind}_{number}_missed']:,})" for number in there))
     for arm in facts["arms"]:
         cells = []
-        for kind, number in there:
+        for number in there:
             found = arm["measures"][f"{kind}_{number}_missed"]
             nats = arm["measures"][f"{kind}_{number}_nats_per_value"]["mean"]
             cells.append(f"{percent(1 - found['mean'])}{_points(found)}; {fixed(nats, 2)} nats")

@@ -265,12 +265,13 @@ def test_facts_of_a_study(study: Study, new_artifact) -> None:
     )
     assert (real["name"], real["shares"]["true"]["value"]) == ("real_held_out", 1)
     assert measure_facts(study, store) == found  # from the store
-    losses, recalled, stated = fact_tables(found)
+    losses, recalled, recalled_anew, stated = fact_tables(found)
     assert losses.rows[0][1:3] == (
         "value of a fact stated never (1)",
         "value of a fact stated three times and more (1)",
     )
     assert [row[0] for row in losses.rows[1:]] == ["repetition", "sbp"]
+    assert recalled.rows[0] == ("arm", "stated never (1)") and len(recalled_anew.rows[0]) == 4
     assert "states 1 never, 3 once, 0 twice, 1 three times and more" in recalled.note
     assert ("statements that are true", "100.0 %", "100.0 %") in stated.rows
 
