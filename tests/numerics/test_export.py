@@ -58,9 +58,13 @@ def test_two_ranks_export_the_bits_of_the_trained_weights(
     assert "lm_head.weight" not in written  # it is the embedding
     assert written.keys() | {"lm_head.weight"} == gathered.keys()
     assert all(torch.equal(weight, gathered[name]) for name, weight in written.items())
-    loaded = AutoModelForCausalLM.from_pretrained(plan.out.path("model"), dtype=torch.float32).state_dict()
+    lm = AutoModelForCausalLM.from_pretrained(plan.out.path("model"), dtype=torch.float32)
+    loaded = lm.state_dict()
     assert loaded.keys() == gathered.keys()
     assert all(torch.equal(weight, gathered[name]) for name, weight in loaded.items())
+    lm.save_pretrained(tmp_path / "saved")
+    if len(files) == 1:
+        assert files[0].read_bytes() == (tmp_path / "saved" / "model.safetensors").read_bytes()
 
 
 def test_files_are_filled_in_order_and_a_larger_tensor_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
