@@ -9,7 +9,7 @@ law gives L; that D beside the corpus that the arm read is the gain.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,20 +77,17 @@ def effective_data(study: Study, losses: Mapping[str, Mapping[int, float]]) -> d
         to, or why there is none (`refused`). `arms`: `name`, and under `times` by recipe the multiple of real text,
         with its interval over seeds where there is one.
     """
-    own = next(one for one in study.trainings if one.arm == BASELINE)
-    recipes = []
+    fits = {}
     for name, arms in _recipes(study).items():
-        sizes = {_unique_tokens(one): name for name, one in arms.items()}
-        recipes.append({"name": name, **_fitted(name, sizes, losses), "seeds": _laws_by_seed(sizes, losses)})
-    rows = [
-        {"name": one.name, "times": {recipe["name"]: _times(recipe, losses[one.name], own) for recipe in recipes}}
-        for seeds in study.by_arm().values()
-        for one in [next(iter(seeds.values()))]
-        if one.share is not None
-    ]
-    for recipe in recipes:
-        del recipe["seeds"]
-    return {"recipes": recipes, "arms": rows}
+        sizes = {_unique_tokens(one): other for other, one in arms.items()}
+        fits[name] = _fitted(name, sizes, losses), _laws_by_seed(sizes, losses)
+    rows = []
+    for name, seeds in study.by_arm().items():
+        one = next(iter(seeds.values()))
+        if one.share is not None:
+            times = {of: _times(*fit, losses[name], _unique_tokens(one)) for of, fit in fits.items()}
+            rows.append({"name": name, "times": times})
+    return {"recipes": [recipe for recipe, _ in fits.values()], "arms": rows}
 
 
 def _recipes(study: Study) -> dict[str, dict[str, Training]]:
@@ -119,7 +116,7 @@ def _unique_tokens(one: Training) -> float:
 
 def _fitted(name: str, sizes: Mapping[float, str], losses: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
     means = {tokens: float(np.mean([*losses[sizes[tokens]].values()])) for tokens in sorted(sizes)}
-    found: dict[str, Any] = {"law": None, "refused": None}
+    found: dict[str, Any] = {"name": name, "law": None, "refused": None}
     found["sizes"] = [{"tokens": tokens, "arm": sizes[tokens], "loss": loss} for tokens, loss in means.items()]
     if len(sizes) < MIN_SIZES:
         found["refused"] = (
@@ -139,21 +136,25 @@ def _laws_by_seed(sizes: Mapping[float, str], losses: Mapping[str, Mapping[int, 
     return {seed: fit_data_law({tokens: losses[sizes[tokens]][seed] for tokens in sizes}) for seed in sorted(seeds)}
 
 
-def _times(recipe: Mapping[str, Any], loss_S: Mapping[int, float], own: Training) -> dict[str, Any] | None:
-    """The multiple of the baseline's corpus; `inf` is written as None, since JSON has no such number."""
+def _times(
+    recipe: Mapping[str, Any], laws: Mapping[int, DataLaw | None], loss_S: Mapping[int, float], corpus: float
+) -> dict[str, Any] | None:
+    """The multiple of the corpus that the arm read. None stands for infinity, which JSON lacks."""
     if recipe["law"] is None:
         return None
-    tokens, corpus = DataLaw(**recipe["law"]).tokens_for(float(np.mean([*loss_S.values()]))), _unique_tokens(own)
-    is_beyond = tokens > recipe["sizes"][-1]["tokens"]
-    found = {"value": tokens / corpus if math.isfinite(tokens) else None, "is_extrapolated": is_beyond}
-    logs = _log_times(recipe["seeds"], loss_S, corpus)
+    tokens = DataLaw(**recipe["law"]).tokens_for(float(np.mean([*loss_S.values()])))
+    first, *_, last = (size["tokens"] for size in recipe["sizes"])
+    found = {
+        "value": tokens / corpus if math.isfinite(tokens) else None,
+        "is_extrapolated": not first <= tokens <= last,
+    }
+    logs = _log_times(laws, loss_S, corpus)
     interval = mean_interval(logs) if all(map(math.isfinite, logs)) else None
     if interval is None or found["value"] is None:
         return found
     return found | {"low": math.exp(interval.low), "high": math.exp(interval.high), "unit": "seeds", "units": len(logs)}
 
 
-def _log_times(laws: Mapping[int, DataLaw | None], loss_S: Mapping[int, float], corpus: float) -> Sequence[float]:
-    both = sorted(laws.keys() & loss_S.keys())
-    pairs = [(laws[seed], loss_S[seed]) for seed in both]
+def _log_times(laws: Mapping[int, DataLaw | None], loss_S: Mapping[int, float], corpus: float) -> list[float]:
+    pairs = [(laws[seed], loss_S[seed]) for seed in sorted(laws.keys() & loss_S.keys())]
     return [math.inf if law is None else math.log(law.tokens_for(loss) / corpus) for law, loss in pairs]
