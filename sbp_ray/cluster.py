@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from sbp_ray.config import ClusterConfig, Config, EngineConfig, Resources, TrainingConfig, TrainingResources
-from sbp_ray.errors import SbpError
+from sbp_ray.errors import SbpError, one_line
 from sbp_ray.logs import set_up_logging
 from sbp_ray.processor import num_cpus
 
@@ -96,17 +96,25 @@ def _start_local(cluster: ClusterConfig, runtime_env: dict[str, Any]) -> str:
     # Ray Train's watchers ask the dashboard whether their run is alive, and look for one by themselves. Where another
     # Ray runs on the machine they would ask that one, which says no, and end the training.
     env_vars = {**runtime_env["env_vars"], _DASHBOARD: f"http://127.0.0.1:{port}"}
-    context = ray.init(
-        address="local",
-        num_cpus=cluster.num_cpus,
-        object_store_memory=int(cluster.object_store_gib * 2**30),
-        namespace=NAMESPACE,
-        runtime_env={**runtime_env, "env_vars": env_vars},
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        dashboard_port=port,
-        logging_level=logging.WARNING,
-    )
+    try:
+        context = ray.init(
+            address="local",
+            num_cpus=cluster.num_cpus,
+            object_store_memory=int(cluster.object_store_gib * 2**30),
+            namespace=NAMESPACE,
+            runtime_env={**runtime_env, "env_vars": env_vars},
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=port,
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, TimeoutError | ConnectionError):
+            raise
+        raise SbpError(
+            f"Ray did not start ({one_line(error)}): see that the machine has memory and processors to spare, and run "
+            "the same command again"
+        ) from None
     token = (
         "" if os.environ["RAY_AUTH_MODE"] != "token" else " | it asks for the token that `ray get-auth-token` prints"
     )

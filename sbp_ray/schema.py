@@ -13,7 +13,8 @@ Split = Literal["train", "validation", "development"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 DOC_ID = pa.binary(16)
-"""A document's id: BLAKE2b-128 of its text, or of what it was written from. JSON and people see it as hex digits."""
+"""A document's id: BLAKE2b-128 of its text without what cannot be seen of it (`ingestion.parsing.document_id`), or of
+what it was written from. JSON and people see it as hex digits."""
 
 DOCUMENT = pa.schema(
     [
