@@ -71,7 +71,7 @@ def scan_corpus(corpus: Artifact, *, wanted: Collection[bytes], table: NgramTabl
     return total
 
 
-def scan_shards(wanted: Iterable[tuple[str, Collection[bytes]]], corpus: Artifact, table: NgramTable) -> Scan:
+def scan_shards(wanted: Iterable[tuple[str, Sequence[bytes]]], corpus: Artifact, table: NgramTable) -> Scan:
     """Read shards in batches of rows.
 
     Args:
@@ -80,11 +80,11 @@ def scan_shards(wanted: Iterable[tuple[str, Collection[bytes]]], corpus: Artifac
     counter = DocumentCounter(table)
     found = Scan(counter.counts_C)
     for name, ids in wanted:
-        columns = ["doc_id", "group", "input_ids", *(["text"] if ids else [])]
+        columns, wanted_ids = ["doc_id", "group", "input_ids", *(["text"] if ids else [])], pa.array(ids, DOC_ID)
         with corpus.fs.open_input_file(corpus.path(name)) as file:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS, columns=columns):
                 if ids:
-                    is_wanted = pc.is_in(batch.column("doc_id"), value_set=pa.array(list(ids), DOC_ID))
+                    is_wanted = pc.is_in(batch.column("doc_id"), value_set=wanted_ids)
                     found.documents |= {row["doc_id"]: row for row in batch.filter(is_wanted).to_pylist()}
                 ids_T = batch.column("input_ids").flatten().to_numpy(zero_copy_only=False)
                 lengths_D = pc.list_value_length(batch.column("input_ids")).to_numpy(zero_copy_only=False)

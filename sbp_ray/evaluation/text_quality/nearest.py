@@ -13,6 +13,7 @@ from sbp_ray.artifacts import Artifact
 
 # N = documents of the samples, B = documents of a batch of the corpus, D = vector length
 
+_BATCH_ROWS = 4096
 # So many cosines, which take 64 MiB, are held at once.
 _CELLS_AT_ONCE = 2**24
 
@@ -49,7 +50,7 @@ def nearest_in_shard(
     """
     found = Nearest.none(len(vector_ND))
     row_of = {doc_id: row for row, doc_id in enumerate(own_ids)}
-    batch_size = max(1, _CELLS_AT_ONCE // len(vector_ND))
+    batch_size = max(1, min(_BATCH_ROWS, _CELLS_AT_ONCE // len(vector_ND)))
     with embeddings.fs.open_input_file(embeddings.path(name)) as file:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=batch_size, columns=["doc_id", "vector"]):
             id_B = np.array(batch.column("doc_id").to_pylist(), object)
