@@ -15,7 +15,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.generation.d1 import Sources
 from sbp_ray.generation.merging import merge_shard, part_name
 from sbp_ray.generation.parts import make_parts
-from sbp_ray.generation.scores import SCORES, choose_by_scores
+from sbp_ray.generation.scores import SCORES, choose_by_scores, describe_scores, summarise_scores
 from sbp_ray.generation.segments import DoneSamples
 from sbp_ray.schema import DOC_ID, DOCUMENT
 from sbp_ray.shards import add_stats, shard_name
@@ -124,6 +124,18 @@ def test_each_row_holds_its_scores_as_the_model_itself_gives_them(written: Writt
     ends = sum(row["finish_reason"] == "stop" for row in rows)
     read = sum(14 + 2 + 2 * len(row["input_ids"]) for row in rows) + 2 * ends
     assert stats["scores"]["tokens_scored"] == read
+
+
+def test_a_manifest_says_how_the_scores_of_all_samples_lie(written: Written) -> None:
+    """Of 24 samples, a tenth lies at the third smallest and half at the twelfth, each to 0.01 nats below."""
+    written.make_parts(min_gain_nats=-100)
+    summary = summarise_scores(written.stats()["scores"])
+    for name in SCORES.names:
+        values = sorted(row[name] for row in written.rows())
+        assert summary[name]["mean"] == pytest.approx(sum(values) / 24, abs=1e-4)
+        for share, place in (("10%", 3), ("50%", 12), ("90%", 22)):
+            assert 0 <= values[place - 1] - summary[name][share] < 0.0101
+    assert describe_scores(summary).startswith(f"nll_nats {summary['nll_nats']['mean']:.2f} on average, ")
 
 
 def test_what_is_unlikely_is_dropped_in_one_pass_under_any_condition(written: Written, scorer: tuple[Any, Any]) -> None:
