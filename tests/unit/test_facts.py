@@ -17,7 +17,7 @@ from sbp_ray.config import Config
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.facts.known_text import KnownText, read_known_text
 from sbp_ray.evaluation.facts.measured_facts import measure_facts
-from sbp_ray.evaluation.facts.recall import HELD_OUT, STOP, UNSEEN, VALUE, choose_prompts, prompt_example
+from sbp_ray.evaluation.facts.recall_prompts import HELD_OUT, STOP, UNSEEN, VALUE, choose_prompts, prompt_example
 from sbp_ray.evaluation.facts.text_facts import count_text, share_rows
 from sbp_ray.evaluation.facts.token_classes import CLASSES, classify_tokens, token_spans
 from sbp_ray.evaluation.study import Study, Training

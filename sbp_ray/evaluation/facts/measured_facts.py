@@ -13,7 +13,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.bios.statements import StatementReader
 from sbp_ray.bios.truth import Truth, read_truth
 from sbp_ray.evaluation.facts.known_text import MOST_TIMES, KnownText, read_known_text
-from sbp_ray.evaluation.facts.recall import STOP, VALUE
+from sbp_ray.evaluation.facts.recall_prompts import STOP, VALUE
 from sbp_ray.evaluation.facts.scored_facts import ClassScores, FactTexts, choose_fact_texts, score_models
 from sbp_ray.evaluation.facts.text_facts import TextCounts, count_text, share_rows
 from sbp_ray.evaluation.facts.token_classes import CLASSES, VALUES

@@ -15,7 +15,7 @@ from sbp_ray.bios.statements import StatementReader
 from sbp_ray.bios.truth import Truth
 from sbp_ray.config import Config, ForwardResources
 from sbp_ray.evaluation.facts.known_text import KnownText
-from sbp_ray.evaluation.facts.recall import Prompt, choose_prompts, prompt_example
+from sbp_ray.evaluation.facts.recall_prompts import Prompt, choose_prompts, prompt_example
 from sbp_ray.evaluation.facts.token_classes import CLASSES, VALUES, classify_tokens, token_spans
 from sbp_ray.evaluation.likelihood.checkpoints import document_windows
 from sbp_ray.evaluation.study import Study
