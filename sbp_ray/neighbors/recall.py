@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
@@ -35,8 +36,9 @@ def measure_recall(
     exact = Exact(**read_arrays(out, files.exact))
     judging = made.query_id_Q[: cfg.recall_queries]  # the others told the search when to end
     lists = fetch_rows(out, split, to_column(judging).to_pylist(), ["neighbor_ids", "cosines"])
-    cosines = [row.values.to_numpy() for row in lists.column("cosines")]
-    ids = [ids_to_numpy(row.values) for row in lists.column("neighbor_ids")]
+    ends = np.cumsum(pc.list_value_length(lists.column("cosines")).to_numpy())[:-1]
+    cosines = np.split(pc.list_flatten(lists.column("cosines")).to_numpy(), ends)[: len(judging)]
+    ids = np.split(ids_to_numpy(pc.list_flatten(lists.column("neighbor_ids"))), ends)[: len(judging)]
     num_documents = sum(shard_rows)
     shares = recall_of(Exact(exact.cosine_QK[: len(judging)], exact.id_QK[: len(judging)]), cosines, ids)
     mean, low, high = interval(shares, num_documents) if len(shares) else (1.0, 1.0, 1.0)
