@@ -1,6 +1,6 @@
 """From sharded weights to the Hugging Face folder that transformers and vLLM load.
 
-model/               safetensors, config, tokenizer
+model/               safetensors, config, tokenizer, card
 export_check.json    held-out documents, and the trained model's NLL of each of their tokens: for `export_check.py`
 exported.json        written last
 
@@ -27,6 +27,7 @@ from sbp_ray.errors import one_line
 from sbp_ray.mixing import Address, Source
 from sbp_ray.text.tokenizer import load_tokenizer
 from sbp_ray.training.loss import SupervisedLanguageModel
+from sbp_ray.training.model_card import describe_model
 from sbp_ray.training.rows import Batch, RowReader
 from sbp_ray.training.sharding import failing_together
 from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan
@@ -74,6 +75,8 @@ def export_model(
             if len(files) > 1:
                 places = {name: file for file, names in files.items() for name in names}
                 plan.out.write_json(f"{MODEL_FOLDER}/{_INDEX}", {"metadata": total, "weight_map": places})
+            card = describe_model(plan, sum(weight.numel() for weight in weights.values()), step)
+            plan.out.write_bytes(f"{MODEL_FOLDER}/README.md", card.encode())
             plan.out.write_json(_MARKER, {"step": step})
 
 

@@ -55,6 +55,10 @@ def test_two_ranks_export_the_bits_of_the_trained_weights(
         assert [file.name for file in files] == names  # and nothing of the interrupted attempt
         assert all(file.stat().st_size < 45_000 for file in files)  # the embedding, 320 x 32 in float32, and a header
     written = {name: weight for file in files for name, weight in load_file(file).items()}
+    card = Path(plan.out.path("model/README.md")).read_text()
+    assert f"| parameters | {sum(weight.numel() for weight in written.values()):,} |" in card
+    assert "| weights after step | 6 of " in card
+    assert "| begun from | random weights |" in card
     assert "lm_head.weight" not in written  # it is the embedding
     assert written.keys() | {"lm_head.weight"} == gathered.keys()
     assert all(torch.equal(weight, gathered[name]) for name, weight in written.items())
