@@ -146,10 +146,17 @@ def test_at_equal_cost_the_cheapest_repetition_that_costs_as_much_counts(rows) -
 
 
 def test_the_best_of_what_repeats_the_text_for_no_more_counts_too(rows) -> None:
-    """Not the oracle, which has other text; and nothing that costs more."""
+    """Not the oracle, nor repetition of another corpus, which have other text; and nothing that costs more."""
     base, sbp, oracle, longer = rows
+    twice = {
+        **longer,
+        "name": "twice",
+        "corpus": oracle["corpus"],
+        "measures": oracle["measures"],
+        "cost": base["cost"],
+    }
     regularised = {**base, "name": "regularised", "like": "regularised", "measures": longer["measures"]}
-    [row] = equal_cost_rows([base, sbp, oracle, longer, regularised])
+    [row] = equal_cost_rows([base, sbp, oracle, longer, regularised, twice])
     assert (row["against"]["name"], row["within"]["name"]) == ("longer", "regularised")
     assert row["within"]["gain"] == pytest.approx(0.05)
 

@@ -45,7 +45,7 @@ def arm_rows(study: Study, scores: Mapping[str, Scores], texts: Texts) -> list[d
         row["models"] = {str(seed): training.model.key for seed, training in seeds.items()}
         row["parameters"] = scores[one.model.key].num_parameters
         row["mixture"] = one.model.stats.get("mixture")
-        row["unique_tokens"] = one.model.inputs["corpus"].stats.get("train", {}).get("tokens")
+        row["corpus"] = one.model.inputs["corpus"].key
         row["is_comparable"] = is_at_equal_budget(one, next(iter(by_arm[BASELINE].values())))
         row["ends"] = _both_ends([training.model.stats for training in seeds.values()])
         for key, costs in (("cost", study.costs), ("own_cost", study.own_costs)):
@@ -123,7 +123,7 @@ def _mean_cost(costs: Sequence[Costs | None]) -> dict[str, float] | None:
 
 
 def equal_cost_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each arm with synthetic text beside arms that repeat the real text, by the total cost of each.
+    """Each arm with synthetic text beside arms that repeat the same real text, by the total cost of each.
 
     `against` is the cheapest arm like repetition that costs as much or more, to within 5 %: the same compute, all of it
     spent. `within` is the best of all arms that repeat the text and cost no more, to within 5 %: whoever has the
@@ -132,7 +132,8 @@ def equal_cost_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     rows = [row for row in rows if row["cost"] and HEADLINE in row["measures"]]
     losses = losses_of(rows)
-    repeated = [row for row in rows if row["share"] is None and row["like"] != ORACLE]
+    base = next((row for row in rows if row["name"] == BASELINE), {})
+    repeated = [row for row in rows if row["share"] is None and row["corpus"] == base["corpus"]]
     found = []
     for row in (row for row in rows if row["share"] is not None):
         wanted = row["cost"]["flops"]
@@ -140,7 +141,6 @@ def equal_cost_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         within = [r for r in repeated if _SAME_COST * r["cost"]["flops"] <= wanted]
         against = min(enough, key=lambda r: r["cost"]["flops"], default=None)
         best = min(within, key=lambda r: r["measures"][HEADLINE]["mean"])
-        [base] = [r for r in rows if r["name"] == BASELINE]
         entry = {"name": row["name"], "flops": wanted, "times_repetition": wanted / base["cost"]["flops"]}
         entry |= {"against": against and _beside(losses, row, against), "within": _beside(losses, row, best)}
         found.append(entry)
