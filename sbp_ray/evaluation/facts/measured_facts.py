@@ -114,8 +114,7 @@ def _text_rows(study: Study, truth: Truth, known: KnownText) -> list[dict[str, A
         texts = [(row["text"], d1[row["d1_id"]]["text"], d1[row["d1_id"]]["group"]) for row in rows]
         calls.append((name_of_text(trained), texts))
     real = sample_real(cfg, study.corpus)[REAL_HELD_OUT].rows
-    documents = fetch_documents(study.corpus, {row["doc_id"] for row in real}, split="validation")
-    calls.append((REAL_HELD_OUT, [(row["text"], None, row["group"]) for row in documents.values()]))
+    calls.append((REAL_HELD_OUT, [(row["text"], None, row["group"]) for row in real]))
     counted: dict[str, list[TextCounts]] = defaultdict(list)
     groups: dict[str, list[str]] = defaultdict(list)
     for (name, texts), found in call_each(_count_texts, calls, truth, known):
