@@ -28,7 +28,7 @@ NUM_SLOTS = 65_536
 HASHES_KEPT = 1024
 """Hashes of each split's groups that are kept to estimate how many groups there are."""
 PIECE_ROWS = 1000
-PIECE_BYTES = 1 << 22
+PIECE_BYTES = 1 << 20
 """Texts that are worked on at a time: to tokenise or to hash a byte takes some 50."""
 
 
