@@ -3,6 +3,7 @@ one."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,11 +11,13 @@ from typing import Any, NamedTuple
 
 from sbp_ray.config import IngestConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.ingestion.records import Damage
+from sbp_ray.ingestion.records import Damage, RecordReader, SeenColumns
+from sbp_ray.ingestion.units import Unit
 
 logger = logging.getLogger(__name__)
 
 _FILES_TOLD = 3
+_FIRST_ROWS = 1000
 
 
 class FileReport(NamedTuple):
@@ -36,6 +39,21 @@ class FileReport(NamedTuple):
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> FileReport:
         return cls(**{**fields, "damage": Damage(*fields["damage"]) if fields["damage"] else None})
+
+
+def warn_of_first_rows(cfg: IngestConfig, unit: Unit) -> None:
+    """Say early of a large input that its columns may be others; only all rows can tell.
+
+    Raises:
+        SbpError: the first file is of a kind that cannot be read.
+    """
+    seen = SeenColumns()
+    path = unit.paths[0]
+    rows = RecordReader(cfg.text_column, cfg.group_column, cfg.max_chars).read(path, 0, unit.num_parts, seen)
+    num_read = sum(1 for _ in itertools.islice(rows, _FIRST_ROWS))
+    if num_read == _FIRST_ROWS and not seen.num_texts:
+        found = ", ".join(seen.names) or "none"
+        logger.warning(f"ingest | {path}: no text in column {cfg.text_column!r} so far; the columns are {found}")
 
 
 def merge_parts(reports: Iterable[FileReport]) -> list[FileReport]:

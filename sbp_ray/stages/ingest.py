@@ -36,7 +36,7 @@ from sbp_ray.ingestion.choosing import (
 )
 from sbp_ray.ingestion.data_card import describe_texts, examples_of_drops, tabulate_corpus
 from sbp_ray.ingestion.parsing import QUARANTINE, FileParser
-from sbp_ray.ingestion.refusing import FileReport, merge_parts, require_usable
+from sbp_ray.ingestion.refusing import FileReport, merge_parts, require_usable, warn_of_first_rows
 from sbp_ray.ingestion.units import Unit, input_units
 from sbp_ray.input_files import FoundFiles
 from sbp_ray.schema import DOCUMENT, SPLITS, Split
@@ -91,6 +91,7 @@ def _ingest(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact
     units, found = input_units(cfg.input)
     if found.skipped:
         logger.warning(f"ingest | {found.told()}")
+    warn_of_first_rows(cfg, units[0])
     _parse_all(units, cfg, out)
     _refuse_bad_input(cfg, out)
     _write_all(cfg, decontaminate, out)

@@ -307,6 +307,17 @@ def test_any_row_can_be_the_first_with_a_text_or_a_group(tmp_path: Path, new_art
     assert stats["drops"] == {"no_text": 1011}
 
 
+def test_the_wrong_column_is_told_before_a_large_input_is_read(
+    tmp_path: Path, new_artifact, caplog: pytest.LogCaptureFixture, in_process: WorkedOn
+) -> None:
+    path = tmp_path / "a.jsonl"
+    write_rows(path, [{"body": "x"}] * 1000)
+    in_process.interrupt_after(0)
+    with pytest.raises(KeyboardInterrupt):
+        ingest_documents(config(path, group_column=None), out=new_artifact("corpus"))
+    assert f"{path}: no text in column 'text' so far; the columns are body" in caplog.text
+
+
 def test_a_file_without_the_columns_says_what_it_holds(tmp_path: Path, new_artifact) -> None:
     path = tmp_path / "a.jsonl"
     write_rows(path, [{"text": None, "id": 1}, {"text": ["x"], "id": 2}])
