@@ -14,7 +14,7 @@ from sbp_ray.bios.statements import StatementReader
 from sbp_ray.bios.truth import Truth, read_truth
 from sbp_ray.evaluation.facts.known_text import MOST_TIMES, KnownText, read_known_text
 from sbp_ray.evaluation.facts.recall_prompts import STOP, VALUE
-from sbp_ray.evaluation.facts.scored_facts import ClassScores, FactTexts, choose_fact_texts, score_models
+from sbp_ray.evaluation.facts.scored_facts import ClassScores, FactTexts, choose_fact_texts, score_fact_texts
 from sbp_ray.evaluation.facts.text_facts import TextCounts, count_text, share_rows
 from sbp_ray.evaluation.facts.token_classes import CLASSES, VALUES
 from sbp_ray.evaluation.likelihood.arm_losses import measure_arms
@@ -43,7 +43,7 @@ def measure_facts(study: Study, store: Artifact) -> dict[str, Any] | None:
     truth = read_truth(study.settings.eval.truth)
     known = read_known_text(study.corpus, truth)
     texts = choose_fact_texts(study.settings, study.corpus, truth, known)
-    scores = score_models(study, texts, store)
+    scores = score_fact_texts(study, texts, store)
     by_times = Counter(known.times(fact) for fact in truth.facts())
     measures = _losses_by_class(texts, scores) | _recalled(texts, known, scores)
     return {

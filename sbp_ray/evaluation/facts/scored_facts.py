@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,16 +16,13 @@ from sbp_ray.config import Config, ForwardResources
 from sbp_ray.evaluation.facts.known_text import KnownText
 from sbp_ray.evaluation.facts.recall_prompts import Prompt, choose_prompts, prompt_example
 from sbp_ray.evaluation.facts.token_classes import CLASSES, VALUES, classify_tokens, token_spans
-from sbp_ray.evaluation.likelihood.checkpoints import document_windows
+from sbp_ray.evaluation.likelihood.checkpoints import document_windows, score_models
 from sbp_ray.evaluation.study import Study
 from sbp_ray.evaluation.text_quality.samples import sample_rows
-from sbp_ray.shards import call_each
 from sbp_ray.text.pair_format import Example
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 
 # N = texts, S = supervised tokens of a text, C = classes of tokens
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -105,7 +101,7 @@ def choose_fact_texts(settings: Config, corpus: Artifact, truth: Truth, known: K
     return texts
 
 
-def score_models(study: Study, texts: FactTexts, store: Artifact) -> dict[str, ClassScores]:
+def score_fact_texts(study: Study, texts: FactTexts, store: Artifact) -> dict[str, ClassScores]:
     """Score each model of the study: by its key.
 
     Args:
@@ -115,16 +111,11 @@ def score_models(study: Study, texts: FactTexts, store: Artifact) -> dict[str, C
                 zip(texts.examples, texts.classes, strict=True)]  # fmt: skip
     mark = fingerprint_of({"texts": of_texts})[:8]
     names = {key: f"facts-{key}-{mark}.json" for key in study.models}
-    calls = [(key, made.artifact) for key, made in study.models.items() if not store.exists(names[key])]
-    resources = study.settings.eval.resources
-    for (key, _), found in call_each(score_facts, calls, texts.examples, texts.classes, resources, resources=resources):
-        store.write_json(names[key], {"nll": found.nll_NC.tolist(), "top": found.top_NC.tolist()})
-        logger.info(f"eval | {key} | asked for facts")
-    return {key: _read_scores(store.read_json(name)) for key, name in names.items()}
-
-
-def _read_scores(stored: Mapping[str, Any]) -> ClassScores:
-    return ClassScores(np.array(stored["nll"], np.float64), np.array(stored["top"], np.int64))
+    stored = score_models(study, store, names, score_facts, texts.examples, texts.classes)
+    return {
+        key: ClassScores(np.array(found["nll"], np.float64), np.array(found["top"], np.int64))
+        for key, found in stored.items()
+    }
 
 
 def score_facts(
@@ -132,14 +123,14 @@ def score_facts(
     examples: Sequence[Example],
     classes: Sequence[NDArray[np.uint8]],
     resources: ForwardResources,
-) -> ClassScores:
+) -> dict[str, Any]:
     """Load `model/` of a training artifact and score every text in float32. Runs in a process of its own."""
     from sbp_ray.scoring import load_model, score_tokens
 
     model = load_model(named[1].local_copy("model"), resources)
     found = score_tokens(model, examples, batch_tokens=resources.batch_tokens)
     each = list(zip(classes, found, strict=True))
-    return ClassScores(
-        np.stack([np.bincount(classes_S, one.nll_S, len(CLASSES)) for classes_S, one in each]),
-        np.stack([np.bincount(classes_S, one.is_top_S, len(CLASSES)) for classes_S, one in each]).astype(np.int64),
-    )
+    return {
+        "nll": [np.bincount(classes_S, one.nll_S, len(CLASSES)).tolist() for classes_S, one in each],
+        "top": [np.bincount(classes_S, one.is_top_S, len(CLASSES)).tolist() for classes_S, one in each],
+    }

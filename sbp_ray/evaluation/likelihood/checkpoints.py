@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ForwardResources
+from sbp_ray.evaluation.study import Study
 from sbp_ray.logs import Progress
+from sbp_ray.shards import call_each
 from sbp_ray.text.pair_format import Example, document_example, join_tokens
 from sbp_ray.text.tokenizer import SpecialIds
+
+logger = logging.getLogger(__name__)
 
 # N = units of a set, E = examples of all sets
 
@@ -38,9 +43,26 @@ def document_windows(input_ids: Sequence[int], special: SpecialIds, max_tokens: 
     return [*windows, document_example(parts[-1], special)]
 
 
+def score_models(
+    study: Study, store: Artifact, names: Mapping[str, str], score: Callable[..., Any], *texts: Any
+) -> dict[str, Any]:
+    """What `score((key, model's artifact), *texts, resources)` says of each model of the study, by key.
+
+    Args:
+        score: returns JSON's types.
+        names: files of the store, by key: a model is scored if its file is not there.
+    """
+    calls = [(key, node.artifact) for key, node in study.models.items() if not store.exists(names[key])]
+    resources = study.settings.eval.resources
+    for (key, _), found in call_each(score, calls, *texts, resources, resources=resources):
+        store.write_json(names[key], found)
+        logger.info(f"eval | {names[key]} | scored")
+    return {key: store.read_json(name) for key, name in names.items()}
+
+
 def score_checkpoint(
     named: tuple[str, Artifact], text_sets: Mapping[str, Units], resources: ForwardResources
-) -> Scores:
+) -> dict[str, Any]:
     """Load `model/` of a training artifact and score every text in float32. Runs in a process of its own."""
     from sbp_ray.scoring import load_model, sum_nll
 
@@ -49,13 +71,6 @@ def score_checkpoint(
     examples = [example for units in text_sets.values() for unit in units for example in unit]
     progress = Progress(f"eval {name}", len(examples), "texts")
     nll_E = sum_nll(model, examples, batch_tokens=resources.batch_tokens, on_batch=progress.advance)
-    return Scores(_by_unit(nll_E, text_sets), sum(parameter.numel() for parameter in model.parameters()))
-
-
-def _by_unit(nll_E: np.ndarray, text_sets: Mapping[str, Units]) -> dict[str, np.ndarray]:
-    """Add up the examples of each unit."""
-    remaining = iter(nll_E)
-    return {
-        name: np.array([sum(next(remaining) for _ in unit) for unit in units], np.float64)
-        for name, units in text_sets.items()
-    }
+    remaining = iter(nll_E.tolist())
+    nll = {name: [sum(next(remaining) for _ in unit) for unit in units] for name, units in text_sets.items()}
+    return {"nll": nll, "parameters": sum(parameter.numel() for parameter in model.parameters())}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from sbp_ray.artifacts import Artifact, fingerprint_of
 from sbp_ray.config import Config, EvalConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.likelihood.checkpoints import Scores, Units, document_windows, score_checkpoint
+from sbp_ray.evaluation.likelihood.checkpoints import Scores, Units, document_windows, score_checkpoint, score_models
 from sbp_ray.evaluation.likelihood.closed_book import (
     Question,
     check_questions,
@@ -25,8 +23,6 @@ from sbp_ray.evaluation.text_quality.samples import sample_rows
 from sbp_ray.schema import Split
 from sbp_ray.shards import call_each
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
-
-logger = logging.getLogger(__name__)
 
 HELD_OUT = "held_out"
 ANSWERS: dict[Split, str] = {"train": "answers_read", "validation": "answers_held_out"}
@@ -129,17 +125,11 @@ def score_study(study: Study, store: Artifact) -> tuple[Texts, dict[str, Scores]
     Args:
         store: keeps the scores: what an earlier run of the command scored is read.
     """
-    texts, models = choose_texts(study.settings, study.corpus), study.models
-    names = {key: f"{key}-{texts.fingerprint[:8]}.json" for key in models}
-    todo = [made for key, made in models.items() if not store.exists(names[key])]
-    resources, units = study.settings.eval.resources, {name: one.units for name, one in texts.sets.items()}
-    calls = [(made.key, made.artifact) for made in todo]
-    for (key, _), found in call_each(score_checkpoint, calls, units, resources, resources=resources):
-        nll = {name: nll_N.tolist() for name, nll_N in found.nll.items()}
-        store.write_json(names[key], {"nll": nll, "parameters": found.num_parameters})
-        logger.info(f"eval | {key} | scored")
-    return texts, {key: _read_scores(store.read_json(name)) for key, name in names.items()}
-
-
-def _read_scores(stored: Mapping[str, Any]) -> Scores:
-    return Scores({name: np.array(nll, np.float64) for name, nll in stored["nll"].items()}, stored["parameters"])
+    texts = choose_texts(study.settings, study.corpus)
+    names = {key: f"{key}-{texts.fingerprint[:8]}.json" for key in study.models}
+    units = {name: one.units for name, one in texts.sets.items()}
+    stored = score_models(study, store, names, score_checkpoint, units)
+    return texts, {
+        key: Scores({name: np.array(nll_N, np.float64) for name, nll_N in found["nll"].items()}, found["parameters"])
+        for key, found in stored.items()
+    }
