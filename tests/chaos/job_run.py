@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ class JobRun:
 
     def workers(self, driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
         """The processes of the driver's own Ray that do the work."""
-        children = psutil.Process(driver.pid).children(recursive=True)
-        return [child for child in children if self._worker_title in " ".join(_command_line(child))]
+        with suppress(psutil.NoSuchProcess):  # it ends by itself at this moment
+            children = psutil.Process(driver.pid).children(recursive=True)
+            return [child for child in children if self._worker_title in " ".join(_command_line(child))]
+        return []
 
     def kill_driver(self, driver: subprocess.Popen[bytes]) -> None:
         """Its workers end by themselves; the rest of its Ray, which takes a minute for that, is ended here."""
@@ -51,7 +54,7 @@ class JobRun:
         _, alive = psutil.wait_procs(workers, timeout=240)
         assert alive == []
         for process in family:
-            if process.is_running():
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
 
 
