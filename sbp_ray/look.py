@@ -53,6 +53,9 @@ def show_rows(what: str, split: str, choice: Choice, artifacts: Mapping[str, Art
         "pairs": _pairs,
         "synthetic": _synthetic,
     }
+    made = artifacts[{"documents": "corpus"}.get(what, what)]
+    if made.manifest() is None:
+        raise SbpError(f"{made.url} is not there yet: run the job that makes it first")
     num_shown = 0
     for row in readers[what](artifacts, split, choice):
         if any(pattern.search(text) for text in row.texts.values()):
@@ -76,8 +79,6 @@ def _shuffled(
     artifact: Artifact, names: list[str], columns: list[str], choice: Choice
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows of the shards, some at a time; shards and rows in an order that the seed draws."""
-    if artifact.manifest() is None:
-        raise SbpError(f"{artifact.url} is not there yet: run the job that makes it first")
     draw = random.Random(choice.seed)  # noqa: S311
     for name in draw.sample(names, len(names)):
         table = artifact.read_table(name, columns)

@@ -114,6 +114,13 @@ def test_synthetic_documents_are_shown_with_what_they_were_written_from(run: dic
     assert text.endswith("synthetic │ Written about é 2.")
 
 
+@pytest.mark.parametrize(("what", "noun"), [("documents", "corpus"), ("pairs", "pairs"), ("synthetic", "synthetic")])
+def test_what_is_not_there_yet_is_named(tmp_path: Path, what: str, noun: str) -> None:
+    nothing = {each: Artifact(each, str(tmp_path / each)) for each in ("corpus", "pairs", "synthetic")}
+    with pytest.raises(SbpError, match=f"^{tmp_path}/{noun} is not there yet: run the job"):
+        [*show_rows(what, "train", Choice(), nothing)]
+
+
 def test_the_seed_chooses_documents_and_long_ones_are_cut(run: dict[str, Artifact]) -> None:
     def shown(seed: int) -> list[str]:
         return [*show_rows("documents", "train", Choice(number=3, seed=seed, num_chars=5), run)]
