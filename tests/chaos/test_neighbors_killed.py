@@ -24,7 +24,6 @@ NUM_SHARDS = 4
 DOCUMENTS = 52_000  # more than the driver searches by itself
 DIM = 32
 SETTINGS = {"num_neighbors": 10, "worker_gib": 0.033, "recall_queries": 200}  # three groups
-VICTIMS = ("driver", "worker", "driver", "worker")
 ATTEMPTS = 8
 
 
@@ -55,7 +54,12 @@ def files_of(artifact: Artifact) -> int:
     return sum(not path.name.startswith(".") for path in folder.rglob("*.*")) if folder.exists() else 0
 
 
-def test_killed_at_random_moments_the_graph_is_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "victims",
+    [("worker", "driver"), pytest.param(("driver", "worker", "driver", "worker"), marks=pytest.mark.long)],
+    ids=["2", "4"],
+)
+def test_killed_at_random_moments_the_graph_is_the_same(tmp_path: Path, victims: tuple[str, ...]) -> None:
     embeddings = Artifact("embeddings", str(tmp_path / FOLDERS["embeddings"]))
     out = Artifact("neighbors", str(tmp_path / FOLDERS["neighbors"]))
     write_embeddings(embeddings)
@@ -63,8 +67,8 @@ def test_killed_at_random_moments_the_graph_is_the_same(tmp_path: Path) -> None:
         tmp_path, "neighbors", "work_on_items", {"neighbors": SETTINGS, "artifacts": {"embeddings": embeddings.url}}
     )
     rng = random.Random(SEED)
-    moments = sorted(rng.sample(range(3, 24), len(VICTIMS)))
-    strikes = list(zip(moments, VICTIMS, strict=True))
+    moments = sorted(rng.sample(range(3, 24), len(victims)))
+    strikes = list(zip(moments, victims, strict=True))
     codes: list[int] = []
     while not codes or codes[-1] != 0:
         assert len(codes) < ATTEMPTS, run.log.read_text()[-5000:]
@@ -82,7 +86,7 @@ def test_killed_at_random_moments_the_graph_is_the_same(tmp_path: Path) -> None:
         codes.append(driver.returncode)
         assert codes[-1] in (0, -9), run.log.read_text()[-5000:]  # done, or killed by us
     assert strikes == []
-    assert codes.count(-9) == VICTIMS.count("driver")
+    assert codes.count(-9) == victims.count("driver")
 
     undisturbed = Artifact("neighbors", str(tmp_path / "undisturbed"))
     cfg = NeighborsConfig(**SETTINGS, resources=Resources(num_threads=1))
