@@ -122,7 +122,7 @@ def run(data: str, corpus: Artifact, rounds: int) -> None:
 
 def _config(dtype: str) -> EmbedConfig:
     resources = ForwardResources(batch_tokens=1024, num_workers=1, num_cpus=CORES, num_threads=CORES)
-    return EmbedConfig(dtype=dtype, resources=resources)  # as configs/demo.yaml has it
+    return EmbedConfig(dtype=dtype, resources=resources)  # as configs/squad.yaml has it
 
 
 def _documents_per_s(spans: list[tuple[float, float]], num_documents: int) -> float:

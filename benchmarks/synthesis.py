@@ -12,7 +12,7 @@ merges them.
 
 No engine keeps prefixes: prompts are the same in each round, and else all but the first would be spared the prefill.
 
-On a CPU the job's engine has one thread, as in configs/demo.yaml: the processes around it need the other core. Bare
+On a CPU the job's engine has one thread, as in configs/squad.yaml: the processes around it need the other core. Bare
 vLLM has two, which is faster by 15 % where nothing else runs, and runs in the caller's process, its fastest form there:
 by default it adds two processes, which wait for one another by spinning. Ray Data's processor, whose actor holds an
 engine of its own, is told the same, two threads among it. It comes last and in a process of its own with a deadline,

@@ -77,7 +77,7 @@ def test_the_pipelines_own_numbers_are_on_the_metrics_endpoint(cluster: Cluster)
 
 @pytest.mark.slow
 def test_a_stage_runs_once_and_is_then_done(cluster: Cluster, tmp_path: Path) -> None:
-    command = f"python jobs/ingest.py --config configs/demo.yaml run_dir={tmp_path}/run"
+    command = f"python jobs/ingest.py --config configs/squad.yaml run_dir={tmp_path}/run"
     status, log, code = cluster.submit(command)
     assert (status, code) == ("SUCCEEDED", 0), log
     manifest = tmp_path / "run" / "1_corpus" / "manifest.json"
@@ -110,7 +110,7 @@ def test_a_mistake_ends_the_job_with_status_1_and_one_line(
     cluster: Cluster, tmp_path: Path, settings: str, message: str
 ) -> None:
     settings = settings.format(tmp_path=tmp_path)
-    status, log, code = cluster.submit(f"python jobs/ingest.py --config configs/demo.yaml {settings}")
+    status, log, code = cluster.submit(f"python jobs/ingest.py --config configs/squad.yaml {settings}")
     assert (status, code) == ("FAILED", 1)
     [line] = [line for line in log.splitlines() if line.startswith("error: ")]
     assert message in line

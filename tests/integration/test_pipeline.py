@@ -52,7 +52,7 @@ SMALLER = [
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The demo's command on a few paragraphs of eight of its articles, and much smaller."""
+    """The whole loop on a few paragraphs of eight of the bundled articles, and much smaller."""
     folder = tmp_path_factory.mktemp("pipeline")
     source = folder / "docs.jsonl"
     with gzip.open(REPO / "data/squad48/docs.jsonl.gz", "rt", encoding="utf-8") as lines:
@@ -61,7 +61,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     few = [row for row in rows if row["title"] in titles and row["para"] < 12]
     source.write_text("".join(json.dumps(row) + "\n" for row in few), encoding="utf-8")
     settings = [f"run_dir={folder / 'run'}", f"ingest.input=[{source}]", *SMALLER]
-    return [sys.executable, "jobs/pipeline.py", "--config", "configs/demo.yaml", *settings]
+    return [sys.executable, "jobs/pipeline.py", "--config", "configs/squad.yaml", *settings]
 
 
 def run_dir_of(command: list[str]) -> Path:

@@ -29,7 +29,7 @@ def _parameters(config: Config) -> int:
 
 
 def test_the_configs_are_all_here() -> None:
-    assert {path.stem for path in CONFIGS} == {"bios", "demo", "h200", *PAPER}
+    assert {path.stem for path in CONFIGS} == {"demo", "squad", "h200", *PAPER}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -63,7 +63,7 @@ def test_a_shipped_config_is_valid_and_a_pair_of_full_rows_fits(path: Path) -> N
     assert config.synthesize.max_tokens <= config.engine.max_model_len // 2
 
 
-@pytest.mark.parametrize("name", ["demo", "h200"])
+@pytest.mark.parametrize("name", ["squad", "h200"])
 def test_the_runnable_configs_name_the_bundled_corpus(name: str) -> None:
     config = _load(name)
     assert all((REPO / pattern).is_file() for pattern in config.ingest.input)
@@ -72,7 +72,7 @@ def test_the_runnable_configs_name_the_bundled_corpus(name: str) -> None:
 
 
 def test_a_known_world_comes_with_its_truth() -> None:
-    for config in (_load("bios"), load_experiment("configs/experiment-bios.yaml", []).base_config()):
+    for config in (_load("demo"), load_experiment("configs/experiment-bios.yaml", []).base_config()):
         assert config.eval.truth is not None and (REPO / config.eval.truth).is_file()
         assert [pattern for pattern in config.ingest.input if not (REPO / pattern).is_file()] == []
 

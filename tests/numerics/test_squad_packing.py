@@ -32,13 +32,13 @@ def examples() -> list[Example]:
 
 @pytest.fixture(scope="module")
 def shards(examples: list[Example]) -> list[list[Example]]:
-    """Four, as the demo has."""
+    """Four, as configs/squad.yaml has."""
     return [examples[shard::4] for shard in range(4)]
 
 
 @pytest.fixture(scope="module")
 def pair_lengths(examples: list[Example]) -> list[list[int]]:
-    """Shard by shard, of each paragraph with three others of its article: nearly all of the demo's pairs are such."""
+    """Shard by shard, of each paragraph with three others of its article: nearly all of the pairs are such."""
     length_of = [len(example.input_ids) - 2 for example in examples]  # without <bos> and <eos>
     articles: dict[str, list[int]] = defaultdict(list)
     for number, document in enumerate(DOCUMENTS):
@@ -69,8 +69,8 @@ def test_at_least_98_percent_of_the_positions_carry_text_and_what_was_split_is_c
     assert sum((row.document_ids_T >= 0).sum() for row in rows) == sum(lengths)
 
 
-def test_at_least_98_percent_of_the_demos_tuning_rows_is_text(pair_lengths: list[list[int]]) -> None:
-    cfg = load_config(REPO / "configs/demo.yaml").tune
+def test_at_least_98_percent_of_the_tuning_rows_is_text(pair_lengths: list[list[int]]) -> None:
+    cfg = load_config(REPO / "configs/squad.yaml").tune
     _, longest = cfg.longest_document()
     kept = [[length for length in shard if length <= longest] for shard in pair_lengths]
     tokens = sum(map(sum, kept))
