@@ -121,7 +121,7 @@ def _deployment_options(engine: EngineConfig, service: ServiceConfig) -> dict[st
         # Never reached: it is the replica that says 429, at once, and batch jobs bound themselves, for all engines
         # together. Above it requests would wait in Serve's router instead.
         "max_ongoing_requests": 8 * resources.max_num_seqs * resources.max_replicas,
-        "request_router_config": {"request_router_class": "sbp_ray.engine.routing.NotAgainRouter"},
+        "request_router_config": {"request_router_class": "sbp_ray.engine.router.NotAgainRouter"},
         "max_constructor_retry_count": 1,
         "health_check_period_s": 5,
         "health_check_timeout_s": 60,

@@ -25,7 +25,7 @@ from sbp_ray.engine.bodies import CompletionRequest, ErrorResponse, SynthesizeRe
 from sbp_ray.engine.health import Health, UnknownStatusError
 from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper, error_answer
 from sbp_ray.engine.messages import DEPLOYMENT, MODEL_ID, EngineLostError, Refusal
-from sbp_ray.engine.routing import write_where_there_is_room
+from sbp_ray.engine.router import write_where_there_is_room
 from sbp_ray.engine.streams import HEADERS, LOST, events_of
 from sbp_ray.logs import set_up_logging
 

@@ -41,7 +41,7 @@ def test_a_batch_job_cannot_fill_the_router_so_that_http_is_refused_at_once_and_
 def test_serve_finds_our_router() -> None:
     from ray.serve.config import RequestRouterConfig
 
-    from sbp_ray.engine.routing import NotAgainRouter
+    from sbp_ray.engine.router import NotAgainRouter
 
     config = RequestRouterConfig(**_deployment_options(EngineConfig(), SERVICE)["request_router_config"])
     assert config.get_request_router_class() is NotAgainRouter

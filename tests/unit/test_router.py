@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from sbp_ray.engine.bodies import SynthesizeRequest
 from sbp_ray.engine.health import StallWatch
 from sbp_ray.engine.messages import Accepted, EngineLostError, Refusal
-from sbp_ray.engine.routing import two_of, write_where_there_is_room
+from sbp_ray.engine.router import two_of, write_where_there_is_room
 
 BODY = SynthesizeRequest(document="the river")
 ACCEPTED = Accepted(3, 5, "v1", [])
