@@ -1,13 +1,16 @@
 """The synthesizer as a service: the only package that knows vLLM and ray.serve.llm.
 
-messages      what travels: HTTP bodies, and sampling requests inside the cluster. Light to import.
+bodies        HTTP requests and answers: their fields, and what is said of a wrong one.
+messages      what travels inside the cluster. Both are light to import.
+planning      from a request to prompts and sampling, or to a refusal.
 access        bearer keys.
 admission     how much a replica takes on.
 replica       the deployment of the engines; `deltas` joins the streams of a request's samples.
 seeded        how an engine on a CPU samples tokens.
-ingress       the deployment in front: HTTP. `http_limits` is its middleware, `answers` forms its bodies.
+ingress       the deployment in front: HTTP. `http_limits` is its middleware, `answers` forms its bodies, `streams`
+              its events.
 health        whether there are replicas, and whether an engine stands still.
 deploy        from engine settings to an application.
-routing       which replica gets a request.
+router        which replica gets a request.
 running       starting, finding and stopping one for a batch job.
 """
