@@ -65,7 +65,7 @@ def running_service(synthesizer: Artifact, folder: Path) -> Iterator[Service]:
     keys_file.write_text("\n".join(KEYS))
     [port] = free_ports(1)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    limits = ServiceConfig(keys_file=str(keys_file), max_body_bytes=MAX_BODY, deadline_s=240)
+    limits = ServiceConfig(keys_file=str(keys_file), max_body_bytes=MAX_BODY, deadline_s=240, num_ingresses=1)
     serve.run(build_app(ENGINE, synthesizer, limits), name="synthesizer")
     yield Service(f"http://127.0.0.1:{port}", synthesizer, keys_file)
     serve.shutdown()

@@ -38,7 +38,7 @@ class App:
     def __init__(self, service: Service) -> None:
         self._root = f"{service.url}/scaled"
         self._url = f"{self._root}/v1/synthesize"
-        self._limits = ServiceConfig(keys_file=str(service.keys_file), deadline_s=200)
+        self._limits = ServiceConfig(keys_file=str(service.keys_file), deadline_s=200, num_ingresses=1)
 
     def deploy(self, config: EngineConfig, synthesizer: Artifact) -> None:
         from ray import serve
