@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +69,11 @@ def running_service(synthesizer: Artifact, folder: Path) -> Iterator[Service]:
     serve.run(build_app(ENGINE, synthesizer, limits), name="synthesizer")
     yield Service(f"http://127.0.0.1:{port}", synthesizer, keys_file)
     serve.shutdown()
+
+
+def read_events(lines: Iterable[str]) -> list[str]:
+    """Of a stream: what its events hold, without the comments that say that it is alive."""
+    return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
 
 
 def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 240) -> Any:

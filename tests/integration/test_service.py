@@ -16,7 +16,7 @@ import psutil
 import pytest
 import requests
 from engine_process import is_engine
-from running_service import KEYS, MAX_BODY, SLOTS, WINDOW, Service, eventually
+from running_service import KEYS, MAX_BODY, SLOTS, WINDOW, Service, eventually, read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -113,7 +113,7 @@ def test_a_stream_holds_what_the_whole_answer_holds(service: Service) -> None:
     whole = service.synthesize(**request).json()
     response = service.synthesize(**request, stream=True)
     assert response.headers["content-type"].startswith("text/event-stream")
-    events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    events = read_events(response.text.splitlines())
     assert events[-1] == "[DONE]"
     answers = [json.loads(event) for event in events[:-1]]
     deltas = [delta for answer in answers for delta in answer["documents"]]
@@ -525,10 +525,10 @@ def test_health_tells_ready_from_alive_and_a_dead_engine_is_replaced(service: Se
     assert service.get("/health", key=None).json() == {"status": "ready"}
     [core] = filter(is_engine, psutil.Process().children(recursive=True))
     with service.post("/v1/synthesize", {**LONG, "stream": True}, stream=True) as stream:
-        lines = stream.iter_lines()
-        assert next(lines).startswith(b"data: ")
+        lines = (line for line in stream.iter_lines() if line.startswith(b"data: "))
+        next(lines)
         core.kill()
-        events = [line.removeprefix(b"data: ") for line in lines if line]
+        events = [line.removeprefix(b"data: ") for line in lines]
     assert events[-1] != b"[DONE]"
     error = json.loads(events[-1])["error"]
     assert (error["code"], error["type"]) == (503, "server_error")

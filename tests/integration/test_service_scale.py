@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import requests
-from running_service import KEYS, Service, eventually
+from running_service import KEYS, Service, eventually, read_events
 
 from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.config import EngineConfig, EngineResources, ServiceConfig
@@ -96,7 +96,7 @@ def versions(answer: requests.Response) -> set[str]:
     """Of every part of an answer."""
     if not answer.headers["content-type"].startswith("text/event-stream"):
         return {answer.json()["synthesizer"]}
-    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    events = read_events(answer.text.splitlines())
     assert events[-1] == "[DONE]"
     return {json.loads(event)["synthesizer"] for event in events[:-1]}
 

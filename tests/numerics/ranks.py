@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import traceback
 from collections.abc import Callable
@@ -62,6 +63,8 @@ def _rank(
     import torch
     import torch.distributed as dist
 
+    # What the parent has left, a process group with threads among it, is not this process's to take away.
+    gc.freeze()
     torch.set_num_threads(1)  # also: the parent's OpenMP threads do not survive a fork
     try:
         dist.init_process_group("gloo", store=dist.FileStore(str(store), num_ranks), rank=rank, world_size=num_ranks)
