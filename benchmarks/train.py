@@ -67,6 +67,8 @@ ON_CUDA = {
         num_layers=26, hidden_size=3072, num_heads=24, num_kv_heads=8, head_dim=128, ffn_size=8064, tie_embeddings=False
     ),
 }
+NOTHING = Source("nothing", ())
+"""Held-out rows of a training that is not evaluated."""
 MICRO_BATCH_ROWS = {"0.3 B": 8, "1 B": 4, "3 B": 2}
 
 
@@ -128,6 +130,7 @@ class Corpus:
             batch_rows=batch_rows,
             total_tokens=num_steps * text_positions,
             peak_lr=1e-3,
+            checkpoint="last",
             resources=TrainingResources(num_cpus=CORES, num_threads=CORES, micro_batch_rows=batch_rows),
         )
         self.name = f"bundled corpus, window {seq_len}"
@@ -138,6 +141,7 @@ class Corpus:
             num_steps=num_steps,
             out=out,
             validation=read_packed(out, "validation").source,
+            development=NOTHING,
             tokenizer=out,
             vocab_size=VOCAB_SIZE,
             special=special,
@@ -334,11 +338,12 @@ def measure_on_cuda(size: str, seq_len: int = 4096, steps: int = 12) -> None:
         batch_rows=rows,
         total_tokens=rows * seq_len * steps,
         peak_lr=1e-4,
+        checkpoint="last",
         resources=TrainingResources(micro_batch_rows=rows, compile=True, activation_checkpointing="selective"),
     )
     rows_read = Source("random", (rows,))  # named in messages only: batches are drawn here
     order = Mixture(rows_read, None, rows * steps, 0, 0)
-    plan = TrainingPlan("benchmark", config, order, steps, out, rows_read, out, vocab_size, (0, 1, 2), shape)
+    plan = TrainingPlan("benchmark", config, order, steps, out, NOTHING, NOTHING, out, vocab_size, (0, 1, 2), shape)
     torch.cuda.reset_peak_memory_stats()
     model = build_sharded_model(plan, device)
     optimizer = build_optimizer(model, config)
