@@ -108,7 +108,7 @@ def _start_local(cluster: ClusterConfig, runtime_env: dict[str, Any]) -> str:
             dashboard_port=port,
             logging_level=logging.WARNING,
         )
-    except Exception as error:
+    except Exception as error:  # Ray's own error for a start that takes too long is a bare one
         if type(error) is not Exception and not isinstance(error, TimeoutError | ConnectionError):
             raise
         raise SbpError(

@@ -24,14 +24,6 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(max_length=10_000_000)]
 
 
-def _valid_unicode(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("not valid Unicode text") from None
-    return text
-
-
 class WriteRequest(BaseModel):
     """What both endpoints that write take. A field that is null is one that is not there, as in OpenAI's API."""
 
@@ -71,7 +63,7 @@ class SynthesizeRequest(WriteRequest):
     def _has_text(cls, document: str) -> str:
         if not document.strip():
             raise ValueError("the document is empty")
-        return _valid_unicode(document)
+        return document
 
 
 class StreamOptions(BaseModel):
@@ -112,12 +104,12 @@ class CompletionRequest(WriteRequest):
     """Added to the logits of tokens, by their id, as in OpenAI's API."""
     best_of: int | None = None
     """Accepted where it is `n`: every text that is written is returned."""
-    echo: bool = False
+    echo: Annotated[bool, Field(validate_default=True)] = False
     """Repeat the prompt before each of its completions."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     """Tell the log-probability of each token, and so many of the likeliest at its place; with `echo` the prompt's too.
     They are the model's own, in nats, before temperature and penalties."""
-    suffix: Literal[""] = ""
+    suffix: str = ""
     """There is no text after which to fill in."""
     top_k: Annotated[int, Field(ge=-1)] = 0
     """Sample from so many of the likeliest tokens; 0 and -1 mean all. As in vLLM's API, like the fields that follow."""
@@ -147,6 +139,13 @@ class CompletionRequest(WriteRequest):
             raise ValueError(f"it is {best_of}, and n is {info.data.get('n')}: every text is returned: leave it out")
         return best_of
 
+    @field_validator("suffix")
+    @classmethod
+    def _nothing_follows(cls, suffix: str) -> str:
+        if suffix:
+            raise ValueError("this service fills in nothing before a text: leave it out")
+        return suffix
+
     @field_validator("min_tokens")
     @classmethod
     def _leaves_room(cls, min_tokens: int, info: ValidationInfo) -> int:
@@ -161,15 +160,12 @@ class CompletionRequest(WriteRequest):
             raise ValueError("its keys must be token ids")
         return logit_bias
 
-    @model_validator(mode="after")
-    def _fields_agree(self) -> CompletionRequest:
-        if not self.max_tokens and not self.echo:
-            raise ValueError("max_tokens is 0: that is for scoring a prompt, with echo")
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        for text in [*self.prompts(), *stops]:
-            if isinstance(text, str):
-                _valid_unicode(text)
-        return self
+    @field_validator("echo")
+    @classmethod
+    def _something_is_wanted(cls, echo: bool, info: ValidationInfo) -> bool:
+        if not echo and info.data.get("max_tokens") == 0:
+            raise ValueError("max_tokens is 0, which is for scoring a prompt: set echo, or ask for more")
+        return echo
 
     def prompts(self) -> list[str | list[int]]:
         """One entry for each prompt, however they were written."""
@@ -182,7 +178,7 @@ _WHAT_IS_SENT = {
     "prompt": "must be a text or a list of token ids, or a list of these",
     "stop": "must be a text or a list of texts, none of them empty",
 }
-_MORE_TELLING = ("too_long", "greater_than", "less_than", "value_error")
+_MORE_TELLING = ("too_long", "greater_than", "less_than", "value_error", "string_unicode")
 
 
 def first_fault(errors: Sequence[Any]) -> tuple[str, str | None]:

@@ -46,6 +46,9 @@ def test_null_is_the_default() -> None:
     assert SynthesizeRequest.model_validate({"document": "d", "n": None, "seed": None}).n == 1
 
 
+UNICODE = "Input should be a valid string, unable to parse raw data as a unicode string"
+
+
 @pytest.mark.parametrize(
     ("fields", "message", "param"),
     [
@@ -55,7 +58,22 @@ def test_null_is_the_default() -> None:
         ({"prompt": None}, "prompt: must be a text or a list of token ids, or a list of these", "prompt"),
         ({"prompt": ["a", 5]}, "prompt: must be a text or a list of token ids, or a list of these", "prompt"),
         ({"prompt": [-1]}, "prompt: Input should be greater than or equal to 0", "prompt"),
-        ({"suffix": "end"}, "suffix: Input should be ''", "suffix"),
+        ({"suffix": "end"}, "suffix: this service fills in nothing before a text: leave it out", "suffix"),
+        (
+            {"prompt": ["a", "\ud800"]},
+            f"prompt: {UNICODE}",
+            "prompt",
+        ),
+        (
+            {"stop": "\ud800"},
+            f"stop: {UNICODE}",
+            "stop",
+        ),
+        (
+            {"max_tokens": 0},
+            "echo: max_tokens is 0, which is for scoring a prompt: set echo, or ask for more",
+            "echo",
+        ),
         ({"tools": []}, "tools: this service has no such field", "tools"),
         ({"n": 2, "best_of": 3}, "best_of: it is 3, and n is 2: every text is returned: leave it out", "best_of"),
         ({"min_tokens": 20, "max_tokens": 4}, "min_tokens: it is 20, more than max_tokens=4", "min_tokens"),
