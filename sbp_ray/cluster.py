@@ -1,4 +1,9 @@
-"""The driver's connection to Ray: a submitted job joins its cluster, anything else starts its own."""
+"""The driver's connection to Ray: a submitted job joins its cluster, anything else starts its own.
+
+`connected` is what a job runs in: it refuses what the cluster can never have room for (`demand` of the job against
+`room`), joins or starts a Ray, and holds the run directory on it. `shared_cluster` starts one for the many jobs of an
+experiment. `MemoryMeter` measures what this process and its children hold meanwhile.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Settings of the model and of its trainings: pretrain, mixture, tune."""
+"""Settings of the model and of its trainings: pretrain, mixture, tune.
+
+`TrainingConfig` has what every training takes; `PretrainConfig` and `TuneConfig` add their own, and so do their
+`resources`. `MixtureConfig` says how much of the text is synthetic.
+"""
 
 from __future__ import annotations
 

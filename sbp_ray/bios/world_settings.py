@@ -1,4 +1,9 @@
-"""Settings of a known world: its kinds of entities, what is said of them, and in which words."""
+"""Settings of a known world: its kinds of entities, what is said of them, and in which words.
+
+`BiosConfig` is the file; it holds pools of words (`PoolConfig`) and kinds (`KindConfig`), which hold attributes. The
+functions below are the checks that a sentence, its wordings and the names of entities must pass, and how entities are
+shared out over kinds.
+"""
 
 from __future__ import annotations
 

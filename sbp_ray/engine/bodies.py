@@ -1,4 +1,9 @@
-"""Bodies of the endpoint's requests and answers."""
+"""Bodies of the endpoint's requests and answers.
+
+`WriteRequest` has the fields that both endpoints take; `SynthesizeRequest` and `CompletionRequest` add their own.
+What is wrong with a body pydantic finds, and `first_fault` tells in one sentence. Below are the answers, and the form
+of every error.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""From engine settings to a Serve application, and one that lives as long as a batch job needs it."""
+"""From engine settings to a Serve application.
+
+`llm_config` says in vLLM's words what the settings mean, apart for CPUs and GPUs (`_cpu_kwargs`, `_gpu_kwargs` and
+their placements), and `_deployment_options` says it in Serve's. `build_server` makes the engines alone of both, for a
+batch job; `build_app` puts HTTP before them.
+"""
 
 from __future__ import annotations
 

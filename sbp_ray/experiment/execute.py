@@ -1,4 +1,9 @@
-"""Run the graph: each node is a job in a process of its own, as many at once as the cluster has room for."""
+"""Run the graph: each node is a job in a process of its own, as many at once as the cluster has room for.
+
+`Execution` holds what runs and what is left. Its loop starts every node whose inputs are done and for which there is
+room, waits for one to end, and notes it; of a node that fails, `_cause` finds the line to tell in its log, and all
+that needs it is left out.
+"""
 
 from __future__ import annotations
 

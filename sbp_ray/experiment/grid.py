@@ -1,4 +1,9 @@
-"""The grid as a graph: each artifact that some arm needs stands there once, named by what it is made from."""
+"""The grid as a graph: each artifact that some arm needs stands there once, named by what it is made from.
+
+`plan_grid` walks arms, shares, rounds and seeds. For each training `_Planner` plans the chain of artifacts behind it
+with the same plan that a run has; chains meet where their recipes are equal. Then arms that come to the same are
+refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The answer of a study in words and in a few numbers: what the page and the terminal say first."""
+"""The answer of a study in words and in a few numbers: what the page and the terminal say first.
+
+`answer` compares the best SBP arm with the best control and with repetition; `remarks` says what limits the answer;
+`tiles` are the numbers beside it on the page. `render_summary` is all of it for a terminal, with the tables as plain
+text.
+"""
 
 from __future__ import annotations
 

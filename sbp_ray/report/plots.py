@@ -1,4 +1,8 @@
-"""Plots as inline SVG. Their text is text, and their colours are the page's CSS variables, so they follow its theme."""
+"""Plots as inline SVG. Their text is text, and their colours are the page's CSS variables, so they follow its theme.
+
+Every function from `histograms` on makes one kind of plot: it draws into an axis within `_plot`, which sets size,
+labels and legend and hands the figure to `_inline`, where matplotlib's colours become the page's.
+"""
 
 from __future__ import annotations
 

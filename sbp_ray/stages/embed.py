@@ -1,4 +1,9 @@
-"""corpus -> embeddings: a unit vector for each document, and what pairing needs to know of its text"""
+"""corpus -> embeddings: a unit vector for each document, and what pairing needs to know of its text
+
+`embed_corpus` sends the shards to workers and adds up their counts. A `ShardEmbedder` reads a shard in chunks of
+bounded size, embeds and signs each, and commits them together. Afterwards bad vectors, and text that the embedder
+does not know, are judged for the whole corpus.
+"""
 
 from __future__ import annotations
 
