@@ -43,7 +43,7 @@ class FoundFiles(NamedTuple):
     skipped: Counter[str]
     """What lies in the folders beside them: suffix, or why it is left out, to number."""
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In words, such as `read 6 of 10 files, skipped: 3 .md, 1 hidden`."""
         total = len(self.files) + self.skipped.total()
         skipped = ", ".join(f"{count:,} {what}" for what, count in self.skipped.most_common())
@@ -78,7 +78,7 @@ def find_input_files(patterns: Iterable[str]) -> FoundFiles:
         if not entries and not left_out:
             raise SbpError(f"{pattern}: there is no such file or folder")
         if not entries:
-            there = FoundFiles([], left_out).told()
+            there = FoundFiles([], left_out).describe()
             raise SbpError(f"{pattern}: holds no {', '.join(KINDS)} file ({there})")
         if not any(entry.size for entry in entries):
             raise SbpError(f"{pattern}: is empty")

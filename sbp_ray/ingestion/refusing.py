@@ -92,7 +92,7 @@ def require_usable(
     textless = [report for report in files if report.num_rows and not report.num_texts]
     num_bad = sum(drops.values())
     if damaged:
-        told = f"{len(damaged):,} input files cannot be read to their end: {_told_damage(damaged)}"
+        told = f"{len(damaged):,} input files cannot be read to their end: {_describe_damage(damaged)}"
         if len(damaged) > cfg.max_damaged_files:
             raise SbpError(
                 f"{told}: mend them or leave them out, or let ingest.max_damaged_files be more than "
@@ -102,7 +102,7 @@ def require_usable(
     if num_rows == 0:
         raise SbpError(f"{', '.join(cfg.input)}: holds no documents: give files with text in ingest.input")
     if textless and num_bad == num_rows:
-        raise SbpError(_told_columns(cfg, textless[0]))
+        raise SbpError(_describe_columns(cfg, textless[0]))
     reasons = ", ".join(
         f"{count:,} {reason}" for reason, count in sorted(drops.items(), key=lambda x: (-x[1], x[0]))[:3]
     )
@@ -110,7 +110,8 @@ def require_usable(
         raise SbpError(
             f"{num_bad:,} of {num_rows:,} input rows ({num_bad / num_rows:.1%}) cannot be used, which is more than "
             f"ingest.max_bad_share ({cfg.max_bad_share}): {reasons}: see {quarantine}, then mend the input "
-            "or raise the share, and use --redo ingest" + (f" ({_told_columns(cfg, textless[0])})" if textless else "")
+            "or raise the share, and use --redo ingest"
+            + (f" ({_describe_columns(cfg, textless[0])})" if textless else "")
         )
     for report in files:
         if report.num_texts and not report.has_group:
@@ -122,7 +123,7 @@ def require_usable(
         logger.warning(f"ingest | {num_bad:,} of {num_rows:,} rows put aside ({reasons}): {quarantine}")
 
 
-def _told_damage(damaged: list[FileReport]) -> str:
+def _describe_damage(damaged: list[FileReport]) -> str:
     places = [
         f"{report.file} from row {report.damage.line:,} on ({report.damage.reason}; "
         f"{report.damage.bytes_unread:,} bytes unread)"
@@ -132,7 +133,7 @@ def _told_damage(damaged: list[FileReport]) -> str:
     return ", ".join(places) + (", …" if len(damaged) > _FILES_TOLD else "")
 
 
-def _told_columns(cfg: IngestConfig, report: FileReport) -> str:
+def _describe_columns(cfg: IngestConfig, report: FileReport) -> str:
     """Of a file without a text."""
     held = ", ".join(Counter(report.types).keys())
     found = ", ".join(name for name in report.columns if name != cfg.text_column) or "none"

@@ -61,7 +61,7 @@ def text_rows(path: str, text_column: str, max_chars: int) -> Iterator[Row]:
 def parquet_rows(path: str, wanted: Sequence[str], part: int, num_parts: int) -> Iterator[Row]:
     """Rows of a table, or of a part of its row groups, with the columns wanted; the first names the others too."""
     line = num_rows = 0
-    with _told_damage(path, lambda: (line, num_rows)), open_seekable(path) as stream:
+    with _damage_described(path, lambda: (line, num_rows)), open_seekable(path) as stream:
         file = pq.ParquetFile(stream, page_checksum_verification=True)
         num_rows, schema = file.metadata.num_rows, file.schema_arrow
         for name in wanted:
@@ -82,7 +82,7 @@ def parquet_rows(path: str, wanted: Sequence[str], part: int, num_parts: int) ->
 
 
 @contextmanager
-def _told_damage(path: str, place: Any) -> Iterator[None]:
+def _damage_described(path: str, place: Any) -> Iterator[None]:
     """Say of what is wrong in a Parquet file that it is damage; a disk or a network that fails is none."""
     try:
         yield
@@ -99,7 +99,7 @@ def _told_damage(path: str, place: Any) -> Iterator[None]:
 
 def count_row_groups(path: str) -> int:
     """Row groups of a Parquet file."""
-    with _told_damage(path, lambda: (0, 0)), open_seekable(path) as stream:
+    with _damage_described(path, lambda: (0, 0)), open_seekable(path) as stream:
         return int(pq.ParquetFile(stream).num_row_groups)
 
 

@@ -90,7 +90,7 @@ def _ingest(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact
     ngrams = read_evaluation_sets(decontaminate)
     units, found = input_units(cfg.input)
     if found.skipped:
-        logger.warning(f"ingest | {found.told()}")
+        logger.warning(f"ingest | {found.describe()}")
     warn_of_first_rows(cfg, units[0])
     _parse_all(units, cfg, out)
     _refuse_bad_input(cfg, out)

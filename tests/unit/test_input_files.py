@@ -40,7 +40,7 @@ def test_files_globs_and_folders_are_found_once_and_sorted(tmp_path: Path) -> No
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     listed = find_input_files([str(tmp_path), str(tmp_path / "*.jsonl")])
-    assert listed.told() == "read 3 of 4 files, skipped: 1 .md"
+    assert listed.describe() == "read 3 of 4 files, skipped: 1 .md"
     assert listed.files == [(str(tmp_path / name), 1) for name in ("a.jsonl.gz", "b.jsonl", "sub/c.txt")]
 
 

@@ -47,7 +47,7 @@ def test_what_a_pattern_names_is_read_under_any_name_or_refused(tmp_path: Path) 
     with pytest.raises(SbpError, match=r"h.csv: holds neither JSON lines nor Parquet: convert it"):
         found(tmp_path, "*")
     listed = find_input_files([str(tmp_path)])
-    assert listed.told() == "read 6 of 9 files, skipped: 1 .1, 1 .csv, 1 .c000"
+    assert listed.describe() == "read 6 of 9 files, skipped: 1 .1, 1 .csv, 1 .c000"
 
 
 def test_hidden_files_are_read_only_if_they_are_named(tmp_path: Path) -> None:
