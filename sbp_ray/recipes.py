@@ -26,7 +26,7 @@ _WINDOW_BYTES = 1 << 16
 
 
 def deciding_settings(stage: Stage, config: Config) -> dict[str, Any]:
-    """The sections that decide the stage's result, without settings that change no result."""
+    """The sections that decide the stage's result, without settings that change no result or are off."""
     settings = config.model_dump(mode="json")
     return {section: _deciding(settings[section]) for section in stage.sections}
 
@@ -35,8 +35,13 @@ def _deciding(section: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _deciding(value) if isinstance(value, dict) else value
         for key, value in section.items()
-        if key not in _NOT_IN_RECIPE
+        if key not in _NOT_IN_RECIPE and not _is_off(value)
     }
+
+
+def _is_off(value: Any) -> bool:
+    """Such a setting is left out: what was made before there was a setting is as if made with the setting off."""
+    return value is None or value is False or value in ([], {})
 
 
 def input_files(stage: Stage, config: Config, recorded: Mapping[str, str]) -> dict[str, str]:

@@ -23,12 +23,16 @@ FREE = (".max_bad_share", ".max_damaged_files", ".max_unknown_share")
 JUDGE = "benchmarks.judge={base_url: u, model: m}"
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> set[str]:
-    found: set[str] = set()
+def _values(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        found |= _leaves(value, f"{name}.") if isinstance(value, dict) and value else {name}
+        found |= _values(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
     return found
+
+
+def _leaves(tree: dict[str, Any]) -> set[str]:
+    return set(_values(tree))
 
 
 def test_every_setting_of_a_stage_decides_its_result_but_those_of_resources() -> None:
@@ -36,8 +40,21 @@ def test_every_setting_of_a_stage_decides_its_result_but_those_of_resources() ->
     for stage in STAGES:
         sections = {name: config.model_dump(mode="json")[name] for name in stage.sections}
         free = _leaves(sections) - _leaves(deciding_settings(stage, config))
-        assert free == {name for name in _leaves(sections) if ".resources." in name or name.endswith(FREE)}
+        off = {name for name, value in _values(sections).items() if value in (None, [], {}) or value is False}
+        assert free == {name for name in _leaves(sections) if ".resources." in name or name.endswith(FREE)} | off
         assert not any(".resources." in name for name in _leaves(deciding_settings(stage, config)))
+
+
+def test_a_setting_that_is_off_leaves_no_mark_and_zero_is_not_off() -> None:
+    [tune] = [stage for stage in STAGES if stage.job == "tune"]
+    config = load_config(SMALL, ["tune.z_loss=0", "tune.float8=false", "tune.max_pair_len=null"])
+    settings = deciding_settings(tune, config)["tune"]
+    assert settings["z_loss"] == settings["seed"] == 0
+    assert not {"float8", "max_pair_len"} & settings.keys()
+    on = deciding_settings(
+        tune, load_config(SMALL, ["tune.float8=true", "tune.dtype=bfloat16", "tune.max_pair_len=64"])
+    )
+    assert (on["tune"]["float8"], on["tune"]["max_pair_len"]) == (True, 64)
 
 
 @pytest.fixture
