@@ -10,19 +10,21 @@ import sys
 from typing import Any
 
 PROMPT = "the north"
+# A small model may end its text at once, and an empty text would not show that it arrived.
+NOT_EMPTY = {"min_tokens": 5}
 
 
 def langchain(url: str, key: str, folder: str) -> dict[str, Any]:
     from langchain_openai import OpenAI
 
-    llm = OpenAI(model="synthesizer", base_url=f"{url}/v1", api_key=key, max_tokens=5)
+    llm = OpenAI(model="synthesizer", base_url=f"{url}/v1", api_key=key, max_tokens=5, extra_body=NOT_EMPTY)
     return {"texts": [llm.invoke(PROMPT), "".join(llm.stream(PROMPT))]}
 
 
 def litellm(url: str, key: str, folder: str) -> dict[str, Any]:
     import litellm as client
 
-    options = {"prompt": PROMPT, "api_base": f"{url}/v1", "api_key": key, "max_tokens": 5}
+    options = {"prompt": PROMPT, "api_base": f"{url}/v1", "api_key": key, "max_tokens": 5, "extra_body": NOT_EMPTY}
     whole = client.text_completion(model="text-completion-openai/synthesizer", n=2, logprobs=1, **options)
     stream = client.text_completion(model="text-completion-openai/synthesizer", stream=True, **options)
     streamed = "".join(event.choices[0].text or "" for event in stream)
@@ -32,7 +34,15 @@ def litellm(url: str, key: str, folder: str) -> dict[str, Any]:
 def llama_index(url: str, key: str, folder: str) -> dict[str, Any]:
     from llama_index.llms.openai_like import OpenAILike
 
-    llm = OpenAILike(model="synthesizer", api_base=f"{url}/v1", api_key=key, is_chat_model=False, max_tokens=5)
+    extra = {"extra_body": NOT_EMPTY}
+    llm = OpenAILike(
+        model="synthesizer",
+        api_base=f"{url}/v1",
+        api_key=key,
+        is_chat_model=False,
+        max_tokens=5,
+        additional_kwargs=extra,
+    )
     return {"texts": [llm.complete(PROMPT).text, "".join(part.delta for part in llm.stream_complete(PROMPT))]}
 
 
