@@ -7,6 +7,7 @@ from typing import Any
 from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.benchmarks.comparison import compare_on_benchmarks
 from sbp_ray.evaluation.facts.measured_facts import measure_facts
+from sbp_ray.evaluation.found_elsewhere import read_found_elsewhere
 from sbp_ray.evaluation.intervals import MIN_GROUPS
 from sbp_ray.evaluation.judging.rates import judge_study
 from sbp_ray.evaluation.likelihood.arm_losses import HEADLINE, arm_rows, equal_cost_rows, losses_of
@@ -60,6 +61,7 @@ def measure_study(study: Study, out: Artifact) -> dict[str, Any]:
         ],
         "decontamination": find_held_out_text(study.nodes, texts.held_out, settings.decontaminate.ngram_words, store),
         "artifacts": [artifact_row(node) for node in study.nodes],
+        "found_elsewhere": read_found_elsewhere(settings.eval),
         "made_by": provenance(),
     }
 

@@ -1,4 +1,4 @@
-"""From finished trainings to `experiment.json` and `experiment.html`: the grid as a study, measured as a run is."""
+"""From finished trainings to `experiment.json`, its page and `answer.txt`: the grid is a study, measured as a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.found_elsewhere import ANSWER
 from sbp_ray.evaluation.study import Study, Training
 from sbp_ray.experiment.attempts import lost_hours
 from sbp_ray.experiment.costs import Cost, cost_of_model, costs_of
@@ -30,7 +31,7 @@ def publish(
         room: CPUs and GPUs of the cluster, of which costs are shares.
     """
     from sbp_ray.evaluation.measure import measure_study  # SciPy and Jinja, which --in-process does without
-    from sbp_ray.report.headline import render_summary
+    from sbp_ray.report.headline import answer, render_summary
     from sbp_ray.report.page import render_page
 
     out = Artifact("experiment", experiment.run_dir)
@@ -47,6 +48,7 @@ def publish(
     results |= {"seeds": list(experiment.seeds), "synthesizer_per_seed": experiment.synthesizer_per_seed}
     out.write_json("experiment.json", results)
     out.write_bytes("experiment.html", render_page(results).encode())
+    out.write_bytes(ANSWER, "".join(f"{line}\n" for line in answer(results)).encode())
     return f"{render_summary(results)}\nreport: {out.path('experiment.html')}"
 
 

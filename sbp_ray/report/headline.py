@@ -209,7 +209,12 @@ def _synthesizer_tile(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def render_summary(results: Mapping[str, Any]) -> str:
     """Plain text: the answer, the arms, the synthesizers, the quality of the text, and what to keep in mind."""
-    blocks = [[*answer(results), f"Scale: {wording.scale_sentence(results)}."], wording.aligned(_arm_cells(results))]
+    blocks = [[*answer(results), f"Scale: {wording.scale_sentence(results)}."]]
+    if elsewhere := results["found_elsewhere"]:
+        blocks.append(
+            [f"With controls, in another experiment on this corpus ({elsewhere['file']}):", *elsewhere["says"]]
+        )
+    blocks.append(wording.aligned(_arm_cells(results)))
     if gains := [row for row in results["synthesizers"] if row["pairs"]]:
         heads = ("nats a token of d2, held-out pairs", "given d1", "random d1", "alone")
         keys = ("nll_given_d1", "nll_given_random", "nll_alone")

@@ -14,9 +14,12 @@ from test_eval_run import guide
 from worked_on import WorkedOn
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
+from sbp_ray.config import EvalConfig
+from sbp_ray.evaluation.found_elsewhere import ANSWER, read_found_elsewhere
 from sbp_ray.experiment.grid import plan_grid
 from sbp_ray.experiment.publish import publish
 from sbp_ray.model import build_model
+from sbp_ray.report.headline import answer
 from sbp_ray.schema import PAIR
 from sbp_ray.shards import shard_name
 from sbp_ray.text.tokenizer import special_ids
@@ -66,6 +69,8 @@ def test_finished_trainings_become_a_page(tmp_path: Path, in_process: WorkedOn) 
     assert results["mining"][0]["for"] == ["sbp 2 %"]
     assert all(row["is_done"] and row["cost"] for row in results["artifacts"])
     assert said.endswith("report: " + out.path("experiment.html"))
+    elsewhere = read_found_elsewhere(EvalConfig(found_elsewhere=out.path(ANSWER)))
+    assert elsewhere is not None and elsewhere["says"] == answer(results)
     page = out.read_bytes("experiment.html").decode()
     for text in ("At equal total cost", "sbp 2 % seed 7: the disk is full", "Gains have 95 % intervals over 2 seeds"):
         assert text in page

@@ -245,6 +245,7 @@ def results(rows, experiment: ExperimentConfig) -> dict[str, Any]:
             | {"wall_s": None, "peak_mem_gib": None, "counts": {}, "drops": {}}
         ],
         "dead": [],
+        "found_elsewhere": None,
         "made_by": {"command": "python jobs/experiment.py", "commit": None, "version": "0.1", "hardware": "2 cores"},
         "settings": experiment.model_dump(mode="json"),
     }

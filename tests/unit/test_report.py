@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from invented_panel import beside_d1, interval, limits, synthetic_column, text_column
 
+from sbp_ray.config import EvalConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.evaluation.found_elsewhere import read_found_elsewhere
 from sbp_ray.evaluation.text_quality.samples import KINDS
 from sbp_ray.report.headline import answer, render_summary
 from sbp_ray.report.page import render_page
@@ -139,6 +143,7 @@ def report(gain: float = -0.02, groups: int = 12) -> dict[str, Any]:
             {"artifact": "corpus-1", "stage": "ingest", "is_done": True, "wall_s": 30.7, "peak_mem_gib": 2.0,
              "counts": {"documents": 1882}, "drops": {"exact_duplicate": 3}, "made_by": made_by}
         ],
+        "found_elsewhere": None,
         "made_by": {"command": "python jobs/eval.py", "commit": "0123abc", "version": "0.1", "hardware": "2 cores"},
         "settings": {"run_dir": "runs/demo"},
     }  # fmt: skip
@@ -209,6 +214,34 @@ def test_a_run_without_neighbours_has_no_plots_of_them() -> None:
     found = report()
     found["mining"][0] |= {"bands": [], "thresholds": [], "samples": []}
     assert render_page(found).count("<svg") == NUM_PLOTS - 3
+
+
+def test_what_an_experiment_with_controls_found_stands_beside_the_answer_as_text() -> None:
+    found = report()
+    found["found_elsewhere"] = {"file": "data/answer.txt", "says": ["sbp lost <b>by far</b>.", "It costs more."]}
+    page, summary = render_page(found), render_summary(found)
+    assert "data/answer.txt" in page and "sbp lost &lt;b&gt;by far&lt;/b&gt;. It costs more." in page
+    said = "With controls, in another experiment on this corpus (data/answer.txt):\nsbp lost <b>by far</b>.\nIt costs"
+    assert said in summary
+    assert "With controls" not in full_page() and "With controls" not in render_summary(report())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        (b" \n\n", "holds 0 lines"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"x" * 20_000, "20,000 bytes: name the answer.txt of an experiment"),
+    ],
+)
+def test_a_file_that_is_no_answer_is_refused_in_one_line(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "answer.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SbpError, match=re.escape(said)) as error:
+        read_found_elsewhere(EvalConfig(found_elsewhere=str(path)))
+    assert "\n" not in str(error.value)
 
 
 def test_what_was_not_measured_says_so() -> None:
