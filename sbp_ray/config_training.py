@@ -206,6 +206,12 @@ class PretrainConfig(TrainingConfig):
     """A Hugging Face causal LM, folder or hub name, to go on from instead of fresh weights of the shape `model`; its
     tokenizer must be the corpus' (`ingest.tokenizer`)."""
 
+    token_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the tokens that the model is shown otherwise than they are, others each time a row is read. What it
+    must say stays as it is, and marks such as <bos> are shown as they are."""
+    noise: Literal["replace", "mask"] = "replace"
+    """What is shown in their place: any other token of the vocabulary; or <related>, which no document holds."""
+
     def num_steps(self) -> int:
         """Optimizer steps, rounded up to whole batches."""
         return math.ceil(self.total_tokens / (self.batch_rows * self.seq_len))
@@ -224,6 +230,9 @@ class MixtureConfig(Section):
     """With `synthetic_tokens`, instead of the share: positions of real text. They add up to `pretrain.total_tokens`."""
     synthetic_tokens: PositiveInt | None = None
     """Positions of synthetic text."""
+    real_tail: Fraction = 0.0
+    """Share of the real positions that come last, when all synthetic text has been read: 0 mixes evenly until the end,
+    1 reads synthetic text first and real text last."""
 
     @model_validator(mode="after")
     def _check_that_share_or_tokens_are_given(self) -> MixtureConfig:

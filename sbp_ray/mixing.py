@@ -1,7 +1,7 @@
 """Which row is trained on when: a pure function of the global row number, the same for any number of workers.
 
 Row `g` of the run is row `g % batch_rows` of step `g // batch_rows`. Real rows come round again, in a new order each
-time; synthetic rows come at most once and lie evenly between the real ones.
+time; synthetic rows come at most once and lie evenly between the real ones, but for those that are kept for the end.
 """
 
 from __future__ import annotations
@@ -49,13 +49,16 @@ class Mixture:
     once_rows: int
     """Rows of them that come from `once`."""
     seed: int
+    tail_rows: int = 0
+    """The last rows of the run, all of `repeated`."""
 
     def __post_init__(self) -> None:
         if self.repeated.num_rows == 0:
             raise ValueError(f"source {self.repeated.name} has no rows")
         available = self.once.num_rows if self.once else 0
-        if not 0 <= self.once_rows <= min(available, self.total_rows):
-            raise ValueError(f"{self.once_rows} rows of {available}, in a run of {self.total_rows}")
+        if not 0 <= self.once_rows <= min(available, self.total_rows - self.tail_rows):
+            tail = f", the last {self.tail_rows} without" if self.tail_rows else ""
+            raise ValueError(f"{self.once_rows} rows of {available}, in a run of {self.total_rows}{tail}")
 
     def rows(self) -> dict[str, int]:
         """Rows of each source in the whole run."""
@@ -66,8 +69,11 @@ class Mixture:
         """The row to train on as number `global_row`, from 0 to `total_rows` - 1."""
         if not 0 <= global_row < self.total_rows:
             raise ValueError(f"row {global_row} of {self.total_rows}")
-        once_before = global_row * self.once_rows // self.total_rows
-        is_once = (global_row + 1) * self.once_rows // self.total_rows > once_before
+        head_rows = self.total_rows - self.tail_rows
+        if global_row >= head_rows:
+            return _nth(self.repeated, global_row - self.once_rows, self.seed)
+        once_before = global_row * self.once_rows // head_rows
+        is_once = (global_row + 1) * self.once_rows // head_rows > once_before
         if is_once:
             assert self.once is not None
             return _nth(self.once, once_before, self.seed)

@@ -51,6 +51,21 @@ BUILT_IN = {
         base_lm_embeds=True,
     ),
     "regularised": BuiltIn("repetition with ten times the weight decay", has_synthetic=False),
+    "token_noise": BuiltIn(
+        "repetition with a tenth of the tokens shown otherwise than they are",
+        has_synthetic=False,
+        overrides=("pretrain.token_noise=0.1",),
+    ),
+    "synthetic_first": BuiltIn("as sbp, synthetic text first and real text last", overrides=("mixture.real_tail=1",)),
+    "duplicates_kept": BuiltIn(
+        "as sbp, with pairs of near-duplicates, and with written copies",
+        overrides=(
+            "pair.max_jaccard=1",
+            "pair.max_containment=1",
+            "synthesize.max_copy=1",
+            "synthesize.max_jaccard=1",
+        ),
+    ),
 }
 
 

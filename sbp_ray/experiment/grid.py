@@ -86,7 +86,7 @@ class _Planner:
             return self._synthesize(seeded, corpus, embeddings, lm)
 
         for share in self._experiment.arms[arm].shares or self._experiment.shares:
-            joint = config.model_copy(update={"mixture": MixtureConfig(synthetic_share=share)})
+            joint = config.model_copy(update={"mixture": _with_share(config.mixture, share)})
             writer, num_rounds = base_lm, 1 if built_in.base_lm_writes else self._experiment.rounds
             for number in range(1, num_rounds + 1):
                 read = {"corpus": corpus, "synthetic": write(writer)}
@@ -194,6 +194,12 @@ def _pilot_of(config: Config, num_documents: int | None) -> Config | None:
         "samples_per_document": each,
     }
     return config.model_copy(update={"synthesize": own.model_copy(update=few)})
+
+
+def _with_share(mixture: MixtureConfig, share: float) -> MixtureConfig:
+    """The arm's mixture with a share in the place of whatever amount of synthetic text it names."""
+    amount = {"synthetic_share": share, "real_tokens": None, "synthetic_tokens": None}
+    return mixture.model_copy(update=amount)
 
 
 def _with_seed(config: Config, seed: int) -> Config:

@@ -25,6 +25,7 @@ from sbp_ray.training.preflight import (
     refuse_other_tokenizer,
     refuse_short_context,
 )
+from sbp_ray.training.token_noise import find_noise
 from sbp_ray.training.training_plan import TrainingPlan, rows_folder
 
 
@@ -66,6 +67,7 @@ def pretrain(
         special=special,
         model=model,
         base=cfg.base,
+        noise=find_noise(cfg, len(tokenizer), special),
     )
     return {
         "round": 0 if synthetic is None else round_of(synthetic),
@@ -164,7 +166,8 @@ def plan_mixture(cfg: PretrainConfig, mixture: MixtureConfig, packed: dict[str, 
             f"{synthetic.num_rows:,}, which are read once: {less}, or raise synthesize.num_documents or "
             "synthesize.samples_per_document"
         )
-    return Mixture(real, synthetic, total_rows, wanted, cfg.seed)
+    tail_rows = math.floor(mixture.real_tail * (total_rows - wanted))
+    return Mixture(real, synthetic, total_rows, wanted, cfg.seed, tail_rows)
 
 
 def _suggest_less_synthetic(mixture: MixtureConfig, most: float) -> str:

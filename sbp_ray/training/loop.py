@@ -111,7 +111,7 @@ def _held_out(plan: TrainingPlan) -> dict[str, Source]:
 
 def _read_batches(plan: TrainingPlan, first_step: int) -> Iterator[tuple[int, list[Batch]]]:
     """This rank's micro-batches of each step that is left, read ahead."""
-    reader = RowReader(plan.out, plan.config)  # of the thread that reads
+    reader = RowReader(plan.out, plan.config, plan.noise)  # of the thread that reads
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
 
     def make(step: int) -> tuple[int, list[Batch]]:

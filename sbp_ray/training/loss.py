@@ -21,7 +21,13 @@ class SupervisedLanguageModel(torch.nn.Module):
         self.lm = lm
         self._z_loss = z_loss
 
-    def forward(self, input_ids_BT: torch.Tensor, loss_mask_BT: torch.Tensor, documents: Documents) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        loss_mask_BT: torch.Tensor,
+        documents: Documents,
+        shown_ids_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Sums over the supervised tokens, float32 [2]: their NLL in nats, and that with the z-loss, to be minimised.
 
         Sums, not means: ranks and micro-batches hold different numbers of supervised tokens, so the caller divides
@@ -32,11 +38,12 @@ class SupervisedLanguageModel(torch.nn.Module):
             input_ids_BT: int64.
             loss_mask_BT: bool; True where the token is a target. The first token of a document must be False.
             documents: of the rows; tokens see the past of their own document only.
+            shown_ids_BT: what is seen of the past, where it is not `input_ids_BT`, which stay the targets.
         """
         # Its length is another in each batch: compiled layers must not be compiled anew for it.
         torch._dynamo.maybe_mark_dynamic(documents.bounds_N1, 0)
         hidden_BTD = self.lm.model(
-            input_ids=input_ids_BT,
+            input_ids=input_ids_BT if shown_ids_BT is None else shown_ids_BT,
             position_ids=documents.positions_BT,
             attention_mask=None,  # a mask would be quadratic; the bounds say the same
             use_cache=False,

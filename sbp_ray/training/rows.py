@@ -22,6 +22,7 @@ from sbp_ray.shards import shard_name
 from sbp_ray.text.packing import PackedRows
 from sbp_ray.training.attention import Documents, find_documents
 from sbp_ray.training.packed import PADDING, PackedShard, Row, make_blank_row
+from sbp_ray.training.token_noise import TokenNoise
 from sbp_ray.training.training_plan import rows_folder
 
 T = TypeVar("T")
@@ -45,6 +46,8 @@ class Batch:
     """Padding not counted."""
     attended: int
     """Sum of the documents' squared lengths: what attention works on."""
+    shown_ids_BT: torch.Tensor | None = None
+    """What the model sees in the place of `input_ids_BT`, where there is noise."""
 
     def to(self, device: torch.device) -> Batch:
         return replace(
@@ -52,6 +55,7 @@ class Batch:
             input_ids_BT=self.input_ids_BT.to(device, non_blocking=True),
             loss_mask_BT=self.loss_mask_BT.to(device, non_blocking=True),
             documents=self.documents.to(device),
+            shown_ids_BT=None if self.shown_ids_BT is None else self.shown_ids_BT.to(device, non_blocking=True),
         )
 
 
@@ -107,8 +111,8 @@ class _OpenShard(NamedTuple):
 class RowReader:
     """Fetches rows by address, and of a shard nothing else than its index. Addresses run shard after shard."""
 
-    def __init__(self, out: Artifact, cfg: TrainingConfig) -> None:
-        self._out, self._cfg = out, cfg
+    def __init__(self, out: Artifact, cfg: TrainingConfig, noise: TokenNoise | None = None) -> None:
+        self._out, self._cfg, self._noise = out, cfg, noise
         self._open: dict[str, _OpenShard] = {}
 
     def batches(self, addresses: Sequence[Address | None], size: int) -> list[Batch]:
@@ -119,7 +123,15 @@ class RowReader:
         """The rows at the addresses; None gives a row of padding, of which nothing is supervised."""
         blank = make_blank_row(self._cfg.seq_len)
         rows = [blank if address is None else self.row(address) for address in addresses]
-        return make_batch(addresses, rows, is_pinned=self._cfg.resources.num_gpus > 0)
+        batch = make_batch(addresses, rows, is_pinned=self._cfg.resources.num_gpus > 0)
+        return batch if self._noise is None else replace(batch, shown_ids_BT=self._show(addresses, rows, self._noise))
+
+    def _show(self, addresses: Sequence[Address | None], rows: Sequence[Row], noise: TokenNoise) -> torch.Tensor:
+        shown = [
+            row.input_ids_T if address is None else noise.show(row.input_ids_T, address)
+            for address, row in zip(addresses, rows, strict=True)
+        ]
+        return torch.from_numpy(np.stack(shown))
 
     def row(self, address: Address) -> Row:
         """The row at the address. In a source's first epoch rows are read as they were packed, whatever `cfg.repack`:

@@ -83,7 +83,7 @@ def _accumulate_gradients(
         is_reduced = plan.config.resources.reduce_every_micro_batch or number == len(batches)
         model.set_requires_gradient_sync(is_reduced)  # type: ignore[operator]  # FSDP2 added it
         placed = batch.to(device)
-        sums = model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents)
+        sums = model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents, placed.shown_ids_BT)
         (sums[1] * scale).backward()
         nll.append(sums[0].detach())
     return torch.stack(nll).tolist()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ModelConfig, TrainingConfig
 from sbp_ray.mixing import Mixture, Source
+from sbp_ray.training.token_noise import TokenNoise
 
 MODEL_FOLDER = "model"
 
@@ -36,6 +37,8 @@ class TrainingPlan:
     """The shape: of a fresh model, or of `base`."""
     base: Artifact | str | None = None
     """Weights to go on from: a Hugging Face folder or name, or an artifact whose `model/` is one."""
+    noise: TokenNoise | None = None
+    """In what the model is shown of the rows that it is trained on; held-out rows have none."""
 
 
 def rows_folder(source: str) -> str:

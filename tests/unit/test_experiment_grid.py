@@ -28,6 +28,9 @@ ALL = (
     "untuned",
     "own_embedder",
     "regularised",
+    "token_noise",
+    "synthetic_first",
+    "duplicates_kept",
 )
 
 
@@ -151,6 +154,14 @@ def settings_of(grid: Grid, arm: str) -> dict[str, Any]:
         ("untuned", "sbp", {"synthesize: synthesize.condition"}),
         ("own_embedder", "sbp", {"embed: embed.pooling", "embed: embed.model"}),
         ("regularised", "repetition", {"pretrain-repetition: pretrain.weight_decay"}),
+        ("token_noise", "repetition", {"pretrain-repetition: pretrain.token_noise"}),
+        ("synthetic_first", "sbp", {"pretrain-sbp: mixture.real_tail"}),
+        (
+            "duplicates_kept",
+            "sbp",
+            {"pair: pair.max_jaccard", "pair: pair.max_containment"}
+            | {"synthesize: synthesize.max_copy", "synthesize: synthesize.max_jaccard"},
+        ),
         ("oracle", "repetition", {"ingest: ingest.max_train_documents", "ingest: ingest.tokenizer"}),
     ],
 )

@@ -28,6 +28,27 @@ def test_synthetic_rows_lie_evenly_over_the_run() -> None:
     assert [sum(are_synthetic[start : start + 8]) for start in range(0, 80, 8)] == [1] * 10
 
 
+def test_a_tail_is_real_alone_and_synthetic_rows_lie_evenly_before_it() -> None:
+    """40 rows of which the last 16 are real: 6 synthetic ones among 24, every fourth of them."""
+    order = Mixture(REAL, SYNTHETIC, 40, 6, 0, tail_rows=16)
+    are_synthetic = [order.address(row).source == "synthetic" for row in range(40)]
+    assert are_synthetic == [False, False, False, True] * 6 + [False] * 16
+
+
+def test_with_all_real_text_in_the_tail_synthetic_text_comes_first_and_no_row_is_another() -> None:
+    first, mixed = Mixture(REAL, SYNTHETIC, 40, 10, 0, tail_rows=30), mixture(40, 10)
+    addresses = [first.address(row) for row in range(40)]
+    assert [address.source for address in addresses] == ["synthetic"] * 10 + ["real"] * 30
+    in_order = [mixed.address(row) for row in range(40)]
+    for source in ("synthetic", "real"):
+        assert [a for a in addresses if a.source == source] == [a for a in in_order if a.source == source]
+
+
+def test_a_tail_without_room_for_the_synthetic_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="10 rows of 10, in a run of 40, the last 31 without"):
+        Mixture(REAL, SYNTHETIC, 40, 10, 0, tail_rows=31)
+
+
 def test_real_rows_come_once_in_each_pass_and_in_another_order_in_the_next() -> None:
     order = mixture(36, 0)
     passes = [[order.address(row)[2:] for row in range(start, start + 12)] for start in (0, 12, 24)]
