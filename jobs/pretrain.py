@@ -15,6 +15,7 @@ def run(job: Job) -> Stats:
         mixture=job.config.mixture,
         corpus=job.inputs["corpus"],
         synthetic=job.inputs.get("synthetic"),
+        pairs=job.inputs.get("pairs"),
         out=job.output,
     )
 

@@ -206,11 +206,20 @@ class PretrainConfig(TrainingConfig):
     """A Hugging Face causal LM, folder or hub name, to go on from instead of fresh weights of the shape `model`; its
     tokenizer must be the corpus' (`ingest.tokenizer`)."""
 
-    token_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the tokens that the model is shown otherwise than they are, others each time a row is read. What it
-    must say stays as it is, and marks such as <bos> are shown as they are."""
-    noise: Literal["replace", "mask"] = "replace"
-    """What is shown in their place: any other token of the vocabulary; or <related>, which no document holds."""
+    in_context: bool = False
+    """Related documents lie behind one another in a row, and each is read after those before it: a path along the pairs
+    comes to every document once a pass. Needs the pairs, and writes nothing."""
+    token_noise: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the tokens in whose place the model is shown any other one, anew each time a row is read. What it must
+    say stays as it is, and marks such as <bos> are shown as they are."""
+    noise_masks: bool = False
+    """Show <related> in their place, which no document holds."""
+
+    @model_validator(mode="after")
+    def _masks_have_a_share(self) -> PretrainConfig:
+        if self.noise_masks and self.token_noise is None:
+            raise ValueError("noise_masks says how tokens are hidden, and token_noise how many: set token_noise too")
+        return self
 
     def num_steps(self) -> int:
         """Optimizer steps, rounded up to whole batches."""
@@ -230,9 +239,12 @@ class MixtureConfig(Section):
     """With `synthetic_tokens`, instead of the share: positions of real text. They add up to `pretrain.total_tokens`."""
     synthetic_tokens: PositiveInt | None = None
     """Positions of synthetic text."""
-    real_tail: Fraction = 0.0
-    """Share of the real positions that come last, when all synthetic text has been read: 0 mixes evenly until the end,
-    1 reads synthetic text first and real text last."""
+    megadocs: bool = False
+    """What was written from a d1, and d1 last, lie behind one another in a row, and each is read after those before it.
+    d1 then counts among the synthetic positions."""
+    real_tail: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the real positions that come last, when all synthetic text has been read: 1 reads synthetic text first
+    and real text last. Without it both are mixed evenly until the end."""
 
     @model_validator(mode="after")
     def _check_that_share_or_tokens_are_given(self) -> MixtureConfig:

@@ -16,7 +16,7 @@ from sbp_ray.artifacts import MANIFEST, STARTED, fingerprint_of
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError
 from sbp_ray.nodes import Node, is_ours, locate
-from sbp_ray.recipes import deciding_settings, describe_differences, input_files
+from sbp_ray.recipes import deciding_settings, describe_differences, input_files, reads_of
 from sbp_ray.stage_table import NOUNS, STAGES, Stage
 
 logger = logging.getLogger(__name__)
@@ -42,11 +42,11 @@ def plan_run(config: Config, wanted: Collection[str] = NOUNS, redone: Collection
     needed = set(wanted)
     for stage in reversed(STAGES):
         if stage.writes in needed and is_ours(config, stage.writes):
-            needed.update(stage.reads)
+            needed.update(reads_of(stage, config))
     nodes: dict[str, Node] = {}
     for stage in STAGES:
         if stage.writes in needed:
-            inputs = {noun: nodes[noun] for noun in stage.reads if noun in nodes}
+            inputs = {noun: nodes[noun] for noun in reads_of(stage, config) if noun in nodes}
             made = locate(config, stage.writes)
             started = made.read_json(STARTED) if made.exists(STARTED) else {}
             if is_ours(config, stage.writes):
@@ -170,7 +170,7 @@ def follow(config: Config, stage_name: str) -> list[str]:
                 f"artifacts.{noun}={locate(config, noun).url} belongs to another run, and nothing is deleted there: "
                 f"use --redo {stage_name} in its own run"
             )
-        if (stage.name == stage_name or {*found} & {*stage.reads}) and is_ours(config, noun):
+        if (stage.name == stage_name or {*found} & {*reads_of(stage, config)}) and is_ours(config, noun):
             found.append(noun)
     return found
 

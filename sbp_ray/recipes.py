@@ -25,6 +25,12 @@ _WINDOW_BYTES = 1 << 16
 """Read of a local file at its head, its middle and its tail: smaller files are read whole, three times over."""
 
 
+def reads_of(stage: Stage, config: Config) -> tuple[str, ...]:
+    """What the stage is made from with these settings: what it always reads, and what they ask for."""
+    needs_graph = stage.job == "pretrain" and config.pretrain.in_context
+    return (*stage.reads, "pairs") if needs_graph else stage.reads
+
+
 def deciding_settings(stage: Stage, config: Config) -> dict[str, Any]:
     """The sections that decide the stage's result, without settings that change no result or are off."""
     settings = config.model_dump(mode="json")

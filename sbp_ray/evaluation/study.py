@@ -11,7 +11,7 @@ from sbp_ray.nodes import Node
 
 BASELINE = "repetition"
 """The arm that the others are compared with."""
-CONTROLS = (BASELINE, "regularised", "token_noise", "unconditional", "alone", "random_pairs")
+CONTROLS = (BASELINE, "regularised", "in_context", "token_noise", "unconditional", "alone", "random_pairs")
 """Kinds of arms that one must beat, on the same corpus and with as many tokens, before its gain is the relation's."""
 ORACLE = "oracle"
 """The arm that trains on more real text."""

@@ -56,6 +56,12 @@ BUILT_IN = {
         has_synthetic=False,
         overrides=("pretrain.token_noise=0.1",),
     ),
+    "in_context": BuiltIn(
+        "the real text again and again, each document read after related ones",
+        has_synthetic=False,
+        overrides=("pretrain.in_context=true",),
+    ),
+    "megadoc": BuiltIn("as sbp, each d1 read after all that was written from it", overrides=("mixture.megadocs=true",)),
     "synthetic_first": BuiltIn("as sbp, synthetic text first and real text last", overrides=("mixture.real_tail=1",)),
     "duplicates_kept": BuiltIn(
         "as sbp, with pairs of near-duplicates, and with written copies",

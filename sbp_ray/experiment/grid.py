@@ -72,12 +72,14 @@ class _Planner:
         after = [self._corpus_of_base()] if self._corpus_times(arm) is not None else []
         corpus = self._node("ingest", config, {}, after=after)
         if not built_in.has_synthetic:
-            model = self._node("pretrain-repetition", _with_seed(config, seed), {"corpus": corpus})
+            read = {"corpus": corpus, **self._graph(config, corpus)}
+            model = self._node("pretrain-repetition", _with_seed(config, seed), read)
             self._add_training(arm, seed, None, 1, model)
             return
         chain_seed = seed if self._experiment.synthesizer_per_seed else self._experiment.seeds[0]
         seeded = _with_seed(config, chain_seed)
-        base_lm = self._node("pretrain-repetition", self._for_base_lm(arm, seeded), {"corpus": corpus})
+        own = self._for_base_lm(arm, seeded)
+        base_lm = self._node("pretrain-repetition", own, {"corpus": corpus, **self._graph(own, corpus)})
         embeddings, pairs = self._mine(seeded, corpus, base_lm if built_in.base_lm_embeds else None)
 
         def write(lm: Node) -> Node:
@@ -89,7 +91,7 @@ class _Planner:
             joint = config.model_copy(update={"mixture": _with_share(config.mixture, share)})
             writer, num_rounds = base_lm, 1 if built_in.base_lm_writes else self._experiment.rounds
             for number in range(1, num_rounds + 1):
-                read = {"corpus": corpus, "synthetic": write(writer)}
+                read = {"corpus": corpus, "synthetic": write(writer), **self._graph(joint, corpus, pairs)}
                 lm = self._node("pretrain-sbp", _with_seed(joint, seed), read)
                 self._add_training(arm, seed, share, number, lm)
                 if number < num_rounds:  # the next round goes on from the LM of the chain's seed
@@ -151,6 +153,10 @@ class _Planner:
         embeddings = self._node("embed", config, {"corpus": corpus}, after=after)
         neighbors = self._node("neighbors", config, {"embeddings": embeddings})
         return embeddings, self._node("pair", config, {"neighbors": neighbors})
+
+    def _graph(self, config: Config, corpus: Node, pairs: Node | None = None) -> dict[str, Node]:
+        """What a pretraining reads that packs related documents behind one another."""
+        return {"pairs": pairs or self._mine(config, corpus, None)[1]} if config.pretrain.in_context else {}
 
     def _synthesize(self, config: Config, corpus: Node, embeddings: Node, writer: Node) -> Node:
         """The text; one of many samples is made after a small one that says whether it will be enough."""

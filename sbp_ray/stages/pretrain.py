@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from sbp_ray.artifacts import Artifact
@@ -14,9 +16,11 @@ from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture
 from sbp_ray.model import num_parameters, padded_vocab_size, read_base_shape
 from sbp_ray.rounds import round_of
-from sbp_ray.shards import Stats, Step, run_steps, shard_name
+from sbp_ray.shards import Stats, Step, remove_scratch, run_steps, shard_name
 from sbp_ray.text.pair_format import DOCUMENT_MARKS, document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
+from sbp_ray.training.chains import Chains, read_megadocs
+from sbp_ray.training.in_context_rows import path_steps, read_piece
 from sbp_ray.training.launch import run_plan
 from sbp_ray.training.packed import Packed, TokenLists, packing_resources, read_packed, write_shard
 from sbp_ray.training.preflight import (
@@ -36,9 +40,13 @@ def pretrain(
     mixture: MixtureConfig,
     corpus: Artifact,
     synthetic: Artifact | None,
+    pairs: Artifact | None = None,
     out: Artifact,
 ) -> Stats:
     """Train a language model on real text, and on synthetic text where it is given; from scratch, or from `cfg.base`.
+
+    Args:
+        pairs: the graph of related documents, for `cfg.in_context`.
 
     Raises:
         SbpError: the tokenizer does not fit the model, there is less text than the mixture wants, the training
@@ -52,7 +60,8 @@ def pretrain(
     inputs = {"real": (corpus, "train"), "validation": (corpus, "validation"), "development": (corpus, "development")}
     if synthetic is not None:
         inputs["synthetic"] = (synthetic, "")
-    packed = pack_documents(stage, cfg, inputs, special, vocab_size, out)
+    packing = Packing(cfg, mixture.megadocs, special, vocab_size, inputs, out)
+    packed = pack_documents(stage, packing, pairs if cfg.in_context else None)
     refuse_missing_choice("pretrain", cfg, packed["development"].source)
     plan = TrainingPlan(
         stage=stage,
@@ -88,60 +97,77 @@ def _find_shape(cfg: PretrainConfig, model: ModelConfig, tokenizer: PreTrainedTo
     return shape, max(base_rows, padded_vocab_size(shape, len(tokenizer)))
 
 
-class _PackDocuments:
-    """Packs one shard of documents."""
+class Packing(NamedTuple):
+    """What packs documents."""
 
-    def __init__(
-        self,
-        cfg: PretrainConfig,
-        special: SpecialIds,
-        vocab_size: int,
-        inputs: dict[str, tuple[Artifact, str]],
-        out: Artifact,
-    ) -> None:
-        self._cfg, self._special, self._vocab_size = cfg, special, vocab_size
-        self._inputs, self._out = inputs, out
+    cfg: PretrainConfig
+    has_megadocs: bool
+    special: SpecialIds
+    vocab_size: int
+    inputs: dict[str, tuple[Artifact, str]]
+    """Artifact and folder of each source."""
+    out: Artifact
+
+
+class _PackDocuments:
+    """Packs one shard of documents, or of chains of them."""
+
+    def __init__(self, packing: Packing) -> None:
+        self._packing = packing
 
     def __call__(self, item: dict[str, Any]) -> Stats:
-        artifact, _ = self._inputs[item["source"]]
-        documents = TokenLists(artifact.read_table(item["file"], columns=["input_ids"])["input_ids"])
+        cfg, special = self._packing.cfg, self._packing.special
+        documents = self._read(**item)
         length_D = documents.length_D + DOCUMENT_MARKS
+
+        @lru_cache(maxsize=1)  # what is longer than a row is asked for again and again
+        def tokens_of(number: int) -> NDArray[np.int32]:
+            return document_example(documents.of(number), special).input_ids
+
         write_shard(
-            self._out,
+            self._packing.out,
             shard_name(rows_folder(item["source"]), item["shard"]),
             length_D=length_D,
             first_supervised_D=np.ones_like(length_D),
-            tokens_of=lambda number: document_example(documents.of(number), self._special).input_ids,
-            seq_len=self._cfg.seq_len,
-            vocab_size=self._vocab_size,
-            is_repeated=self._cfg.repack and item["source"] == "real",
+            tokens_of=tokens_of,
+            seq_len=cfg.seq_len,
+            vocab_size=self._packing.vocab_size,
+            is_repeated=cfg.repack and item["source"] == "real" and not cfg.in_context,  # a path fills its rows
         )
         return {"documents": len(length_D)}
 
+    def _read(self, source: str, file: str, shard: int) -> TokenLists | Chains:
+        cfg, has_megadocs, special, _, inputs, out = self._packing
+        artifact, _ = inputs[source]
+        if source == "real" and cfg.in_context:
+            return read_piece(shard, out, special)
+        if source == "synthetic" and has_megadocs:
+            return read_megadocs(artifact, file, inputs["real"][0], special)
+        return TokenLists(artifact.read_table(file, columns=["input_ids"])["input_ids"])
 
-def pack_documents(
-    stage: str,
-    cfg: PretrainConfig,
-    inputs: dict[str, tuple[Artifact, str]],
-    special: SpecialIds,
-    vocab_size: int,
-    out: Artifact,
-) -> dict[str, Packed]:
-    """Rows of every source under `rows/`."""
+
+def pack_documents(stage: str, packing: Packing, pairs: Artifact | None = None) -> dict[str, Packed]:
+    """Rows of every source under `rows/`.
+
+    Args:
+        pairs: where the real text's rows follow a path along them.
+    """
+    _, _, _, _, inputs, out = packing
     items: list[dict[str, Any]] = [
         {"source": source, "file": file, "shard": shard}
         for source, (artifact, folder) in inputs.items()
         for shard, file in enumerate(artifact.files(folder, ".parquet"))
     ]
-    pack = Step(
-        f"{stage} packing",
-        _PackDocuments,
-        (cfg, special, vocab_size, inputs, out),
-        items,
-        lambda item: shard_name(rows_folder(item["source"]), item["shard"]),
-        reads=list(inputs.values()),
-    )
-    run_steps(out, [pack], packing_resources(cfg.resources))
+
+    def file_of(item: dict[str, Any]) -> str:
+        return shard_name(rows_folder(item["source"]), item["shard"])
+
+    steps = [Step(f"{stage} packing", _PackDocuments, (packing,), items, file_of, reads=list(inputs.values()))]
+    are_all_there = all(out.exists(file_of(item)) for item in items)
+    if pairs is not None and not are_all_there:
+        steps = [*path_steps(stage, inputs["real"][0], pairs, out), *steps]
+    run_steps(out, steps, packing_resources(packing.cfg.resources))
+    remove_scratch(out)
     return {source: read_packed(out, source) for source in inputs}
 
 
@@ -166,7 +192,7 @@ def plan_mixture(cfg: PretrainConfig, mixture: MixtureConfig, packed: dict[str, 
             f"{synthetic.num_rows:,}, which are read once: {less}, or raise synthesize.num_documents or "
             "synthesize.samples_per_document"
         )
-    tail_rows = math.floor(mixture.real_tail * (total_rows - wanted))
+    tail_rows = math.floor((mixture.real_tail or 0) * (total_rows - wanted))
     return Mixture(real, synthetic, total_rows, wanted, cfg.seed, tail_rows)
 
 

@@ -51,6 +51,6 @@ class TokenNoise:
 
 def find_noise(cfg: PretrainConfig, num_tokens: int, special: SpecialIds) -> TokenNoise | None:
     """What the settings ask for."""
-    if not cfg.token_noise:
+    if cfg.token_noise is None:
         return None
-    return TokenNoise(cfg.token_noise, cfg.noise == "mask", num_tokens, special, cfg.seed)
+    return TokenNoise(cfg.token_noise, cfg.noise_masks, num_tokens, special, cfg.seed)

@@ -28,6 +28,8 @@ ALL = (
     "untuned",
     "own_embedder",
     "regularised",
+    "in_context",
+    "megadoc",
     "token_noise",
     "synthetic_first",
     "duplicates_kept",
@@ -88,6 +90,22 @@ def test_each_control_adds_only_what_differs(plan) -> None:
     assert added("own_embedder") == {"embed", "neighbors", "pair", "tune", "synthesize", "pretrain-sbp"}
     assert added("regularised") == {"pretrain-repetition"}
     assert added("oracle") == {"ingest", "pretrain-repetition"}
+
+
+def test_related_documents_in_a_row_take_the_pairs_and_no_synthesizer_and_go_with_sbp(plan) -> None:
+    """All that the pairs were made from is then among the ancestors that the arm is charged for."""
+    both = {"like": "sbp", "overrides": ["pretrain.in_context=true", "mixture.megadocs=true"]}
+    grid = plan(seeds=[0], shares=[0.1], arms={"repetition": {}, "in_context": {}, "sbp": {}, "both": both})
+    alone, together, sbp = (last(grid, arm) for arm in ("in_context", "both", "sbp"))
+    assert [*alone.inputs] == ["corpus", "pairs"]
+    assert {node.stage.name for node in alone.ancestry().values()} == {
+        *("ingest", "embed", "neighbors", "pair", "pretrain-repetition")
+    }
+    assert [*together.inputs] == ["corpus", "synthetic", "pairs"]
+    assert together.inputs["synthetic"] is sbp.inputs["synthetic"]
+    assert together.inputs["pairs"] is alone.inputs["pairs"]
+    base_lm = sbp.inputs["synthetic"].inputs["synthesizer"].inputs["base_lm"]
+    assert [*base_lm.inputs] == ["corpus"]
 
 
 def test_the_arms_differ_in_the_settings_they_are_named_for(plan) -> None:
@@ -154,6 +172,8 @@ def settings_of(grid: Grid, arm: str) -> dict[str, Any]:
         ("untuned", "sbp", {"synthesize: synthesize.condition"}),
         ("own_embedder", "sbp", {"embed: embed.pooling", "embed: embed.model"}),
         ("regularised", "repetition", {"pretrain-repetition: pretrain.weight_decay"}),
+        ("in_context", "repetition", {"pretrain-repetition: pretrain.in_context"}),
+        ("megadoc", "sbp", {"pretrain-sbp: mixture.megadocs"}),
         ("token_noise", "repetition", {"pretrain-repetition: pretrain.token_noise"}),
         ("synthetic_first", "sbp", {"pretrain-sbp: mixture.real_tail"}),
         (

@@ -19,7 +19,7 @@ from sbp_ray.schema import DOC_ID, DOCUMENT, PAIR, SPLITS, shard_of
 from sbp_ray.shards import shard_name
 from sbp_ray.text.pair_format import document_example, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
-from sbp_ray.training import pair_rows
+from sbp_ray.training import fetched_documents
 from sbp_ray.training.pair_rows import SOURCES, choose_pairs, pack_pairs
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -124,7 +124,7 @@ def test_d2_by_themselves_are_those_of_the_same_pairs(new_artifact: Any) -> None
 
 def test_small_parts_change_nothing(new_artifact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run, out = Run(new_artifact, 0), new_artifact("synthesizer")
-    monkeypatch.setattr(pair_rows, "_FETCH_TOKENS", 30)
+    monkeypatch.setattr(fetched_documents, "_FETCH_TOKENS", 30)
     run.pack(out)
     run.expect(out)
 
@@ -197,5 +197,5 @@ def test_a_document_that_the_corpus_lacks_is_one_line(new_artifact: Any, side: s
 
 def test_a_part_ends_with_the_document_that_fills_it() -> None:
     length_D = np.array([5, 5, 30, 1, 1, 1, 9, 0, 0, 12])
-    assert list(pair_rows._parts(length_D, 10)) == [(0, 2), (2, 3), (3, 7), (7, 10)]
-    assert list(pair_rows._parts(np.array([], np.int64), 10)) == []
+    assert list(fetched_documents._parts(length_D, 10)) == [(0, 2), (2, 3), (3, 7), (7, 10)]
+    assert list(fetched_documents._parts(np.array([], np.int64), 10)) == []

@@ -227,12 +227,13 @@ def test_joint_training_starts_on_the_finished_shards_while_others_are_drawn(
     assert (taken["d1"], taken["documents"]) == (DOCUMENTS, finished["documents"])
     here = TrainingResources(in_process=True)
     cfg = PretrainConfig(seq_len=64, batch_rows=1, total_tokens=64, peak_lr=1e-3, resources=here)
-    packed = pretrain.pack_documents("pretrain-sbp", cfg, {"synthetic": (early, "")}, special, 1000, lm)
+    packing = pretrain.Packing(cfg, False, special, 1000, {"synthetic": (early, "")}, lm)
+    packed = pretrain.pack_documents("pretrain-sbp", packing)
     assert packed["synthetic"].stats["examples"] == finished["documents"] > 0
 
     stage.run(FakeHandle(), shard=1)
     assert training.take() == taken
-    again = pretrain.pack_documents("pretrain-sbp", cfg, {"synthetic": (early, "")}, special, 1000, lm)
+    again = pretrain.pack_documents("pretrain-sbp", packing)
     assert again == packed
 
 

@@ -62,8 +62,8 @@ def test_each_time_a_row_is_read_other_tokens_are_hit_and_the_same_address_shows
 
 
 def test_without_a_rate_there_is_no_noise() -> None:
-    assert find_noise(CONFIG.model_copy(update={"token_noise": 0.0}), 50, SPECIAL) is None
-    found = find_noise(CONFIG.model_copy(update={"noise": "mask"}), 50, SPECIAL)
+    assert find_noise(CONFIG.model_copy(update={"token_noise": None}), 50, SPECIAL) is None
+    found = find_noise(CONFIG.model_copy(update={"noise_masks": True}), 50, SPECIAL)
     assert found == TokenNoise(0.3, True, 50, SPECIAL, 7)
 
 

@@ -1,0 +1,76 @@
+"""pairs, corpus -> which documents lie behind one another in the rows of real text, each with its tokens
+
+    path        one worker: a path through all train documents along the pairs, cut into as many pieces as the corpus
+                has shards; it asks for the documents of each piece
+    fetched     worker of a shard of the corpus: hands them out (`fetched_documents`)
+
+Whoever packs piece n then finds its documents in order (`read_piece`). The pairs are the graph: without
+near-duplicates, which would teach copying, and with the relation that a synthesizer is tuned on.
+
+The path is found by one worker, which holds two numbers for each pair and three for each document.
+
+Legend: D documents, N directed pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.shards import SCRATCH, Stats, Step, shard_name
+from sbp_ray.text.document_path import find_path
+from sbp_ray.text.tokenizer import SpecialIds
+from sbp_ray.training.chains import Chains, related_chain
+from sbp_ray.training.fetched_documents import TokenFetcher, fetched_file, read_fetched, rows_of, write_wanted
+
+
+def path_steps(stage: str, corpus: Artifact, pairs: Artifact, out: Artifact) -> Sequence[Step]:
+    """The steps after which `read_piece` finds every piece."""
+    num_shards = len(corpus.files("train", ".parquet"))
+    items = [_item(shard) for shard in range(num_shards)]
+    reads = [(corpus, "train"), (pairs, "train")]
+    last = _path_file(num_shards - 1)
+    return [
+        Step(f"{stage}-path", PathFinder, (corpus, pairs, out), [{}], lambda _: last, reads=reads),
+        Step(f"{stage}-fetched", TokenFetcher, (corpus, out), items, fetched_file, reads=reads[:1]),
+    ]
+
+
+def read_piece(shard: int, out: Artifact, special: SpecialIds) -> Chains:
+    """The documents of a piece of the path, as one chain."""
+    return related_chain(out.read_table(_path_file(shard))["doc_id"], read_fetched(_item(shard), out), special)
+
+
+def _item(shard: int) -> dict[str, Any]:
+    return {"split": "train", "shard": shard}
+
+
+def _path_file(shard: int) -> str:
+    return shard_name(f"{SCRATCH}/path", shard)
+
+
+class PathFinder:
+    """Orders all train documents."""
+
+    def __init__(self, corpus: Artifact, pairs: Artifact, out: Artifact) -> None:
+        self._corpus, self._pairs, self._out = corpus, pairs, out
+
+    def __call__(self, _: dict[str, Any]) -> Stats:
+        shards = self._corpus.files("train", ".parquet")
+        documents, pairs = _read_ids(self._corpus, "doc_id"), _read_ids(self._pairs, "d1_id", "d2_id")
+        from_N, to_N = (rows_of(pairs[column], documents, self._corpus) for column in ("d1_id", "d2_id"))
+        path_D = find_path(len(documents), from_N, to_N)
+        for shard, piece in enumerate(np.array_split(path_D, len(shards))):
+            here = documents.take(pa.array(piece))
+            write_wanted(_item(shard), here["doc_id"], self._corpus, self._out)
+            self._out.write_table(_path_file(shard), here)
+        return {"documents": len(documents)}
+
+
+def _read_ids(made: Artifact, *columns: str) -> pa.Table:
+    """Of all shards of the train split."""
+    return pa.concat_tables(made.read_table(name, columns=[*columns]) for name in made.files("train", ".parquet"))
