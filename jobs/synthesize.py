@@ -16,7 +16,8 @@ def run(job: Job) -> Stats:
         shingle_tokens=job.config.embed.shingle_tokens,
         corpus=job.inputs["corpus"],
         embeddings=job.inputs["embeddings"],
-        synthesizer=job.inputs["synthesizer"],
+        synthesizer=job.inputs.get("synthesizer"),
+        pairs=job.inputs.get("pairs"),
         out=job.output,
     )
 

@@ -185,6 +185,8 @@ def room_here() -> dict[str, float]:
 
 def demand(job: str, config: Config) -> dict[str, float]:
     """CPUs and GPUs that a job's workers hold at the same time."""
+    if job == "synthesize" and config.synthesize.rephrase is not None:
+        return {"CPU": WRITER_CPUS, "GPU": 0.0}
     return _engine_demand(config.engine) if job == "synthesize" else _demand(getattr(config, job).resources)
 
 

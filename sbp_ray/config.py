@@ -8,7 +8,15 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from sbp_ray.config_base import Dtype, ForwardResources, Resources, Section, Seed
 from sbp_ray.config_data import DecontaminateConfig, EmbedConfig, IngestConfig, NeighborsConfig, PairConfig
-from sbp_ray.config_engine import EngineConfig, EngineResources, ServiceConfig, SynthesizeConfig, SynthesizeResources
+from sbp_ray.config_engine import (
+    EngineConfig,
+    EngineResources,
+    RephraseConfig,
+    RephraseResources,
+    ServiceConfig,
+    SynthesizeConfig,
+    SynthesizeResources,
+)
 from sbp_ray.config_evaluation import BenchmarkConfig, BenchmarksConfig, EvalConfig, JudgeConfig, JudgeResources
 from sbp_ray.config_training import (
     ExportCheck,
@@ -27,9 +35,10 @@ from sbp_ray.stage_table import NOUNS
 __all__ = (
     "BenchmarkConfig", "BenchmarksConfig", "ClusterConfig", "Config", "DecontaminateConfig", "Dtype", "EmbedConfig",
     "EngineConfig", "EngineResources", "EvalConfig", "ExportCheck", "ForwardResources", "IngestConfig", "JudgeConfig",
-    "JudgeResources", "MixtureConfig", "ModelConfig", "NeighborsConfig", "PairConfig", "PretrainConfig", "Resources",
-    "Section", "Seed", "ServiceConfig", "SynthesizeConfig", "SynthesizeResources", "TrackingConfig", "TrainingConfig",
-    "TrainingResources", "TuneConfig", "TuneResources", "shape_of_depth",
+    "JudgeResources", "MixtureConfig", "ModelConfig", "NeighborsConfig", "PairConfig", "PretrainConfig",
+    "RephraseConfig", "RephraseResources", "Resources", "Section", "Seed", "ServiceConfig", "SynthesizeConfig",
+    "SynthesizeResources", "TrackingConfig", "TrainingConfig", "TrainingResources", "TuneConfig", "TuneResources",
+    "shape_of_depth",
 )  # fmt: skip
 _TOTAL_TOLERANCE = 1e-3  # token budgets must add up to the run's tokens this well
 
@@ -114,6 +123,11 @@ class Config(Section):
             raise ValueError(
                 f"synthesize.condition={self.synthesize.condition} gives d1 to an LM that tune.condition=none has "
                 "tuned without: make both none"
+            )
+        if self.synthesize.condition == "none" and self.mixture.megadocs:
+            raise ValueError(
+                "mixture.megadocs puts d1 behind what was written from it, and synthesize.condition=none writes from "
+                "nothing: take one of them out"
             )
         return self
 

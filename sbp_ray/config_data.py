@@ -16,7 +16,7 @@ class IngestConfig(Section):
 
     input: Annotated[tuple[str, ...], Field(min_length=1)]
     """Files, globs or folders of JSON lines, Parquet or .txt, also compressed (.gz, .zst, .xz, .bz2); or `hf:NAME` for
-    a Hugging Face dataset."""
+    a Hugging Face dataset, with a revision and a configuration as in `hf:NAME@REVISION:CONFIG`."""
     text_column: str = "text"
     """The column that holds the text; `content.text` is the field `text` of the objects in `content`."""
     group_column: str | None = None

@@ -90,6 +90,44 @@ class SynthesizeResources(Section):
     only with `num_gpus`."""
 
 
+class RephraseResources(Section):
+    """Where the outside model answers, how patiently it is asked, and what it costs. Free to change between runs."""
+
+    base_url: str
+    """Of the endpoint, such as `https://host/v1`."""
+    api_key_env: str = "REPHRASE_API_KEY"
+    """The environment variable that holds the key; an endpoint without keys takes any."""
+    at_once: PositiveInt = 16
+    """Samples asked for at the same time."""
+    timeout_s: PositiveFloat = 120.0
+    """Longest wait for an answer, after which it is asked for again."""
+    dollars_per_million_input_tokens: NonNegativeFloat = 0.0
+    """Price, for the cost in the report."""
+    dollars_per_million_output_tokens: NonNegativeFloat = 0.0
+    """Price, for the cost in the report."""
+
+
+class RephraseConfig(Section):
+    """An outside instruct model, behind any OpenAI-compatible endpoint, that writes in the synthesizer's place."""
+
+    model: str
+    """What the endpoint calls it."""
+    of: Literal["d1", "pair"] = "d1"
+    """What it is given: d1; or d1 with a related d2, sample n with the n-th nearest of the mined ones in turn, and d1
+    without any are left out."""
+    instruction: str | None = None
+    """What it is told, with {d1}, and for pairs {d2}, where they belong. Without one, to say the same in other words,
+    or to write one text from what both say."""
+    resources: RephraseResources
+
+    @model_validator(mode="after")
+    def _documents_are_shown(self) -> RephraseConfig:
+        for mark in ("{d1}", "{d2}") if self.of == "pair" else ("{d1}",):
+            if self.instruction is not None and mark not in self.instruction:
+                raise ValueError(f"instruction has no {mark}, in whose place the document would stand: put it in")
+        return self
+
+
 class SynthesizeConfig(Section):
     """Which documents are d1, how the synthesizer samples, and what is kept."""
 
@@ -130,6 +168,9 @@ class SynthesizeConfig(Section):
     """Keep no more than so many results of one d1: best of `samples_per_document`."""
     best_by: Literal["gain", "likelihood"] = "gain"
     """The best are those to which d1 is worth most, or those that are likeliest, a token."""
+    rephrase: RephraseConfig | None = None
+    """An outside model writes, in the synthesizer's place: no engine is started, and `temperature`, `top_p`,
+    `max_tokens` and the seeds go to its endpoint."""
     keep_unfinished: bool = False
     """Keep results that reached `max_tokens` without ending."""
     finished_of: str | None = None
@@ -149,6 +190,15 @@ class SynthesizeConfig(Section):
     def needs_scores(self) -> bool:
         """Whether samples are scored at all."""
         return self.needs_gain or self.max_nll_nats is not None or self.keep_best is not None
+
+    @model_validator(mode="after")
+    def _an_outside_model_is_no_synthesizer(self) -> SynthesizeConfig:
+        if self.rephrase is not None:
+            ours = {"condition": self.condition != "d1", "finished_of": self.finished_of is not None}
+            scored = {name: getattr(self, name) is not None for name in ("max_nll_nats", "min_gain_nats", "keep_best")}
+            if name := next((name for name, is_set in (ours | scored).items() if is_set), None):
+                raise ValueError(f"{name} is the synthesizer's, and with rephrase there is none: take one of them out")
+        return self
 
     @model_validator(mode="after")
     def _gains_can_be_known(self) -> SynthesizeConfig:

@@ -35,6 +35,22 @@ _STARTED = "started.json"  # in every artifact, see sbp_ray.artifacts
 _HIDDEN = (".", "_")  # what Spark, Hive and editors leave in a folder
 
 
+class DatasetName(NamedTuple):
+    """What `hf:NAME`, `hf:NAME:CONFIG` and `hf:NAME@REVISION:CONFIG` say."""
+
+    name: str
+    config: str | None
+    revision: str | None
+
+    @classmethod
+    def parse(cls, pattern: str) -> DatasetName:
+        """Of a pattern that begins with `HUGGING_FACE`. A revision has no slash, which a folder's path may have."""
+        whole, _, config = pattern.removeprefix(HUGGING_FACE).partition(":")
+        name, at, revision = whole.rpartition("@")
+        is_pinned = bool(at and revision) and "/" not in revision
+        return cls(name if is_pinned else whole, config or None, revision if is_pinned else None)
+
+
 class FoundFiles(NamedTuple):
     """What the patterns name."""
 

@@ -101,8 +101,10 @@ def _run_all(runs: dict[str, RunStage]) -> None:
         if todo:
             from sbp_ray.cluster import connected
             from sbp_ray.evaluation.check_settings import check_evaluation
+            from sbp_ray.generation.rephraser import require_rephrasers
 
             check_evaluation(config)
+            require_rephrasers(todo)
             with connected(config, [node.stage.job for node in todo]):
                 for node in todo:
                     logger.info(f"stage {STAGES.index(node.stage) + 1} of {len(STAGES)} | {node.stage.name}")

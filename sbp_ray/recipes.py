@@ -14,7 +14,7 @@ from sbp_ray.artifacts import fingerprint_of
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.file_formats import open_file_system
-from sbp_ray.input_files import HUGGING_FACE, find_input_files
+from sbp_ray.input_files import HUGGING_FACE, DatasetName, find_input_files
 from sbp_ray.stage_table import Stage
 from sbp_ray.text.contamination import list_evaluation_files
 from sbp_ray.threads import map_in_threads
@@ -27,8 +27,13 @@ _WINDOW_BYTES = 1 << 16
 
 def reads_of(stage: Stage, config: Config) -> tuple[str, ...]:
     """What the stage is made from with these settings: what it always reads, and what they ask for."""
-    needs_graph = stage.job == "pretrain" and config.pretrain.in_context
-    return (*stage.reads, "pairs") if needs_graph else stage.reads
+    rephrase = config.synthesize.rephrase
+    if stage.job == "synthesize" and rephrase is not None:
+        own = tuple(noun for noun in stage.reads if noun != "synthesizer")
+        return (*own, "pairs") if rephrase.of == "pair" else own
+    if stage.job == "pretrain" and config.pretrain.in_context:
+        return (*stage.reads, "pairs")
+    return stage.reads
 
 
 def deciding_settings(stage: Stage, config: Config) -> dict[str, Any]:
@@ -115,12 +120,15 @@ def _digest(path: str, size: int, mtime_ns: int) -> str:
 
 
 def _dataset_revision(pattern: str) -> str:
-    """What the hub, or its cache here, holds under the name at this moment: a commit, or a hash of the files."""
+    """What the hub, or its cache here, holds under the name at this moment: a commit, or a hash of the files. A
+    revision that the name gives is taken at its word, without asking anybody."""
     import datasets
 
-    name, _, config = pattern.removeprefix(HUGGING_FACE).partition(":")
+    name, config, revision = DatasetName.parse(pattern)
+    if revision is not None:
+        return revision
     try:
-        return str(datasets.load_dataset_builder(name, config or None).hash)
+        return str(datasets.load_dataset_builder(name, config).hash)
     except (OSError, ValueError) as error:
         raise SbpError(f"{pattern}: cannot be opened ({one_line(error)}): check the name and the network") from None
 

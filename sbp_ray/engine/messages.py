@@ -107,6 +107,10 @@ class SampledDocument:
     finish_reason: str
     num_cached_tokens: int = 0
     """Tokens of the prompt that the engine had in its cache."""
+    read_outside: int = 0
+    """Tokens of the prompt as an outside model counts them, where one wrote."""
+    written_outside: int = 0
+    """Tokens of the answer, likewise."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ class RefusedSample:
 
     sample: int
     reason: str
+    drop: str = "refused_by_engine"
+    """What it is counted as."""
 
 
 def sample_seed(*parts: int | bytes) -> int:

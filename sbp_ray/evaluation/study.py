@@ -17,7 +17,7 @@ ORACLE = "oracle"
 """The arm that trains on more real text."""
 
 Costs = Mapping[str, float]
-"""`flops`, `hours`, `gpu_hours`, `dollars`."""
+"""`flops`, `hours`, `gpu_hours`, `dollars`, `outside_dollars`."""
 
 
 @dataclass(frozen=True)

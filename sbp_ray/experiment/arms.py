@@ -22,6 +22,8 @@ class BuiltIn:
     """Settings in which it differs from the base."""
     base_lm_writes: bool = False
     """The base LM, untuned, writes the synthetic text."""
+    outside_writes: bool = False
+    """An outside model writes it, which the arm's `synthesize.rephrase` names."""
     base_lm_embeds: bool = False
     """The base LM's states are the vectors that pairs are mined with."""
 
@@ -61,6 +63,7 @@ BUILT_IN = {
         has_synthetic=False,
         overrides=("pretrain.in_context=true",),
     ),
+    "rephrase": BuiltIn("as sbp, each d1 rewritten by an outside model", outside_writes=True),
     "megadoc": BuiltIn("as sbp, each d1 read after all that was written from it", overrides=("mixture.megadocs=true",)),
     "synthetic_first": BuiltIn("as sbp, synthetic text first and real text last", overrides=("mixture.real_tail=1",)),
     "duplicates_kept": BuiltIn(

@@ -30,6 +30,9 @@ class Cost:
     gpu_hours: float = 0.0
     """As many times the GPUs that the stage's workers held."""
     dollars: float = 0.0
+    """Of the cluster."""
+    outside_dollars: float = 0.0
+    """What an outside model asked for its tokens; its FLOPs nobody here knows."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -62,9 +65,9 @@ def planned_parameters(node: Node) -> int:
 
 
 def planned_flops(node: Node) -> float | None:
-    """None where the tokens are not known yet."""
+    """None where the tokens are not known yet, or an outside model writes them."""
     tokens = planned_tokens(node)
-    if tokens is None:
+    if tokens is None or (node.stage.job == "synthesize" and node.config.synthesize.rephrase is not None):
         return None
     each = _TRAIN_FLOPS if node.stage.job == "pretrain" else _READ_FLOPS
     if node.stage.job == "synthesize" and node.config.synthesize.needs_scores:
@@ -128,7 +131,9 @@ def costs_of(
             share = min(1.0, held[name] / room[name]) if room.get(name) else 1.0
             hours = manifest["wall_s"] / 3600 + lost_hours.get(node.key, 0.0)
             dollars = hours * dollars_per_hour * share
-            found[node.key] = Cost(_flops(node, manifest["stats"]), hours, hours * held.get("GPU", 0.0), dollars)
+            stats = manifest["stats"]
+            gpu_hours, outside = hours * held.get("GPU", 0.0), _outside_dollars(node, stats)
+            found[node.key] = Cost(_flops(node, stats), hours, gpu_hours, dollars, outside)
     return found
 
 
@@ -148,13 +153,23 @@ def cost_of_model(model: Node, costs: Mapping[str, Cost]) -> Cost:
 def _flops(node: Node, stats: Mapping[str, Any]) -> float:
     if node.stage.job == "embed":
         return float(stats["flops"])
-    if node.stage.job not in ("pretrain", "tune", "synthesize"):
+    if node.stage.job not in ("pretrain", "tune", "synthesize") or "outside" in stats:
         return 0.0
     parameters = _pretrained(node).stats["parameters"]  # as the pretraining counted them
     if node.stage.job == "synthesize":
         scored = stats.get("scores", {}).get("tokens_scored", 0)
         return float(_READ_FLOPS * parameters * (stats["prompt_tokens"] + stats["tokens_generated"] + scored))
     return float(_TRAIN_FLOPS * parameters * stats["positions"])
+
+
+def _outside_dollars(node: Node, stats: Mapping[str, Any]) -> float:
+    """At the settings' prices, for the tokens that answers came with; what was asked for again cost more than that."""
+    rephrase = node.config.synthesize.rephrase
+    if node.stage.job != "synthesize" or rephrase is None:
+        return 0.0
+    prices, tokens = rephrase.resources, stats["outside"]
+    read = tokens["input_tokens"] * prices.dollars_per_million_input_tokens
+    return float(read + tokens["output_tokens"] * prices.dollars_per_million_output_tokens) / 1e6
 
 
 def _pretrained(node: Node) -> Node:

@@ -13,16 +13,19 @@ from dataclasses import dataclass, field
 from sbp_ray.config import Config, IngestConfig, MixtureConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.study import Training
-from sbp_ray.experiment.arms import BASELINE, ORACLE, overrides_of
+from sbp_ray.experiment.arms import BASELINE, BUILT_IN, ORACLE, overrides_of
 from sbp_ray.experiment.settings import ExperimentConfig
 from sbp_ray.nodes import Node
 from sbp_ray.plan import plan_node
+from sbp_ray.recipes import reads_of
 from sbp_ray.stage_table import STAGES
 
 __all__ = ("Grid", "Node", "Training", "plan_grid")
 
 _OWN_CORPUS = {"max_train_documents", "tokenizer", "resources"}
 """What an arm may change of `ingest`: how much it reads."""
+_OF_SYNTHETIC = ("mixture", "tune", "synthesize", "engine")
+"""Sections that say nothing of an arm without synthetic text."""
 PILOT_SAMPLES = 256
 MANY_SAMPLES = 10_000
 """Two cores write some three samples a second: an hour."""
@@ -83,13 +86,16 @@ class _Planner:
         embeddings, pairs = self._mine(seeded, corpus, base_lm if built_in.base_lm_embeds else None)
 
         def write(lm: Node) -> Node:
+            if built_in.outside_writes:
+                return self._synthesize(seeded, {"corpus": corpus, "embeddings": embeddings, "pairs": pairs})
             if not built_in.base_lm_writes:
                 lm = self._node("tune", seeded, {"corpus": corpus, "pairs": pairs, "base_lm": lm})
-            return self._synthesize(seeded, corpus, embeddings, lm)
+            return self._synthesize(seeded, {"corpus": corpus, "embeddings": embeddings, "synthesizer": lm})
 
         for share in self._experiment.arms[arm].shares or self._experiment.shares:
             joint = config.model_copy(update={"mixture": _with_share(config.mixture, share)})
-            writer, num_rounds = base_lm, 1 if built_in.base_lm_writes else self._experiment.rounds
+            is_once = built_in.base_lm_writes or built_in.outside_writes
+            writer, num_rounds = base_lm, 1 if is_once else self._experiment.rounds
             for number in range(1, num_rounds + 1):
                 read = {"corpus": corpus, "synthetic": write(writer), **self._graph(joint, corpus, pairs)}
                 lm = self._node("pretrain-sbp", _with_seed(joint, seed), read)
@@ -113,6 +119,7 @@ class _Planner:
             overrides += self._corpus_overrides(arm, base, times)
         config = self._experiment.base_config(*overrides, *own.overrides, where=f"arms.{arm}")
         _refuse_other_corpus(arm, config, base)
+        _refuse_what_is_missing(arm, own.like or arm, own.overrides, config)
         return config
 
     def _corpus_overrides(self, arm: str, base: Config, times: float) -> list[str]:
@@ -158,9 +165,9 @@ class _Planner:
         """What a pretraining reads that packs related documents behind one another."""
         return {"pairs": pairs or self._mine(config, corpus, None)[1]} if config.pretrain.in_context else {}
 
-    def _synthesize(self, config: Config, corpus: Node, embeddings: Node, writer: Node) -> Node:
+    def _synthesize(self, config: Config, made: Mapping[str, Node]) -> Node:
         """The text; one of many samples is made after a small one that says whether it will be enough."""
-        read = {"corpus": corpus, "embeddings": embeddings, "synthesizer": writer}
+        read = {noun: made[noun] for noun in reads_of(_STAGE["synthesize"], config)}
         pilot = _pilot_of(config, config.synthesize.num_documents or config.ingest.max_train_documents)
         after = [] if pilot is None else [self._node("synthesize", pilot, read)]
         return self._node("synthesize", config, read, after=after)
@@ -214,6 +221,25 @@ def _with_seed(config: Config, seed: int) -> Config:
             name: getattr(config, name).model_copy(update={"seed": seed}) for name in ("pretrain", "tune", "synthesize")
         }
     )
+
+
+def _refuse_what_is_missing(arm: str, like: str, overrides: Iterable[str], config: Config) -> None:
+    """An arm has what its settings are of."""
+    built_in = BUILT_IN[like]
+    if not built_in.has_synthetic:
+        if change := next((each for each in overrides if each.split(".")[0] in _OF_SYNTHETIC), None):
+            raise SbpError(
+                f"arms.{arm}: {change}: it is of synthetic text, and {like} reads none: make the arm like one that "
+                "does, such as sbp"
+            )
+    elif built_in.outside_writes != (config.synthesize.rephrase is not None):
+        raise SbpError(
+            f"arms.{arm}: synthesize.rephrase names no outside model: put model and resources.base_url into its "
+            "overrides, see docs/experiment.md"
+            if built_in.outside_writes
+            else f"arms.{arm}: synthesize.rephrase has an outside model write, and {like} is an arm whose text our own "
+            "LM writes: make the arm like rephrase"
+        )
 
 
 def _refuse_other_corpus(arm: str, config: Config, base: Config) -> None:

@@ -50,6 +50,10 @@ def _run() -> None:
     check_evaluation(experiment.base_config(), reaches_judge=not arguments.plan and not arguments.in_process)
     print(describe(grid))
     if not arguments.plan:
+        if not arguments.in_process:
+            from sbp_ray.generation.rephraser import require_rephrasers
+
+            require_rephrasers(grid.nodes.values())
         with locked(experiment.run_dir):
             _execute(experiment, grid, Path(sys.argv[0]).resolve().parent, has_ray=not arguments.in_process)
 

@@ -14,6 +14,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import SynthesizeConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.errors import SbpError
+from sbp_ray.shards import fetch_rows, shard_name
 from sbp_ray.text.hashing import id_ranks
 
 
@@ -101,3 +102,19 @@ def start_order(lengths: Sequence[int], tail: int) -> list[int]:
     numbers = list(range(len(lengths)))
     cut = max(0, len(numbers) - tail)
     return numbers[:cut] + sorted(numbers[cut:], key=lambda number: -lengths[number])
+
+
+def read_related(pairs: Artifact, corpus: Artifact, shard: int, sources: Sources, most: int) -> dict[str, list[str]]:
+    """Texts of the d2 of some d1 of a shard, by the d1's id in hex: so many of each at most, the most similar first.
+
+    Raises:
+        SbpError: a shard has gone, or the corpus lacks a d2.
+    """
+    table = read_shard(pairs, shard_name("train", shard), ["d1_id", "d2_id"])
+    related: dict[bytes, list[bytes]] = {d1: [] for d1 in sources.doc_ids}
+    for d1, d2 in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        if len(related.get(d1, range(most))) < most:
+            related[d1].append(d2)
+    wanted = list({d2: None for several in related.values() for d2 in several})
+    texts = dict(zip(wanted, fetch_rows(corpus, "train", wanted, ["text"])["text"].to_pylist(), strict=True))
+    return {d1.hex(): [texts[d2] for d2 in several] for d1, several in related.items()}

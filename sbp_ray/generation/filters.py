@@ -12,6 +12,8 @@ from sbp_ray.text.shingles import containment, shingle_hashes
 
 TOO_LONG = "prompt_too_long"
 REFUSED = "refused_by_engine"
+NO_PAIR = "no_pair"
+"""Of a d1 that has no related document, where pairs are rewritten."""
 BAD = (TOO_LONG, REFUSED)
 """Reasons of samples that were never written: they are also listed in quarantine."""
 

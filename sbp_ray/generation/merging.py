@@ -22,7 +22,9 @@ from sbp_ray.shards import SCRATCH, Stats, shard_name
 
 MERGED = f"{SCRATCH}/merged"
 _SMALL = ["number", "reason", "detail", "num_generated", "num_prompt", "num_cached", "contaminated", "signature"]
-_SMALL += ["d1_id", "sample"]
+_SMALL += ["d1_id", "sample", "read_outside", "written_outside"]
+
+_OUTSIDE = {"input_tokens": "read", "output_tokens": "written"}
 
 
 def part_name(shard: int) -> str:
@@ -87,7 +89,9 @@ def _read_samples(out: Artifact, names: Sequence[str]) -> pa.Table:
 
 def _stats(samples: pa.Table, kept: pa.Table, sources: Sources, cfg: SynthesizeConfig) -> Stats:
     sets = [name for names in samples["contaminated"].to_pylist() for name in names or ()]
+    outside = {kind: pc.sum(samples[f"{verb}_outside"]).as_py() or 0 for kind, verb in _OUTSIDE.items()}
     return {
+        **({"outside": outside} if cfg.rephrase is not None else {}),
         "d1": len(sources),
         "samples": len(samples),
         "documents": len(kept),

@@ -20,6 +20,7 @@ from sbp_ray.errors import SbpError, one_line
 from sbp_ray.generation.d1 import Source, Sources, start_order
 from sbp_ray.generation.engines import Engines
 from sbp_ray.generation.merging import quarantine_so_far
+from sbp_ray.generation.rephraser import Rephraser
 from sbp_ray.generation.sample_rows import FinishedSample, RowMaker, count_tokens
 from sbp_ray.generation.segments import DoneSamples
 
@@ -60,7 +61,7 @@ class Shared(NamedTuple):
     cfg: SynthesizeConfig
     out: Artifact
     rows: RowMaker
-    engines: Engines
+    engines: Engines | Rephraser
     slots: Slots
     own_slots: int
     """As many as the worker has while the other workers have work too."""
@@ -182,10 +183,11 @@ def write_error(out: Artifact, error: OSError) -> SbpError:
 
 def too_many_bad(bad: int, max_bad: int, cfg: SynthesizeConfig, out: Artifact) -> SbpError:
     """The error budget is spent."""
+    other = "a larger engine.max_model_len" if cfg.rephrase is None else "another synthesize.rephrase"
     return SbpError(
         f"{bad} samples could not be written, more than synthesize.max_bad_share={cfg.max_bad_share} allows "
         f"({max_bad}): see {out.path('quarantine')}, then go on with the same command and a larger "
-        "synthesize.max_bad_share, or start again in a new run_dir with a larger engine.max_model_len"
+        f"synthesize.max_bad_share, or start again in a new run_dir with {other}"
     )
 
 

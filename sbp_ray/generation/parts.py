@@ -34,7 +34,7 @@ def make_parts(
     *,
     corpus: Artifact,
     embeddings: Artifact,
-    synthesizer: Artifact,
+    synthesizer: Artifact | None,
     out: Artifact,
     resources: Resources,
 ) -> None:
@@ -48,6 +48,7 @@ def make_parts(
 
     def steps() -> Iterator[Step]:
         if cfg.needs_scores:
+            assert synthesizer is not None
             yield score_step(cfg, items, corpus=corpus, synthesizer=synthesizer, out=out)
             refuse_if_none_is_good(cfg, add_stats(read_stats(out, map(scores_name, merged))))
         copies, files = copy_steps(cfg, corpus_shards, embeddings=embeddings, out=out)

@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from transformers import PreTrainedTokenizerFast
+
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, SynthesizeConfig
 from sbp_ray.engine.messages import RefusedSample, SampledDocument, sample_seed
 from sbp_ray.generation.d1 import Source
-from sbp_ray.generation.filters import REFUSED, TOO_LONG, drop_reason
+from sbp_ray.generation.filters import TOO_LONG, drop_reason
 from sbp_ray.rounds import round_of_text
 from sbp_ray.text.contamination import read_evaluation_sets
 from sbp_ray.text.hashing import hash_bytes
@@ -34,13 +36,31 @@ class FinishedSample(NamedTuple):
     """None where d1 leaves no room to write."""
 
 
+class Writer(NamedTuple):
+    """Who writes."""
+
+    version: str
+    """The fingerprint of a synthesizer, or what an outside model is called."""
+    round: int
+    tokenizer: PreTrainedTokenizerFast
+
+
+def find_writer(cfg: SynthesizeConfig, corpus: Artifact, synthesizer: Artifact | None) -> Writer:
+    """The synthesizer, or the outside model, whose text gets the tokens of the corpus."""
+    if cfg.rephrase is not None:
+        return Writer(cfg.rephrase.model, 1, load_tokenizer(corpus.local_copy("tokenizer")))
+    assert synthesizer is not None
+    tokenizer = load_tokenizer(synthesizer.local_copy("model"))
+    return Writer(synthesizer.fingerprint(), round_of_text(synthesizer), tokenizer)
+
+
 class RowMaker:
-    """Knows the synthesizer, the limits of the filters and the evaluation sets."""
+    """Knows the writer, the limits of the filters and the evaluation sets."""
 
     def __init__(
         self,
         cfg: SynthesizeConfig,
-        synthesizer: Artifact,
+        writer: Writer,
         decontaminate: DecontaminateConfig,
         *,
         window: int,
@@ -49,13 +69,14 @@ class RowMaker:
         """`window` is the most that the engine takes of d1 and d2 together."""
         self._cfg, self._window, self._shingle_tokens = cfg, window, shingle_tokens
         self._ngrams = read_evaluation_sets(decontaminate)
-        self._version, self._round = synthesizer.fingerprint(), round_of_text(synthesizer)
-        self._tokenizer = load_tokenizer(synthesizer.local_copy("model"))
+        self._writer, self._tokenizer = writer, writer.tokenizer
         self._special = special_ids(self._tokenizer)
         self._text_ids = frozenset(range(len(self._tokenizer))) - {*self._special}
 
     def make_prompt(self, source: Source) -> tuple[list[int], int]:
         """The prompt, and how many tokens may follow it; 0 where that is not enough for a document."""
+        if self._cfg.rephrase is not None:
+            return source.input_ids, self._cfg.max_tokens  # its own window is the outside model's affair
         prompt = control_prompt_ids(self._cfg.condition, source.input_ids, self._special)
         room = min(self._cfg.max_tokens, self._window - len(prompt))
         return prompt, room if room > self._cfg.min_tokens else 0
@@ -79,10 +100,11 @@ class RowMaker:
         if done.result is None:
             return row | {"reason": TOO_LONG, "detail": f"{done.num_prompt} tokens of {self._window}"}
         if isinstance(done.result, RefusedSample):
-            return row | {"reason": REFUSED, "detail": done.result.reason}
+            return row | {"reason": done.result.drop, "detail": done.result.reason}
         ids = done.result.input_ids
         reason = drop_reason(done.result, done.source.input_ids, self._cfg, text_ids=self._text_ids)
         row |= {"reason": reason, "num_generated": len(ids), "num_cached": done.result.num_cached_tokens}
+        row |= {"read_outside": done.result.read_outside, "written_outside": done.result.written_outside}
         if reason:
             return row
         text = self._tokenizer.decode(ids)
@@ -92,8 +114,8 @@ class RowMaker:
             "text": text,
             "input_ids": ids,
             "finish_reason": done.result.finish_reason,
-            "synthesizer": self._version,
-            "round": self._round,
+            "synthesizer": self._writer.version,
+            "round": self._writer.round,
             "seed": self.make_seed(done.source, done.sample),
             "temperature": self._cfg.temperature,
             "top_p": self._cfg.top_p,

@@ -34,6 +34,8 @@ SEGMENT = pa.schema(
         ("num_generated", pa.int32()),  # tokens that the engine wrote, kept or not
         ("num_prompt", pa.int32()),
         ("num_cached", pa.int32()),  # tokens of the prompt that the engine had in its cache
+        ("read_outside", pa.int32()),  # tokens of the prompt as an outside model counts them
+        ("written_outside", pa.int32()),
         ("contaminated", pa.list_(pa.string())),  # evaluation sets that share a run of words with it
         ("signature", pa.binary(schema.SIGNATURE_BYTES)),
         *[field.with_nullable(True) for field in schema.SYNTHETIC],

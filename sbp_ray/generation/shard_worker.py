@@ -19,11 +19,12 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, EngineConfig, SynthesizeConfig
 from sbp_ray.engine.messages import DEPLOYMENT
 from sbp_ray.errors import wait_for_outcome
-from sbp_ray.generation.d1 import choose_sources, read_shard
+from sbp_ray.generation.d1 import choose_sources, read_related, read_shard
 from sbp_ray.generation.engines import Engines
 from sbp_ray.generation.merging import merge_shard
 from sbp_ray.generation.open_shard import OpenShard, Shared, Slots, write_error
-from sbp_ray.generation.sample_rows import RowMaker
+from sbp_ray.generation.rephraser import Rephraser
+from sbp_ray.generation.sample_rows import RowMaker, Writer, find_writer
 from sbp_ray.logs import set_up_logging
 from sbp_ray.shards import Stats, shard_name
 
@@ -38,13 +39,16 @@ class Inputs(NamedTuple):
     decontaminate: DecontaminateConfig
     shingle_tokens: int
     corpus: Artifact
-    synthesizer: Artifact
+    synthesizer: Artifact | None
+    """None where an outside model writes."""
     out: Artifact
     app_name: str = ""
     max_bad: int = 0
     """Samples of the whole artifact that may fail for good."""
     coordinator: Any = None
     """The driver's actor: see `generation.coordinator`."""
+    pairs: Artifact | None = None
+    """Where an outside model is given pairs."""
 
 
 class ShardWorker:
@@ -54,25 +58,21 @@ class ShardWorker:
         set_up_logging()
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         cfg, engine = inputs.cfg, inputs.engine
-        handle = serve.get_deployment_handle(DEPLOYMENT, app_name=inputs.app_name).options(stream=True)
+        writer = find_writer(cfg, inputs.corpus, inputs.synthesizer)
         own_slots = max_in_flight(cfg, engine)
-        self._corpus = inputs.corpus
+        self._corpus, self._pairs = inputs.corpus, inputs.pairs
         self._shared = Shared(
             name=uuid.uuid4().hex,
             cfg=cfg,
             out=inputs.out,
             rows=RowMaker(
                 cfg,
-                inputs.synthesizer,
+                writer,
                 inputs.decontaminate,
                 window=engine.max_model_len,
                 shingle_tokens=inputs.shingle_tokens,
             ),
-            engines=Engines(
-                handle,
-                silent_for_s=2 * engine.resources.stalled_after_s,  # first the replica's own watch gets its chance
-                give_up_after_s=cfg.resources.give_up_after_s,
-            ),
+            engines=_reach_writer(inputs, writer),
             slots=Slots(own_slots),
             own_slots=own_slots,
             starting=asyncio.Lock(),
@@ -89,6 +89,10 @@ class ShardWorker:
         columns = ["doc_id", "input_ids"]
         table = await asyncio.to_thread(read_shard, self._corpus, shard_name("train", shard), columns)
         sources = choose_sources(table, quota, shared.cfg.seed)
+        if self._pairs is not None and isinstance(shared.engines, Rephraser):
+            most = shared.cfg.samples_per_document
+            related = await asyncio.to_thread(read_related, self._pairs, self._corpus, shard, sources, most)
+            shared.engines.related |= related
         await (await asyncio.to_thread(OpenShard, shared, shard, sources)).write()
         shared.coordinator.closed.remote(shared.name, shard)
         try:
@@ -97,6 +101,17 @@ class ShardWorker:
             raise write_error(shared.out, error) from None
 
 
+def _reach_writer(inputs: Inputs, writer: Writer) -> Engines | Rephraser:
+    cfg, give_up_after_s = inputs.cfg, inputs.cfg.resources.give_up_after_s
+    if cfg.rephrase is not None:
+        return Rephraser(cfg.rephrase, writer.tokenizer, give_up_after_s=give_up_after_s)
+    handle = serve.get_deployment_handle(DEPLOYMENT, app_name=inputs.app_name).options(stream=True)
+    silent_for_s = 2 * inputs.engine.resources.stalled_after_s  # first the replica's own watch gets its chance
+    return Engines(handle, silent_for_s=silent_for_s, give_up_after_s=give_up_after_s)
+
+
 def max_in_flight(cfg: SynthesizeConfig, engine: EngineConfig) -> int:
     """Samples that a worker keeps requested."""
+    if cfg.rephrase is not None:
+        return cfg.rephrase.resources.at_once
     return cfg.resources.max_in_flight or math.ceil(1.25 * engine.resources.max_num_seqs)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.file_formats import DamagedFileError, decode_cut, file_size, open_bytes, open_seekable
-from sbp_ray.input_files import HUGGING_FACE
+from sbp_ray.input_files import DatasetName
 from sbp_ray.text.lines import read_lines
 
 Row = tuple[int, Mapping[str, Any] | str]
@@ -146,16 +146,16 @@ def hugging_face_rows(path: str, part: int, num_parts: int) -> Iterator[Row]:
 
 
 def open_hugging_face(path: str) -> Any:
-    """The streaming train split of `hf:NAME`, or of `hf:NAME:CONFIG`.
+    """The streaming train split of a `DatasetName`.
 
     Raises:
         SbpError: there is no such dataset, or no network.
     """
     import datasets
 
-    name, _, config = path.removeprefix(HUGGING_FACE).partition(":")
+    name, config, revision = DatasetName.parse(path)
     try:
-        return datasets.load_dataset(name, config or None, split="train", streaming=True)
+        return datasets.load_dataset(name, config, revision=revision, split="train", streaming=True)
     except (OSError, ValueError) as error:
         raise SbpError(
             f"{path}: cannot be opened ({one_line(error)}): check the name and the network, or download it first"

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import ray
 
@@ -26,6 +27,7 @@ from sbp_ray.generation.filters import BAD
 from sbp_ray.generation.merging import finished_shards, merged_name, part_name, signatures_name
 from sbp_ray.generation.open_shard import too_many_bad
 from sbp_ray.generation.parts import make_parts
+from sbp_ray.generation.rephraser import require_rephraser
 from sbp_ray.generation.scores import describe_scores, summarise_scores
 from sbp_ray.generation.segments import count_done, remove_segments
 from sbp_ray.generation.shard_worker import OPEN_SHARDS, Inputs, ShardWorker
@@ -49,13 +51,16 @@ def synthesize_documents(
     shingle_tokens: int,
     corpus: Artifact,
     embeddings: Artifact,
-    synthesizer: Artifact,
+    synthesizer: Artifact | None,
+    pairs: Artifact | None = None,
     out: Artifact,
 ) -> Stats:
     """Write `samples_per_document` documents for each of `num_documents` train documents, chosen uniformly.
 
     Args:
         shingle_tokens: words in a shingle of the embeddings' signatures.
+        synthesizer: None where an outside model writes (`cfg.rephrase`).
+        pairs: what an outside model is given that rewrites pairs.
 
     Returns:
         Counts: `documents` kept, `tokens` in them, `d1` chosen, `samples` requested, `drops` by reason, the same
@@ -66,16 +71,25 @@ def synthesize_documents(
             start, or too many samples cannot be written.
     """
     ngrams = read_evaluation_sets(decontaminate)  # before any work
-    number = round_of_text(synthesizer)
+    if cfg.rephrase is not None:
+        require_rephraser(cfg.rephrase)
+    number = 1 if synthesizer is None else round_of_text(synthesizer)
     shards = list_shards(corpus, "train")
     spent = {}
-    if cfg.finished_of is not None:
+    if cfg.finished_of is not None and synthesizer is not None:
         take_finished(Artifact("synthetic", cfg.finished_of), synthesizer, out)
     else:
-        inputs = Inputs(cfg, engine, decontaminate, shingle_tokens, corpus, synthesizer, out)
+        inputs = Inputs(cfg, engine, decontaminate, shingle_tokens, corpus, synthesizer, out, pairs=pairs)
         spent = _write_shards(shards, inputs)
-    made_from = {"corpus": corpus, "embeddings": embeddings, "synthesizer": synthesizer}
-    make_parts(cfg, len(shards), **made_from, out=out, resources=_all_cpus())
+    make_parts(
+        cfg,
+        len(shards),
+        corpus=corpus,
+        embeddings=embeddings,
+        synthesizer=synthesizer,
+        out=out,
+        resources=_all_cpus(),
+    )
     return _totals(out, ngrams, number) | spent
 
 
@@ -98,7 +112,7 @@ def _write_shards(shards: Sequence[str], inputs: Inputs) -> Stats:
     bad = {shard: sum(by_reason.get(reason, 0) for reason in BAD) for shard, by_reason in drops.items()}
     if sum(bad.values()) > max_bad:
         raise too_many_bad(sum(bad.values()), max_bad, cfg, out)
-    num_workers = min(engine.resources.max_replicas, len(todo))
+    num_workers = min(engine.resources.max_replicas, len(todo)) if cfg.rephrase is None else 1
     coordinating = coordinate(
         total,
         done=total - missing + count_done(out, [item["shard"] for item in todo]),
@@ -107,11 +121,18 @@ def _write_shards(shards: Sequence[str], inputs: Inputs) -> Stats:
         num_workers=num_workers,
         dollars_per_node_hour=cfg.resources.dollars_per_node_hour,
     )
-    with running_synthesizer(engine, inputs.synthesizer, owner=out.url) as app_name:
+    with _running_writer(inputs) as app_name:
         start = time.monotonic()
         with coordinating as (reporter, coordinator):
             _run(todo, inputs._replace(app_name=app_name, max_bad=max_bad, coordinator=coordinator), num_workers)
         return {"last_run": reporter.summary(time.monotonic() - start)}
+
+
+def _running_writer(inputs: Inputs) -> AbstractContextManager[str]:
+    """The Serve application of the synthesizer; an outside model runs elsewhere."""
+    if inputs.synthesizer is None:
+        return nullcontext("")
+    return running_synthesizer(inputs.engine, inputs.synthesizer, owner=inputs.out.url)
 
 
 def take_finished(growing: Artifact, synthesizer: Artifact, out: Artifact) -> None:

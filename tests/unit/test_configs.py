@@ -11,6 +11,7 @@ from sbp_ray.config_file import load_config
 from sbp_ray.experiment.costs import planned_tokens, refuse_too_little_text
 from sbp_ray.experiment.grid import plan_grid
 from sbp_ray.experiment.settings import load_experiment
+from sbp_ray.input_files import DatasetName
 from sbp_ray.model import num_parameters
 
 REPO = Path(__file__).parents[2]
@@ -40,6 +41,33 @@ def test_a_shipped_experiment_can_be_planned(path: Path, monkeypatch: pytest.Mon
     refuse_too_little_text(grid)
     names = {training.name for training in grid.trainings}
     assert len(grid.trainings) == len(names) * len(experiment.seeds)
+
+
+def test_an_outside_model_joins_the_rivals_as_their_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    [line] = re.findall(r"^#   '(arms\.rephrase=.*)'$", (REPO / "configs/experiment-rivals.yaml").read_text(), re.M)
+    grid = plan_grid(load_experiment("configs/experiment-rivals.yaml", [line]))
+    text = next(training.model.inputs["synthetic"] for training in grid.trainings if training.arm == "rephrase")
+    assert text.config.synthesize.rephrase is not None
+    assert [*text.inputs] == ["corpus", "embeddings"]
+
+
+def test_the_rivals_share_the_corpus_and_the_texts_of_the_known_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    rivals, bios = (plan_grid(load_experiment(f"configs/experiment-{name}.yaml", [])) for name in ("rivals", "bios"))
+    shared = {node.stage.name for key, node in rivals.nodes.items() if key in bios.nodes}
+    assert {"ingest", "pretrain-repetition", "pair", "tune", "synthesize", "pretrain-sbp"} <= shared
+
+
+def test_the_yardstick_is_a_hundred_million_tokens_and_needs_no_network_to_be_planned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(REPO)
+    config = load_experiment("configs/experiment-yardstick.yaml", []).base_config()
+    assert config.pretrain.num_steps() == 12_208  # 1,600,000,000 / (64 x 2048) = 12,207.03
+    assert 100e6 < 700 * (config.ingest.max_train_documents or 0) < 200e6
+    [name] = config.ingest.input
+    assert DatasetName.parse(name) == ("HuggingFaceFW/fineweb", "sample-10BT", "main")
 
 
 def test_the_nano_experiment_is_sized_for_two_cores_and_two_hours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from small_experiment import small_grid
 from sbp_ray.artifacts import MANIFEST
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.checks import refuse_made
-from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text, wanted_tokens
+from sbp_ray.experiment.costs import costs_of, planned_flops, planned_tokens, refuse_too_little_text, wanted_tokens
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.experiment.main import describe
 from sbp_ray.model import num_parameters
@@ -106,6 +106,25 @@ def test_related_documents_in_a_row_take_the_pairs_and_no_synthesizer_and_go_wit
     assert together.inputs["pairs"] is alone.inputs["pairs"]
     base_lm = sbp.inputs["synthetic"].inputs["synthesizer"].inputs["base_lm"]
     assert [*base_lm.inputs] == ["corpus"]
+
+
+OUTSIDE = "synthesize.rephrase={model: m, resources: {base_url: u, dollars_per_million_output_tokens: 2}}"
+
+
+def test_an_outside_model_writes_without_a_synthesizer_and_its_price_stands_apart(plan) -> None:
+    """A million tokens written outside, at two dollars; of ours no FLOPs but those of the embedder."""
+    pairs = {"like": "rephrase", "overrides": [OUTSIDE, "synthesize.rephrase.of=pair"]}
+    arms = {"repetition": {}, "rephrase": {"overrides": [OUTSIDE]}, "of_pairs": pairs}
+    grid = plan(seeds=[0], shares=[0.038], arms=arms)
+    text, of_pairs = (last(grid, arm).inputs["synthetic"] for arm in ("rephrase", "of_pairs"))
+    assert [*text.inputs] == ["corpus", "embeddings"]
+    assert [*of_pairs.inputs] == ["corpus", "embeddings", "pairs"]
+    assert planned_flops(text) is None
+    assert planned_tokens(text) == 100 * 384
+    describe(grid)
+    finish(text, outside={"input_tokens": 5, "output_tokens": 10**6}, prompt_tokens=7, tokens_generated=9)
+    cost = costs_of([text], room={"CPU": 4}, dollars_per_hour=0, lost_hours={})[text.key]
+    assert (cost.flops, cost.outside_dollars) == (0.0, 2.0)
 
 
 def test_the_arms_differ_in_the_settings_they_are_named_for(plan) -> None:
@@ -323,6 +342,32 @@ def test_an_arm_may_choose_samples_by_what_d1_is_worth_and_pays_for_scoring_them
         (
             {"arms": {"repetition": {}, "sbp": {"writer": ["model.depht=2"]}}},
             "arms.sbp.writer: model.depht=2: no such setting; did you mean model.depth?",
+        ),
+        (
+            {"arms": {"repetition": {}, "x": {"like": "in_context", "overrides": ["mixture.megadocs=true"]}}},
+            "arms.x: mixture.megadocs=true: it is of synthetic text, and in_context reads none: make the arm like one "
+            "that does, such as sbp",
+        ),
+        (
+            {"arms": {"repetition": {}, "x": {"like": "unconditional", "overrides": ["mixture.megadocs=true"]}}},
+            "mixture.megadocs puts d1 behind what was written from it, and synthesize.condition=none writes from "
+            "nothing: take one of them out",
+        ),
+        (
+            {"arms": {"repetition": {}, "rephrase": {}}},
+            "arms.rephrase: synthesize.rephrase names no outside model: put model and resources.base_url into its",
+        ),
+        (
+            {"arms": {"repetition": {}, "sbp": {"overrides": [OUTSIDE]}}},
+            "arms.sbp: synthesize.rephrase has an outside model write, and sbp is an arm whose text our own LM writes",
+        ),
+        (
+            {"arms": {"repetition": {}, "x": {"like": "token_noise", "overrides": ["pretrain.token_noise=1"]}}},
+            "pretrain.token_noise=1: input should be less than 1",
+        ),
+        (
+            {"arms": {"repetition": {}, "x": {"like": "repetition", "overrides": ["pretrain.noise_masks=true"]}}},
+            "noise_masks says how tokens are hidden, and token_noise how many: set token_noise too",
         ),
         ({"base": "nowhere.yaml"}, "nowhere.yaml: no such config file"),
         ({"run_dir": "s3://bucket/x"}, "is a local or a shared one"),

@@ -13,7 +13,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.ingestion import units
 from sbp_ray.ingestion.records import BadRow, Damage, Record, RecordReader, SeenColumns
 from sbp_ray.ingestion.units import Unit, input_units
-from sbp_ray.input_files import find_input_files
+from sbp_ray.input_files import DatasetName, find_input_files
 
 Row = Record | BadRow | Damage
 
@@ -301,3 +301,17 @@ def test_a_hugging_face_dataset_that_cannot_be_reached_is_named(monkeypatch: pyt
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(SbpError, match=r"hf:someone/some: cannot be opened \(Couldn't reach the Hub\): .*network"):
         input_units(["hf:someone/some"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "parts"),
+    [
+        ("hf:owner/name", ("owner/name", None, None)),
+        ("hf:owner/name:config", ("owner/name", "config", None)),
+        ("hf:owner/name@v1.0.0:config", ("owner/name", "config", "v1.0.0")),
+        ("hf:owner/name@0123abc", ("owner/name", None, "0123abc")),
+        ("hf:/data/me@home/folder", ("/data/me@home/folder", None, None)),
+    ],
+)
+def test_a_dataset_is_named_with_its_revision_and_its_configuration(pattern: str, parts: tuple[str | None]) -> None:
+    assert DatasetName.parse(pattern) == parts

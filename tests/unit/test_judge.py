@@ -1,16 +1,14 @@
-"""The judge against an endpoint that fails in every way an endpoint can: a real HTTP server in this process."""
+"""The judge against an endpoint that fails in every way an endpoint can."""
 
 from __future__ import annotations
 
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_endpoint import Answer, ChatEndpoint, completion
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import JudgeConfig
@@ -19,53 +17,19 @@ from sbp_ray.evaluation.judging.cases import QUESTIONS, Case, labelled_cases, re
 from sbp_ray.evaluation.judging.judge import Judge
 from sbp_ray.evaluation.judging.rates import judge_texts, require_judge, share_interval
 
-Answer = dict[str, Any]
 PAIR = [("a document about bridges", "another text")]
 
 
-def completion(content: str | None, finish: str = "stop", refusal: str | None = None) -> Answer:
-    message = {"role": "assistant", "content": content, "refusal": refusal}
-    return {
-        "id": "1", "object": "chat.completion", "created": 0, "model": "judge",
-        "choices": [{"index": 0, "finish_reason": finish, "message": message}],
-        "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-    }  # fmt: skip
-
-
-class Endpoint:
-    """Answers what `says` makes of the prompt: a completion, a status, or nothing for so many seconds."""
+class Endpoint(ChatEndpoint):
+    """Where the judge answers, NO unless a test says otherwise."""
 
     def __init__(self) -> None:
-        self.says: Callable[[str], Answer | int | float] = lambda prompt: completion("VERDICT: NO")
-        self.prompts: list[str] = []
-        self.stopping = threading.Event()
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                prompt = body["messages"][0]["content"]
-                endpoint.prompts.append(prompt)
-                said = endpoint.says(prompt)
-                if isinstance(said, float):
-                    endpoint.stopping.wait(said)
-                    said = 500
-                self.send_response(said if isinstance(said, int) else 200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Retry-After-Ms", "1")  # the client keeps to it
-                self.end_headers()
-                self.wfile.write(json.dumps({"error": {}} if isinstance(said, int) else said).encode())
-
-            def log_message(self, *_: Any) -> None:
-                """Silent."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        super().__init__()
+        self.says = lambda prompt: completion("VERDICT: NO")
 
     def config(self, **settings: Any) -> JudgeConfig:
-        url = f"http://127.0.0.1:{self.server.server_port}/v1"
         return JudgeConfig.model_validate(
-            {"base_url": url, "model": "judge", "resources": {"timeout_s": 30, "attempts": 2} | settings}
+            {"base_url": self.base_url, "model": "judge", "resources": {"timeout_s": 30, "attempts": 2} | settings}
         )
 
 
@@ -73,9 +37,7 @@ class Endpoint:
 def endpoint() -> Iterator[Endpoint]:
     made = Endpoint()
     yield made
-    made.stopping.set()
-    made.server.shutdown()
-    made.server.server_close()
+    made.stop()
 
 
 def right(prompt: str) -> Answer:

@@ -12,12 +12,10 @@ from typing import Any
 import openai
 
 from sbp_ray.config import JudgeConfig
-from sbp_ray.errors import SbpError, one_line
+from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.judging.cases import Case, labelled_cases, read_verdict
 from sbp_ray.logs import Progress
-
-# Asking again does not help after such a status.
-_NEEDS_A_HAND = (401, 403, 404)
+from sbp_ray.outside_model import FAILURES, Answer, read_answer, refuse_what_needs_a_hand, why_it_failed
 
 
 class Judge:
@@ -85,35 +83,23 @@ class Judge:
                 max_tokens=self._cfg.max_answer_tokens,
                 temperature=0.0,
             )
-        except openai.APITimeoutError:
-            return None, "timed out"
-        except openai.APIConnectionError:
-            return None, "could not be reached"
-        except openai.APIStatusError as error:
-            if error.status_code in _NEEDS_A_HAND:
-                raise SbpError(
-                    f"benchmarks.judge: {self._cfg.base_url} refuses {self._cfg.model} with {error.status_code} "
-                    f"({one_line(error)}): mend base_url or model, or set {self._cfg.resources.api_key_env}"
-                ) from None
-            return None, f"status {error.status_code}"
-        except (openai.OpenAIError, ValueError):  # an answer that is no completion
-            return None, "nonsense"
-        return self._read(answer)
+        except FAILURES as error:
+            resources = self._cfg.resources
+            refuse_what_needs_a_hand(
+                error, "benchmarks.judge", self._cfg.model, self._cfg.base_url, resources.api_key_env
+            )
+            return None, why_it_failed(error)
+        return self._read(read_answer(answer))
 
-    def _read(self, answer: Any) -> tuple[bool | None, str | None]:
-        if usage := getattr(answer, "usage", None):
-            with self._lock:
-                self.input_tokens += usage.prompt_tokens or 0
-                self.output_tokens += usage.completion_tokens or 0
-        choices = getattr(answer, "choices", None)
-        if not choices or choices[0].message is None:
-            return None, "nonsense"
-        message, finish = choices[0].message, choices[0].finish_reason
-        if message.refusal or finish == "content_filter":
-            return None, "refused"
-        found = read_verdict(message.content or "")
+    def _read(self, answer: Answer) -> tuple[bool | None, str | None]:
+        with self._lock:
+            self.input_tokens += answer.input_tokens
+            self.output_tokens += answer.output_tokens
+        if answer.text is None:
+            return None, answer.failure
+        found = read_verdict(answer.text)
         if found is None:
-            return None, "cut off" if finish == "length" else "nonsense"
+            return None, "cut off" if answer.is_cut else "nonsense"
         return found, None
 
     def counted(self) -> dict[str, Any]:
