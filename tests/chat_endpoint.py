@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -44,7 +45,8 @@ class ChatEndpoint:
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Retry-After-Ms", "1")  # the client keeps to it
                 self.end_headers()
-                self.wfile.write(json.dumps({"error": {}} if isinstance(said, int) else said).encode())
+                with suppress(ConnectionError):  # a client that did not wait
+                    self.wfile.write(json.dumps({"error": {}} if isinstance(said, int) else said).encode())
 
             def log_message(self, *_: Any) -> None:
                 """Silent."""

@@ -52,6 +52,8 @@ def pretrain(
         SbpError: the tokenizer does not fit the model, there is less text than the mixture wants, the training
             diverged, or the export was refused.
     """
+    if cfg.in_context and pairs is None:
+        raise ValueError("in_context without the pairs, along which documents follow one another")
     stage = f"pretrain-{cfg.arm}"
     refuse_missing_float8("pretrain", cfg)
     tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))

@@ -12,9 +12,11 @@ import yaml
 from small_experiment import SMALL, small_experiment
 
 from sbp_ray import recipes
+from sbp_ray.artifacts import MANIFEST, STARTED
 from sbp_ray.config_file import load_config
+from sbp_ray.errors import SbpError
 from sbp_ray.experiment.grid import plan_grid
-from sbp_ray.plan import plan_run, state_of
+from sbp_ray.plan import follow, plan_run, require_ready, state_of
 from sbp_ray.recipes import deciding_settings
 from sbp_ray.stage_table import FOLDERS, STAGES
 
@@ -90,6 +92,25 @@ def test_a_fingerprint_follows_from_all_that_was_made_before(folder: Path) -> No
         "pairs", "synthesizer", "synthetic", "lm", "report",
     }  # fmt: skip
     assert not set(planned("ingest.seed=1").values()) & set(base.values())
+
+
+def test_a_run_reads_what_its_settings_ask_for_and_says_what_is_not_there_yet(folder: Path) -> None:
+    tree = yaml.safe_load(SMALL.read_text()) | {"run_dir": str(folder / "run")}
+    tree["ingest"]["input"] = [str(folder / "docs.jsonl")]
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
+    config = load_config(folder / "run.yaml", ["pretrain.in_context=true"])
+    nodes = plan_run(config, ["base_lm"])
+    assert [*nodes] == ["corpus", "embeddings", "neighbors", "pairs", "base_lm"]
+    assert [*nodes["base_lm"].inputs] == ["corpus", "pairs"]
+    assert "base_lm" in follow(config, "pair")
+    nodes["corpus"].artifact.write_json(STARTED, {"fingerprint": nodes["corpus"].fingerprint, "recipe": {}})
+    nodes["corpus"].artifact.write_json(MANIFEST, {})
+    with pytest.raises(SbpError, match=r"4_pairs is not there yet: run jobs/pair.py first"):
+        require_ready(nodes["base_lm"])
+    outside = ["synthesize.rephrase={model: m, of: pair, resources: {base_url: u}}"]
+    assert [*plan_run(load_config(folder / "run.yaml", outside))["synthetic"].inputs] == [
+        *("corpus", "embeddings", "pairs")
+    ]
 
 
 def test_a_file_on_a_store_counts_by_its_etag_and_not_by_when_it_was_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
