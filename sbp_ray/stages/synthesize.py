@@ -71,8 +71,6 @@ def synthesize_documents(
             start, or too many samples cannot be written.
     """
     ngrams = read_evaluation_sets(decontaminate)  # before any work
-    if cfg.rephrase is not None:
-        require_rephraser(cfg.rephrase)
     number = 1 if synthesizer is None else round_of_text(synthesizer)
     shards = list_shards(corpus, "train")
     spent = {}
@@ -105,6 +103,8 @@ def _write_shards(shards: Sequence[str], inputs: Inputs) -> Stats:
         logger.info(f"{_STAGE} | {len(finished)} of {len(shards)} shards are there already")
     if not todo:
         return {}
+    if cfg.rephrase is not None:
+        require_rephraser(cfg.rephrase)
     total = sum(quotas) * cfg.samples_per_document
     missing = sum(item["quota"] for item in todo) * cfg.samples_per_document
     max_bad = int(cfg.max_bad_share * total)
