@@ -85,6 +85,22 @@ def _outside_inputs(stage: Stage, config: Config) -> Iterator[tuple[str, Callabl
         yield "files", lambda: _fingerprint_of_files(find_input_files(files).files)
     if "decontaminate" in stage.sections and config.decontaminate.evaluation_sets:
         yield "evaluation sets", lambda: _fingerprint_of_files(list_evaluation_files(config.decontaminate))
+    if "eval" in stage.sections:
+        yield "evaluation files", lambda: _fingerprint_of_files(list(_measured_by(config)))
+
+
+def _measured_by(config: Config) -> Iterator[tuple[str, int]]:
+    """What models and texts are measured by, with sizes in bytes."""
+    cfg, tasks = config.eval, config.benchmarks.tasks.values()
+    named = (cfg.truth, cfg.found_elsewhere, *(file for task in tasks for file in (task.file, task.fewshot_file)))
+    for path in filter(None, named):
+        fs, inner = open_file_system(path)
+        size = fs.get_file_info(inner).size
+        if size is None:
+            raise SbpError(f"{path}: there is no such file: correct eval or benchmarks")
+        yield path if "://" in path else inner, size
+    if cfg.questions:
+        yield from find_input_files([cfg.questions]).files
 
 
 def _fingerprint_of_files(files: Sequence[tuple[str, int]]) -> str:

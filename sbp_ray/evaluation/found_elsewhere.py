@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from sbp_ray.config import EvalConfig
 from sbp_ray.errors import SbpError, one_line
+from sbp_ray.file_formats import open_bytes
 
 ANSWER = "answer.txt"
 """The answer of an experiment in a few sentences, one a line, in its run_dir."""
@@ -25,10 +25,12 @@ def read_found_elsewhere(cfg: EvalConfig) -> dict[str, Any] | None:
         return None
     where = f"eval.found_elsewhere={cfg.found_elsewhere}"
     try:
-        found = Path(cfg.found_elsewhere).read_bytes()
+        with open_bytes(cfg.found_elsewhere) as stream:
+            found = stream.read(_MAX_BYTES + 1)
         says = [line.strip() for line in found.decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise SbpError(f"{where}: cannot be read: {one_line(error)}: name the {ANSWER} of an experiment") from None
     if not says or len(found) > _MAX_BYTES:
-        raise SbpError(f"{where}: holds {len(says)} lines, {len(found):,} bytes: name the {ANSWER} of an experiment")
+        what = "holds nothing" if not says else f"holds more than {_MAX_BYTES:,} bytes"
+        raise SbpError(f"{where}: {what}: name the {ANSWER} of an experiment")
     return {"file": cfg.found_elsewhere, "says": says}

@@ -149,3 +149,23 @@ def test_files_beside_a_dataset_of_the_hub_count_too(folder: Path, monkeypatch: 
     after = recipes.input_files(stage, config, {})
     assert after["datasets"] == before["datasets"]
     assert after["files"] != before["files"]
+
+
+@pytest.mark.parametrize("setting", ["eval.truth", "eval.questions", "eval.found_elsewhere", "benchmarks.tasks"])
+def test_what_models_are_measured_by_is_told_apart_by_what_it_holds(folder: Path, setting: str) -> None:
+    """Only the report follows from it, and a file that is not there is one line."""
+    name = "questions.jsonl" if setting == "eval.questions" else "file.json"
+    file = folder / name
+    value = f"{{sciq: {{file: {file}}}}}" if setting == "benchmarks.tasks" else file
+    tree = yaml.safe_load(SMALL.read_text()) | {"run_dir": str(folder / "run")}
+    tree["ingest"]["input"] = [str(folder / "docs.jsonl")]
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    config = load_config(folder / "config.yaml", [f"{setting}={value}"])
+    with pytest.raises(SbpError, match=name):
+        plan_run(config)
+    file.write_text('{"a": 1}\n')
+    before = plan_run(config)
+    file.write_text('{"a": 2}\n')
+    after = plan_run(config)
+    changed = {noun for noun, node in before.items() if node.fingerprint != after[noun].fingerprint}
+    assert changed == {"report"}

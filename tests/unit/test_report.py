@@ -230,9 +230,9 @@ def test_what_an_experiment_with_controls_found_stands_beside_the_answer_as_text
     ("content", "said"),
     [
         (None, "No such file"),
-        (b" \n\n", "holds 0 lines"),
+        (b" \n\n", "holds nothing: name the answer.txt"),
         (b"\xff\xfe", "cannot be read"),
-        (b"x" * 20_000, "20,000 bytes: name the answer.txt of an experiment"),
+        (b"x" * 20_000, "holds more than 10,000 bytes"),
     ],
 )
 def test_a_file_that_is_no_answer_is_refused_in_one_line(tmp_path: Path, content: bytes | None, said: str) -> None:
