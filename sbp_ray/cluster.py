@@ -157,7 +157,11 @@ def is_in_process(job: str, config: Config) -> bool:
 
 def _refuse_what_cannot_fit(job: str, config: Config) -> None:
     """Compare a stage's workers with the most that the cluster can ever have."""
-    key, wanted = "engine" if job == "synthesize" else job, demand(job, config)
+    refuse_without_room("engine" if job == "synthesize" else job, demand(job, config))
+
+
+def refuse_without_room(key: str, wanted: dict[str, float]) -> None:
+    """Compare what the settings under `key` take with the most that the cluster can ever have."""
     largest = room()
     for resource, amount in wanted.items():
         available = float(largest.get(resource, 0))
@@ -218,8 +222,15 @@ def _demand(resources: Resources) -> dict[str, float]:
 
 def _engine_demand(engine: EngineConfig) -> dict[str, float]:
     replicas = max(1, engine.resources.min_replicas)
+    engines = demand_of_engines(engine)
+    return engines | {"CPU": engines["CPU"] + replicas * WRITER_CPUS}
+
+
+def demand_of_engines(engine: EngineConfig) -> dict[str, float]:
+    """Of the fewest engines, or of the first where there may be none."""
+    replicas = max(1, engine.resources.min_replicas)
     gpus = engine.resources.tensor_parallel_size if engine.resources.num_gpus else 0
-    return {"CPU": replicas * (engine.resources.num_cpus + WRITER_CPUS), "GPU": replicas * gpus}
+    return {"CPU": replicas * engine.resources.num_cpus, "GPU": replicas * gpus}
 
 
 # One pipeline for each run directory on a cluster

@@ -9,7 +9,9 @@ from pydantic import Field
 from ray.serve import Application
 
 from sbp_ray.artifacts import STARTED, Artifact
+from sbp_ray.cluster import demand_of_engines, refuse_without_room
 from sbp_ray.config import EngineConfig, Section, ServiceConfig
+from sbp_ray.engine.access import check_door_of_serve
 from sbp_ray.engine.deploy import build_app
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import set_up_logging
@@ -27,9 +29,15 @@ class SynthesizerArgs(Section):
 
 
 def app(args: SynthesizerArgs) -> Application:
-    """The application: HTTP ingress and engine replicas."""
+    """The application: HTTP ingress and engine replicas.
+
+    What only its processes would find, each at its own start, is looked at here: no engine starts for nothing.
+    """
     set_up_logging()
-    return build_app(args.engine, synthesizer_artifact(args.model), args.service)
+    artifact = synthesizer_artifact(args.model)
+    check_door_of_serve(args.service.keys_file)
+    refuse_without_room("engine", demand_of_engines(args.engine))
+    return build_app(args.engine, artifact, args.service)
 
 
 def synthesizer_artifact(model: str) -> Artifact:

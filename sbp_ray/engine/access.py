@@ -132,6 +132,14 @@ def is_from_another_site(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return not is_loopback(hostname) or not {"cross-site", "same-site"}.isdisjoint(values.get(b"sec-fetch-site", []))
 
 
+def check_door_of_serve(keys_file: str | None) -> None:
+    """`check_door` for the address and the nodes of the Serve that runs here."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    check_door(keys_file, _get_global_client().http_config.host, sum(node["Alive"] for node in ray.nodes()))
+
+
 def check_door(
     keys_file: str | None, host: str | None, num_nodes: int, environment: Mapping[str, str] = os.environ
 ) -> None:

@@ -1,8 +1,8 @@
 """Bodies of the endpoint's requests and answers.
 
-`WriteRequest` has the fields that both endpoints take; `SynthesizeRequest` and `CompletionRequest` add their own.
-What is wrong with a body pydantic finds, and `first_fault` tells in one sentence. Below are the answers, and the form
-of every error.
+`WriteRequest` has what both endpoints take that write; `SynthesizeRequest` and `CompletionRequest` add their own. What
+is wrong with a body pydantic finds, and `first_fault` tells in one sentence. Below are the answers, and the form of
+every error.
 """
 
 from __future__ import annotations
@@ -29,10 +29,19 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(max_length=10_000_000)]
 
 
-class WriteRequest(BaseModel):
-    """What both endpoints that write take. A field that is null is one that is not there, as in OpenAI's API."""
+class NullIsAbsent(BaseModel):
+    """A body in which a field that is null is one that is not there, as in OpenAI's API."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, body: Any) -> Any:
+        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
+
+
+class WriteRequest(NullIsAbsent):
+    """What both endpoints that write take."""
 
     n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 1
     """Texts to write for each document or prompt."""
@@ -48,11 +57,6 @@ class WriteRequest(BaseModel):
     """Answer with server-sent events while the text is being written."""
     timeout_s: PositiveFloat | None = None
     """Give up after so many seconds; the service's own deadline holds too."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, body: Any) -> Any:
-        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
 
 
 class SynthesizeRequest(WriteRequest):

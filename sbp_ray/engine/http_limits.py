@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sbp_ray.engine.access import Keys, is_forwarded, is_from_another_site, is_loopback
 from sbp_ray.engine.bodies import ErrorDetail, ErrorResponse
 
-OPEN_PATHS = ("/health", "/health/live")
+OPEN_PATHS = ("/health", "/health/live", "/ping")
 """Served without a key: they tell a load balancer no more than that the service is there."""
 
 ERROR_TYPES = {

@@ -1,32 +1,39 @@
-"""HTTP in front of the replicas: OpenAI's completions and models, synthesize, and health."""
+"""HTTP in front of the replicas: OpenAI's completions and models, synthesize, vLLM's small endpoints, and health.
+
+`SynthesizerIngress` has a method for each path of `ENDPOINTS`; those that write go through `_answer`, which decides
+between an error, a whole answer and a stream. `http_app` puts the middleware around them, and says errors our way.
+"""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
+from importlib import metadata
 from typing import Annotated, Any
 
-import ray
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.context import _get_global_client
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.llm.ingress import OpenAiIngress
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from vllm.version import __version__ as vllm_version
 
 from sbp_ray.config import ServiceConfig
-from sbp_ray.engine.access import check_door
+from sbp_ray.engine.access import check_door_of_serve
 from sbp_ray.engine.answers import CompletionAnswer, SynthesizeAnswer
 from sbp_ray.engine.bodies import CompletionRequest, ErrorResponse, SynthesizeRequest, SynthesizeResponse, first_fault
 from sbp_ray.engine.health import Health, UnknownStatusError
 from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper, error_answer
 from sbp_ray.engine.messages import DEPLOYMENT, MODEL_ID, EngineLostError, Refusal
+from sbp_ray.engine.metrics_page import CONTENT_TYPE, metrics_page
 from sbp_ray.engine.router import write_where_there_is_room
 from sbp_ray.engine.streams import HEADERS, LOST, events_of
+from sbp_ray.engine.tokenization import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from sbp_ray.logs import set_up_logging
 
 _STATUS_WITHIN_S = 2.5
@@ -40,10 +47,9 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
     def __init__(self, *, service: ServiceConfig, **parts: Any) -> None:
         super().__init__(**parts)
         set_up_logging()
-        num_nodes = sum(node["Alive"] for node in ray.nodes())
-        check_door(service.keys_file, _get_global_client().http_config.host, num_nodes)
+        check_door_of_serve(service.keys_file)
         [handle] = self._default_serve_handles.values()
-        self._stream = handle.options(stream=True)
+        self._replicas, self._stream = handle, handle.options(stream=True)
         self._service = service
         self._health = Health(partial(_engine_status, serve.get_replica_context().app_name))
 
@@ -67,6 +73,22 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
             return error_answer(404, NO_SUCH_MODEL, param="model")
         return self._model_cards[model]
 
+    async def tokenize(self, body: Annotated[TokenizeRequest, Body()]) -> Response:
+        """Which tokens a text is, as a prompt."""
+        return await self._asked(body.model, self._replicas.tokens_of.remote, body)
+
+    async def detokenize(self, body: Annotated[DetokenizeRequest, Body()]) -> Response:
+        """Which text tokens are."""
+        return await self._asked(body.model, self._replicas.text_of.remote, body)
+
+    async def version(self) -> dict[str, str]:
+        """The engine's version, as vLLM says it, and this service's."""
+        return {"version": vllm_version, "sbp_ray": metadata.version("sbp_ray")}
+
+    async def metrics(self) -> PlainTextResponse:
+        """What the engines, Serve and the pipeline count, for Prometheus."""
+        return PlainTextResponse(await metrics_page(), media_type=CONTENT_TYPE)
+
     async def alive(self) -> dict[str, str]:
         """Whether this process answers."""
         return {"status": "alive"}
@@ -75,6 +97,21 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
         """200 when an engine can take requests, or wakes with the first of them; 503 while none can."""
         status = await self._health.status()
         return JSONResponse({"status": status}, status_code=503 if status == "starting" else 200)
+
+    async def _asked(self, model: str, ask: Callable[..., Awaitable[BaseModel | Refusal]], body: BaseModel) -> Response:
+        """What any replica says to a question that takes no engine."""
+        if model != MODEL_ID:
+            return error_answer(404, NO_SUCH_MODEL, param="model")
+        try:
+            async with asyncio.timeout(self._service.deadline_s):
+                said = await ask(body)
+        except TimeoutError:
+            return error_answer(504, f"no engine came up within {self._service.deadline_s:g} s: ask again")
+        except (RayActorError, RayServeException):
+            return error_answer(503, LOST, {"Retry-After": "1"})
+        if isinstance(said, Refusal):
+            return error_answer(said.status, said.message, param=said.param)
+        return JSONResponse(said.model_dump())
 
     async def _answer(
         self, body: SynthesizeRequest | CompletionRequest, answer: SynthesizeAnswer | CompletionAnswer
@@ -148,6 +185,18 @@ _ERRORS["default"] = {"model": ErrorResponse, "description": "Any other error."}
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _DENIED: dict[int | str, dict[str, Any]] = {401: _ERRORS[401]}
 
+
+def _at_each(app: FastAPI, *paths: str) -> Callable[..., Any]:
+    """GET at several paths, one of which is what SageMaker asks, as of vLLM."""
+
+    def route(function: Any) -> Any:
+        for path in paths:
+            function = app.get(path, responses={503: {"description": "No engine can take requests yet."}})(function)
+        return function
+
+    return route
+
+
 ENDPOINTS = {
     "models": lambda app: app.get("/v1/models", responses=_DENIED),
     "model_data": lambda app: app.get("/v1/models/{model:path}", responses={**_DENIED, 404: _ERRORS[404]}),
@@ -155,8 +204,12 @@ ENDPOINTS = {
     "synthesize": lambda app: app.post(
         "/v1/synthesize", response_model=SynthesizeResponse, responses={**_ERRORS, **_STREAM}
     ),
+    "tokenize": lambda app: app.post("/tokenize", response_model=TokenizeResponse, responses=_ERRORS),
+    "detokenize": lambda app: app.post("/detokenize", response_model=DetokenizeResponse, responses=_ERRORS),
+    "version": lambda app: app.get("/version", responses=_DENIED),
+    "metrics": lambda app: app.get("/metrics", response_class=PlainTextResponse, responses=_DENIED),
     "alive": lambda app: app.get("/health/live"),
-    "ready": lambda app: app.get("/health", responses={503: {"description": "No engine can take requests yet."}}),
+    "ready": lambda app: _at_each(app, "/health", "/ping"),
 }
 
 

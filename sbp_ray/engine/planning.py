@@ -77,10 +77,8 @@ def plan_request(
     named = {"prompt": [token for prompt in prompts for token in prompt]}
     if isinstance(request, CompletionRequest):
         named |= {"stop_token_ids": request.stop_token_ids, "logit_bias": [int(token) for token in request.logit_bias]}
-    for field, tokens in named.items():
-        if (last := max(tokens, default=0)) >= vocab_size:
-            message = f"{field}: {last} is no token of this model: its ids end at {vocab_size - 1}"
-            return Refusal(400, message, param=field)
+    if refusal := refuse_unknown(named, vocab_size):
+        return refusal
     seed = secrets.randbits(_DRAWN_SEED_BITS) if request.seed is None else request.seed
     if isinstance(request, SynthesizeRequest):
         return Plan(prompts, Sampling(request.max_tokens or room, request.temperature, request.top_p), request.n, seed)
@@ -96,15 +94,28 @@ def plan_request(
 
 
 def _prompts(request: SynthesizeRequest | CompletionRequest, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    special = special_ids(tokenizer)
     if isinstance(request, SynthesizeRequest):
         [d1_ids] = encode_texts(tokenizer, [request.document])
-        return [prompt_ids(d1_ids, special)]
-    start = [special.bos] if request.add_special_tokens else []
+        return [prompt_ids(d1_ids, special_ids(tokenizer))]
     return [
-        start + encode_texts(tokenizer, [prompt])[0] if isinstance(prompt, str) else prompt
+        ids_of(prompt, tokenizer, with_bos=request.add_special_tokens) if isinstance(prompt, str) else prompt
         for prompt in request.prompts()
     ]
+
+
+def ids_of(prompt: str, tokenizer: PreTrainedTokenizerFast, *, with_bos: bool) -> list[int]:
+    """Of a prompt that is text."""
+    [ids] = encode_texts(tokenizer, [prompt])
+    return [special_ids(tokenizer).bos, *ids] if with_bos else ids
+
+
+def refuse_unknown(named: dict[str, list[int]], vocab_size: int) -> Refusal | None:
+    """What is said of token ids, by the field that holds them, where the model has no such token."""
+    for field, tokens in named.items():
+        if (last := max(tokens, default=0)) >= vocab_size:
+            message = f"{field}: {last} is no token of this model: its ids end at {vocab_size - 1}"
+            return Refusal(400, message, param=field)
+    return None
 
 
 def _echoed(request: CompletionRequest, tokenizer: PreTrainedTokenizerFast) -> Iterator[Echoed]:

@@ -44,6 +44,14 @@ from sbp_ray.engine.messages import (
     sample_seed,
 )
 from sbp_ray.engine.planning import Plan, plan_request
+from sbp_ray.engine.tokenization import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+    detokenize,
+    tokenize,
+)
 from sbp_ray.errors import one_line
 from sbp_ray.logs import set_up_logging
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
@@ -275,6 +283,14 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
                     is_first = False
                 else:
                     yield deltas
+
+    async def tokens_of(self, request: TokenizeRequest) -> TokenizeResponse:
+        """Of `/tokenize`."""
+        return await asyncio.to_thread(tokenize, request, self._tokenizer, self._window)
+
+    async def text_of(self, request: DetokenizeRequest) -> DetokenizeResponse | Refusal:
+        """Of `/detokenize`."""
+        return await asyncio.to_thread(detokenize, request, self._tokenizer, self._vocab_size)
 
     async def _plan(self, request: SynthesizeRequest | CompletionRequest, *, is_first_asked: bool) -> Plan | Refusal:
         """What the request comes to, if it is something that the engine can do."""

@@ -110,7 +110,7 @@ def _wait_until_running(name: str, start: float) -> None:
             return
         if app and app.status == "DEPLOY_FAILED":
             message = deployment.message if deployment and deployment.message else app.message
-            raise SbpError(f"the engine cannot start: {_cause(message)}: change the engine section, or the model")
+            raise SbpError(f"the engine cannot start: {cause_of(message)}: change the engine section, or the model")
         now = time.monotonic()
         if now - reported >= _REPORT_EVERY_S:
             reported = now
@@ -119,7 +119,7 @@ def _wait_until_running(name: str, start: float) -> None:
         time.sleep(0.2)
 
 
-def _cause(message: str) -> str:
+def cause_of(message: str) -> str:
     """What a remote traceback says went wrong, in one line: its last line at the margin, and the one that explains it.
 
     Pydantic's errors, of which vLLM's settings have many, name the reason in the line after.

@@ -88,7 +88,7 @@ def ray_head(
     """
     dashboard, client, agent_grpc, agent_http, metrics, runtime_env = free_ports(6)
     mark = uuid.uuid4().hex
-    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SBP_RAY_API_KEYS"))}
     env |= {"RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{Path(sys.executable).parent}:{env['PATH']}", _MARK: mark}
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",

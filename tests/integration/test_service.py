@@ -79,6 +79,46 @@ def test_unknown_model_is_not_found(service: Service) -> None:
         service.client().completions.create(model="another", prompt="the", max_tokens=1)
 
 
+# vLLM's small endpoints
+
+
+def test_a_text_has_the_tokens_that_a_completion_of_it_is_said_to_have(service: Service) -> None:
+    told = service.post("/tokenize", {"model": "synthesizer", "prompt": "the north", "return_token_strs": True}).json()
+    scored = service.client().completions.create(model="synthesizer", prompt="the north", max_tokens=0, echo=True)
+    assert told["count"] == len(told["tokens"]) == len(told["token_strs"]) == scored.usage.prompt_tokens
+    assert told["max_model_len"] == WINDOW
+    bare = service.post("/tokenize", {"prompt": "the north", "add_special_tokens": False}).json()["tokens"]
+    assert told["tokens"][1:] == bare
+    assert service.post("/detokenize", {"tokens": bare}).json() == {"prompt": "the north"}
+    assert service.post("/detokenize", {"tokens": [10**6]}).json()["error"]["param"] == "tokens"
+    assert service.post("/tokenize", {"model": "another", "prompt": "the"}).status_code == 404
+
+
+def test_version_and_ping_are_those_of_vllm(service: Service) -> None:
+    import vllm
+
+    assert service.get("/version").json()["version"] == vllm.__version__
+    assert service.get("/ping", key=None).status_code == 200
+
+
+def test_the_metrics_page_counts_what_the_engine_wrote(service: Service) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    def counted() -> Counter[str]:
+        answer = service.get("/metrics")
+        assert answer.headers["content-type"].startswith("text/plain")
+        sums = Counter[str]()
+        for family in text_string_to_metric_families(answer.text):
+            for sample in family.samples:
+                sums[sample.name] += sample.value
+        return sums
+
+    before = counted()["vllm:generation_tokens_total"]
+    assert service.synthesize(document="the", n=4, max_tokens=30).status_code == 200
+    eventually(lambda: counted()["vllm:generation_tokens_total"] > before, "the engine's tokens are counted")
+    assert any(name.startswith("ray_serve_") for name in counted())
+
+
 # Synthesize
 
 
@@ -133,7 +173,7 @@ def test_a_document_that_spells_out_a_mark_is_plain_text(service: Service) -> No
 # Who may ask
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/synthesizer", "/openapi.json", "/nowhere"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/synthesizer", "/openapi.json", "/metrics", "/nowhere"])
 def test_without_a_key_there_is_nothing_to_see(service: Service, path: str) -> None:
     answers = [service.get(path, key) for key in (None, "", "wrong", KEYS[0][:-1], KEYS[0] + "x")]
     assert {answer.status_code for answer in answers} == {401}

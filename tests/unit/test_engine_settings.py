@@ -2,7 +2,7 @@
 
 from sbp_ray.config import EngineConfig, EngineResources, ServiceConfig, SynthesizeConfig
 from sbp_ray.engine.deploy import _cpu_environment, _cpu_kwargs, _deployment_options
-from sbp_ray.engine.running import _cause
+from sbp_ray.engine.running import cause_of
 from sbp_ray.generation.shard_worker import max_in_flight
 
 SERVICE = ServiceConfig()
@@ -62,7 +62,7 @@ def test_the_cause_is_the_last_error_of_a_remote_traceback_with_its_reason() -> 
         "  max_model_len (4096) is greater than 1024\n"
         "    For further information visit a page\n"
     )
-    assert _cause(message) == (
+    assert cause_of(message) == (
         "RuntimeError: 1 validation error for ModelConfig max_model_len (4096) is greater than 1024"
     )
-    assert _cause("no CPUs are left") == "no CPUs are left"
+    assert cause_of("no CPUs are left") == "no CPUs are left"

@@ -1,16 +1,19 @@
 """What the README tells a newcomer to type is there, and is understood."""
 
+import importlib.util
 import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from ray.serve.schema import ServeDeploySchema
 
-from sbp_ray.config_file import load_config
+from sbp_ray.config_file import load_config, read_yaml, settings_of
 from sbp_ray.engine.bodies import SynthesizeRequest
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.settings import load_experiment
+from serve_apps.synthesizer import SynthesizerArgs
 
 REPO = Path(__file__).parents[2]
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -51,6 +54,16 @@ def test_the_misspelt_setting_is_answered_as_shown(monkeypatch: pytest.MonkeyPat
     with pytest.raises(SbpError) as error:
         load_config(words[words.index("--config") + 1], words[-1:])
     assert f"error: {error.value}" == answer
+
+
+def test_ray_is_started_with_the_token_and_then_the_endpoint_on_it() -> None:
+    start = LINES.index("source .venv/bin/activate")
+    assert LINES[start + 1 : start + 3] == ["export RAY_AUTH_MODE=token", "ray start --head"]
+    python, flag, module, config = shlex.split(LINES[start + 3])
+    assert (python, flag) == ("python", "-m")
+    assert importlib.util.find_spec(module)
+    [application] = settings_of(ServeDeploySchema, read_yaml(REPO / config), [], where=config).applications
+    settings_of(SynthesizerArgs, dict(application.args), [], where=config)
 
 
 def test_the_body_sent_to_the_endpoint_is_valid() -> None:
