@@ -163,7 +163,8 @@ class TrainingConfig(Section):
     the lowest loss on the development split, or the last."""
     repack: bool = True
     """Text that is read again shares its rows with other documents each time, instead of the same ones. Each document
-    is then read by itself: on an object store, where it would be a request, say false."""
+    is then read by itself: on an object store, where it would be a request, say false. Rows of `in_context` are cut
+    elsewhere each time."""
     resources: TrainingResources = TrainingResources()
 
     def longest_document(self) -> tuple[str, int]:

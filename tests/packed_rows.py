@@ -34,8 +34,8 @@ def read_rows(
 ) -> list[Row]:
     """Every row of a shard, as it was written or packed anew."""
     packed = PackedShard(out, shard_name(rows_folder(source), shard), seq_len)
-    plan = packed.plan(rng)
-    return [packed.read(plan, row) for row in range(len(plan.ends_R))]
+    plan, num_rows = packed.plan(rng), out.read_stats(shard_name(rows_folder(source), shard))["rows"]
+    return [packed.read(plan, row) for row in range(num_rows)]
 
 
 def documents_of(row: Row) -> list[tuple[list[int], list[bool]]]:

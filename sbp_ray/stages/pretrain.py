@@ -119,6 +119,7 @@ class _PackDocuments:
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         cfg, special = self._packing.cfg, self._packing.special
+        is_stream = cfg.in_context and item["source"] == "real"
         documents = self._read(**item)
         length_D = documents.length_D + DOCUMENT_MARKS
 
@@ -134,7 +135,8 @@ class _PackDocuments:
             tokens_of=tokens_of,
             seq_len=cfg.seq_len,
             vocab_size=self._packing.vocab_size,
-            is_repeated=cfg.repack and item["source"] == "real" and not cfg.in_context,  # a path fills its rows
+            is_repeated=cfg.repack and item["source"] == "real" and not is_stream,  # which fills its rows
+            is_stream=is_stream,
         )
         return {"documents": len(length_D)}
 

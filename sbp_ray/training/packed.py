@@ -4,9 +4,10 @@ rows/real/part-00003.bin        token ids, uint16 or uint32, documents one behin
 rows/real/part-00003.parquet    `PACKED_DOCUMENT` of each, and counts; written last: the shard is there
 
 Padding is not written. A row as it was packed is one range of the file; a row that is packed anew is a range for each
-of its documents. Masks, positions and bounds follow from the index.
+of its documents. Masks, positions and bounds follow from the index. Where the shard is one *stream* of documents that
+see one another, cut into rows, it is cut elsewhere instead of packed anew.
 
-Legend: D documents, P parts of documents (what the index lists), R rows, T tokens a row.
+Legend: D documents, P parts of documents (what the index lists), R rows, T tokens a row, K parts of a row.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def write_shard(
     seq_len: int,
     vocab_size: int,
     is_repeated: bool = False,
+    is_stream: bool = False,
     counts: Stats | None = None,
 ) -> Stats:
     """Pack documents into rows and commit them.
@@ -59,6 +61,7 @@ def write_shard(
         tokens_of: gives a document's tokens by its number; asked in the order of the rows, once for each part.
         vocab_size: token ids are below this.
         is_repeated: keep some rows spare, so that the documents can be packed anew for another epoch.
+        is_stream: there is one document at most, which may be cut elsewhere for another epoch.
         counts: stored beside those of the packing.
 
     Returns:
@@ -85,7 +88,7 @@ def write_shard(
             stream.write(_cut_tokens(tokens_of, *place, vocab_size).astype(dtype).data)
     row_P = np.repeat(np.arange(len(rows.ends_R)), np.diff(rows.ends_R, prepend=0))
     columns = [pa.array(column, pa.int32()) for column in (length_P, first_P, row_P)]
-    schema = PACKED_DOCUMENT.with_metadata({"dtype": dtype.name})
+    schema = PACKED_DOCUMENT.with_metadata({"dtype": dtype.name, **({"stream": "yes"} if is_stream else {})})
     out.write_table(name, pa.table(columns, schema=schema), stats)
     return stats
 
@@ -116,6 +119,13 @@ def make_blank_row(seq_len: int) -> Row:
     return Row(np.zeros(seq_len, np.int64), np.zeros(seq_len, bool), np.full(seq_len, PADDING))
 
 
+class CutRows(NamedTuple):
+    """A plan for a stream: rows follow one another from some place on, and on from its beginning after its end."""
+
+    start: int
+    """Place of the first row's first token."""
+
+
 class PackedShard:
     """A shard's rows: holds its index, and reads the tokens of the rows that it is asked for."""
 
@@ -124,6 +134,7 @@ class PackedShard:
         assert index.schema.metadata is not None
         self._dtype = np.dtype(index.schema.metadata[b"dtype"].decode())
         self._seq_len = seq_len
+        self._is_stream = b"stream" in index.schema.metadata
         self._length_P, self._first_P, row_P = (column.to_numpy().astype(np.int64) for column in index.columns)
         self._start_P = np.cumsum(self._length_P) - self._length_P
         num_rows = json.loads(index.schema.metadata[b"stats"])["rows"]
@@ -131,12 +142,18 @@ class PackedShard:
         self._written = PackedRows(np.arange(len(row_P)), ends_R)
         self._file = out.fs.open_input_file(out.path(_name_tokens_file(name)))
 
-    def plan(self, rng: np.random.Generator | None) -> PackedRows:
-        """The rows as they were written, or packed anew at random."""
-        return self._written if rng is None else repack(self._written, self._length_P, self._seq_len, rng)
+    def plan(self, rng: np.random.Generator | None) -> PackedRows | CutRows:
+        """The rows as they were written, or at random packed anew or cut elsewhere."""
+        if rng is None:
+            return self._written
+        if self._is_stream:
+            return CutRows(int(rng.integers(max(1, self._length_P.sum()))))
+        return repack(self._written, self._length_P, self._seq_len, rng)
 
-    def read(self, rows: PackedRows, row: int) -> Row:
+    def read(self, rows: PackedRows | CutRows, row: int) -> Row:
         """One row of the plan."""
+        if isinstance(rows, CutRows):
+            return self._read_cut(rows, row)
         part_K = np.sort(rows.parts_of(row))  # neighbours in the file are read together
         length_K = self._length_P[part_K]
         num_tokens = int(length_K.sum())
@@ -147,15 +164,29 @@ class PackedShard:
         found.document_ids_T[:num_tokens] = np.repeat(np.arange(len(part_K)), length_K)
         return found
 
+    def _read_cut(self, rows: CutRows, row: int) -> Row:
+        """All of the row is one document; its first token has no context."""
+        total = int(self._length_P.sum())
+        before = row * self._seq_len
+        num_tokens = min(self._seq_len, total - before)
+        start = (rows.start + before) % total
+        here = min(num_tokens, total - start)  # up to the stream's end
+        found = make_blank_row(self._seq_len)
+        found.input_ids_T[:here] = self._range(start, start + here)
+        found.input_ids_T[here:num_tokens] = self._range(0, num_tokens - here)
+        found.loss_mask_T[1:num_tokens] = True
+        found.document_ids_T[:num_tokens] = 0
+        return found
+
     def _tokens(self, part_K: Numbers) -> NDArray[np.unsignedinteger[Any]]:
+        runs = [run for run in np.split(part_K, np.flatnonzero(np.diff(part_K) != 1) + 1) if len(run)]
+        ends = [int(self._start_P[run[-1]] + self._length_P[run[-1]]) for run in runs]
+        found = [self._range(int(self._start_P[run[0]]), end) for run, end in zip(runs, ends, strict=True)]
+        return np.concatenate([np.empty(0, self._dtype), *found])
+
+    def _range(self, start: int, end: int) -> NDArray[np.unsignedinteger[Any]]:
         size = self._dtype.itemsize
-        found = []
-        for run in np.split(part_K, np.flatnonzero(np.diff(part_K) != 1) + 1):
-            if len(run):
-                start, last = int(self._start_P[run[0]]), run[-1]
-                end = int(self._start_P[last] + self._length_P[last])
-                found.append(self._file.read_at((end - start) * size, start * size))
-        return np.frombuffer(b"".join(found), self._dtype)
+        return np.frombuffer(self._file.read_at((end - start) * size, start * size), self._dtype)
 
 
 class TokenLists:

@@ -21,7 +21,7 @@ from sbp_ray.mixing import Address, Mixture, generator
 from sbp_ray.shards import shard_name
 from sbp_ray.text.packing import PackedRows
 from sbp_ray.training.attention import Documents, find_documents
-from sbp_ray.training.packed import PADDING, PackedShard, Row, make_blank_row
+from sbp_ray.training.packed import PADDING, CutRows, PackedShard, Row, make_blank_row
 from sbp_ray.training.token_noise import TokenNoise
 from sbp_ray.training.training_plan import rows_folder
 
@@ -105,7 +105,7 @@ class _OpenShard(NamedTuple):
     address: tuple[int, int]
     """Epoch and shard."""
     shard: PackedShard
-    rows: PackedRows
+    rows: PackedRows | CutRows
 
 
 class RowReader:

@@ -108,14 +108,31 @@ def fail_at_the_second(fetcher: Any, item: dict[str, Any]) -> Any:
     return FETCH(fetcher, item)
 
 
-def test_each_pass_reads_the_same_rows_and_each_document_once(corpus, new_artifact) -> None:
+class Drawn:
+    """In the place of random numbers, a place to begin at."""
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+
+    def integers(self, high: int) -> int:
+        assert self._start < high
+        return self._start
+
+
+def test_another_pass_cuts_the_path_elsewhere_and_goes_on_at_its_beginning(corpus, new_artifact) -> None:
+    """The ten tokens of B, E and A from the eighth on: 11 <eos>, and then <bos> 20 <eos> <bos>; the other four."""
     out = new_artifact("lm")
     packed_in_context(corpus, write_pairs(new_artifact("pairs"), RELATED), out)
-    for shard in range(NUM_SHARDS):
-        as_written = read_rows(out, "real", 6, shard=shard)
-        again = read_rows(out, "real", 6, shard=shard, rng=np.random.default_rng(1))
-        texts = [sorted(str(documents_of(row)) for row in rows) for rows in (as_written, again)]
-        assert texts[0] == texts[1]
+    rows = read_rows(out, "real", 6, rng=Drawn(8))  # type: ignore[arg-type]
+    assert [documents_of(row) for row in rows] == [
+        [([11, EOS, BOS, 20, EOS, BOS], [False] + [True] * 5)],
+        [([50, EOS, BOS, 10], [False] + [True] * 3)],
+    ]
+    again = [read_rows(out, "real", 6, shard=1, rng=np.random.default_rng(n)) for n in (1, 1, 2)]
+    texts = [[documents_of(row) for row in each] for each in again]
+    assert texts[0] == texts[1] != texts[2]
+    whole = sorted(token for row in read_rows(out, "real", 6, shard=1) for ids, _ in documents_of(row) for token in ids)
+    assert all(sorted(t for row in each for ids, _ in row for t in ids) == whole for each in texts)
 
 
 def test_a_pair_whose_document_the_corpus_lacks_is_one_line(corpus, new_artifact) -> None:
