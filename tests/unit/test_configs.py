@@ -59,6 +59,16 @@ def test_the_rivals_share_the_corpus_and_the_texts_of_the_known_world(monkeypatc
     assert {"ingest", "pretrain-repetition", "pair", "tune", "synthesize", "pretrain-sbp"} <= shared
 
 
+def test_rows_of_megadocs_are_longer_and_a_step_and_a_run_have_as_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    for name in ("rivals", "yardstick"):
+        models = {t.arm: t.model for t in plan_grid(load_experiment(f"configs/experiment-{name}.yaml", [])).trainings}
+        long, plain = (models[arm].config.pretrain for arm in ("megadoc", "sbp"))
+        assert long.seq_len > plain.seq_len
+        assert long.seq_len * long.batch_rows == plain.seq_len * plain.batch_rows
+        assert long.num_positions() == plain.num_positions()
+
+
 def test_the_yardstick_is_a_hundred_million_tokens_and_needs_no_network_to_be_planned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
