@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import psutil
-
 from sbp_ray.cluster import MemoryMeter
+from sbp_ray.processor import memory_bytes, num_cpus
 
 
 def alternate(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -69,8 +67,7 @@ def _rounded(value: float) -> float:
 
 def hardware() -> str:
     """CPU model, cores that this process may use, memory, and the GPU if torch sees one."""
-    cores = len(os.sched_getaffinity(0))
-    parts = [_cpu_model(), f"{cores} cores", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"]
+    parts = [_cpu_model(), f"{num_cpus()} cores", f"{memory_bytes() / 2**30:.0f} GiB"]
     import torch
 
     if torch.cuda.is_available():

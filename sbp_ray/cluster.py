@@ -1,8 +1,8 @@
 """The driver's connection to Ray: a submitted job joins its cluster, anything else starts its own.
 
-`connected` is what a job runs in: it refuses what the cluster can never have room for (`demand` of the job against
-`room`), joins or starts a Ray, and holds the run directory on it. `shared_cluster` starts one for the many jobs of an
-experiment. `MemoryMeter` measures what this process and its children hold meanwhile.
+`connected` is what a job runs in: it joins or starts a Ray, refuses what the cluster can never have room for
+(`cluster_limits`), and holds the run directory on it. `shared_cluster` starts one for the many jobs of an experiment.
+`MemoryMeter` measures what this process and its children hold meanwhile.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sbp_ray.config import ClusterConfig, Config, EngineConfig, Resources, TrainingConfig, TrainingResources
+from sbp_ray.cluster_limits import is_in_process, limited_by, refuse_what_cannot_fit
+from sbp_ray.cluster_waiting import report_waiting
+from sbp_ray.config import ClusterConfig, Config
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.logs import set_up_logging
-from sbp_ray.processor import num_cpus
+from sbp_ray.ray_environment import drop_chatter, go_around_proxies, shorten_temporary_folder
 
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "sbp_ray"
-WRITER_CPUS = 0.5
-"""Of each actor that asks an engine for documents and writes them; there is one for each engine."""
 _DASHBOARD = "RAY_API_SERVER_ADDRESS"
 
 
@@ -48,7 +45,7 @@ def connected(config: Config, jobs: Sequence[str]) -> Iterator[None]:
         return
     with shared_cluster(config.cluster):
         for job in jobs:
-            _refuse_what_cannot_fit(job, config)
+            refuse_what_cannot_fit(job, config)
         lock = _lock_on_cluster(config.run_dir) if os.environ.get("RAY_ADDRESS") else None
         yield
         del lock
@@ -64,14 +61,18 @@ def shared_cluster(cluster: ClusterConfig) -> Iterator[dict[str, str]]:
     # Read when Ray is imported. Train reports its runs to the dashboard only when asked to; the token is Ray's own
     # default for a Ray that we start, said aloud so that it does not warn: the dashboard can run code.
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    drop_chatter()
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Workers of a Ray that only this job uses give way to nothing; Ray's own default is 15.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        shorten_temporary_folder()
     import ray
 
     hook: dict[str, Any] = {
         "worker_process_setup_hook": set_up_logging,
-        "env_vars": {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        "env_vars": {"HF_HUB_DISABLE_PROGRESS_BARS": "1", **go_around_proxies(address)},
     }
     dashboard = os.environ.get(_DASHBOARD)
     if address:
@@ -87,8 +88,10 @@ def shared_cluster(cluster: ClusterConfig) -> Iterator[dict[str, str]]:
         dashboard = _start_local(cluster, hook)
     _quiet_ray_data()
     try:
-        there = {"RAY_ADDRESS": address or ray.get_runtime_context().gcs_address}
-        yield {**there, _DASHBOARD: dashboard} if dashboard else there
+        gcs_address = ray.get_runtime_context().gcs_address
+        there = {"RAY_ADDRESS": address or gcs_address}
+        with limited_by(cluster), report_waiting(gcs_address):
+            yield {**there, _DASHBOARD: dashboard} if dashboard else there
     finally:
         ray.shutdown()
 
@@ -144,93 +147,7 @@ def _quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-
-
-def is_in_process(job: str, config: Config) -> bool:
-    """Whether the job does without Ray."""
-    section = getattr(config, job)
-    return isinstance(section, TrainingConfig) and section.resources.in_process
-
-
-# What fits
-
-
-def _refuse_what_cannot_fit(job: str, config: Config) -> None:
-    """Compare a stage's workers with the most that the cluster can ever have."""
-    refuse_without_room("engine" if job == "synthesize" else job, demand(job, config))
-
-
-def refuse_without_room(key: str, wanted: dict[str, float]) -> None:
-    """Compare what the settings under `key` take with the most that the cluster can ever have."""
-    largest = room()
-    for resource, amount in wanted.items():
-        available = float(largest.get(resource, 0))
-        if amount > available:
-            raise SbpError(
-                f"{key}.resources wants {amount:g} {resource}s, the cluster can have at most {available:g}: "
-                f"lower {key}.resources or use a larger cluster"
-            )
-
-
-def room() -> dict[str, float]:
-    """The most of each resource that the cluster can ever have."""
-    import ray
-
-    autoscaler_config = os.environ.get("SBP_RAY_AUTOSCALER_CONFIG")
-    return largest_cluster(autoscaler_config) if autoscaler_config else dict(ray.cluster_resources())
-
-
-def room_here() -> dict[str, float]:
-    """The same of this machine, without Ray."""
-    import torch
-
-    return {"CPU": float(num_cpus()), "GPU": float(torch.cuda.device_count())}
-
-
-def demand(job: str, config: Config) -> dict[str, float]:
-    """CPUs and GPUs that a job's workers hold at the same time."""
-    if job == "synthesize" and config.synthesize.rephrase is not None:
-        return {"CPU": WRITER_CPUS, "GPU": 0.0}
-    return _engine_demand(config.engine) if job == "synthesize" else _demand(getattr(config, job).resources)
-
-
-def largest_cluster(autoscaler_config: str) -> dict[str, float]:
-    """The most of each resource that an autoscaler can bring up: workers of all types, up to the limits of its config.
-
-    Ray's autoscaler publishes its limits nowhere; cluster.yaml names the file on the head, where submitted jobs run.
-    """
-    config = yaml.safe_load(Path(autoscaler_config).expanduser().read_text(encoding="utf-8"))
-    types = config["available_node_types"]
-    workers = [node for name, node in types.items() if name != config["head_node_type"]]
-    most: dict[str, float] = dict(types[config["head_node_type"]]["resources"])
-    for resource in {key for node in workers for key in node["resources"]}:
-        left = config["max_workers"]
-        for node in sorted(workers, key=lambda node: -node["resources"].get(resource, 0)):
-            number = min(left, node.get("max_workers", left))
-            most[resource] = most.get(resource, 0) + number * node["resources"].get(resource, 0)
-            left -= number
-    return most
-
-
-def _demand(resources: Resources) -> dict[str, float]:
-    """Of the fewest workers that the stage can do with."""
-    workers = resources.num_workers
-    if isinstance(resources, TrainingResources) and resources.min_workers:
-        workers = resources.min_workers
-    return {"CPU": workers * resources.num_cpus, "GPU": workers * resources.num_gpus}
-
-
-def _engine_demand(engine: EngineConfig) -> dict[str, float]:
-    replicas = max(1, engine.resources.min_replicas)
-    engines = demand_of_engines(engine)
-    return engines | {"CPU": engines["CPU"] + replicas * WRITER_CPUS}
-
-
-def demand_of_engines(engine: EngineConfig) -> dict[str, float]:
-    """Of the fewest engines, or of the first where there may be none."""
-    replicas = max(1, engine.resources.min_replicas)
-    gpus = engine.resources.tensor_parallel_size if engine.resources.num_gpus else 0
-    return {"CPU": replicas * engine.resources.num_cpus, "GPU": replicas * gpus}
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that there are no bars
 
 
 # One pipeline for each run directory on a cluster

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from sbp_ray.config_base import Dtype, ForwardResources, Resources, Section, Seed
 from sbp_ray.config_data import DecontaminateConfig, EmbedConfig, IngestConfig, NeighborsConfig, PairConfig
@@ -54,8 +54,16 @@ class TrackingConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Used only when a job starts its own Ray; on a cluster (RAY_ADDRESS) the cluster's values hold."""
+    """What a job's own Ray has; what a cluster can have, and costs. On a cluster (RAY_ADDRESS) its own sizes hold."""
 
+    most: dict[Literal["CPU", "GPU", "memory"], NonNegativeFloat] = Field(default={})
+    """The most that the cluster can ever have, such as `{CPU: 512, GPU: 64}`, memory in bytes: what wants more is
+    refused at once. What is not named here is found out where it is published, see docs/operations.md."""
+
+    dollars_per_gpu_hour: NonNegativeFloat = 2.5
+    """For `jobs/pipeline.py --plan`: a GPU with its share of the machine around it. The default is assumed."""
+    dollars_per_core_hour: NonNegativeFloat = 0.05
+    """For the same: a CPU core of stages without GPUs. The default is assumed."""
     num_cpus: PositiveInt = 4
     """Logical CPUs of the local Ray: a limit on what runs side by side, not a count of cores."""
     object_store_gib: PositiveFloat = 1.0

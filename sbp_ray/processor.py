@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,13 +28,52 @@ _RUNS = 5
 _FASTER = 1.2
 """How many times as fast as float32 another type must be to be worth its rounding or its conversions."""
 _LOCK = threading.Lock()
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def num_cpus() -> int:
     """CPUs that the affinity and the cgroups of this process leave to it."""
     import joblib
 
-    return int(joblib.cpu_count())
+    quotas = [_share(folder) for folder in _cgroup_folders("cpu")]
+    return min([int(joblib.cpu_count()), *(max(1, math.ceil(quota)) for quota in quotas if math.isfinite(quota))])
+
+
+def memory_bytes() -> int:
+    """Memory that this machine and the cgroups of this process leave to it."""
+    import psutil
+
+    limits = []
+    for folder in _cgroup_folders("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            words = _words(folder / name)
+            if words and words[0].isdigit():
+                limits.append(int(words[0]))
+    return min([int(psutil.virtual_memory().total), *limits])
+
+
+def _cgroup_folders(controller: str) -> Iterator[Path]:
+    """Of this process's group and of those that it is in, of both versions: each may set a limit."""
+    for line in _OWN_CGROUPS.read_text(encoding="utf-8").splitlines() if _OWN_CGROUPS.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if not controllers or controller in controllers.split(","):
+            root = _CGROUPS / controller if controllers else _CGROUPS
+            group = root / path.lstrip("/")
+            yield from [folder for folder in [group, *group.parents] if folder.is_relative_to(root) and folder.is_dir()]
+
+
+def _share(folder: Path) -> float:
+    """CPUs' worth of time that a cgroup may use."""
+    quota = _words(folder / "cpu.max") or [
+        *_words(folder / "cpu.cfs_quota_us"),
+        *_words(folder / "cpu.cfs_period_us"),
+    ]
+    is_limited = len(quota) == 2 and quota[0].isdigit()  # else "max", or -1
+    return int(quota[0]) / int(quota[1]) if is_limited else math.inf
+
+
+def _words(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").split() if file.is_file() else []
 
 
 def choose_dtype(use: str, dtype: torch.dtype) -> torch.dtype:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from sbp_ray import __version__
-from sbp_ray.processor import num_cpus
+from sbp_ray.processor import memory_bytes, num_cpus
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -50,10 +50,7 @@ def _git(*arguments: str) -> str:
 @cache
 def hardware() -> str:
     """The driver's machine: processor, cores and memory."""
-    import psutil
-
-    memory_gib = psutil.virtual_memory().total / 2**30
-    return f"{_processor()}, {num_cpus()} cores, {memory_gib:.0f} GiB"
+    return f"{_processor()}, {num_cpus()} cores, {memory_bytes() / 2**30:.0f} GiB"
 
 
 def _processor() -> str:

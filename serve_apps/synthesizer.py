@@ -9,7 +9,7 @@ from pydantic import Field
 from ray.serve import Application
 
 from sbp_ray.artifacts import STARTED, Artifact
-from sbp_ray.cluster import demand_of_engines, refuse_without_room
+from sbp_ray.cluster_limits import demand_of_engines, refuse_without_room
 from sbp_ray.config import EngineConfig, Section, ServiceConfig
 from sbp_ray.engine.access import check_door_of_serve
 from sbp_ray.engine.deploy import build_app

@@ -121,7 +121,7 @@ def costs_of(
         room: CPUs and GPUs of the cluster, of which dollars are the share that was held.
         lost_hours: of runs that did not finish an artifact, by its key.
     """
-    from sbp_ray.cluster import demand
+    from sbp_ray.cluster_limits import demand
 
     found = {}
     for node in nodes:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from sbp_ray.cluster import demand, is_in_process
+from sbp_ray.cluster_limits import demand, is_in_process
 from sbp_ray.experiment.attempts import append_attempt
 from sbp_ray.experiment.checks import refuse_made
 from sbp_ray.experiment.grid import Grid

@@ -77,13 +77,14 @@ def describe(grid: Grid) -> str:
 
 
 def _execute(experiment: ExperimentConfig, grid: Grid, jobs: Path, *, has_ray: bool) -> None:
-    from sbp_ray.cluster import room, room_here, shared_cluster  # Ray: not before the plan is known to be good
+    from sbp_ray.cluster import shared_cluster  # Ray: not before the plan is known to be good
+    from sbp_ray.cluster_limits import room_here, room_now
     from sbp_ray.experiment.execute import Execution
 
     cluster = experiment.base_config().cluster
     joined: AbstractContextManager[dict[str, str]] = shared_cluster(cluster) if has_ray else nullcontext({})
     with joined as environment:
-        there = room() if has_ray else room_here()
+        there = room_now() if has_ray else room_here()
         execution = Execution(
             grid,
             run_dir=Path(experiment.run_dir),

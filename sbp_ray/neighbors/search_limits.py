@@ -5,20 +5,20 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow.fs as pafs
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.cluster_limits import room
 from sbp_ray.config import NeighborsConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.neighbors.search_plan import BASE_GIB, Plan, gib, group_gib, lists_bytes, vram_gib
+from sbp_ray.processor import memory_bytes
 from sbp_ray.schema import Split
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def refuse_what_cannot_fit(plans: Collection[Plan], out: Artifact) -> None:
     for plan in plans:
         largest = max(plan.steps, key=lambda step: step.at_once * step.worker_gib)
         remedy = _REMEDIES.get(largest.name, "neighbors.worker_gib (more and smaller groups)")
-        if memory_gib is not None and plan.cluster_gib > memory_gib:
+        if plan.cluster_gib > memory_gib:
             raise SbpError(
                 f"neighbors wants {largest.at_once} workers of {largest.worker_gib:.1f} GiB for {largest.name}, there "
                 f"are {memory_gib:.1f} GiB: lower {remedy} or neighbors.resources.num_workers"
@@ -85,7 +85,7 @@ def refuse_hot_spot(cfg: NeighborsConfig, split: Split, group_documents: Sequenc
     )
     memory_gib = _memory_gib()
     wanted_gib = sum(needed_G[: cfg.resources.num_workers])
-    if memory_gib is None or wanted_gib <= memory_gib:
+    if wanted_gib <= memory_gib:
         if needed_G[0] > max(cfg.worker_gib, BASE_GIB) * _UNEVEN:
             logger.warning(f"neighbors | {fact}: many of its documents are alike")
         return
@@ -128,7 +128,7 @@ def refuse_small_machine(worker_gib: float, vram_gib: float, scratch_gib: float 
             f"uploaded, and {free_gib:.1f} GiB are free: free some, set TMPDIR to a larger disk, or use --redo "
             "neighbors with a lower neighbors.worker_gib"
         )
-    has_gib = psutil.virtual_memory().total / 2**30
+    has_gib = memory_bytes() / 2**30
     if worker_gib > has_gib:
         raise SbpError(
             f"a group of the search wants {worker_gib:.1f} GiB, and the node has {has_gib:.1f} GiB: lower "
@@ -145,15 +145,11 @@ def refuse_small_machine(worker_gib: float, vram_gib: float, scratch_gib: float 
             )
 
 
-def _memory_gib() -> float | None:
-    """Of the cluster, as Ray counts it, or of this machine; None where nodes are yet to come."""
+def _memory_gib() -> float:
+    """Of the cluster as large as it can become, or of this machine; infinite where nobody knows."""
     import ray
 
-    if "SBP_RAY_AUTOSCALER_CONFIG" in os.environ:
-        return None
-    if ray.is_initialized():
-        return float(ray.cluster_resources().get("memory", psutil.virtual_memory().total)) / 2**30
-    return float(psutil.virtual_memory().total) / 2**30
+    return (room().get("memory", math.inf) if ray.is_initialized() else memory_bytes()) / 2**30
 
 
 def _existing(path: str) -> str:

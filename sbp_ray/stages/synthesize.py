@@ -17,7 +17,7 @@ import ray
 
 from sbp_ray import metrics
 from sbp_ray.artifacts import STARTED, Artifact
-from sbp_ray.cluster import WRITER_CPUS
+from sbp_ray.cluster_limits import WRITER_CPUS
 from sbp_ray.config import DecontaminateConfig, EngineConfig, Resources, SynthesizeConfig
 from sbp_ray.engine.running import running_synthesizer
 from sbp_ray.errors import Outcome, SbpError

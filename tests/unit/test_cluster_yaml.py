@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sbp_ray import cluster
+from sbp_ray.cluster_limits import largest_cluster, refuse_what_cannot_fit
 from sbp_ray.config_file import load_config
 from sbp_ray.errors import SbpError
 
@@ -125,15 +125,10 @@ def test_mounted_files_are_in_the_repository_and_commands_are_shell() -> None:
         assert subprocess.run(["bash", "-n", "-c", command], capture_output=True, check=False).returncode == 0, command
 
 
-def test_the_largest_cluster_is_what_the_limits_allow(tmp_path: Path) -> None:
-    from sbp_ray.cluster import largest_cluster
-
-    file = tmp_path / "cluster.yaml"
-    file.write_text((REPO / "cluster.yaml").read_text())
-    assert largest_cluster(str(file)) == {"CPU": 16 * 192 + 8 * 32, "GPU": 16 * 8}
+def test_the_largest_cluster_is_what_the_limits_allow() -> None:
+    assert largest_cluster(_shipped()) == {"CPU": 16 * 192 + 8 * 32, "GPU": 16 * 8}
     # With room for 3 workers in all: three GPU machines, which have the most CPUs too.
-    file.write_text(yaml.safe_dump(_shipped() | {"max_workers": 3}))
-    assert largest_cluster(str(file)) == {"CPU": 3 * 192, "GPU": 3 * 8}
+    assert largest_cluster(_shipped() | {"max_workers": 3}) == {"CPU": 3 * 192, "GPU": 3 * 8}
 
 
 @pytest.mark.parametrize(("num_gpus", "refused"), [(6, False), (4, False), (3, True)])
@@ -147,6 +142,6 @@ def test_an_elastic_training_fits_where_its_fewest_workers_do(
     wanted = ["num_workers=8", "min_workers=4", "num_gpus=1", "num_cpus=1"]
     config = load_config(small, ["pretrain.batch_rows=32", *(f"pretrain.resources.{setting}" for setting in wanted)])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": float(num_gpus)})
-    monkeypatch.delenv("SBP_RAY_AUTOSCALER_CONFIG", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(SbpError, match="wants 4 GPUs, the cluster can have at most 3") if refused else nullcontext():
-        cluster._refuse_what_cannot_fit("pretrain", config)
+        refuse_what_cannot_fit("pretrain", config)

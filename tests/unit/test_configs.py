@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sbp_ray.cluster import largest_cluster
+from sbp_ray.cluster_limits import largest_cluster
 from sbp_ray.config import Config
-from sbp_ray.config_file import load_config
+from sbp_ray.config_file import load_config, read_yaml
 from sbp_ray.experiment.costs import planned_tokens, refuse_too_little_text
 from sbp_ray.experiment.grid import plan_grid
 from sbp_ray.experiment.settings import load_experiment
@@ -165,7 +165,7 @@ def test_the_papers_schedule(name: str) -> None:
 @pytest.mark.parametrize("name", PAPER)
 def test_a_paper_config_fits_the_shipped_cluster(name: str) -> None:
     config = _load(name)
-    most = largest_cluster(str(REPO / "cluster.yaml"))
+    most = largest_cluster(read_yaml(REPO / "cluster.yaml"))
     for section in (
         config.ingest,
         config.embed,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 
+import joblib
 import pytest
 import torch
 
@@ -36,3 +38,30 @@ def test_a_process_bound_to_one_cpu_has_one() -> None:
         assert processor.num_cpus() == 1
     finally:
         os.sched_setaffinity(0, bound_to)
+
+
+@pytest.mark.parametrize(
+    ("files", "own"),
+    [
+        # Version 2: the process is two groups deep, and the one above it has the limit; its own has none.
+        ({"job/cpu.max": "150000 100000", "job/memory.max": str(3 * 2**30), "job/step/cpu.max": "max 100000"},
+         "0::/job/step"),
+        # Version 1, one hierarchy for each controller.
+        ({"cpu/job/cpu.cfs_quota_us": "150000", "cpu/job/cpu.cfs_period_us": "100000",
+          "memory/job/memory.limit_in_bytes": str(3 * 2**30), "memory/memory.limit_in_bytes": str(2**63 - 1)},
+         "4:memory:/job\n1:cpu,cpuacct:/job"),
+    ],
+)  # fmt: skip
+def test_the_smallest_limit_of_the_groups_that_a_process_is_in_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], own: str
+) -> None:
+    for name, text in files.items():
+        file = tmp_path / "cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{text}\n")
+    (tmp_path / "cgroup/job/step").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "own").write_text(f"{own}\n")
+    monkeypatch.setattr(processor, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(processor, "_OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 64)
+    assert (processor.num_cpus(), processor.memory_bytes()) == (2, 3 * 2**30)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from packed_rows import write_examples
 
-from sbp_ray import cluster
+from sbp_ray import cluster_limits
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import (
     MixtureConfig,
@@ -167,9 +167,9 @@ def test_packing_takes_the_cpus_of_a_training_and_none_of_its_gpus() -> None:
 
 
 def test_settings_for_gpus_are_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "room", lambda: {"CPU": 64.0, "memory": 1e11})
+    monkeypatch.setattr(cluster_limits, "room", lambda: {"CPU": 64.0, "memory": 1e11})
     with pytest.raises(SbpError, match=r"pretrain.resources wants 1 GPUs, the cluster can have at most 0: lower pret"):
-        cluster._refuse_what_cannot_fit("pretrain", load_config(REPO / "configs/h200.yaml"))
+        cluster_limits.refuse_what_cannot_fit("pretrain", load_config(REPO / "configs/h200.yaml"))
 
 
 def test_float8_without_gpus_is_refused() -> None:
