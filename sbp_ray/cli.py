@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from sbp_ray.config import Config
 from sbp_ray.config_file import load_config
@@ -44,8 +44,21 @@ class Parser(argparse.ArgumentParser):
         raise SbpError(f"{message}: see python {self.prog} --help")
 
 
-def parse_command(job_name: str) -> tuple[Config, str | None]:
-    """The settings, and the stage to be redone."""
+class Command(NamedTuple):
+    """What a command line says."""
+
+    config: Config
+    redo: str | None
+    """The stage to be redone."""
+    plan: argparse.Namespace | None = None
+    """`documents`, `tokens` and `rates`, where nothing is to be run but the cost to be told."""
+
+
+def parse_command(job_name: str) -> Command:
+    """
+    Raises:
+        SbpError: a mistake in it, or in the settings.
+    """
     parser = Parser(prog=f"jobs/{job_name}.py", description="See README.md for the flow of the jobs.")
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/demo.yaml")
     parser.add_argument(
@@ -54,12 +67,17 @@ def parse_command(job_name: str) -> tuple[Config, str | None]:
         choices=[stage.name for stage in STAGES],
         help="delete this stage's artifact and all that was made from it, then go on",
     )
+    if job_name == "pipeline":
+        parser.add_argument("--plan", action="store_true", help="print what each stage will take and cost; run nothing")
+        parser.add_argument("--documents", type=int, help="of the corpus, for --plan; known where it is finished")
+        parser.add_argument("--tokens", type=int, help="of the corpus, likewise")
+        parser.add_argument("--rates", default="benchmarks/rates.yaml", metavar="FILE", help="what a machine does")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the file")
     arguments = parser.parse_args()
     set_up_logging()
     config = with_absolute_folders(load_config(arguments.config, arguments.overrides))
     refuse_missing_library(config.tracking)
-    return config, arguments.redo
+    return Command(config, arguments.redo, arguments if getattr(arguments, "plan", False) else None)
 
 
 def with_absolute_folders(config: Config) -> Config:

@@ -74,7 +74,7 @@ def main_pipeline(runs: dict[str, RunStage]) -> None:
 
 
 def _run_one(job_name: str, run: RunStage) -> None:
-    config, redo = parse_command(job_name)
+    config, redo, _ = parse_command(job_name)
     [stage] = [s for s in STAGES if s.job == job_name and s.arm in (None, config.pretrain.arm)]
     with locked(config.run_dir):
         nodes = _plan(config, [stage.writes], redo)
@@ -90,7 +90,12 @@ def _run_one(job_name: str, run: RunStage) -> None:
 
 
 def _run_all(runs: dict[str, RunStage]) -> None:
-    config, redo = parse_command("pipeline")
+    config, redo, plan = parse_command("pipeline")
+    if plan:
+        from sbp_ray.cost_plan import print_plan
+
+        print_plan(config, plan.documents, plan.tokens, plan.rates)
+        return
     start = time.monotonic()
     with locked(config.run_dir):
         nodes = _plan(config, NOUNS, redo)
