@@ -29,7 +29,7 @@ READY := .venv/ready-$(EXTRA)
 # Two processes, each of which takes the next tests that share something when it has done some: tests/conftest.py.
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo test test-all check bench clients format lock clean
+.PHONY: help setup demo test test-all check bench nightly clients format lock clean
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
@@ -53,6 +53,9 @@ check: $(READY) ## style, types and layers
 
 bench: $(READY) $(if $(filter neighbors train,$(NAME)),.venv/ready-bench) ## us beside a peer: NAME=neighbors|embed|train|…, ARGS=--quick
 	@$(BIN)/python benchmarks/$(NAME).py $(ARGS)
+
+nightly: $(READY) ## the benchmarks of benchmarks/gates.yaml, against the least ratios there (NAME=rows for one)
+	@$(BIN)/python benchmarks/gates.py $(NAME) $(ARGS)
 
 clients: .venv-clients/ready ## clients of the endpoint that others wrote, for its tests
 
