@@ -156,8 +156,13 @@ class TrainingConfig(Section):
     """Compute type; weights, optimizer state and reductions stay in float32."""
     float8: bool = False
     """Matrix products of the layers in float8: needs `dtype: bfloat16`, an H100 or newer, and the extra `float8`."""
+    dropout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of what attention and the MLP of each layer put out that is left out while training; without it, none."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Makes `model/` an exponential moving average of the weights, whose held-out losses are measured too: weights of a
+    step before count so many times as much. 0.99 averages over some 100 steps."""
     seed: Seed = 0
-    """Of the initial weights and of the order of the rows."""
+    """Of the initial weights, the order of the rows and the dropout."""
     checkpoint: Literal["best", "last"] = "best"
     """Which weights become `model/`, of those at which the held-out loss is measured, some ten times a run: those with
     the lowest loss on the development split, or the last."""
@@ -206,6 +211,11 @@ class PretrainConfig(TrainingConfig):
     base: str | None = None
     """A Hugging Face causal LM, folder or hub name, to go on from instead of fresh weights of the shape `model`; its
     tokenizer must be the corpus' (`ingest.tokenizer`)."""
+    teachers: tuple[str, ...] = ()
+    """Distillation: Hugging Face causal LMs, folders or hub names, with the corpus' tokenizer, whose mean probabilities
+    the model learns beside the text. Each rank holds all of them, whole."""
+    teacher_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Weight of what the teachers say of the next token; the text's own next token has the rest. Without it, a half."""
 
     in_context: bool = False
     """Related documents lie behind one another in a row, and each is read after those before it: a path along the pairs

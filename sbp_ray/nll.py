@@ -1,10 +1,15 @@
 """Negative log-likelihood of supervised tokens, without ever holding all logits.
 
-Legend: B rows, T tokens a row, S supervised tokens, D hidden width, V vocabulary.
+Of several models together, an ensemble, it is that of their mean probability.
+
+Legend: B rows, T tokens a row, S supervised tokens, D hidden width, V vocabulary, K models.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -12,6 +17,14 @@ from torch.nn.functional import cross_entropy
 
 _LOGITS_AT_ONCE = {"cuda": 2**27, "cpu": 2**21}
 """512 MiB in float32; 8 MiB, which stays in a core's caches."""
+
+
+class States(NamedTuple):
+    """What one model's next token follows from."""
+
+    hidden_SD: torch.Tensor
+    weight_VD: torch.Tensor
+    """The output projection."""
 
 
 class Targets(NamedTuple):
@@ -38,10 +51,25 @@ def nll_of_each(hidden_SD: torch.Tensor, weight_VD: torch.Tensor, token_S: torch
     )
 
 
-def top_of_each(hidden_SD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
-    """The likeliest token after each state, int64 [S]."""
-    chunk = count_chunk(weight_VD)
-    return torch.cat([(hidden @ weight_VD.T).argmax(dim=-1) for hidden in hidden_SD.split(chunk)])
+def nll_of_ensemble(states: Sequence[States], token_S: torch.Tensor) -> torch.Tensor:
+    """NLL of the tokens by the mean of the models' probabilities, float32 [S]; of one model its own."""
+    nll_KS = torch.stack([nll_of_each(hidden_SD, weight_VD, token_S) for hidden_SD, weight_VD in states])
+    return math.log(len(states)) - torch.logsumexp(-nll_KS, dim=0)
+
+
+def top_of_ensemble(states: Sequence[States]) -> torch.Tensor:
+    """The token that is likeliest by the mean of the models' probabilities, int64 [S]."""
+    chunk = min(count_chunk(weight_VD) for _, weight_VD in states)
+    parts = zip(*(hidden_SD.split(chunk) for hidden_SD, _ in states), strict=True)
+    weights = [weight_VD for _, weight_VD in states]
+    return torch.cat([mean_probability(part, weights).argmax(dim=-1) for part in parts])
+
+
+def mean_probability(hidden_KSD: Sequence[torch.Tensor], weight_KVD: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of each token after each state, float32 [S, V]: all logits are held, so for a chunk at a time."""
+    pairs = zip(hidden_KSD, weight_KVD, strict=True)
+    each = ((hidden_SD @ weight_VD.T).float().softmax(dim=-1) for hidden_SD, weight_VD in pairs)
+    return reduce(torch.add, each) / len(weight_KVD)
 
 
 def count_chunk(weight_VD: torch.Tensor) -> int:

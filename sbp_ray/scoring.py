@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Resources
-from sbp_ray.nll import Targets, find_targets, nll_of_each, top_of_each
+from sbp_ray.nll import States, Targets, find_targets, nll_of_ensemble, top_of_ensemble
 from sbp_ray.text.packing import plan_batches
 from sbp_ray.text.pair_format import Example
 
@@ -25,6 +26,18 @@ def load_model(folder: Path, resources: Resources) -> Any:
         torch.set_num_threads(resources.num_threads)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.to("cuda" if resources.num_gpus else "cpu")
+
+
+def load_models(trained: Sequence[Artifact], resources: Resources) -> Any:
+    """`model/` of a training artifact, or of several as an ensemble."""
+    models = tuple(load_model(made.local_copy("model"), resources) for made in trained)
+    return models[0] if len(models) == 1 else Ensemble(models)
+
+
+class Ensemble(NamedTuple):
+    """Models of one vocabulary, whose probabilities are averaged."""
+
+    members: tuple[Any, ...]
 
 
 class TokenScores(NamedTuple):
@@ -42,7 +55,7 @@ def sum_nll(
     """Summed NLL of each example's supervised tokens.
 
     Args:
-        model: a Hugging Face causal LM, on the device to use.
+        model: a Hugging Face causal LM, or an `Ensemble` of several, on the device to use.
         examples: scored independently of one another, in any order of lengths.
         batch_tokens: positions in a forward pass, padding included; a longer example goes alone.
         on_batch: gets the number of examples of each pass.
@@ -51,9 +64,9 @@ def sum_nll(
         float64 [N], in nats; 0 for an example without supervised tokens.
     """
     nll_N = np.zeros(len(examples))
-    for batch, hidden_SD, targets in _forward_batches(model, examples, batch_tokens):
-        nll_S = nll_of_each(hidden_SD, model.lm_head.weight, targets.token_S).double()
-        sum_B = torch.zeros(len(batch), dtype=torch.float64, device=model.device)
+    for batch, states, targets in _forward_batches(model, examples, batch_tokens):
+        nll_S = nll_of_ensemble(states, targets.token_S).double()
+        sum_B = torch.zeros(len(batch), dtype=torch.float64, device=nll_S.device)
         nll_N[batch] = sum_B.index_add_(0, targets.row_S, nll_S).cpu().numpy()
         if on_batch:
             on_batch(len(batch))
@@ -63,9 +76,9 @@ def sum_nll(
 def score_tokens(model: Any, examples: Sequence[Example], *, batch_tokens: int) -> list[TokenScores]:
     """Score each supervised token of each example; the arguments are those of `sum_nll`."""
     found: dict[int, TokenScores] = {}
-    for batch, hidden_SD, targets in _forward_batches(model, examples, batch_tokens):
-        nll_S = nll_of_each(hidden_SD, model.lm_head.weight, targets.token_S).double().cpu().numpy()
-        is_top_S = (top_of_each(hidden_SD, model.lm_head.weight) == targets.token_S).cpu().numpy()
+    for batch, states, targets in _forward_batches(model, examples, batch_tokens):
+        nll_S = nll_of_ensemble(states, targets.token_S).double().cpu().numpy()
+        is_top_S = (top_of_ensemble(states) == targets.token_S).cpu().numpy()
         row_S = targets.row_S.cpu().numpy()
         found |= {
             place: TokenScores(nll_S[row_S == row], is_top_S[row_S == row]) for row, place in enumerate(batch.tolist())
@@ -75,18 +88,21 @@ def score_tokens(model: Any, examples: Sequence[Example], *, batch_tokens: int) 
 
 def _forward_batches(
     model: Any, examples: Sequence[Example], batch_tokens: int
-) -> Iterator[tuple[np.ndarray, torch.Tensor, Targets]]:
-    """The places of each batch's examples, the states [S, D] that predict their supervised tokens, and these."""
+) -> Iterator[tuple[np.ndarray, list[States], Targets]]:
+    """The places of each batch's examples, each model's states that predict their supervised tokens, and these."""
     num_tokens_N = np.array([len(example.input_ids) for example in examples], np.int64)
-    was_training = model.training
-    model.eval()
+    models = model.members if isinstance(model, Ensemble) else (model,)
+    was_training = [one.training for one in models]
+    for one in models:
+        one.eval()
     with torch.inference_mode():
         for batch in plan_batches(num_tokens_N, batch_tokens):
-            yield batch, *_forward(model, [examples[i] for i in batch])
-    model.train(was_training)
+            yield batch, *_forward(models, [examples[i] for i in batch])
+    for one, before in zip(models, was_training, strict=True):
+        one.train(before)
 
 
-def _forward(model: Any, examples: Sequence[Example]) -> tuple[torch.Tensor, Targets]:
+def _forward(models: Sequence[Any], examples: Sequence[Example]) -> tuple[list[States], Targets]:
     """Padding stands right of the text, where causal attention never sees it."""
     longest = len(examples[0].input_ids)  # which comes first
     input_ids_BT = torch.zeros(len(examples), longest, dtype=torch.int64)
@@ -94,7 +110,11 @@ def _forward(model: Any, examples: Sequence[Example]) -> tuple[torch.Tensor, Tar
     for row, example in enumerate(examples):
         input_ids_BT[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
         loss_mask_BT[row, : len(example.loss_mask)] = torch.tensor(example.loss_mask)
-    input_ids_BT, loss_mask_BT = input_ids_BT.to(model.device), loss_mask_BT.to(model.device)
-    hidden_BTD = model.get_decoder()(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+    device = models[0].device
+    input_ids_BT, loss_mask_BT = input_ids_BT.to(device), loss_mask_BT.to(device)
     targets = find_targets(input_ids_BT, loss_mask_BT)
-    return hidden_BTD[targets.row_S, targets.position_S], targets
+    states = []
+    for model in models:
+        hidden_BTD = model.get_decoder()(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+        states.append(States(hidden_BTD[targets.row_S, targets.position_S], model.lm_head.weight))
+    return states, targets

@@ -59,6 +59,7 @@ def pretrain(
     tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))
     special = special_ids(tokenizer)
     model, vocab_size = _find_shape(cfg, model, tokenizer)
+    teacher_parameters = sum(_count_teacher(path, tokenizer, vocab_size) for path in cfg.teachers)
     inputs = {"real": (corpus, "train"), "validation": (corpus, "validation"), "development": (corpus, "development")}
     if synthetic is not None:
         inputs["synthetic"] = (synthetic, "")
@@ -79,11 +80,14 @@ def pretrain(
         model=model,
         base=cfg.base,
         noise=find_noise(cfg, len(tokenizer), special),
+        teachers=cfg.teachers,
+        teacher_share=0.5 if cfg.teacher_share is None else cfg.teacher_share,
     )
     return {
         "round": 0 if synthetic is None else round_of(synthetic),
         "parameters": num_parameters(model, vocab_size),
         "vocab_size": vocab_size,
+        "teacher_parameters": teacher_parameters,
         **run_plan(plan, packed),
         "drops": {},
     }
@@ -97,6 +101,22 @@ def _find_shape(cfg: PretrainConfig, model: ModelConfig, tokenizer: PreTrainedTo
     refuse_other_tokenizer(tokenizer, cfg.base, base_rows)
     refuse_short_context("pretrain", cfg, shape.max_positions)
     return shape, max(base_rows, padded_vocab_size(shape, len(tokenizer)))
+
+
+def _count_teacher(path: str, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> int:
+    """Its parameters.
+
+    Raises:
+        SbpError: it says nothing of the same tokens.
+    """
+    shape, rows = read_base_shape(path)
+    refuse_other_tokenizer(tokenizer, path, rows)
+    if rows != vocab_size:
+        raise SbpError(
+            f"pretrain.teachers: {path} has an embedding of {rows} rows and the model one of {vocab_size}: set "
+            "model.vocab_size to that of the teachers"
+        )
+    return num_parameters(shape, rows)
 
 
 class Packing(NamedTuple):

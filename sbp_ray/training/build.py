@@ -40,7 +40,10 @@ def build_sharded_model(plan: TrainingPlan, device: torch.device) -> SupervisedL
         layer.forward = _checkpoint_activations(layer.forward, plan.config.resources.activation_checkpointing)
         if plan.config.resources.compile:
             layer.forward = torch.compile(layer.forward)
-    model = SupervisedLanguageModel(lm, plan.config.z_loss).train()
+    teachers = [_load_teacher(path, plan, device) for path in plan.teachers]
+    model = SupervisedLanguageModel(
+        lm, plan.config.z_loss, plan.config.dropout or 0.0, teachers=teachers, teacher_share=plan.teacher_share
+    ).train()
     shard_model(model, plan.config.dtype, device)
     return model
 
@@ -52,10 +55,20 @@ def _load_weights(plan: TrainingPlan) -> Any:
     return load_base(path, plan.vocab_size, plan.special, plan.config.seed)
 
 
+def _load_teacher(path: str, plan: TrainingPlan, device: torch.device) -> Any:
+    """Whole, and in the type that is computed in."""
+    lm = load_base(path, plan.vocab_size, plan.special, plan.config.seed)
+    attend_within_documents(lm)
+    return lm.to(device, getattr(torch, plan.config.dtype)).eval().requires_grad_(False)
+
+
 def _checkpoint_activations(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:
     if kind == "none":
         return forward
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is drawn in a layer
+    options: dict[str, Any] = {
+        "use_reentrant": False,
+        "preserve_rng_state": False,
+    }  # no random state is used in a layer
     if kind == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_expensive)
     return partial(checkpoint, forward, **options)

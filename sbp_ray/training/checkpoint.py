@@ -52,8 +52,18 @@ class Checkpoints:
     best: Best | None = None
     """Known again after a resume, since each checkpoint's marker names it."""
 
-    def __init__(self, out: Artifact, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._out, self._model, self._optimizer = out, model, optimizer
+    def __init__(
+        self,
+        out: Artifact,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """
+        Args:
+            average: of the weights, by name; saved, and overwritten by what is loaded.
+        """
+        self._out, self._model, self._optimizer, self._average = out, model, optimizer, average
         self._group = dist.new_group(backend="gloo")  # the thread's own: its messages must not mix with the training's
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -139,7 +149,8 @@ class Checkpoints:
 
     def _state(self) -> dict[str, Any]:
         model_state, optimizer_state = get_state_dict(self._model, self._optimizer)
-        return {"model": model_state, "optimizer": optimizer_state}
+        average = {"average": self._average} if self._average else {}
+        return {"model": model_state, "optimizer": optimizer_state, **average}
 
     def _commit(self, step: int, folder: str, written: Future[Any], best: Best | None) -> None:
         """In the thread: the marker, once all ranks' files are where they belong."""

@@ -18,6 +18,8 @@ ASSUMED_MFU = 0.4
 """Share of the peak that is assumed of CPUs and GPUs alike."""
 _SHARDED_BYTES = 12
 """Of a parameter: float32 weight, and AdamW's two moments."""
+_AVERAGE_BYTES = 4
+"""Of a parameter, in float32, where `ema_decay` is set."""
 _GRADIENT_BYTES = 4
 """Of a parameter, in float32."""
 _MATRIX = 1024
@@ -78,7 +80,8 @@ def _count_state_bytes(parameters: int, num_ranks: int, cfg: TrainingConfig) -> 
     """Gradients that are reduced once a step lie whole on each rank until the last micro-batch."""
     is_one = cfg.batch_rows <= num_ranks * cfg.resources.micro_batch_rows
     is_sharded = is_one or cfg.resources.reduce_every_micro_batch
-    return parameters * (_SHARDED_BYTES / num_ranks + _GRADIENT_BYTES / (num_ranks if is_sharded else 1))
+    sharded = _SHARDED_BYTES + (_AVERAGE_BYTES if cfg.ema_decay else 0)
+    return parameters * (sharded / num_ranks + _GRADIENT_BYTES / (num_ranks if is_sharded else 1))
 
 
 def _count_activation_bytes(model: ModelConfig, vocab_size: int, cfg: TrainingConfig) -> float:

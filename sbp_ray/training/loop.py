@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from sbp_ray.mixing import Source
+from sbp_ray.training.average import WeightAverage
 from sbp_ray.training.build import build_sharded_model
 from sbp_ray.training.checkpoint import Checkpoints
 from sbp_ray.training.export import export_model, list_held_out
@@ -55,15 +56,16 @@ def train(
         device, reader = find_device(plan.config.resources), RowReader(plan.out, plan.config)
         model = build_sharded_model(plan, device)
         optimizer = build_optimizer(model, plan.config)
-        with closing(Checkpoints(plan.out, model, optimizer)) as checkpoints:
+        average = WeightAverage(model, plan.config.ema_decay or 0.0)
+        with closing(Checkpoints(plan.out, model, optimizer, average.weights)) as checkpoints:
             first_step = checkpoints.load_newest()
             meter = Meter(plan, model.lm.config.vocab_size, first_step, device)
-            for row, num_asking in _run_steps(plan, model, optimizer, meter, reader, first_step, device):
+            for row, num_asking in _run_steps(plan, model, optimizer, average, meter, reader, first_step, device):
                 if on_step:
                     on_step(row)
                 is_urgent = is_preempted is not None and num_asking > 0 and is_preempted()
                 is_preempted = None if is_urgent else is_preempted  # one checkpoint is enough
-                is_best = checkpoints.note_loss(row["step"], row.get(DEVELOPMENT))
+                is_best = plan.config.checkpoint == "best" and checkpoints.note_loss(row["step"], row.get(DEVELOPMENT))
                 if is_urgent or is_best or _is_checkpoint(plan, row["step"]):
                     meter.flush()
                     checkpoints.save(row["step"])
@@ -72,13 +74,15 @@ def train(
                     return
             checkpoints.wait()
             exported = checkpoints.load_best(plan.num_steps)
-        export_model(plan, model, reader, device, exported)
+        with average.in_place():
+            export_model(plan, model, reader, device, exported)
 
 
 def _run_steps(
     plan: TrainingPlan,
     model: SupervisedLanguageModel,
     optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
     meter: Meter,
     reader: RowReader,
     first_step: int,
@@ -87,7 +91,11 @@ def _run_steps(
     """Train on the steps that are left; of each, the row of `metrics.jsonl` and the ranks that ask `is_preempted`."""
     for step, batches in meter.time_steps(_read_batches(plan, first_step)):
         result = update(plan, model, optimizer, batches, step, device, ask=meter.is_time_to_ask())
-        held_out = _evaluate(plan, model, reader, device) if is_evaluation(plan, step) else {}
+        average.update(step)
+        held_out = {}
+        if is_evaluation(plan, step):
+            with average.in_place():
+                held_out = _evaluate(plan, model, reader, device)
         yield meter.add(step, result, held_out), result.num_asking
 
 
@@ -103,9 +111,7 @@ def is_evaluation(plan: TrainingPlan, step: int) -> bool:
 
 def _held_out(plan: TrainingPlan) -> dict[str, Source]:
     """What is measured along the training, by its name in `metrics.jsonl`."""
-    sources = {VALIDATION: plan.validation}
-    if plan.config.checkpoint == "best":
-        sources[DEVELOPMENT] = plan.development
+    sources = {VALIDATION: plan.validation, DEVELOPMENT: plan.development}
     return {name: source for name, source in sources.items() if source.num_rows}
 
 

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sbp_ray.errors import SbpError
+from sbp_ray.training.dropout import row_keys
 from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.optim import lr_at, set_lr
 from sbp_ray.training.rows import Batch
@@ -83,7 +84,8 @@ def _accumulate_gradients(
         is_reduced = plan.config.resources.reduce_every_micro_batch or number == len(batches)
         model.set_requires_gradient_sync(is_reduced)  # type: ignore[operator]  # FSDP2 added it
         placed = batch.to(device)
-        sums = model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents, placed.shown_ids_BT)
+        keys_B = row_keys(batch.addresses, plan.config.seed).to(device) if plan.config.dropout else None
+        sums = model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents, placed.shown_ids_BT, keys_B)
         (sums[1] * scale).backward()
         nll.append(sums[0].detach())
     return torch.stack(nll).tolist()

@@ -39,6 +39,10 @@ class TrainingPlan:
     """Weights to go on from: a Hugging Face folder or name, or an artifact whose `model/` is one."""
     noise: TokenNoise | None = None
     """In what the model is shown of the rows that it is trained on; held-out rows have none."""
+    teachers: tuple[str, ...] = ()
+    """Hugging Face folders or names of models whose mean probabilities are learnt too."""
+    teacher_share: float = 0.0
+    """Their weight beside the text's own next token."""
 
 
 def rows_folder(source: str) -> str:

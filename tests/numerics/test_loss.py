@@ -9,12 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.model import build_model
-from sbp_ray.nll import nll_of_each
-from sbp_ray.scoring import sum_nll
+from sbp_ray.nll import States, nll_of_each, nll_of_ensemble, top_of_ensemble
+from sbp_ray.scoring import Ensemble, score_tokens, sum_nll
 from sbp_ray.text.pair_format import Example, document_example, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.attention import attend_within_documents
-from sbp_ray.training.loss import SupervisedLanguageModel, sum_cross_entropy
+from sbp_ray.training.loss import SupervisedLanguageModel, Teaching, sum_cross_entropy
 from sbp_ray.training.rows import make_batch
 
 SPECIAL = SpecialIds(0, 1, 2)
@@ -121,3 +121,53 @@ def test_the_logits_of_all_positions_never_exist_at_once() -> None:
 def test_shapes_that_disagree_are_refused() -> None:
     with pytest.raises(ValueError, match="disagree"):
         sum_cross_entropy(torch.zeros(3, 4), torch.zeros(8, 4), torch.zeros(2, dtype=torch.int64))
+
+
+def test_an_ensemble_says_the_mean_of_its_members_probabilities() -> None:
+    members = [tiny_lm(), build_model(MODEL, VOCAB, SPECIAL, seed=7), tiny_lm(uniform=True)]
+    examples = [document_example(ids, SPECIAL) for ids in documents(5)]
+    found = score_tokens(Ensemble(tuple(members)), examples, batch_tokens=64)
+    for example, one in zip(examples, found, strict=True):
+        ids_1T = torch.tensor(example.input_ids)[None].long()
+        with torch.no_grad():
+            p_TV = torch.stack([lm(input_ids=ids_1T).logits[0, :-1].softmax(-1) for lm in members]).mean(dim=0)
+        p_T = p_TV.gather(1, ids_1T[0, 1:, None])[:, 0]
+        assert one.nll_S == pytest.approx((-p_T.log()).numpy(), rel=1e-5)
+        assert one.is_top_S.tolist() == (p_TV.argmax(dim=-1) == ids_1T[0, 1:]).tolist()
+    sums = sum_nll(Ensemble(tuple(members)), examples, batch_tokens=1)
+    assert sums == pytest.approx([one.nll_S.sum() for one in found], rel=1e-5)
+
+
+def test_one_member_alone_is_itself_to_the_bit() -> None:
+    examples = [document_example(ids, SPECIAL) for ids in documents(5)]
+    alone = sum_nll(tiny_lm(), examples, batch_tokens=64)
+    assert (sum_nll(Ensemble((tiny_lm(),)), examples, batch_tokens=64) == alone).all()
+
+
+def test_two_probabilities_of_a_half_and_a_quarter_are_three_eighths() -> None:
+    """Two tokens: logits (0, 0) and (ln 3, 0), of which the second token has 1/2 and 1/4."""
+    one_SD, weight_VD = torch.ones(1, 1), torch.tensor([[0.0], [0.0]])
+    other_VD = torch.tensor([[math.log(3)], [0.0]])
+    states = [States(one_SD, weight_VD), States(one_SD, other_VD)]
+    assert nll_of_ensemble(states, torch.tensor([1])).item() == pytest.approx(-math.log(3 / 8))
+    assert top_of_ensemble(states).item() == 0
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_taught_models_loss_and_gradients_are_autograds(share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden_SD, *taught = (torch.randn(9, 4, generator=generator) for _ in range(3))
+    weight_VD, *weights = (torch.randn(11, 4, generator=generator) for _ in range(3))
+    target_S = torch.randint(11, (9,), generator=generator)
+    parameters = [hidden_SD.requires_grad_(), weight_VD.requires_grad_()]
+    teaching = Teaching([States(*pair) for pair in zip(taught, weights, strict=True)], share)
+    nll, loss = sum_cross_entropy(hidden_SD, weight_VD, target_S, z_loss=0.01, chunk=4, taught=teaching)
+    ours = torch.autograd.grad(loss, parameters)
+    logits_SV = hidden_SD @ weight_VD.T
+    log_p_SV = logits_SV.log_softmax(dim=-1)
+    mean_SV = sum((h @ w.T).softmax(dim=-1) for h, w in zip(taught, weights, strict=True)) / 2
+    target_SV = (1 - share) * torch.nn.functional.one_hot(target_S, 11) + share * mean_SV
+    expected = -(target_SV * log_p_SV).sum() + 0.01 * logits_SV.logsumexp(-1).square().sum()
+    assert nll.item() == pytest.approx(torch.nn.functional.cross_entropy(logits_SV, target_S, reduction="sum").item())
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(ours, torch.autograd.grad(expected, parameters), rtol=1e-4, atol=1e-5)
