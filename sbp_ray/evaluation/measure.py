@@ -47,7 +47,9 @@ def measure_study(study: Study, out: Artifact) -> dict[str, Any]:
         "equal_cost": equal_cost_rows(arms),
         "effective_data": effective_data(study, losses_of(arms)) if HEADLINE in arms[0]["measures"] else None,
         "curves": [
-            {"name": one.name, "seed": one.seed, "points": loss_curve(one.model.artifact)} for one in study.trainings
+            {"name": one.name, "seed": one.seed, "points": loss_curve(one.model.artifact)}
+            for one in study.trainings
+            if not one.members
         ],
         "benchmarks": compare_on_benchmarks(study, store),
         "judge": judge_study(study, store),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sbp_ray.config import Config
 from sbp_ray.evaluation import study
@@ -26,6 +27,10 @@ class BuiltIn:
     """An outside model writes it, which the arm's `synthesize.rephrase` names."""
     base_lm_embeds: bool = False
     """The base LM's states are the vectors that pairs are mined with."""
+    is_tuned: bool = False
+    """Its settings come from the experiment's sweep."""
+    of_many: Literal["averaged", "taught by"] | None = None
+    """It is several models of another arm, whose probabilities are averaged, or that one learns."""
 
 
 BUILT_IN = {
@@ -53,6 +58,9 @@ BUILT_IN = {
         base_lm_embeds=True,
     ),
     "regularised": BuiltIn("repetition with ten times the weight decay", has_synthetic=False),
+    "tuned": BuiltIn("repetition, its settings swept on the development split", has_synthetic=False, is_tuned=True),
+    "ensemble": BuiltIn("several models of an arm, their probabilities averaged", of_many="averaged"),
+    "distilled": BuiltIn("one model taught by several of an arm, by their mean probabilities", of_many="taught by"),
     "token_noise": BuiltIn(
         "repetition with a tenth of the tokens shown otherwise than they are",
         has_synthetic=False,

@@ -69,7 +69,9 @@ def planned_flops(node: Node) -> float | None:
     tokens = planned_tokens(node)
     if tokens is None or (node.stage.job == "synthesize" and node.config.synthesize.rephrase is not None):
         return None
-    each = _TRAIN_FLOPS if node.stage.job == "pretrain" else _READ_FLOPS
+    each = _READ_FLOPS
+    if node.stage.job == "pretrain":
+        each = _TRAIN_FLOPS + _READ_FLOPS * len(node.config.pretrain.teachers)
     if node.stage.job == "synthesize" and node.config.synthesize.needs_scores:
         each += (1 + node.config.synthesize.needs_gain) * _READ_FLOPS  # what was written is scored, without d1 too
     return float(each * planned_parameters(node) * tokens)
@@ -88,19 +90,19 @@ def refuse_too_little_text(grid: Grid) -> None:
     Raises:
         SbpError: names the arm, its share, and the most that there could be.
     """
-    for training in grid.trainings:
-        if training.share is None:
+    for key, arms in grid.users().items():
+        node = grid.nodes[key]
+        if node.stage.name != "pretrain-sbp":
             continue
-        node = training.model
         synthetic = node.inputs["synthetic"]
         synthesize = synthetic.config.synthesize
         most = _most_synthetic_tokens(synthetic, synthesize.keep_best or synthesize.samples_per_document)
         wanted = wanted_tokens(node)
         if most is not None and wanted > most:
             raise SbpError(
-                f"arms.{training.arm}: a share of {training.share:g} wants {wanted:,} synthetic tokens, and the "
-                f"synthesis can write {most:,} at most, which are read once: raise synthesize.samples_per_document, or "
-                "lower the share"
+                f"arms.{arms[0]}: a share of {node.config.mixture.share():g} wants {wanted:,} synthetic tokens, and "
+                f"the synthesis can write {most:,} at most, which are read once: raise "
+                "synthesize.samples_per_document, or lower the share"
             )
 
 
@@ -137,14 +139,18 @@ def costs_of(
     return found
 
 
-def cost_of_model(model: Node, costs: Mapping[str, Cost]) -> Cost:
-    """Of a model and everything that it was made from.
+def cost_of(made_from: Mapping[str, Node], costs: Mapping[str, Cost]) -> Cost:
+    """Of everything that a model, or an ensemble, was made from.
 
-    Of a synthetic text it pays for the part that it reads: to make the model alone, no more would have been written.
+    Of a synthetic text it pays for the part that is read: to make the model alone, no more would have been written.
+
+    Args:
+        made_from: by key.
     """
-    made_from, total = model.ancestry(), Cost()
-    joint = [node for node in made_from.values() if "synthetic" in node.inputs]
-    read = {node.inputs["synthetic"].key: node.stats["mixture"]["synthetic"]["passes"] for node in joint}
+    total, read = Cost(), dict[str, float]()
+    for node in (node for node in made_from.values() if "synthetic" in node.inputs):
+        text = node.inputs["synthetic"].key
+        read[text] = max(read.get(text, 0.0), node.stats["mixture"]["synthetic"]["passes"])
     for key in made_from:
         total += costs[key].times(min(1.0, read.get(key, 1.0)))
     return total
@@ -159,7 +165,8 @@ def _flops(node: Node, stats: Mapping[str, Any]) -> float:
     if node.stage.job == "synthesize":
         scored = stats.get("scores", {}).get("tokens_scored", 0)
         return float(_READ_FLOPS * parameters * (stats["prompt_tokens"] + stats["tokens_generated"] + scored))
-    return float(_TRAIN_FLOPS * parameters * stats["positions"])
+    read_too = _READ_FLOPS * stats.get("teacher_parameters", 0)
+    return float((_TRAIN_FLOPS * parameters + read_too) * stats["positions"])
 
 
 def _outside_dollars(node: Node, stats: Mapping[str, Any]) -> float:

@@ -2,7 +2,8 @@
 
 `Execution` holds what runs and what is left. Its loop starts every node whose inputs are done and for which there is
 room, waits for one to end, and notes it; of a node that fails, `_cause` finds the line to tell in its log, and all
-that needs it is left out.
+that needs it is left out. When the trials of a sweep are done the grid is planned anew, and what it then holds more is
+made too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,18 +60,19 @@ class Execution:
         room: Mapping[str, float],
         environment: Mapping[str, str],
         has_ray: bool = True,
+        replan: Callable[[], Grid] | None = None,
     ) -> None:
         """
         Args:
+            replan: the grid as it is now that more is finished: asked when the trials of a sweep are done.
             room: CPUs and GPUs that the jobs share.
             environment: in which a job joins the same Ray.
             has_ray: without it, only those jobs run that need none.
         """
-        self._grid, self._run_dir, self._jobs = grid, run_dir, jobs
+        self.grid, self._run_dir, self._jobs, self._replan = grid, run_dir, jobs, replan
         self._room, self._environment = room, environment
         self._has_ray = has_ray
-        waiting = Counter(need for node in grid.nodes.values() for need in node.ancestry())
-        self._order = sorted(grid.nodes, key=lambda key: -waiting[key])  # stable: needs still come first
+        self._order = _most_needed_first(grid)
         self._running: dict[str, _Process] = {}
         self._done: set[str] = set()
         self.dead: dict[str, str] = {}
@@ -78,20 +80,33 @@ class Execution:
 
     def run(self) -> None:
         """Return once no node can be run any more; on an interrupt, stop what runs first."""
-        for key, node in self._grid.nodes.items():
-            if is_done(node):
-                self._finish(key)
+        self._find_done()
         if self._done:
-            logger.info(f"experiment | {len(self._done)} of {len(self._grid.nodes)} artifacts are there already")
+            logger.info(f"experiment | {len(self._done)} of {len(self.grid.nodes)} artifacts are there already")
         with self._stopped_at_the_end():
             while self._start_what_can() or self._running:
                 time.sleep(_POLL_S)
                 self._take_in_ended()
 
+    def _find_done(self) -> None:
+        for key, node in self.grid.nodes.items():
+            if key not in self._done and is_done(node):
+                self._finish(key)
+
     def _finish(self, key: str) -> None:
         """The node is done; what follows from it may now turn out to be impossible."""
         self._done.add(key)
-        self.dead |= refuse_made(self._grid, key)
+        self.dead |= refuse_made(self.grid, key)
+
+    def _go_on_with_sweeps(self, key: str) -> None:
+        """Plan what follows from the losses of trials, once the last of a sweep's is there."""
+        own = [sweep for sweep in self.grid.sweeps if sweep.is_open and key in (node.key for node in sweep.trials)]
+        if self._replan and any(all(node.key in self._done for node in sweep.trials) for sweep in own):
+            self.grid = self._replan()
+            self._order = _most_needed_first(self.grid)
+            self._find_done()
+            for sweep in (new for new in self.grid.sweeps if new.name in {old.name for old in own}):
+                logger.info(f"experiment | {sweep.name} | {sweep.progress()}")
 
     def _start_what_can(self) -> bool:
         """Start those first that most others wait for, else in the grid's order; whether any was started.
@@ -101,7 +116,7 @@ class Execution:
         """
         started, is_full = False, False
         for key in self._order:
-            node = self._grid.nodes[key]
+            node = self.grid.nodes[key]
             if key in self._done or key in self.dead or key in self._running:
                 continue
             causes = [self.dead[need] for need in node.needs if need in self.dead]
@@ -172,6 +187,7 @@ class Execution:
             if status == 0:
                 logger.info(f"experiment | {key} | done in {took}")
                 self._finish(key)
+                self._go_on_with_sweeps(key)
             else:
                 self.dead[key] = f"{process.node.stage.name}: {_cause(process, status)}"
                 logger.error(f"experiment | {key} | failed after {took} | {self.dead[key]}")
@@ -191,6 +207,11 @@ class Execution:
                 self._note(process, process.popen.wait())
             signal.signal(signal.SIGTERM, before)
             signal.signal(signal.SIGINT, before_interrupt)
+
+
+def _most_needed_first(grid: Grid) -> list[str]:
+    waiting = Counter(need for node in grid.nodes.values() for need in node.ancestry())
+    return sorted(grid.nodes, key=lambda key: -waiting[key])  # stable: needs still come first
 
 
 def _interrupt(*_: object) -> None:

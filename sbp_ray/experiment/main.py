@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_l
 from sbp_ray.experiment.grid import Grid, plan_grid
 from sbp_ray.experiment.settings import ExperimentConfig, load_experiment
 from sbp_ray.logs import set_up_logging
+from sbp_ray.nodes import Node
 from sbp_ray.plan import is_done
 from sbp_ray.report.wording import aligned, scaled
 from sbp_ray.run_lock import locked
@@ -67,13 +69,14 @@ def describe(grid: Grid) -> str:
         is_limit = "≤" if node.stage.job == "synthesize" else ""
         shown = ("" if tokens is None else f"{is_limit}{scaled(tokens)}", "" if flops is None else f"{flops:.1e}")
         rows.append((key, node.stage.name, *shown, ", ".join(arms)))
+    open_sweeps = [f"{sweep.name}: {sweep.progress()}" for sweep in grid.sweeps if sweep.is_open]
     total = sum(planned_flops(node) or 0.0 for node in grid.nodes.values())
     names = dict.fromkeys(training.name for training in grid.trainings)
     last = (
         f"{len(grid.nodes)} artifacts for {len(grid.trainings)} trainings ({', '.join(names)}); "
         f"{total:.1e} FLOPs, without what depends on the pairs that are found"
     )
-    return "\n".join([*aligned(rows), last])
+    return "\n".join([*aligned(rows), *open_sweeps, last])
 
 
 def _execute(experiment: ExperimentConfig, grid: Grid, jobs: Path, *, has_ray: bool) -> None:
@@ -92,14 +95,17 @@ def _execute(experiment: ExperimentConfig, grid: Grid, jobs: Path, *, has_ray: b
             room=there,
             environment=environment,
             has_ray=has_ray,
+            replan=lambda: plan_grid(experiment),
         )
         execution.run()
-        done = [training for training in grid.trainings if is_done(training.model)]
+        grid = execution.grid
+        done = [training for training in grid.trainings if all(map(is_done, training.models))]
         dead = [
-            f"{training.name} seed {training.seed}: {execution.dead[training.model.key]}"
+            f"{training.name} seed {training.seed}: {_why(training.models, execution.dead)}"
             for training in grid.trainings
             if training not in done
         ]
+        dead += [f"{name}: its sweep: {_why(sweep.trials, execution.dead)}" for name, sweep in grid.waiting.items()]
         if any(training.arm == BASELINE for training in done):
             if has_ray:
                 from sbp_ray.experiment.publish import publish
@@ -108,10 +114,15 @@ def _execute(experiment: ExperimentConfig, grid: Grid, jobs: Path, *, has_ray: b
             else:
                 print(_scored(experiment, grid, done))
     if dead:
+        wanted = len(grid.trainings) + len(grid.waiting)
         raise SbpError(
-            f"{len(dead)} of {len(grid.trainings)} trainings have no result; {'; '.join(dead)}; run the same command "
-            "again to go on"
+            f"{len(dead)} of {wanted} trainings have no result; {'; '.join(dead)}; run the same command again to go on"
         )
+
+
+def _why(nodes: Iterable[Node], dead: Mapping[str, str]) -> str:
+    """Why the first of them that has no result has none."""
+    return next(dead[node.key] for node in nodes if node.key in dead)
 
 
 def _scored(experiment: ExperimentConfig, grid: Grid, done: list[Training]) -> str:
@@ -121,6 +132,6 @@ def _scored(experiment: ExperimentConfig, grid: Grid, done: list[Training]) -> s
 
     texts, scores = score_study(study_of(experiment, grid, done), Artifact("scores", f"{experiment.run_dir}/scores"))
     tokens = texts.sets[HELD_OUT].num_tokens.sum()
-    losses = ((t, scores[t.model.key].nll[HELD_OUT].sum() / tokens) for t in done)
+    losses = ((t, scores[t.key].nll[HELD_OUT].sum() / tokens) for t in done)
     lines = [f"{t.name} seed {t.seed}: held-out {loss:.4f} nats a token" for t, loss in losses]
     return "\n".join([*lines, "scored; the same command without --in-process makes the report"])

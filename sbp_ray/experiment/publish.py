@@ -10,7 +10,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.found_elsewhere import ANSWER
 from sbp_ray.evaluation.study import Study, Training
 from sbp_ray.experiment.attempts import lost_hours
-from sbp_ray.experiment.costs import Cost, cost_of_model, costs_of
+from sbp_ray.experiment.costs import Cost, cost_of, costs_of
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.experiment.settings import ExperimentConfig
 
@@ -52,6 +52,11 @@ def publish(
     return f"{render_summary(results)}\nreport: {out.path('experiment.html')}"
 
 
+def _own_cost(training: Training, costs: Mapping[str, Cost]) -> Cost:
+    """Of its own model, or of the members of an ensemble."""
+    return sum((costs[node.key] for node in training.models), Cost())
+
+
 def study_of(
     experiment: ExperimentConfig, grid: Grid, done: Sequence[Training], costs: Mapping[str, Cost] | None = None
 ) -> Study:
@@ -64,13 +69,13 @@ def study_of(
     Raises:
         SbpError: the corpus holds no documents out.
     """
-    models = {training.model.key: training.model for training in done} if costs else {}
+    charged = done if costs else ()
     study = Study(
         experiment.base_config(),
         done,
         list(grid.nodes.values()),
-        {key: cost_of_model(model, costs or {}).as_dict() for key, model in models.items()},
-        {key: cost.as_dict() for key, cost in (costs or {}).items()},
+        {(one.name, one.seed): cost_of(one.made_from(), costs or {}).as_dict() for one in charged},
+        {(one.name, one.seed): _own_cost(one, costs or {}).as_dict() for one in charged},
     )
     if not any(study.corpus.num_rows(name) for name in study.corpus.files("validation", ".parquet")):
         raise SbpError("the corpus holds no documents out, on which the arms could be compared: raise validation_share")

@@ -8,12 +8,36 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from sbp_ray.cli import with_absolute_folders
-from sbp_ray.config import Config, Section, Seed
+from sbp_ray.config import Config, PretrainConfig, Section, Seed
 from sbp_ray.config_file import read_yaml, settings_of
 from sbp_ray.errors import SbpError, did_you_mean
 from sbp_ray.experiment.arms import BASELINE, BUILT_IN, BuiltIn
 
+_NOT_SWEPT = {"arm", "seed", "base", "seq_len", "resources", "teachers", "in_context"}
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class SweepConfig(Section):
+    """What every tuned arm is swept over: equal settings, equal budgets."""
+
+    settings: dict[str, Annotated[tuple[int | float | str | bool | None, ...], Field(min_length=1)]]
+    """Of `pretrain`, each with the values to try beside the arm's own: `pretrain.weight_decay: [0.3, 1.0, 3.0]`. One
+    after the other is set to its best value (coordinate descent), in this order, until none moves any more."""
+    max_trainings: Annotated[int, Field(ge=2)] = 16
+    """Of each arm's sweep, with the experiment's first seed."""
+
+    @model_validator(mode="after")
+    def _settings_decide_the_training(self) -> SweepConfig:
+        if not self.settings:
+            raise ValueError("settings: there is none: say what is swept, such as pretrain.weight_decay: [0.3, 1.0]")
+        for name, values in self.settings.items():
+            section, _, setting = name.partition(".")
+            if section != "pretrain" or setting in _NOT_SWEPT or setting not in PretrainConfig.model_fields:
+                hint = did_you_mean(setting, PretrainConfig.model_fields.keys() - _NOT_SWEPT)
+                raise ValueError(f"settings.{name}: it is no setting of pretrain that can be swept; {hint}")
+            if len(set(values)) < len(values):
+                raise ValueError(f"settings.{name}: a value is there twice: take one out")
+        return self
 
 
 class ArmConfig(Section):
@@ -31,6 +55,12 @@ class ArmConfig(Section):
     writer: tuple[str, ...] = ()
     """What the LM that is tuned, or writes untuned, has otherwise than the base LM, of `model` and `pretrain`: a larger
     one writes with `[model.num_layers=4]`."""
+    tuned: bool = False
+    """Whether its settings of `pretrain` come from the experiment's `sweep`; those of `tuned` always do."""
+    of: str | None = None
+    """Of an ensemble or a distilled arm: the arm whose models it averages or learns from; without it, `repetition`."""
+    members: Annotated[int, Field(ge=2)] | None = None
+    """Of an ensemble or a distilled arm: so many models of each seed, the arm's own and others; without it, 4."""
 
 
 class ExperimentConfig(Section):
@@ -46,6 +76,8 @@ class ExperimentConfig(Section):
     """Of initial weights, order of the rows, and samples; `base` keeps its seeds of the split and of the draws."""
     shares: tuple[Share, ...] = (0.125, 0.25, 0.375, 0.5)
     """Share of synthetic positions; each arm with synthetic text is trained once for each."""
+    sweep: SweepConfig | None = None
+    """Of the tuned arms."""
     rounds: PositiveInt = 1
     """With 2, each joint LM is tuned to the next synthesizer, which writes the text of another joint LM; and so on."""
     oracle_times: Annotated[float, Field(gt=1)] = 8
@@ -70,7 +102,32 @@ class ExperimentConfig(Section):
                 hint = did_you_mean(arm.like or name, BUILT_IN)
                 where = f"arms.{name}.like={arm.like}" if arm.like else f"arms.{name}"
                 raise ValueError(f"{where}: no such arm; {hint}; an arm of your own says which it is `like`")
+        for name, arm in self.arms.items():
+            self._refuse_unfit(name, arm)
+        if self.sweep and not any(map(self.is_tuned, self.arms)):
+            raise ValueError("sweep: no arm is tuned: add the arm tuned, or say `tuned: true` of others")
         return self
+
+    def _refuse_unfit(self, name: str, arm: ArmConfig) -> None:
+        of_many = self.built_in(name).of_many
+        if self.is_tuned(name) and self.sweep is None:
+            raise ValueError(f"arms.{name} is tuned, and sweep does not say over what: add sweep.settings")
+        if of_many and arm.tuned:
+            raise ValueError(f"arms.{name}.tuned: tune the arm that it is made `of`, whose settings it has")
+        if not of_many and (arm.of or arm.members):
+            raise ValueError(f"arms.{name}: of and members are for ensemble and distilled, and arms like them")
+        if of_many and (arm.of or BASELINE) not in self.arms:
+            raise ValueError(f"arms.{name}.of={arm.of}: there is no such arm; {did_you_mean(arm.of or '', self.arms)}")
+        if of_many and self.built_in(arm.of or BASELINE).of_many:
+            raise ValueError(f"arms.{name}.of={arm.of}: that arm is made of several models itself: name a plain one")
+        own = {"overrides": arm.overrides if of_many == "averaged" else (), "writer": arm.writer, "shares": arm.shares}
+        for key, value in (own | {"corpus_times": arm.corpus_times}).items():
+            if of_many and value:
+                raise ValueError(f"arms.{name}.{key}: it is as the arm that it is made `of`: set it there")
+
+    def is_tuned(self, arm: str) -> bool:
+        """Whether the sweep decides its settings."""
+        return self.arms[arm].tuned or self.built_in(arm).is_tuned
 
     def built_in(self, arm: str) -> BuiltIn:
         """What the arm starts from."""

@@ -48,6 +48,7 @@ def arm_plots(results: Mapping[str, Any]) -> dict[str, Any]:
     series: list[plots.Curve] = [
         (arm["name"], *looks[arm["name"]], [points.get((arm["name"], seed), ()) for seed in results["seeds"]])
         for arm in alike
+        if not arm["members"]  # an ensemble has no curve of its own
     ]
     tuned = [(", ".join(row["for"]), looks[row["for"][0]][0], "-", [row["points"]]) for row in results["synthesizers"]]
     costs = [

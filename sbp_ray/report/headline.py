@@ -106,6 +106,7 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         found.append(
             f"The best of {len(sbp)} arms with SBP text is named, chosen by this same measure, which flatters SBP."
         )
+    found += _unequal_tuning(results)
     found += [
         f"{arm['name']} trained on {scaled(arm['tokens'])} tokens and repetition on {scaled(base['tokens'])}: its "
         "gain is not one at equal tokens."
@@ -134,6 +135,22 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
     if dead := results.get("dead"):
         found.append(f"{len(dead)} trainings have no result: {'; '.join(dead)}.")
     return found
+
+
+def _unequal_tuning(results: Mapping[str, Any]) -> list[str]:
+    """Where of the two arms that the answer compares one was tuned and the other was not."""
+    best = best_sbp(results)
+    if best is None:
+        return []
+    control = best["measures"][HEADLINE]["control"]
+    other = _arm(results, control["name"] if control else "repetition")
+    tuned, untuned = (best, other) if best["tuning"] else (other, best)
+    if not tuned["tuning"] or untuned["tuning"]:
+        return []
+    return [
+        f"{tuned['name']} was tuned, with {tuned['tuning']['trainings']} trainings, and {untuned['name']} was not: the "
+        "gain is not one at equal tuning."
+    ]
 
 
 def _not_measured(results: Mapping[str, Any]) -> list[str]:
@@ -215,6 +232,8 @@ def render_summary(results: Mapping[str, Any]) -> str:
             [f"With controls, in another experiment on this corpus ({elsewhere['file']}):", *elsewhere["says"]]
         )
     blocks.append(wording.aligned(_arm_cells(results)))
+    if tuned := [f"{arm['name']}: {wording.tuning_words(arm['tuning'])}" for arm in results["arms"] if arm["tuning"]]:
+        blocks.append(["what was tuned", *tuned])
     if gains := [row for row in results["synthesizers"] if row["pairs"]]:
         heads = ("nats a token of d2, held-out pairs", "given d1", "random d1", "alone")
         keys = ("nll_given_d1", "nll_given_random", "nll_alone")

@@ -85,6 +85,18 @@ def cut(text: str, max_chars: int) -> str:
     return text if len(text) <= max_chars else f"{text[:max_chars].rstrip()} […]"
 
 
+def tuning_words(found: Mapping[str, Any] | None) -> str:
+    """What of an arm was tuned, with how many trainings, on which split."""
+    if found is None:
+        return "nothing"
+    settings = (
+        f"{name.removeprefix('pretrain.')} {one['chosen']} of {', '.join(map(str, one['tried']))}"
+        for name, one in found["settings"].items()
+    )
+    trainings = f"{found['trainings']} trainings of at most {found['max_trainings']}"
+    return f"{'; '.join(settings)}: {trainings}, on the development split"
+
+
 def scale_sentence(results: Mapping[str, Any]) -> str:
     """The size of the models and of what they read."""
     scale, tokens = results["scale"], sorted({arm["tokens"] for arm in results["arms"]})

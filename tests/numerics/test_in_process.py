@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.config import TuneConfig, TuneResources
-from sbp_ray.experiment.grid import plan_grid
+from sbp_ray.experiment.grid import Grid, plan_grid
 from sbp_ray.experiment.settings import load_experiment
 from sbp_ray.schema import DOCUMENT, PAIR
 from sbp_ray.stages.tune import tune_synthesizer
@@ -60,22 +60,24 @@ def _write_corpus(made: Artifact, fingerprint: str) -> None:
 
 
 class Experiment:
-    """One arm and seed, whose corpus is there."""
+    """An experiment of one seed, whose corpus is there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: Any) -> None:
         self._folder, self._file = folder, folder / "experiment.yaml"
         (folder / "docs.jsonl").write_text('{"text": "one"}\n')
         base = {**BASE, "ingest": {"input": [str(folder / "docs.jsonl")]}}
         tree: dict[str, Any] = {"run_dir": str(folder / "run"), "base": base, "seeds": [0]}
-        self._file.write_text(json.dumps({**tree, "arms": {"repetition": {}}}))  # JSON is YAML
-        self._grid = plan_grid(load_experiment(str(self._file), []))
-        [corpus] = [node for node in self._grid.nodes.values() if node.stage.job == "ingest"]
+        self._file.write_text(json.dumps({**tree, "arms": {"repetition": {}}, **settings}))  # JSON is YAML
+        [corpus] = [node for node in self.plan().nodes.values() if node.stage.job == "ingest"]
         self.corpus = corpus.artifact
         _write_corpus(self.corpus, corpus.fingerprint)
         (folder / "absent").mkdir()
         (folder / "absent" / "sitecustomize.py").write_text(
             f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))  # their import fails\n"
         )
+
+    def plan(self) -> Grid:
+        return plan_grid(load_experiment(str(self._file), []))
 
     def start(self) -> subprocess.Popen[str]:
         environment = {**os.environ, "PYTHONPATH": f"{self._folder / 'absent'}{os.pathsep}{JOBS.parent}"}
@@ -91,7 +93,7 @@ class Experiment:
 
     @property
     def model(self) -> Artifact:
-        return self._grid.trainings[0].model.artifact
+        return self.plan().trainings[0].model.artifact
 
 
 @pytest.fixture
@@ -114,18 +116,53 @@ def test_a_training_is_made_in_pieces_and_scored_without_ray(experiment: Experim
     assert second.returncode == 0, errors
     assert experiment.steps() == list(range(1, 21))  # each once, over both pieces
     [line] = [line for line in said.splitlines() if line.startswith("repetition seed 0: ")]
-    assert float(line.split()[4]) == pytest.approx(_held_out_loss(experiment.model, experiment.corpus), abs=1e-3)
+    assert float(line.split()[4]) == pytest.approx(_held_out_loss(experiment.model, corpus=experiment.corpus), abs=1e-3)
 
 
-def _held_out_loss(trained: Artifact, corpus: Artifact) -> float:
-    """By transformers' own loss: <bos> text <eos>, every token but the first supervised."""
-    model = AutoModelForCausalLM.from_pretrained(trained.path("model"), dtype=torch.float32)
+def test_a_sweep_an_ensemble_and_a_distilled_model_end_to_end(tmp_path: Path) -> None:
+    """One setting with two values, so two trainings, of which repetition's is one; the better one's models of two seeds
+    are averaged, and teach another."""
+    of_two = {"of": "tuned", "members": 2}
+    experiment = Experiment(
+        tmp_path,
+        arms={"repetition": {}, "tuned": {}, "ensemble": of_two, "distilled": of_two},
+        sweep={"settings": {"pretrain.peak_lr": [1e-4]}},  # which learns next to nothing
+    )
+    running = experiment.start()
+    said, errors = running.communicate()
+    assert running.returncode == 0, errors
+    grid = experiment.plan()
+    losses = {sweep_loss(node.artifact): node.config.pretrain.peak_lr for node in grid.sweeps[0].trials}
+    assert sorted(losses.values()) == [1e-4, 1e-2]
+    assert grid.sweeps[0].chosen == {"pretrain.peak_lr": losses[min(losses)]} == {"pretrain.peak_lr": 1e-2}
+    shown = {
+        line.split(" seed ")[0]: float(line.split()[4]) for line in said.splitlines() if " seed 0: held-out " in line
+    }
+    of = {training.arm: training for training in grid.trainings}
+    for arm in of:
+        made = [node.artifact for node in of[arm].models]
+        assert shown[arm] == pytest.approx(_held_out_loss(*made, corpus=experiment.corpus), abs=1e-3), arm
+    assert shown["tuned"] == shown["repetition"]  # the sweep found the base's own
+    assert shown["ensemble"] < shown["tuned"]
+    assert of["distilled"].model.stats["teacher_parameters"] == 2 * of["distilled"].model.stats["parameters"]
+    assert shown["distilled"] != shown["tuned"]
+
+
+def sweep_loss(trained: Artifact) -> float:
+    rows = [json.loads(line) for line in Path(trained.path("metrics.jsonl")).read_text().splitlines()]
+    return min(row["development_nats"] for row in rows if "development_nats" in row)
+
+
+def _held_out_loss(*trained: Artifact, corpus: Artifact) -> float:
+    """By transformers' own probabilities, their mean: <bos> text <eos>, every token but the first supervised."""
+    models = [AutoModelForCausalLM.from_pretrained(made.path("model"), dtype=torch.float32) for made in trained]
     nll = tokens = 0.0
     for ids in corpus.read_table("validation/part-00000.parquet")["input_ids"].to_pylist():
-        whole = torch.tensor([[model.config.bos_token_id, *ids, model.config.eos_token_id]])
+        whole = torch.tensor([[models[0].config.bos_token_id, *ids, models[0].config.eos_token_id]])
         assert whole.shape[1] <= 32
         with torch.inference_mode():
-            nll += model(input_ids=whole, labels=whole).loss.item() * (whole.shape[1] - 1)
+            p_TV = torch.stack([lm(input_ids=whole).logits[0, :-1].softmax(dim=-1) for lm in models]).mean(dim=0)
+        nll -= p_TV.gather(1, whole[0, 1:, None]).log().sum().item()
         tokens += whole.shape[1] - 1
     return nll / tokens
 

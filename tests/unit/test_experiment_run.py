@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +51,8 @@ def run(job):
         raise SbpError(failing.read_text())
     while (here / f"{job.stage.name}-waits").exists():
         time.sleep(0.05)
-    drops = {"samples": 100, "drops": {"too_short": 3, "copy_of_corpus": 7}}
+    exported = {"development_nats": abs(job.config.pretrain.weight_decay - 0.3) + job.config.pretrain.peak_lr}
+    drops = {"exported": exported, "samples": 100, "drops": {"too_short": 3, "copy_of_corpus": 7}}
     return {"documents": 90, "tokens": 40_000, "train": {"documents": 100}, **drops}
 
 job.main(Path(__file__).stem, run)
@@ -61,6 +64,7 @@ class Small:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.jobs = folder, folder / "jobs"
+        self.plan_of: Callable[[], Grid] | None = None
         self.jobs.mkdir()
         for name in {stage.job for stage in STAGES}:
             (self.jobs / f"{name}.py").write_text(JOB)
@@ -77,6 +81,7 @@ class Small:
             room={"CPU": cpus},
             environment={"RAY_ADDRESS": "127.0.0.1:1"},
             has_ray=has_ray,
+            replan=self.plan_of,
         )
         execution.run()
         return execution
@@ -104,6 +109,31 @@ def test_every_artifact_is_made_once_from_what_the_plan_says(small: Small) -> No
         assert manifest is not None
         assert manifest["fingerprint"] == node.fingerprint  # the plan foresaw it
     assert small.run(small.plan("repetition", "sbp", "unconditional")).dead == {}
+    assert small.ran() == []
+
+
+SWEEP = {"settings": {"pretrain.weight_decay": [0.3, 1.0], "pretrain.peak_lr": [0.001]}}
+
+
+def test_a_sweep_goes_on_from_its_losses_and_a_rerun_from_where_it_was(small: Small) -> None:
+    """The loss is lowest at a weight decay of 0.3, and falls with the learning rate."""
+    small.plan_of = partial(small.plan, "repetition", "tuned", sweep=SWEEP, seeds=[0, 1])
+    (small.jobs / "pretrain-repetition-fails").write_text("the disk is full: make room")
+    stopped = small.run(small.plan_of())
+    assert set(stopped.grid.waiting) == {"tuned seed 0", "tuned seed 1"}
+    assert all(stopped.dead[node.key].endswith("make room") for node in stopped.grid.sweeps[0].trials)
+    (small.jobs / "pretrain-repetition-fails").unlink()
+    small.ran()
+    execution = small.run(small.plan_of())
+    assert execution.dead == {}
+    [sweep] = execution.grid.sweeps
+    assert sweep.chosen == {"pretrain.weight_decay": 0.3, "pretrain.peak_lr": 0.001}
+    # Three weight decays; the other learning rate; the two other weight decays there, and nothing moves any more.
+    assert len(sweep.trials) == 6
+    assert all(is_done(training.model) for training in execution.grid.trainings)
+    assert len(execution.grid.trainings) == 4
+    assert len(small.ran()) == 6 + 2  # repetition's and the tuned arm's second seed
+    assert small.run(small.plan_of()).dead == {}
     assert small.ran() == []
 
 

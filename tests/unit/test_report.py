@@ -42,6 +42,7 @@ def arms(gain: float = -0.02, groups: int = 12) -> list[dict[str, Any]]:
         is_sbp = name == "sbp"
         row: dict[str, Any] = {"name": name, "arm": name, "like": name, "says": "how", "round": 1, "seeds": [0]}
         row |= {"is_comparable": True, "corpus": "corpus-0", "ends": None}
+        row |= {"members": 0, "tuning": None}
         row |= {"tokens": 1_000_000, "parameters": 1_312_128, "cost": None, "own_cost": None}
         row["share"] = 0.125 if name == "sbp" else None
         row["mixture"] = {"real": {"passes": 2.25}} | ({"synthetic": {"passes": 1.0}} if name == "sbp" else {})

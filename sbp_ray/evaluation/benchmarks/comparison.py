@@ -29,15 +29,16 @@ def compare_on_benchmarks(study: Study, store: Artifact) -> list[dict[str, Any]]
     asked = choose_questions(settings)
     if not asked:
         return None
-    models = {key: made.artifact for key, made in study.models.items()}
+    models = {key: made[0].artifact for key, made in study.models.items() if len(made) == 1}  # no ensembles
     answers = ask_models(settings.eval, models, asked, store)
     seen = find_seen_questions(asked, _trained_on(study), settings.decontaminate.ngram_words, store)
     rows = []
     for questions in asked:
         found = answers[questions.name]
         by_arm: dict[str, BySeed] = {
-            name: {seed: found[training.model.key]["records"] for seed, training in seeds.items()}
+            name: {seed: found[training.key]["records"] for seed, training in seeds.items()}
             for name, seeds in study.by_arm().items()
+            if not any(training.members for training in seeds.values())
         }
         num_truncated = max(answered["num_truncated"] for answered in found.values())
         seed = settings.benchmarks.seed

@@ -119,15 +119,16 @@ def score_fact_texts(study: Study, texts: FactTexts, store: Artifact) -> dict[st
 
 
 def score_facts(
-    named: tuple[str, Artifact],
+    named: tuple[str, Sequence[Artifact]],
     examples: Sequence[Example],
     classes: Sequence[NDArray[np.uint8]],
     resources: ForwardResources,
 ) -> dict[str, Any]:
-    """Load `model/` of a training artifact and score every text in float32. Runs in a process of its own."""
-    from sbp_ray.scoring import load_model, score_tokens
+    """Load `model/` of a training artifact, or of an ensemble's, and score every text in float32. Runs in a process of
+    its own."""
+    from sbp_ray.scoring import load_models, score_tokens
 
-    model = load_model(named[1].local_copy("model"), resources)
+    model = load_models(named[1], resources)
     found = score_tokens(model, examples, batch_tokens=resources.batch_tokens)
     each = list(zip(classes, found, strict=True))
     return {

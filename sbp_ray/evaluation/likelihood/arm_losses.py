@@ -42,14 +42,16 @@ def arm_rows(study: Study, scores: Mapping[str, Scores], texts: Texts) -> list[d
         one = next(iter(seeds.values()))
         row = {key: getattr(one, key) for key in ("name", "arm", "says", "like", "tokens", "share", "round")}
         row["seeds"] = sorted(seeds)
-        row["models"] = {str(seed): training.model.key for seed, training in seeds.items()}
-        row["parameters"] = scores[one.model.key].num_parameters
+        row["models"] = {str(seed): training.key for seed, training in seeds.items()}
+        row["members"] = len(one.members)
+        row["parameters"] = scores[one.key].num_parameters
         row["mixture"] = one.model.stats.get("mixture")
         row["corpus"] = one.model.inputs["corpus"].key
         row["is_comparable"] = is_at_equal_budget(one, next(iter(by_arm[BASELINE].values())))
-        row["ends"] = _both_ends([training.model.stats for training in seeds.values()])
+        row["ends"] = _both_ends([training.model.stats for training in seeds.values() if not training.members])
+        row["tuning"] = _tuning(one)
         for key, costs in (("cost", study.costs), ("own_cost", study.own_costs)):
-            row[key] = _mean_cost([costs.get(training.model.key) for training in seeds.values()])
+            row[key] = _mean_cost([costs.get((name, seed)) for seed in seeds])
         row["measures"] = {measure: found[name] for measure, found in measures.items()}
         rows.append(row)
     return rows
@@ -65,7 +67,7 @@ def measure_arms(
         sizes_N: what the losses are divided by, such as tokens.
         groups: of each unit.
     """
-    nll = {arm: {seed: losses_by_model[one.model.key] for seed, one in seeds.items()}
+    nll = {arm: {seed: losses_by_model[one.key] for seed, one in seeds.items()}
            for arm, seeds in study.by_arm().items()}  # fmt: skip
     compared = Comparison(nll, sizes_N, better=-1, groups=groups, seed=study.settings.eval.seed)
     losses = compared.values
@@ -94,8 +96,11 @@ def _controls(study: Study, arm: str) -> list[str]:
 
 
 def is_at_equal_budget(one: Training, base: Training) -> bool:
-    """Whether both trained for as many tokens, on the same real text or what was made from it."""
-    return one.tokens == base.tokens and one.model.inputs["corpus"].key == base.model.inputs["corpus"].key
+    """Whether both trained for as many tokens, or for as many as a sweep found best, on the same real text or what was
+    made from it."""
+    return (one.tokens == base.tokens or one.tuning is not None) and one.model.inputs[
+        "corpus"
+    ].key == base.model.inputs["corpus"].key
 
 
 def _share_of_oracle(losses: Values, arm: str, oracle: str | None) -> dict[str, float] | None:
@@ -114,6 +119,14 @@ def _both_ends(stats_S: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     exported, last = (float(np.mean([end["validation_nats"] for end in column])) for column in zip(*ends, strict=True))
     after = float(np.mean([chosen["step"] / final["step"] for chosen, final in ends]))
     return {"exported": exported, "last": last, "exported_after": after}
+
+
+def _tuning(one: Training) -> dict[str, Any] | None:
+    if one.tuning is None:
+        return None
+    found = one.tuning
+    settings = {name: {"tried": list(found.tried[name]), "chosen": value} for name, value in found.chosen.items()}
+    return {"settings": settings, "trainings": len(found.trials), "max_trainings": found.max_trainings}
 
 
 def _mean_cost(costs: Sequence[Costs | None]) -> dict[str, float] | None:

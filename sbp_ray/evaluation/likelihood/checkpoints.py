@@ -46,13 +46,17 @@ def document_windows(input_ids: Sequence[int], special: SpecialIds, max_tokens: 
 def score_models(
     study: Study, store: Artifact, names: Mapping[str, str], score: Callable[..., Any], *texts: Any
 ) -> dict[str, Any]:
-    """What `score((key, model's artifact), *texts, resources)` says of each model of the study, by key.
+    """What `score((key, artifacts), *texts, resources)` says of each model, or ensemble, of the study, by key.
 
     Args:
         score: returns JSON's types.
         names: files of the store, by key: a model is scored if its file is not there.
     """
-    calls = [(key, node.artifact) for key, node in study.models.items() if not store.exists(names[key])]
+    calls = [
+        (key, tuple(node.artifact for node in nodes))
+        for key, nodes in study.models.items()
+        if not store.exists(names[key])
+    ]
     resources = study.settings.eval.resources
     for (key, _), found in call_each(score, calls, *texts, resources, resources=resources):
         store.write_json(names[key], found)
@@ -61,16 +65,18 @@ def score_models(
 
 
 def score_checkpoint(
-    named: tuple[str, Artifact], text_sets: Mapping[str, Units], resources: ForwardResources
+    named: tuple[str, Sequence[Artifact]], text_sets: Mapping[str, Units], resources: ForwardResources
 ) -> dict[str, Any]:
-    """Load `model/` of a training artifact and score every text in float32. Runs in a process of its own."""
-    from sbp_ray.scoring import load_model, sum_nll
+    """Load `model/` of a training artifact, or of an ensemble's, and score every text in float32. Runs in a process of
+    its own."""
+    from sbp_ray.scoring import Ensemble, load_models, sum_nll
 
     name, trained = named
-    model = load_model(trained.local_copy("model"), resources)
+    model = load_models(trained, resources)
     examples = [example for units in text_sets.values() for unit in units for example in unit]
     progress = Progress(f"eval {name}", len(examples), "texts")
     nll_E = sum_nll(model, examples, batch_tokens=resources.batch_tokens, on_batch=progress.advance)
     remaining = iter(nll_E.tolist())
     nll = {name: [sum(next(remaining) for _ in unit) for unit in units] for name, units in text_sets.items()}
-    return {"nll": nll, "parameters": sum(parameter.numel() for parameter in model.parameters())}
+    members = model.members if isinstance(model, Ensemble) else (model,)
+    return {"nll": nll, "parameters": sum(parameter.numel() for one in members for parameter in one.parameters())}

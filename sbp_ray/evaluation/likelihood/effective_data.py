@@ -93,7 +93,11 @@ def effective_data(study: Study, losses: Mapping[str, Mapping[int, float]]) -> d
 def _recipes(study: Study) -> dict[str, dict[str, Training]]:
     """Arms that repeat real text with the same settings, by name, under the one that reads the baseline's corpus."""
     arms = {name: next(iter(seeds.values())) for name, seeds in study.by_arm().items()}
-    arms = {name: one for name, one in arms.items() if one.share is None and _unique_tokens(one)}
+    arms = {
+        name: one
+        for name, one in arms.items()
+        if one.share is None and not one.members and one.tuning is None and _unique_tokens(one)
+    }
     found: dict[str, dict[str, Training]] = {}
     if BASELINE not in arms:
         return found  # nobody counted its tokens
