@@ -1,7 +1,7 @@
 """The grid as a graph: each artifact that some arm needs stands there once, named by what it is made from.
 
 `plan_grid` walks arms, shares, rounds and seeds. For each training `_Planner` has the chain of artifacts behind it
-planned (`chains.py`). Then arms that come to the same are refused.
+planned (`artifact_chain.py`). Then arms that come to the same are refused.
 
 What a sweep tries next depends on losses. The plan holds the trials that are known to be needed; when they are done it
 is made anew, from the losses that their artifacts hold, and holds the next ones, or the trainings of the arm
@@ -19,7 +19,7 @@ from sbp_ray.config import MixtureConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.study import Training, Tuning
 from sbp_ray.experiment.arms import BASELINE
-from sbp_ray.experiment.chains import Chains, with_seed
+from sbp_ray.experiment.artifact_chain import Chains, with_seed
 from sbp_ray.experiment.descent import Point, Sweep, descend, development_loss
 from sbp_ray.experiment.settings import ExperimentConfig
 from sbp_ray.nodes import Node
