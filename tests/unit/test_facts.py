@@ -301,7 +301,8 @@ def test_without_a_truth_nothing_is_measured(study: Study, new_artifact) -> None
 def test_tokens_are_the_likeliest_exactly_where_greedy_decoding_writes_them(study: Study) -> None:
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(next(iter(study.models.values())).artifact.path("model"))
+    [trained] = next(iter(study.models.values()))
+    model: Any = AutoModelForCausalLM.from_pretrained(trained.artifact.path("model"))
     prompt = [0, 70, 80]
     written = model.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, eos_token_id=None)[0].tolist()
     other = [*written[:-1], (written[-1] + 1) % 259]
