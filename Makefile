@@ -25,6 +25,7 @@ endif
 UV  := .uv/bin/uv
 BIN := .venv/bin
 READY := .venv/ready-$(EXTRA)
+NODE_CLIENT := .venv-clients/node_modules/openai/package.json
 
 # Two processes, each of which takes the next tests that share something when it has done some: tests/conftest.py.
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
@@ -57,7 +58,7 @@ bench: $(READY) $(if $(filter neighbors train,$(NAME)),.venv/ready-bench) ## us 
 nightly: $(READY) ## the benchmarks of benchmarks/gates.yaml, against the least ratios there (NAME=rows for one)
 	@$(BIN)/python benchmarks/gates.py $(NAME) $(ARGS)
 
-clients: .venv-clients/ready ## clients of the endpoint that others wrote, for its tests
+clients: .venv-clients/ready $(if $(shell command -v npm),$(NODE_CLIENT)) ## clients of the endpoint that others wrote, for its tests
 
 format: $(READY) ## rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
@@ -91,6 +92,12 @@ $(READY): $(UV) pyproject.toml requirements/$(EXTRA).txt
 .venv/ready-bench: $(READY) requirements/bench.txt
 	@echo "setting up: the peers of requirements/bench.txt"
 	@$(UV) pip install --quiet --compile-bytecode --python .venv $(TORCH) -c requirements/$(EXTRA).txt -r requirements/bench.txt
+	@touch $@
+
+# OpenAI's client for Node, where there is npm; its next major version wants a newer Node than distributions have.
+$(NODE_CLIENT): .venv-clients/ready
+	@echo "setting up: OpenAI's client for Node"
+	@npm install --silent --no-fund --no-audit --prefix .venv-clients openai@6.49.0
 	@touch $@
 
 .venv-clients/ready: $(UV) requirements/clients.txt

@@ -89,6 +89,10 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
         """What the engines, Serve and the pipeline count, for Prometheus."""
         return PlainTextResponse(await metrics_page(), media_type=CONTENT_TYPE)
 
+    async def check_health(self) -> None:
+        """Serve calls this every few seconds: so each of several ingresses knows the engines' status, asked or not."""
+        await self._health.status()
+
     async def alive(self) -> dict[str, str]:
         """Whether this process answers."""
         return {"status": "alive"}

@@ -1,6 +1,8 @@
 """The endpoint, called by clients that others wrote, in the environment that `make clients` sets up."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +22,11 @@ def driven(client: str, service: Service, python: Path = PYTHON) -> dict[str, An
         pytest.skip("the clients are not installed: run `make clients`")
     folder = service.synthesizer.local_copy("model")
     script = Path(__file__).with_name("drive_clients.py")
-    words = [python, script, client, service.url, KEYS[0], folder]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    return told([python, script, client, service.url, KEYS[0], folder])
+
+
+def told(words: list[Any], **environment: str) -> dict[str, Any]:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=os.environ | environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -31,6 +36,18 @@ def test_a_client_with_its_defaults_gets_text_whole_and_as_a_stream(service: Ser
     texts = driven(client, service)["texts"]
     assert len(texts) >= 2
     assert all(texts)
+
+
+def test_openais_client_for_node_streams_what_it_would_complete(service: Service) -> None:
+    node, modules = shutil.which("node"), REPO / ".venv-clients" / "node_modules"
+    if node is None or not (modules / "openai").exists():
+        pytest.skip("OpenAI's client for Node is not installed: run `make clients` where there is npm")
+    script = Path(__file__).with_name("drive_openai.cjs")
+    got = told([node, script, service.url, KEYS[0]], NODE_PATH=str(modules))
+    assert got["texts"] == got["whole"]
+    assert got["usage"]["completion_tokens"] <= 16
+    assert got["models"] == ["synthesizer"]
+    assert got["wrong"] == [404, "model"]
 
 
 def test_lm_eval_scores_over_the_endpoint_what_transformers_scores_on_the_folder(service: Service) -> None:

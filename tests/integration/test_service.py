@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import statistics
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import requests
 from engine_process import is_engine
+from impatient_proxy import impatient_proxy
 from running_service import KEYS, MAX_BODY, SLOTS, WINDOW, Service, eventually, read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -38,7 +40,7 @@ def test_openai_client_lists_the_model(service: Service) -> None:
 
 def test_openai_client_completes_and_is_told_version_and_usage(service: Service) -> None:
     request = {"model": "synthesizer", "prompt": "the north", "max_tokens": 5, "n": 2, "seed": 1}
-    answer = service.client().completions.create(**request)
+    answer = service.client().completions.create(**request, extra_body={"min_tokens": 5})  # no early end by chance
     assert answer.usage.completion_tokens == 10
     assert [choice.finish_reason for choice in answer.choices] == ["length", "length"]
     assert answer.system_fingerprint == "00c0ffee00c0ffee"
@@ -55,6 +57,7 @@ def test_a_seed_that_was_drawn_is_told_and_gives_the_same_texts(service: Service
 
 def test_openai_client_streams_what_it_would_complete(service: Service) -> None:
     request = {"model": "synthesizer", "prompt": ["the north", [5, 6, 7]], "max_tokens": 8, "seed": 1}
+    request["extra_body"] = {"min_tokens": 8}  # no early end by chance
     whole = service.client().completions.create(**request).choices
     texts = ["", ""]
     usage = None
@@ -68,6 +71,7 @@ def test_openai_client_streams_what_it_would_complete(service: Service) -> None:
 
 def test_a_stop_text_ends_a_completion(service: Service) -> None:
     request = {"model": "synthesizer", "prompt": "the north", "max_tokens": 60, "seed": 1}
+    request["extra_body"] = {"ignore_eos": True}  # no early end by chance
     text = service.client().completions.create(**request).choices[0].text
     stop = text[len(text) // 2]
     stopped = service.client().completions.create(**request, stop=[stop]).choices[0]
@@ -418,6 +422,48 @@ def test_the_fuzzer_finds_no_5xx_and_no_answer_that_the_document_does_not_descri
             ask()
     assert asked > 100
     assert service.synthesize(document="the", max_tokens=3).status_code == 200
+
+
+# How it waits
+
+
+def test_a_stream_behind_an_impatient_proxy_outlives_a_wait_for_the_engine(service: Service) -> None:
+    """The engine's process is stopped until two signs of life have come: to who waits it might as well be full.
+
+    The proxy cuts what is silent for five seconds; a whole answer, of which nothing can come before its end, it cuts.
+    """
+    body = {"document": "the north", "max_tokens": 5, "seed": 1}
+    [written] = service.synthesize(**body).json()["documents"]
+    [core] = filter(is_engine, psutil.Process().children(recursive=True))
+    with impatient_proxy(service.url, idle_s=5) as address:
+        behind = service._replace(url=address)
+        core.suspend()
+        try:
+            with pytest.raises(requests.ConnectionError):
+                behind.synthesize(**body)
+            stream = behind.post("/v1/synthesize", body | {"stream": True}, stream=True)
+            lines = stream.iter_lines()
+            for _ in range(2):
+                assert next(line for line in lines if line) == b": waiting"
+        finally:
+            core.resume()
+        events = read_events(line.decode() for line in lines)
+    assert stream.headers["x-accel-buffering"] == "no"
+    assert stream.headers["cache-control"] == "no-store"
+    assert events[-1] == "[DONE]"
+    documents = [document for event in events[:-1] for document in json.loads(event)["documents"]]
+    assert "".join(document["text"] for document in documents) == written["text"]
+
+
+def test_openais_client_reads_a_stream_that_waits_behind_an_impatient_proxy(service: Service) -> None:
+    request = {"model": "synthesizer", "prompt": "the north", "max_tokens": 5, "seed": 1}
+    whole = service.client().completions.create(**request).choices[0].text
+    [core] = filter(is_engine, psutil.Process().children(recursive=True))
+    with impatient_proxy(service.url, idle_s=5) as address:
+        core.suspend()
+        threading.Timer(8, core.resume).start()
+        stream = service._replace(url=address).client().completions.create(**request, stream=True)
+        assert "".join(chunk.choices[0].text for chunk in stream) == whole
 
 
 # How it takes load

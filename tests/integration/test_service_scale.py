@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import requests
+from impatient_proxy import impatient_proxy
 from running_service import KEYS, Service, eventually, read_events
 
 from sbp_ray.artifacts import STARTED, Artifact
@@ -116,6 +118,10 @@ def test_engines_come_from_zero_by_load_and_go_again_and_a_new_synthesizer_takes
         eventually(lambda: app.status() == "RUNNING", "the application is there", timeout_s=120)
         assert app.engines() == 0
         assert app.health() == {"status": "asleep"}
+        with impatient_proxy(service.url, idle_s=5) as address:  # the first of them wakes for a stream
+            client = openai.OpenAI(base_url=f"{address}/scaled/v1", api_key=KEYS[0], max_retries=0)
+            stream = client.completions.create(model="synthesizer", prompt="the", max_tokens=9, stream=True)
+            assert [chunk.choices[0].finish_reason for chunk in stream][-1] in ("stop", "length")
         scaled = asyncio.run(ask_until(lambda: app.engines() == most, app, clients=12))
         assert {answer.status_code for answer in scaled} <= {200, 429}
         assert any(answer.status_code == 200 for answer in scaled)
