@@ -70,6 +70,8 @@ def describe(grid: Grid) -> str:
         shown = ("" if tokens is None else f"{is_limit}{scaled(tokens)}", "" if flops is None else f"{flops:.1e}")
         rows.append((key, node.stage.name, *shown, ", ".join(arms)))
     open_sweeps = [f"{sweep.name}: {sweep.progress()}" for sweep in grid.sweeps if sweep.is_open]
+    if grid.waiting:
+        open_sweeps.append(f"{len(grid.waiting)} trainings more follow from that")
     total = sum(planned_flops(node) or 0.0 for node in grid.nodes.values())
     names = dict.fromkeys(training.name for training in grid.trainings)
     last = (

@@ -88,7 +88,11 @@ def test_the_plan_grows_by_the_losses_until_every_seed_has_the_settings_that_wer
     first, second, third = _swept(tmp_path, "repetition", "tuned", seeds=[0, 1])
     assert [_tuned_at(node) for node in first.sweeps[0].trials] == [(0.1, 0.003, 0), (0.3, 0.003, 0), (1.0, 0.003, 0)]
     assert sorted(first.waiting) == ["tuned seed 0", "tuned seed 1"]
-    assert "tuned: its sweep goes on: 3 trainings so far, 8 at most" in describe(first)
+    said = describe(first).splitlines()
+    assert said[-3:-1] == [
+        "tuned: its sweep goes on: 3 trainings so far, 8 at most",
+        "2 trainings more follow from that",
+    ]
     assert [_tuned_at(node) for node in second.sweeps[0].trials[3:]] == [(1.0, 0.001, 0)]
     tuned = [training for training in third.trainings if training.arm == "tuned"]
     assert [_tuned_at(training.model) for training in tuned] == [(1.0, 0.003, 0), (1.0, 0.003, 1)]
