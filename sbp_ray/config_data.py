@@ -88,7 +88,8 @@ class EmbedConfig(Section):
     max_bad_share: Fraction = 0.01
     """Above this share of documents without a direction (the model gives zeros or NaN) the stage fails."""
     max_unknown_share: Fraction = 0.2
-    """Above this share of tokens that the embedder does not know the stage fails: the text is in no language of its."""
+    """Above this share of tokens that the embedder does not know, or that spell words letter by letter, the stage
+    fails: the text is in no language of its."""
     resources: ForwardResources = ForwardResources()
 
 

@@ -24,8 +24,9 @@ from sbp_ray.config import EmbedConfig
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.processor import choose_dtype, measure_products, num_cpus
 from sbp_ray.text.packing import plan_batches
+from sbp_ray.text.spelling import count_spelt, single_letters
 
-# N = texts, D = vector length, B = texts of a batch, T = tokens of its longest
+# N = texts, D = vector length, B = texts of a batch, T = tokens of its longest, V = vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Tokenized(NamedTuple):
     truncated_N: NDArray[np.bool_]
     """Which texts were cut."""
     num_unknown: int = 0
-    """Tokens that stand for what the model has no token for."""
+    """Tokens that stand for what the model has no token for, or that spell a word out."""
 
 
 class Embedded(NamedTuple):
@@ -81,6 +82,7 @@ class Embedder:
         self._model.max_seq_length = cfg.max_tokens
         self._model.eval()
         self._prompt = self._model.prompts.get(self._model.default_prompt_name)
+        self._is_letter_V = single_letters(tokenizer)
         self._pads_left = tokenizer.padding_side == "left"
         self._pad_values = {
             "input_ids": tokenizer.pad_token_id or 0,  # masked, so that any will do
@@ -128,8 +130,12 @@ class Embedder:
             {name: value for name, value in encoded.items() if name not in names},
             np.array([len(row) for row in inputs["input_ids"]], np.int64),
             np.array([bool(encoding.overflowing) for encoding in encoded.encodings], bool),
-            sum(int((row == self._model.tokenizer.unk_token_id).sum()) for row in inputs["input_ids"]),
+            self._num_unknown(inputs["input_ids"]),
         )
+
+    def _num_unknown(self, texts: list[NDArray[np.int32]]) -> int:
+        num_unknown = sum(int((text == self._model.tokenizer.unk_token_id).sum()) for text in texts)
+        return num_unknown + count_spelt(texts, self._is_letter_V)
 
     def _preprocess(self, texts: list[str]) -> Any:
         return self._model.preprocess(texts, prompt=self._prompt, processing_kwargs=_UNPADDED)

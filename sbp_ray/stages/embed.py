@@ -122,7 +122,7 @@ def _spread(sums: Stats) -> Stats:
 def _refuse_unknown_language(cfg: EmbedConfig, total: Stats, spread: Stats) -> None:
     """An embedder that does not know the language of the text gives vectors that are all alike."""
     share = total["unknown_tokens"] / max(1, total["tokens"])
-    told = f"{share:.1%} of the embedder's tokens stand for text that embed.model={cfg.model} has no token for"
+    told = f"{share:.1%} of the embedder's tokens are unknown to embed.model={cfg.model}, or spell words out"
     remedy = "choose one that knows the corpus' language"
     if share > cfg.max_unknown_share:
         raise SbpError(

@@ -214,7 +214,9 @@ def test_only_what_is_read_of_a_long_text_is_tokenised_unless_that_changes_the_t
 
 def test_text_in_a_language_that_the_packaged_model_does_not_know_is_counted() -> None:
     made = load_embedder(EmbedConfig())
-    assert made.tokenize(["A river flows through the capital."]).num_unknown == 0
+    assert made.tokenize(["A river flows through the capital.", "Written U.S.A., D. H. Lawrence."]).num_unknown == 0
     thai = made.tokenize(["แม่น้ำเจ้าพระยา ไหลผ่าน กรุงเทพ"])
-    assert thai.num_unknown == 2  # the words with marks; the letters of the third are tokens
     assert thai.num_tokens_N.tolist() == [10]
+    assert thai.num_unknown == 2 + 6  # the words with marks; the third is spelt without its two vowel signs
+    arabic = made.tokenize(["ينبع النهر من الجبال", "A river, Arabic نهر"])  # 4 + 5 + 2 + 6 letters; 3 in a row
+    assert arabic.num_unknown == 17
