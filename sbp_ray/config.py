@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from sbp_ray.config_base import Dtype, ForwardResources, Resources, Section, Seed
+from sbp_ray.config_base import Dtype, ForwardResources, Place, Resources, Section, Seed
 from sbp_ray.config_data import DecontaminateConfig, EmbedConfig, IngestConfig, NeighborsConfig, PairConfig
 from sbp_ray.config_engine import (
     EngineConfig,
@@ -35,7 +35,7 @@ from sbp_ray.stage_table import NOUNS
 __all__ = (
     "BenchmarkConfig", "BenchmarksConfig", "ClusterConfig", "Config", "DecontaminateConfig", "Dtype", "EmbedConfig",
     "EngineConfig", "EngineResources", "EvalConfig", "ExportCheck", "ForwardResources", "IngestConfig", "JudgeConfig",
-    "JudgeResources", "MixtureConfig", "ModelConfig", "NeighborsConfig", "PairConfig", "PretrainConfig",
+    "JudgeResources", "MixtureConfig", "ModelConfig", "NeighborsConfig", "PairConfig", "Place", "PretrainConfig",
     "RephraseConfig", "RephraseResources", "Resources", "Section", "Seed", "ServiceConfig", "SynthesizeConfig",
     "SynthesizeResources", "TrackingConfig", "TrainingConfig", "TrainingResources", "TuneConfig", "TuneResources",
     "shape_of_depth",
@@ -46,7 +46,7 @@ _TOTAL_TOLERANCE = 1e-3  # token budgets must add up to the run's tokens this we
 class TrackingConfig(Section):
     """Who gets a copy of the trainings' curves, beside `metrics.jsonl`, which has them in any case. Free to change."""
 
-    tensorboard: str | None = None
+    tensorboard: Place | None = None
     """A folder for TensorBoard's event files, below which each training has its own; needs the extra `tensorboard`."""
     wandb: str | None = None
     """A project of Weights & Biases, whose own environment variables hold, such as WANDB_API_KEY, WANDB_ENTITY, and
@@ -75,9 +75,9 @@ class ClusterConfig(Section):
 class Config(Section):
     """The whole file."""
 
-    run_dir: str
+    run_dir: Place
     """Where all artifacts lie: a local folder, or s3:// or gs://."""
-    artifacts: dict[str, str] = Field(default={})
+    artifacts: dict[str, Place] = Field(default={})
     """Where an artifact lies that is not under `run_dir`, by its noun, such as `{corpus: runs/demo/1_corpus}`: so that
     runs share what is expensive. It is read, and never begun, changed or deleted."""
     ingest: IngestConfig

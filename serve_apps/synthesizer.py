@@ -10,7 +10,7 @@ from ray.serve import Application
 
 from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.cluster_limits import demand_of_engines, refuse_without_room
-from sbp_ray.config import EngineConfig, Section, ServiceConfig
+from sbp_ray.config import EngineConfig, Place, Section, ServiceConfig
 from sbp_ray.engine.access import check_door_of_serve
 from sbp_ray.engine.deploy import build_app
 from sbp_ray.errors import SbpError
@@ -20,7 +20,7 @@ from sbp_ray.logs import set_up_logging
 class SynthesizerArgs(Section):
     """Arguments of the application: `args` in the Serve config."""
 
-    model: str
+    model: Place
     """The model folder of a synthesizer artifact, such as runs/demo/6_synthesizer/model; relative to this checkout."""
     engine: EngineConfig = Field(default_factory=EngineConfig)
     """As the `engine` section of a pipeline's config."""

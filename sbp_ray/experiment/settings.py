@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from sbp_ray.cli import with_absolute_folders
-from sbp_ray.config import Config, PretrainConfig, Section, Seed
+from sbp_ray.config import Config, Place, PretrainConfig, Section, Seed
 from sbp_ray.config_file import read_yaml, settings_of
 from sbp_ray.errors import SbpError, did_you_mean
 from sbp_ray.experiment.arms import BASELINE, BUILT_IN, BuiltIn
@@ -66,9 +66,9 @@ class ArmConfig(Section):
 class ExperimentConfig(Section):
     """The whole file of an experiment."""
 
-    run_dir: str
+    run_dir: Place
     """Where everything lies: `artifacts/`, `logs/`, `experiment.json`, `experiment.html`."""
-    base: str | dict[str, Any]
+    base: Place | dict[str, Any]
     """The run that all arms start from: the settings of a run, or a file that holds them."""
     arms: dict[str, ArmConfig]
     """By name; `repetition`, which the others are compared with, is one of them."""

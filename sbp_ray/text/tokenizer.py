@@ -7,7 +7,6 @@ throughout: a document that happens to contain `<|eos|>` cannot end a sequence.
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -93,7 +92,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         SbpError: it cannot be found or read, or has no fast (Rust) implementation.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(path))  # noqa: PTH111  # a hub name is no path
+        tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise SbpError(
             f"tokenizer {path}: cannot be loaded ({one_line(error)}): give a Hugging Face tokenizer folder, "

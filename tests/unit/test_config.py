@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -195,3 +196,32 @@ def test_a_job_refuses_a_misspelt_setting_in_one_line_before_anything_heavy_is_i
         "error: configs/demo.yaml: embed.dtyp=3: no such setting; did you mean embed.dtype?"
     ]
     assert ended.stdout.split() == []  # the heavy modules that were imported
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "run_dir",
+        "artifacts.corpus",
+        "tracking.tensorboard",
+        "ingest.tokenizer",
+        "embed.model",
+        "pretrain.base",
+        "synthesize.finished_of",
+        "eval.questions",
+        "eval.truth",
+        "benchmarks.tasks.mine.file",
+        "ingest.input.0",
+        "decontaminate.evaluation_sets.0",
+    ],
+)
+def test_the_home_folder_is_meant_by_its_sign_in_every_setting_that_is_a_place(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    name, _, number = key.rpartition(".")
+    override = f"{name}=[~/mine]" if number == "0" else f"{key}=~/mine"
+    value: Any = load_config(SMALL, [override]).model_dump()
+    for part in key.split("."):
+        value = value[int(part) if part == "0" else part]
+    assert value == "/home/me/mine"

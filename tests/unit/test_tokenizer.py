@@ -79,13 +79,6 @@ def test_a_tokenizer_without_capital_letters_is_told(caplog: pytest.LogCaptureFi
     assert ("tokenizer some: knows no capital letters" in caplog.text) is lowers
 
 
-def test_a_tokenizer_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = train_tokenizer(TEXTS, 300)
-    made.save_pretrained(tmp_path / "mine")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert len(load_tokenizer("~/mine")) == len(made)
-
-
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SbpError, match=r"tokenizer .*/none: cannot be loaded .*folder"):
         load_tokenizer(tmp_path / "none")
