@@ -1,7 +1,7 @@
 """Words that a tokenizer spells letter by letter, because it was made for other languages.
 
-A vocabulary often has the letters of scripts in which it has no words: BERT's English one spells Arabic, Russian, Greek,
-Hebrew, Hindi and Korean so, without one unknown token, and its model makes nothing of them.
+A vocabulary often has the letters of scripts in which it has no words: BERT's English one spells Arabic, Russian,
+Greek, Hebrew, Hindi and Korean so, with hardly an unknown token, and its model makes nothing of them.
 """
 
 from __future__ import annotations
