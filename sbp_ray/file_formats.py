@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import functools
 import gzip
 import io
 import lzma
@@ -70,11 +71,21 @@ class DamagedFileError(OSError):
 def open_file_system(pattern: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a path or URL, and the path on it. Links keep the name that the user gave them."""
     if "://" not in pattern:
-        return pafs.LocalFileSystem(), posixpath.join(os.getcwd(), os.path.expanduser(pattern))  # noqa: PTH109, PTH111
+        return pafs.LocalFileSystem(), posixpath.join(os.getcwd(), pattern)  # noqa: PTH109
+    scheme, _, rest = pattern.partition("://")
+    bucket, _, path = rest.partition("/")
     try:
-        return pafs.FileSystem.from_uri(pattern)
+        fs, root = _open_store(f"{scheme}://{bucket}" if bucket else f"{scheme}:///")
     except (pa.ArrowInvalid, OSError) as error:
         raise SbpError(f"{pattern}: cannot be opened: {one_line(error)}") from None
+    return fs, posixpath.join(root, path) if path else root
+
+
+@functools.lru_cache(maxsize=64)
+def _open_store(url: str) -> tuple[pafs.FileSystem, str]:
+    """Of a bucket, so that the names in it are no part of a URL, in which a blank or `?` would mean something else.
+    Kept, since a store keeps its connections."""
+    return cast(tuple[pafs.FileSystem, str], pafs.FileSystem.from_uri(url))
 
 
 def split_suffixes(path: str) -> tuple[str, str]:
@@ -92,9 +103,10 @@ def open_bytes(path: str) -> io.BufferedReader:
             or not what its name says.
     """
     fs, inner = open_file_system(path)
-    raw: io.BufferedReader = io.BufferedReader(cast(io.RawIOBase, fs.open_input_file(inner)), _BUFFER_BYTES)
+    stored = fs.open_input_file(inner)
+    size = int(stored.size())
+    raw: io.BufferedReader = io.BufferedReader(cast(io.RawIOBase, stored), _BUFFER_BYTES)
     head = raw.peek(_HEAD_BYTES)
-    size = int(fs.get_file_info(inner).size)
     for compression in _COMPRESSIONS:
         if head.startswith(compression.magic):
             stream = compression.open(cast(BinaryIO, raw))

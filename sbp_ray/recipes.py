@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
-
 from sbp_ray.artifacts import fingerprint_of
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError, one_line
@@ -110,18 +108,12 @@ def _fingerprint_of_files(files: Sequence[tuple[str, int]]) -> str:
 
 
 def _mark(path: str, size: int) -> str:
-    scheme, _, inner = path.rpartition("://")
-    if not scheme:
+    if "://" not in path:
         return _digest(path, size, Path(path).stat().st_mtime_ns)
-    store = _store(f"{scheme}://{inner.partition('/')[0]}")
+    store, inner = open_file_system(path)
     with store.open_input_stream(inner) as stream:
         etag = (stream.metadata() or {}).get(b"ETag")
     return etag.decode() if etag else str(store.get_file_info(inner).mtime_ns)  # of a store without: its upload's time
-
-
-@functools.lru_cache(maxsize=16)
-def _store(url: str) -> pafs.FileSystem:
-    return open_file_system(url)[0]
 
 
 @functools.lru_cache(maxsize=1 << 20)

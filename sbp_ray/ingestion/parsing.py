@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
@@ -22,6 +23,7 @@ from sbp_ray.schema import DOC_ID
 from sbp_ray.shards import SCRATCH, Stats, shard_name
 from sbp_ray.text.hashing import hash64
 from sbp_ray.text.words import normalize_unicode
+from sbp_ray.threads import map_in_threads
 
 PARSED = pa.schema(
     [
@@ -46,6 +48,14 @@ def document_id(text: str) -> bytes:
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).digest()
 
 
+class _Opened(NamedTuple):
+    """A file that is being read."""
+
+    path: str
+    seen: SeenColumns
+    rows: Iterator[Record | BadRow | Damage]
+
+
 class FileParser:
     """Parses the files of one unit into one scratch file, and its unusable rows into one quarantine file."""
 
@@ -63,8 +73,9 @@ class FileParser:
             bucket_writer(self._out, shard_name(SCRATCH, item["unit"]), PARSED) as writer,
             _Quarantine(self._out, item["unit"]) as quarantine,  # committed before the file that says "done"
         ):
-            for path in item["paths"]:
-                report = self._read(path, item["part"], item["num_parts"], writer, quarantine)
+            part = item["part"], item["num_parts"]
+            for opened in map_in_threads(lambda path: self._open(path, *part), item["paths"]):
+                report = self._read(opened, part[0], writer, quarantine)
                 if not report.is_good or item["num_parts"] > 1:
                     files.append(report)
             self._flush(writer)
@@ -73,10 +84,18 @@ class FileParser:
             writer.finish(stats | told)
         return stats
 
-    def _read(self, path: str, part: int, num_parts: int, writer: BucketWriter, quarantine: _Quarantine) -> FileReport:
+    def _open(self, path: str, part: int, num_parts: int) -> _Opened:
+        """A file, or a part of it, whose first row is read: of small files on a store that is all that takes long."""
+        seen = SeenColumns()
+        rows = self._reader.read(path, part, num_parts, seen)
+        first = list(itertools.islice(rows, 1))
+        return _Opened(path, seen, itertools.chain(first, rows))
+
+    def _read(self, opened: _Opened, part: int, writer: BucketWriter, quarantine: _Quarantine) -> FileReport:
         """Take in the rows of a file, or of a part of it."""
-        seen, damage = SeenColumns(), None
-        for row in self._reader.read(path, part, num_parts, seen):
+        path, seen, rows = opened
+        damage = None
+        for row in rows:
             if isinstance(row, Damage):
                 damage = row
                 lost = {"reason": "damaged_file", "detail": row.reason, "bytes_unread": row.bytes_unread}

@@ -140,8 +140,8 @@ def hugging_face_rows(path: str, part: int, num_parts: int) -> Iterator[Row]:
         yield from enumerate(dataset.shard(num_parts, part) if num_parts > 1 else dataset, start=1)
     except (OSError, ValueError, TypeError, LookupError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         raise SbpError(
-            f"{path}: shard {part} of {num_parts} cannot be read ({one_line(error)}): mend it, or name the files in "
-            "ingest.input"
+            f"{path}: shard {part} of {num_parts} cannot be read ({one_line(error)}): mend it, or name the dataset's "
+            "files in ingest.input, where each may have other columns and types"
         ) from None
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import pyarrow as pa
 import pytest
 from worked_on import WorkedOn
 
+from sbp_ray import file_formats
 from sbp_ray.artifacts import Artifact
+from sbp_ray.buckets import read_bucket
 from sbp_ray.config import DecontaminateConfig, IngestConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.errors import SbpError
 from sbp_ray.ingestion import choosing, parsing, units
 from sbp_ray.ingestion.choosing import HASHES_KEPT, estimate_distinct, text_pieces, train_range
+from sbp_ray.ingestion.parsing import FileParser
 from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, shard_of
 from sbp_ray.shards import splits_of
 from sbp_ray.stages import ingest
@@ -528,3 +532,24 @@ def test_the_manifest_tells_what_the_corpus_is(tmp_path: Path, new_artifact, cap
     assert stats["examples"] == {"text_not_a_string": [f"{path}:{line}" for line in (7, 8, 9)]}
     assert f"dropped: 5 text_not_a_string ({path}:7, {path}:8, {path}:9)" in caplog.text
     assert "dropped: 1 exact_duplicate" in caplog.text
+
+
+def test_small_files_are_opened_together_and_read_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(16):
+        write_rows(tmp_path / f"{number:02}.jsonl", [{"text": f"Text {number}, {row}."} for row in range(3)])
+    waiting, opened = threading.Barrier(8, timeout=300), file_formats.open_file_system
+
+    def open_with_seven_others(path: str) -> Any:
+        if threading.current_thread() is not threading.main_thread() and path.endswith(".jsonl"):
+            waiting.wait()
+        return opened(path)
+
+    monkeypatch.setattr(file_formats, "open_file_system", open_with_seven_others)
+    paths = tuple(str(path) for path in sorted(tmp_path.glob("*.jsonl")))
+    out = Artifact("corpus", str(tmp_path / "out"))
+    parser = FileParser(config(tmp_path, group_column=None, num_shards=1), out)
+    assert parser({"paths": paths, "part": 0, "num_parts": 1, "unit": 0})["rows"] == 48
+    texts = read_bucket(out, out.files("scratch", ".parquet"), 0, parsing.PARSED)["text"].to_pylist()
+    assert texts == [f"Text {number}, {row}." for number in range(16) for row in range(3)]

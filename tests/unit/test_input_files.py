@@ -315,3 +315,14 @@ def test_a_hugging_face_dataset_that_cannot_be_reached_is_named(monkeypatch: pyt
 )
 def test_a_dataset_is_named_with_its_revision_and_its_configuration(pattern: str, parts: tuple[str | None]) -> None:
     assert DatasetName.parse(pattern) == parts
+
+
+@pytest.mark.parametrize("other", ['{"text": "y", "more": 1}', '{"text": "y", "size": "large"}', '{"text": "y", "si'])
+def test_a_hugging_face_dataset_whose_files_differ_is_read_as_files(tmp_path: Path, other: str) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "x", "size": 1}\n')
+    (tmp_path / "y.jsonl").write_text(f"{other}\n")
+    reader = RecordReader("text", None, 10)
+    with pytest.raises(SbpError, match=r"shard 1 of 2 cannot be read \(.*\): mend it, or name the dataset's files"):
+        list(reader.read(f"hf:{tmp_path}", 1, 2))
+    [row] = reader.read(str(tmp_path / "y.jsonl"))
+    assert row == (Record(1, "y", None) if other.endswith("}") else BadRow(1, "broken_json"))

@@ -74,14 +74,6 @@ def test_a_folder_named_like_a_file_is_a_folder_of_files(tmp_path: Path) -> None
     assert listed.skipped == {"folder": 1, "hidden": 1}
 
 
-def test_the_home_folder_is_meant_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    make(tmp_path, "a.jsonl")
-    assert find_input_files(["~/a.jsonl", "~/*.jsonl"]).files == [(str(tmp_path / "a.jsonl"), len(LINE))]
-    [row] = RecordReader("text", None, 10).read("~/a.jsonl")
-    assert row == Record(1, "a", None)
-
-
 def test_what_we_made_below_the_input_is_no_input(tmp_path: Path) -> None:
     make(tmp_path, "a.jsonl", "runs/1_corpus/started.json", "runs/1_corpus/quarantine/part-00000.jsonl")
     assert found(tmp_path, ".") == found(tmp_path, "**/*.jsonl") == ["a.jsonl"]
@@ -160,6 +152,15 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 
 
 # Stores
+
+
+@pytest.mark.parametrize("name", ["a b.jsonl", "a%20b.jsonl", "a?b#c.jsonl", "é.jsonl"])
+def test_names_on_a_store_are_no_urls(tmp_path: Path, name: str) -> None:
+    make(tmp_path, name)
+    for pattern in (f"file://{tmp_path}/?*.jsonl", f"file://{tmp_path}/{name}", f"file://{tmp_path}"):
+        [(path, _)] = find_input_files([pattern]).files
+        [row] = RecordReader("text", None, 10).read(path)
+        assert row == Record(1, "a", None)
 
 
 def test_a_store_is_listed_once_for_all_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def test_a_file_on_a_store_counts_by_its_etag_and_not_by_when_it_was_uploaded(mo
         def get_file_info(self, path: str) -> SimpleNamespace:
             return SimpleNamespace(mtime_ns=uploaded)
 
-    monkeypatch.setattr(recipes, "_store", lambda url: Store())
+    monkeypatch.setattr(recipes, "open_file_system", lambda url: (Store(), "bucket/a.jsonl"))
     etag, uploaded = {b"ETag": b"abc"}, 1
     first = recipes._fingerprint_of_files([("s3://bucket/a.jsonl", 3)])
     uploaded = 2
