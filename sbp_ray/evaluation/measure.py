@@ -18,6 +18,7 @@ from sbp_ray.evaluation.text_quality.beside_real import measure_quality
 from sbp_ray.evaluation.text_quality.corpus_scan import fetch_documents
 from sbp_ray.evaluation.unseen import find_held_out_text
 from sbp_ray.provenance import provenance
+from sbp_ray.report.corpus_card import corpus_card
 from sbp_ray.report.pair_guide import mining_facts
 from sbp_ray.report.run_facts import artifact_row, loss_curve
 
@@ -56,6 +57,11 @@ def measure_study(study: Study, out: Artifact) -> dict[str, Any]:
         **_written_by(study),
         "facts": measure_facts(study, store),
         "quality": measure_quality(study, Artifact("quality", f"{out.url}/quality")),
+        "corpora": [
+            card | {"for": names_of(trainings)}
+            for node, trainings in study.users("corpus")
+            if (card := corpus_card(node))
+        ],
         "mining": [
             facts | {"for": names_of(trainings)}
             for node, trainings in study.users("pairs")

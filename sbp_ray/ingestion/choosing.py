@@ -27,6 +27,9 @@ NUM_SLOTS = 65_536
 """Slots of ids. With so many, the documents to keep are chosen without one process that holds all ids."""
 HASHES_KEPT = 1024
 """Hashes of each split's groups that are kept to estimate how many groups there are."""
+EXAMPLES = 3
+"""Of what is dropped for a reason."""
+_HEAD_CHARS = 120
 PIECE_ROWS = 1000
 PIECE_BYTES = 1 << 20
 """Texts that are worked on at a time: to tokenise or to hash a byte takes some 50."""
@@ -45,6 +48,20 @@ class TrainRange(NamedTuple):
             "train": (self.first, self.last + 1),
             "development": (self.last + 1, 2**64),
         }[split]
+
+
+class Dropped(NamedTuple):
+    """Documents that are left out for one reason."""
+
+    number: int
+    examples: list[str]
+    """How the first of them begin."""
+
+    @classmethod
+    def of(cls, table: pa.Table, rows_N: np.ndarray) -> Dropped:
+        heads = pc.utf8_slice_codeunits(table.column("text").take(pa.array(rows_N[:EXAMPLES])), 0, 2 * _HEAD_CHARS)
+        lines = [" ".join(head.split()) for head in heads.to_pylist()]
+        return cls(len(rows_N), [line[:_HEAD_CHARS] + " …" * (len(line) > _HEAD_CHARS) for line in lines])
 
 
 def train_range(validation_share: float, development_share: float, low: int, high: int) -> TrainRange:
@@ -72,8 +89,8 @@ def keep_slots(documents: pa.Table, num_slots: int) -> pa.Table:
     return documents if num_slots == NUM_SLOTS else documents.filter(pa.array(slots_of(documents) < num_slots))
 
 
-def gather_shard(out: Artifact, shard: int, trained: TrainRange) -> tuple[dict[Split, pa.Table], dict[Split, int]]:
-    """A shard's documents by split, sorted by id, and how many exact duplicates each split lost.
+def gather_shard(out: Artifact, shard: int, trained: TrainRange) -> tuple[dict[Split, pa.Table], dict[Split, Dropped]]:
+    """A shard's documents by split, sorted by id, and the exact duplicates that each split lost.
 
     Of equal texts the first stays: by file, then by line. Which split the others were of does not matter, so that no
     text is in two.
@@ -87,11 +104,11 @@ def gather_shard(out: Artifact, shard: int, trained: TrainRange) -> tuple[dict[S
     masks: dict[Split, np.ndarray] = {"validation": hashes < trained.first, "development": hashes > trained.last}
     masks["train"] = ~(masks["validation"] | masks["development"])
     documents: dict[Split, pa.Table] = {}
-    num_duplicates: dict[Split, int] = {}
+    duplicates: dict[Split, Dropped] = {}
     for split, in_split in masks.items():
         documents[split] = table.take(pa.array(order[in_split & is_first]))
-        num_duplicates[split] = int((in_split & ~is_first).sum())
-    return documents, num_duplicates
+        duplicates[split] = Dropped.of(table, order[in_split & ~is_first])
+    return documents, duplicates
 
 
 def text_pieces(table: pa.Table) -> Iterator[tuple[int, list[str]]]:
@@ -107,14 +124,15 @@ def text_pieces(table: pa.Table) -> Iterator[tuple[int, list[str]]]:
         yield start, table.column("text").slice(start).to_pylist()
 
 
-def drop_contaminated(table: pa.Table, ngrams: EvaluationNgrams) -> tuple[pa.Table, Counter[str]]:
-    """The rows that share no n-gram with an evaluation set; and how many of the others share one with each set."""
+def drop_contaminated(table: pa.Table, ngrams: EvaluationNgrams) -> tuple[pa.Table, Dropped, Counter[str]]:
+    """The rows that share no n-gram with an evaluation set; the others, and how many of them share one with each."""
     hits: dict[int, tuple[str, ...]] = {}
     for start, texts in text_pieces(table) if ngrams.num_ngrams else ():
         hits |= {start + row: names for row, names in ngrams.find(texts).items()}
+    dropped = Dropped.of(table, np.array([*hits], np.int64))
     if hits:
         table = table.take(pa.array(np.setdiff1d(np.arange(len(table)), list(hits))))
-    return table, Counter(name for names in hits.values() for name in names)
+    return table, dropped, Counter(name for names in hits.values() for name in names)
 
 
 def estimate_distinct(smallest: list[int], low: int, high: int) -> int:

@@ -6,7 +6,7 @@ import functools
 import json
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.ingestion.choosing import EXAMPLES
 from sbp_ray.ingestion.parsing import QUARANTINE
 from sbp_ray.shards import Stats
 
 _LETTERS = 50  # of a document, by which its script is told
-_EXAMPLES = 3
 _LIMITS = 4 ** np.arange(2, 31)  # of lengths that are counted together
 
 
@@ -45,16 +45,36 @@ def _script(char: str) -> str:
     return unicodedata.name(char, "unknown").partition(" ")[0].lower()
 
 
-def examples_of_drops(out: Artifact) -> dict[str, list[str]]:
+def examples_of_bad_rows(out: Artifact) -> dict[str, list[str]]:
     """Places of the first rows that were put aside, by reason."""
     places: defaultdict[str, list[str]] = defaultdict(list)
     for name in out.files(QUARANTINE):
         for line in out.read_bytes(name).splitlines():
             entry = json.loads(line)
-            if len(places[entry["reason"]]) < _EXAMPLES:
+            if len(places[entry["reason"]]) < EXAMPLES:
                 part = f"{entry['from_byte']}+" if "from_byte" in entry else ""
                 places[entry["reason"]].append(f"{entry['file']}:{part}{entry['line']}")
     return dict(places)
+
+
+def first_examples(parts: Iterable[Mapping[str, list[str]]]) -> dict[str, list[str]]:
+    """The first few of each reason."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for reason, examples in (item for part in parts for item in part.items() if item[1]):
+        found[reason] += examples[: EXAMPLES - len(found[reason])]
+    return dict(found)
+
+
+def script_shares(split: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The scripts of a split's documents, the most frequent first, and the share of each."""
+    scripts = sorted(split["scripts"].items(), key=lambda item: -item[1])
+    return [(name, count / split["documents"]) for name, count in scripts if count]
+
+
+def length_shares(split: Mapping[str, Any]) -> list[tuple[int, float]]:
+    """Limits of the documents' lengths in characters, and the share of those above the limit before."""
+    lengths = sorted((int(limit), count) for limit, count in split["lengths"].items())
+    return [(limit, count / split["documents"]) for limit, count in lengths if count]
 
 
 def tabulate_corpus(stats: dict[str, Any], splits: Sequence[str]) -> Iterator[str]:
@@ -64,12 +84,8 @@ def tabulate_corpus(stats: dict[str, Any], splits: Sequence[str]) -> Iterator[st
         part = stats[split]
         counts = part["documents"], part["groups"], part["characters"], part["tokens"]
         yield f"{split:12} {counts[0]:12,} {counts[1]:10,} {counts[2]:15,} {counts[3]:15,}"
-    train = stats["train"]
-    total = max(1, train["documents"])
-    scripts = sorted(train["scripts"].items(), key=lambda item: -item[1])
-    yield "scripts: " + ", ".join(f"{name} {count / total:.1%}" for name, count in scripts[:5])
-    lengths = sorted((int(limit), count) for limit, count in train["lengths"].items())
-    yield "characters: " + ", ".join(f"up to {limit:,} {count / total:.1%}" for limit, count in lengths)
+    yield "scripts: " + ", ".join(f"{name} {share:.1%}" for name, share in script_shares(stats["train"])[:5])
+    yield "characters: " + ", ".join(f"up to {limit:,} {share:.1%}" for limit, share in length_shares(stats["train"]))
     for reason, count in sorted(stats["drops"].items(), key=lambda item: -item[1]):
-        places = ", ".join(stats["examples"].get(reason, ()))
-        yield f"dropped: {count:,} {reason}" + (f" ({places})" if places else "")
+        examples = ", ".join(stats["examples"].get(reason, ()))
+        yield f"dropped: {count:,} {reason}" + (f" ({examples})" if examples else "")

@@ -34,7 +34,7 @@ from sbp_ray.ingestion.choosing import (
     text_pieces,
     train_range,
 )
-from sbp_ray.ingestion.data_card import describe_texts, examples_of_drops, tabulate_corpus
+from sbp_ray.ingestion.data_card import describe_texts, examples_of_bad_rows, first_examples, tabulate_corpus
 from sbp_ray.ingestion.parsing import QUARANTINE, FileParser
 from sbp_ray.ingestion.refusing import FileReport, merge_parts, require_usable, warn_of_first_rows
 from sbp_ray.ingestion.units import Unit, input_units
@@ -163,7 +163,7 @@ class TokenizerMaker:
     def _texts(self) -> Iterator[str]:
         for shard in range(self._cfg.num_shards):
             documents, _ = gather_shard(self._out, shard, self._trained)
-            clean, _ = drop_contaminated(documents["train"], self._ngrams)
+            clean, _, _ = drop_contaminated(documents["train"], self._ngrams)
             for text in keep_slots(clean, self._num_slots).column("text").to_pylist():
                 if self._num_chars >= _TOKENIZER_CHARS:
                     return
@@ -183,7 +183,7 @@ class SlotCounter:
 
     def __call__(self, item: dict[str, Any]) -> Stats:
         documents, _ = gather_shard(self._out, item["shard"], self._trained)
-        clean, _ = drop_contaminated(documents["train"], self._ngrams)
+        clean, _, _ = drop_contaminated(documents["train"], self._ngrams)
         counts = np.bincount(slots_of(clean), minlength=NUM_SLOTS).astype(np.int64)
         self._out.write_bytes(_slots_name(item["shard"]), counts.tobytes())
         return {"documents": len(clean)}
@@ -268,22 +268,20 @@ class ShardMaker:
         self._tokenizer = load_tokenizer(out.local_copy(TOKENIZER))
 
     def __call__(self, item: dict[str, Any]) -> Stats:
-        documents, num_duplicates = gather_shard(self._out, item["shard"], self._trained)
+        documents, duplicates = gather_shard(self._out, item["shard"], self._trained)
         written = []
         for split in self._splits:
             table = documents[split]
             hits: Counter[str] = Counter()
+            dropped = {"exact_duplicate": duplicates[split]}
             num_clean = len(table)
             if split == "train":
-                table, hits = drop_contaminated(table, self._ngrams)
+                table, dropped["contaminated"], hits = drop_contaminated(table, self._ngrams)
                 num_clean = len(table)
                 table = keep_slots(table, self._num_slots)
             tokenised = self._tokenised(table)
-            drops = {
-                "exact_duplicate": num_duplicates[split],
-                "contaminated": len(documents[split]) - num_clean,
-                "above_max_train_documents": num_clean - len(table),
-            }
+            drops = {reason: documents.number for reason, documents in dropped.items()}
+            drops["above_max_train_documents"] = num_clean - len(table)
             stats = {
                 "documents": len(table),
                 "tokens": len(tokenised.column("input_ids").combine_chunks().values) if len(table) else 0,
@@ -293,7 +291,9 @@ class ShardMaker:
             }
             smallest = np.unique(table.column("group_hash").to_numpy())[:HASHES_KEPT].tolist()
             name = shard_name(split, item["shard"])
-            self._out.write_table(name, tokenised, stats=stats | {"group_hashes": smallest})
+            examples = {reason: documents.examples for reason, documents in dropped.items()}
+            told = {"group_hashes": smallest, "examples": examples}
+            self._out.write_table(name, tokenised, stats=stats | told)
             written.append(stats)
         return add_stats(written)
 
@@ -318,6 +318,7 @@ def _total_stats(cfg: IngestConfig, found: FoundFiles, ngrams: EvaluationNgrams,
         )
     total = add_stats(by_split.values())
     hits = [part.pop("contaminated") for part in by_split.values()]
+    examples = [part.pop("examples") for part in by_split.values()]
     damage = [report.damage for report in merge_parts(parsed["files"]) if report.damage]
     return {
         "files": {
@@ -331,7 +332,7 @@ def _total_stats(cfg: IngestConfig, found: FoundFiles, ngrams: EvaluationNgrams,
         "documents": total["documents"],
         "tokens": total["tokens"],
         "drops": add_stats([parsed["drops"], total["drops"]]),
-        "examples": examples_of_drops(out),
+        "examples": first_examples([examples_of_bad_rows(out), *examples]),
         "contaminated": ngrams.count_hits(total["drops"].get("contaminated", 0), add_stats(hits)),
         "tokenizer": out.read_json(_TOKENIZER_DONE),
         **by_split,
@@ -342,8 +343,11 @@ def _split_stats(out: Artifact, split: Split, low: int, high: int) -> Stats:
     """Of a split whose groups' hashes lie in [low, high)."""
     total: Stats = {}
     smallest: list[int] = []
+    examples: dict[str, list[str]] = {}
     parts = read_stats(out, list_shards(out, split))  # few wait: a thousand hashes of each of 10^4 shards are 0.5 GB
     for part in parts:
         smallest = sorted({*smallest, *part.pop("group_hashes")})[:HASHES_KEPT]
+        examples = first_examples([examples, part.pop("examples")])
         total = add_stats([total, part])
-    return {"groups": estimate_distinct(smallest, low, high), **total}
+    num_groups = min(estimate_distinct(smallest, low, high), total["documents"])
+    return {"groups": num_groups, "examples": examples, **total}

@@ -238,6 +238,7 @@ def results(rows, experiment: ExperimentConfig) -> dict[str, Any]:
         ],
         "facts": None,
         "quality": quality(),
+        "corpora": [],
         "mining": [],
         "unknown_questions": 2,
         "artifacts": [

@@ -322,6 +322,26 @@ def test_the_wrong_column_is_told_before_a_large_input_is_read(
     assert f"{path}: no text in column 'text' so far; the columns are body" in caplog.text
 
 
+def test_what_was_dropped_has_three_examples_of_each_reason(tmp_path: Path, new_artifact) -> None:
+    copies = [{"text": f"The same,\n{number}." + " " * copy} for number in range(2) for copy in range(4)]
+    leaked = [{"text": f"Asked word for word {number}, and more."} for number in range(4)]
+    write_rows(tmp_path / "a.jsonl", [*copies, *leaked, *({"text": text} for text in ("", "", None, "", ""))])
+    write_rows(tmp_path / "eval.jsonl", [{"question": "Asked word for word"}])
+    stats = ingest_documents(
+        config(tmp_path / "a.jsonl", group_column=None, num_shards=2, validation_share=0.0, max_bad_share=0.5),
+        out=new_artifact("corpus"),
+        evaluation_sets=(str(tmp_path / "eval.jsonl"),),
+        ngram_words=4,
+    )
+    assert stats["drops"] == {"exact_duplicate": 6, "contaminated": 4, "empty": 4, "no_text": 1}
+    found = {reason: sorted(examples) for reason, examples in stats["examples"].items()}
+    assert found["empty"] == [f"{tmp_path}/a.jsonl:{line}" for line in (13, 14, 16)]
+    assert found["no_text"] == [f"{tmp_path}/a.jsonl:15"]
+    assert len(found["exact_duplicate"]) == len(found["contaminated"]) == 3
+    assert set(found["exact_duplicate"]) <= {"The same, 0.", "The same, 1."}
+    assert set(found["contaminated"]) < {row["text"] for row in leaked}
+
+
 def test_a_file_without_the_columns_says_what_it_holds(tmp_path: Path, new_artifact) -> None:
     path = tmp_path / "a.jsonl"
     write_rows(path, [{"text": None, "id": 1}, {"text": ["x"], "id": 2}])

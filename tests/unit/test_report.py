@@ -138,6 +138,14 @@ def report(gain: float = -0.02, groups: int = 12) -> dict[str, Any]:
             "real": columns,
             "syntheses": [{"synthetic": "t-1", "name": "sbp", "for": ["sbp"], **synthetic}],
         },
+        "corpora": [
+            {"corpus": "corpus-1", "files": {"read": 3, "skipped": {".csv": 2}, "damaged": 1, "bytes_unread": 7},
+             "rows": 2100, "for": ["sbp"],
+             "splits": [{"split": "train", "documents": 1882, "groups": 48, "characters": 123_456, "tokens": 30_000}],
+             "scripts": [("latin", 0.75), ("thai", 0.25)], "lengths": [(256, 0.4), (1024, 0.6)],
+             "drops": [{"reason": "exact_duplicate", "documents": 3, "examples": ["A <b>river</b> is"]},
+                       {"reason": "no_text", "documents": 2, "examples": ["in/a.jsonl:7", "in/a.jsonl:9"]}]}
+        ],
         "mining": [{"pairs": "p-1", "for": ["sbp"], "num_pairs": 5462, "same_group_share": 0.977, **mining()}],
         "decontamination": [],
         "artifacts": [
@@ -153,7 +161,15 @@ def report(gain: float = -0.02, groups: int = 12) -> dict[str, Any]:
 def empty_report() -> dict[str, Any]:
     """A run with no question file, nothing held out, no synthetic documents and no manifests."""
     found = report()
-    found |= {"texts": {}, "mining": [], "synthesizers": [], "synthetic": [], "quality": None, "facts": None}
+    found |= {
+        "texts": {},
+        "mining": [],
+        "corpora": [],
+        "synthesizers": [],
+        "synthetic": [],
+        "quality": None,
+        "facts": None,
+    }
     found["curves"] = [{"name": name, "seed": 0, "points": []} for name in ("repetition", "sbp")]
     for arm in found["arms"]:
         arm |= {"measures": {}, "mixture": None}
@@ -209,6 +225,16 @@ def test_an_unmeasured_recall_says_so() -> None:
     found = report()
     found["mining"][0]["recall"] = None
     assert "Recall of the lists of neighbours: not measured." in render_page(found)
+
+
+def test_the_page_says_what_the_corpus_holds_and_what_was_dropped() -> None:
+    page = render_page(report())
+    assert "2,100 rows were read from 3 files, of which 1 could not be read to the end. Not read: 2 .csv." in page
+    assert "<tr><th>train</th><td>1,882</td><td>48</td><td>123,456</td><td>30,000</td></tr>" in page
+    assert "<tr><th>Thai</th><td>25.0 %</td></tr>" in page
+    assert "<tr><th>1,024</th><td>60.0 %</td></tr>" in page
+    assert '<th>no text</th><td>2</td><td class="words"><ul><li>in/a.jsonl:7</li><li>in/a.jsonl:9</li></ul>' in page
+    assert "A &lt;b&gt;river&lt;/b&gt; is" in page
 
 
 def test_a_run_without_neighbours_has_no_plots_of_them() -> None:
