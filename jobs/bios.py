@@ -11,7 +11,7 @@ def _run() -> None:
     parser = Parser(prog="jobs/bios.py", description="See docs/bios.md.")
     parser.add_argument("--config", required=True, metavar="FILE", help="such as data/bios/world.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the world")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     set_up_logging()
     from sbp_ray.bios.world import write_world
     from sbp_ray.bios.world_settings import BiosConfig

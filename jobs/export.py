@@ -14,7 +14,7 @@ def _run() -> None:
     parser.add_argument("--format", choices=("jsonl", "parquet", "hf"), default="hf")
     parser.add_argument("--licence", default="other", metavar="ID", help="of the card, such as cc-by-sa-4.0")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="as the run had them")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     set_up_logging()
     from sbp_ray.cli import with_absolute_folders
     from sbp_ray.config_file import load_config

@@ -19,7 +19,7 @@ def _run() -> None:
     parser.add_argument("--min-cosine", type=float, default=-1.0, help="of pairs")
     parser.add_argument("--max-cosine", type=float, default=1.0, help="of pairs")
     parser.add_argument("--characters", type=int, default=500, help="shown of each text")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     set_up_logging()
     from sbp_ray.cli import with_absolute_folders
     from sbp_ray.config_file import load_config

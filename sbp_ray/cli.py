@@ -73,7 +73,7 @@ def parse_command(job_name: str) -> Command:
         parser.add_argument("--tokens", type=int, help="of the corpus, likewise")
         parser.add_argument("--rates", default="benchmarks/rates.yaml", metavar="FILE", help="what a machine does")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     set_up_logging()
     config = with_absolute_folders(load_config(arguments.config, arguments.overrides))
     refuse_missing_library(config.tracking)

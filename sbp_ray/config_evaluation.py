@@ -20,7 +20,7 @@ class EvalConfig(Section):
     truth: Place | None = None
     """The `truth.json` that jobs/bios.py wrote beside the corpus: what is recalled of it, and what synthetic texts say
     of it, is counted. Without one the report says "not measured"."""
-    found_elsewhere: str | None = None
+    found_elsewhere: Place | None = None
     """`answer.txt` of an experiment on the same corpus, which the report says beside its own answer: a run has no
     controls of its own."""
     max_validation_documents: PositiveInt = 1000

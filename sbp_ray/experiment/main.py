@@ -42,7 +42,7 @@ def _run() -> None:
         help="without Ray: train and score what can be, with torch and transformers alone",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the experiment")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     set_up_logging()
     experiment = load_experiment(arguments.config, arguments.overrides)
     grid = plan_grid(experiment)
