@@ -316,9 +316,9 @@ def _total_stats(cfg: IngestConfig, found: FoundFiles, ngrams: EvaluationNgrams,
             "no document is left in the train split: lower ingest.validation_share or ingest.development_share, or "
             "shorten decontaminate.evaluation_sets"
         )
+    examples = [part.pop("examples") for part in by_split.values()]
     total = add_stats(by_split.values())
     hits = [part.pop("contaminated") for part in by_split.values()]
-    examples = [part.pop("examples") for part in by_split.values()]
     damage = [report.damage for report in merge_parts(parsed["files"]) if report.damage]
     return {
         "files": {

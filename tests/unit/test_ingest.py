@@ -549,20 +549,22 @@ def test_the_manifest_tells_what_the_corpus_is(tmp_path: Path, new_artifact, cap
             total |= {key: total.get(key, 0) + count for key, count in counts.items()}
     assert scripts == {"latin": 2, "thai": 1, "none": 1, "cjk": 1}
     assert lengths == {"16": 3, "64": 1, "256": 1}
-    assert stats["examples"] == {"text_not_a_string": [f"{path}:{line}" for line in (7, 8, 9)]}
+    bad = [f"{path}:{line}" for line in (7, 8, 9)]
+    assert stats["examples"] == {"text_not_a_string": bad, "exact_duplicate": ["Sixteen letters."]}
     assert f"dropped: 5 text_not_a_string ({path}:7, {path}:8, {path}:9)" in caplog.text
-    assert "dropped: 1 exact_duplicate" in caplog.text
+    assert "dropped: 1 exact_duplicate (Sixteen letters.)" in caplog.text
 
 
 def test_small_files_are_opened_together_and_read_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(16):
+    for number in range(8):
         write_rows(tmp_path / f"{number:02}.jsonl", [{"text": f"Text {number}, {row}."} for row in range(3)])
-    waiting, opened = threading.Barrier(8, timeout=300), file_formats.open_file_system
+    waiting, seen, opened = threading.Barrier(8, timeout=60), set(), file_formats.open_file_system
 
     def open_with_seven_others(path: str) -> Any:
-        if threading.current_thread() is not threading.main_thread() and path.endswith(".jsonl"):
+        if path not in seen:
+            seen.add(path)
             waiting.wait()
         return opened(path)
 
@@ -570,6 +572,6 @@ def test_small_files_are_opened_together_and_read_in_their_order(
     paths = tuple(str(path) for path in sorted(tmp_path.glob("*.jsonl")))
     out = Artifact("corpus", str(tmp_path / "out"))
     parser = FileParser(config(tmp_path, group_column=None, num_shards=1), out)
-    assert parser({"paths": paths, "part": 0, "num_parts": 1, "unit": 0})["rows"] == 48
+    assert parser({"paths": paths, "part": 0, "num_parts": 1, "unit": 0})["rows"] == 24
     texts = read_bucket(out, out.files("scratch", ".parquet"), 0, parsing.PARSED)["text"].to_pylist()
-    assert texts == [f"Text {number}, {row}." for number in range(16) for row in range(3)]
+    assert texts == [f"Text {number}, {row}." for number in range(8) for row in range(3)]
