@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sbp_ray.cli import parse_command
 from sbp_ray.config import Config
 from sbp_ray.config_file import load_config
 from sbp_ray.errors import SbpError
@@ -225,3 +226,10 @@ def test_the_home_folder_is_meant_by_its_sign_in_every_setting_that_is_a_place(
     for part in key.split("."):
         value = value[int(part) if part == "0" else part]
     assert value == "/home/me/mine"
+
+
+def test_settings_may_stand_before_options_and_behind_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--config", str(SMALL), "run_dir=/one", "--redo", "tune", "embed.max_tokens=7"]
+    monkeypatch.setattr("sys.argv", ["jobs/tune.py", *words])
+    command = parse_command("tune")
+    assert (command.config.run_dir, command.config.embed.max_tokens, command.redo) == ("/one", 7, "tune")
