@@ -32,6 +32,9 @@ class IngestConfig(Section):
     development_share: Fraction = 0.05
     """Share of the groups, or of the documents, that are neither trained on nor reported: checkpoints are chosen by
     them (`checkpoint=best` of `pretrain` and `tune`). Some thousand documents are enough for any corpus."""
+    max_shared_with_train: Fraction = 0.5
+    """Held-out documents of which train documents hold more than this share of the runs of 13 words are dropped as
+    near-copies. 1 keeps all of them."""
     max_train_documents: PositiveInt | None = None
     """Keep so many train documents, chosen by the hashes that their ids are, to within 1/65,536 of the split. The
     validation split stays as it is. What a smaller number keeps is a part of what a larger one keeps."""

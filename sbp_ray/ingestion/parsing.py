@@ -38,6 +38,8 @@ PARSED = pa.schema(
 QUARANTINE = "quarantine"
 CHUNK_CHARS = 32 << 20
 """Characters of text held while parsing, at most 4 bytes each."""
+FEW = 3
+"""Groups, or documents, of which one each can be in each split."""
 _ROW_CHARS = 200
 """Characters that take the memory of what Python holds of a row beside its text."""
 
@@ -66,7 +68,7 @@ class FileParser:
     def __call__(self, item: dict[str, Any]) -> Stats:
         self._rows: dict[str, list[Any]] = {name: [] for name in PARSED.names}
         self._chars = self._num_rows = 0
-        self._hash_range = (2**64 - 1, 0)
+        self._hash_range, self._few_hashes = (2**64 - 1, 0), set[int]()
         self._bad: Counter[str] = Counter()
         files: list[FileReport] = []
         with (
@@ -80,8 +82,8 @@ class FileParser:
                     files.append(report)
             self._flush(writer)
             stats = {"rows": self._num_rows, "drops": dict(self._bad)}
-            told = {"hash_range": list(self._hash_range), "files": [report._asdict() for report in files]}
-            writer.finish(stats | told)
+            hashes = {"hash_range": list(self._hash_range), "few_hashes": sorted(self._few_hashes)}
+            writer.finish(stats | hashes | {"files": [report._asdict() for report in files]})
         return stats
 
     def _open(self, path: str, part: int, num_parts: int) -> _Opened:
@@ -117,6 +119,8 @@ class FileParser:
         of_group = hash64("split", self._cfg.seed, group)
         number = of_group if self._cfg.split_by == "group" else hash64("split", self._cfg.seed, doc_id.hex())
         self._hash_range = (min(low, number), max(high, number))
+        if len(self._few_hashes) < FEW:
+            self._few_hashes.add(number)
         for name, value in zip(PARSED.names, (doc_id, group, of_group, number, row.text, row.source), strict=True):
             self._rows[name].append(value)
         self._chars += len(row.text) + len(row.source or "") + _ROW_CHARS

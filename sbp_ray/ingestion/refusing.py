@@ -123,6 +123,20 @@ def require_usable(
         logger.warning(f"ingest | {num_bad:,} of {num_rows:,} rows put aside ({reasons}): {quarantine}")
 
 
+def require_a_group_for_each_split(cfg: IngestConfig, few_hashes: Iterable[int]) -> None:
+    """Raises SbpError where there are two groups and two splits are held out, with one group each at least.
+
+    Args:
+        few_hashes: distinct hashes of the groups, or of the documents: all, or `parsing.FEW` at least.
+    """
+    if len({*few_hashes}) == 2 and cfg.validation_share and cfg.development_share:
+        kinds, other = ("documents", "") if cfg.split_by == "document" else ("groups", ", or ingest.split_by=document")
+        raise SbpError(
+            f"the input has two {kinds}: one is held out for validation and one for development, which leaves none to "
+            f"train on: set ingest.development_share=0{other}"
+        )
+
+
 def _describe_damage(damaged: list[FileReport]) -> str:
     places = [
         f"{report.file} from row {report.damage.line:,} on ({report.damage.reason}; "

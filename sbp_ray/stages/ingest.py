@@ -1,9 +1,10 @@
 """text files -> corpus
 
-Three steps, each resumed file by file: every input file is parsed into a scratch file whose rows lie sorted by output
-shard; the tokenizer is trained on a sample; every output shard is gathered from the scratch files, freed of exact
-duplicates and of train documents that share text with an evaluation set, tokenised and written. No process holds more
-than one shard, or 64 MiB of an input file.
+Steps, each resumed file by file: every input file is parsed into a scratch file whose rows lie sorted by output shard;
+held-out documents are looked for in the train split; the tokenizer is trained on a sample; every output shard is
+gathered from the scratch files, freed of exact duplicates, of held-out near-copies of train documents and of train
+documents that share text with an evaluation set, tokenised and written. No process holds more than one shard, or 64 MiB
+of an input file.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.ingestion.choosing import (
     HASHES_KEPT,
     NUM_SLOTS,
+    Dropped,
     TrainRange,
     drop_contaminated,
     estimate_distinct,
@@ -35,8 +37,15 @@ from sbp_ray.ingestion.choosing import (
     train_range,
 )
 from sbp_ray.ingestion.data_card import describe_texts, examples_of_bad_rows, first_examples, tabulate_corpus
+from sbp_ray.ingestion.held_out import RunComparer, RunSketcher, shared_file, shared_with_train, sketch_file
 from sbp_ray.ingestion.parsing import QUARANTINE, FileParser
-from sbp_ray.ingestion.refusing import FileReport, merge_parts, require_usable, warn_of_first_rows
+from sbp_ray.ingestion.refusing import (
+    FileReport,
+    merge_parts,
+    require_a_group_for_each_split,
+    require_usable,
+    warn_of_first_rows,
+)
 from sbp_ray.ingestion.units import Unit, input_units
 from sbp_ray.input_files import FoundFiles
 from sbp_ray.schema import DOCUMENT, SPLITS, Split
@@ -112,16 +121,19 @@ def _refuse_bad_input(cfg: IngestConfig, out: Artifact) -> None:
     total = _parse_stats(out)
     try:
         require_usable(cfg, total["rows"], total.get("drops", {}), merge_parts(total["files"]), out.path(QUARANTINE))
+        require_a_group_for_each_split(cfg, total["few_hashes"])
     except SbpError:
         remove_scratch(out)
         raise
 
 
 def _parse_stats(out: Artifact) -> Stats:
-    """Rows, drops by reason, and what is wrong with files as a whole."""
+    """Rows, drops by reason, what is wrong with files as a whole, and some hashes that the split is made by."""
     parts = list(read_stats(out, out.files(SCRATCH, ".parquet")))
     files = [FileReport.from_json(report) for part in parts for report in part["files"]]
-    return {**add_stats({key: part[key] for key in ("rows", "drops")} for part in parts), "files": files}
+    hashes = {number for part in parts for number in part["few_hashes"]}
+    total = add_stats({key: part[key] for key in ("rows", "drops")} for part in parts)
+    return {**total, "files": files, "few_hashes": hashes}
 
 
 # Step 2: which groups are held out, and the tokenizer
@@ -210,14 +222,23 @@ def _choose_slots(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Ar
     return num_slots
 
 
+def _look_for_held_out(cfg: IngestConfig, out: Artifact, trained: TrainRange) -> None:
+    """Which runs of words of the held-out documents stand in the train split too."""
+    if cfg.max_shared_with_train == 1:
+        return
+    sketch = _shard_step("ingest-sketch", RunSketcher, (out, trained, cfg.num_shards), cfg, out, sketch_file)
+    compare = _shard_step("ingest-compare", RunComparer, (out, cfg.num_shards), cfg, out, shared_file)
+    run_steps(out, [sketch, compare], cfg.resources)
+
+
 # Step 3: scratch files -> shards of each split
 
 
 def _write_all(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact) -> None:
     trained = _train_range(cfg, out)
+    _look_for_held_out(cfg, out, trained)
     num_slots = _choose_slots(cfg, decontaminate, out, trained)
     shared = (decontaminate, out, trained, num_slots)
-    splits, has_source = _splits(cfg), cfg.source_column is not None
     learn = Step(
         "ingest-tokenizer",
         TokenizerMaker,
@@ -226,8 +247,7 @@ def _write_all(cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artif
         lambda _: _TOKENIZER_DONE,
         reads=[(out, SCRATCH)],
     )
-    arguments = (*shared, splits, has_source)
-    write = _shard_step("ingest", ShardMaker, arguments, cfg, out, partial(shard_name, splits[-1]))
+    write = _shard_step("ingest", ShardMaker, (cfg, *shared), cfg, out, partial(shard_name, _splits(cfg)[-1]))
     run_steps(out, [learn, write], cfg.resources)
 
 
@@ -254,15 +274,9 @@ class ShardMaker:
     """Writes one shard of each split."""
 
     def __init__(
-        self,
-        decontaminate: DecontaminateConfig,
-        out: Artifact,
-        trained: TrainRange,
-        num_slots: int,
-        splits: tuple[Split, ...],
-        has_source: bool,
+        self, cfg: IngestConfig, decontaminate: DecontaminateConfig, out: Artifact, trained: TrainRange, num_slots: int
     ) -> None:
-        self._splits, self._columns = splits, [*DOCUMENT.names, *["source"] * has_source]
+        self._cfg, self._columns = cfg, [*DOCUMENT.names, *["source"] * (cfg.source_column is not None)]
         self._out, self._trained, self._num_slots = out, trained, num_slots
         self._ngrams = read_evaluation_sets(decontaminate)
         self._tokenizer = load_tokenizer(out.local_copy(TOKENIZER))
@@ -270,18 +284,19 @@ class ShardMaker:
     def __call__(self, item: dict[str, Any]) -> Stats:
         documents, duplicates = gather_shard(self._out, item["shard"], self._trained)
         written = []
-        for split in self._splits:
-            table = documents[split]
+        for split in _splits(self._cfg):
             hits: Counter[str] = Counter()
-            dropped = {"exact_duplicate": duplicates[split]}
-            num_clean = len(table)
+            dropped, table = {"exact_duplicate": duplicates[split]}, documents[split]
+            num_beyond = 0
             if split == "train":
-                table, dropped["contaminated"], hits = drop_contaminated(table, self._ngrams)
-                num_clean = len(table)
-                table = keep_slots(table, self._num_slots)
+                clean, dropped["contaminated"], hits = drop_contaminated(table, self._ngrams)
+                table = keep_slots(clean, self._num_slots)
+                num_beyond = len(clean) - len(table)
+            else:
+                table, dropped["near_copy_of_train"] = self._drop_near_copies(table, split, item["shard"])
             tokenised = self._tokenised(table)
-            drops = {reason: documents.number for reason, documents in dropped.items()}
-            drops["above_max_train_documents"] = num_clean - len(table)
+            drops = {reason: those.number for reason, those in dropped.items()}
+            drops["above_max_train_documents"] = num_beyond
             stats = {
                 "documents": len(table),
                 "tokens": len(tokenised.column("input_ids").combine_chunks().values) if len(table) else 0,
@@ -291,11 +306,19 @@ class ShardMaker:
             }
             smallest = np.unique(table.column("group_hash").to_numpy())[:HASHES_KEPT].tolist()
             name = shard_name(split, item["shard"])
-            examples = {reason: documents.examples for reason, documents in dropped.items()}
+            examples = {reason: those.examples for reason, those in dropped.items()}
             told = {"group_hashes": smallest, "examples": examples}
             self._out.write_table(name, tokenised, stats=stats | told)
             written.append(stats)
         return add_stats(written)
+
+    def _drop_near_copies(self, table: pa.Table, split: Split, shard: int) -> tuple[pa.Table, Dropped]:
+        """The held-out documents of which train documents hold no more than is allowed, and the others."""
+        limit = self._cfg.max_shared_with_train
+        is_copy_N = np.zeros(len(table), bool)
+        if limit < 1:
+            is_copy_N = shared_with_train(self._out, shard, self._cfg.num_shards, split, len(table)) > limit
+        return table.filter(pa.array(~is_copy_N)), Dropped.of(table, np.flatnonzero(is_copy_N))
 
     def _tokenised(self, table: pa.Table) -> pa.Table:
         """Rows of `DOCUMENT`, and their source where there is a column for it."""
