@@ -142,6 +142,8 @@ def _embedding_rows(vectors_ND: NDArray[np.float32], rows: Rows, schema: pa.Sche
         "vector": pa.FixedSizeListArray.from_arrays(values, vectors_ND.shape[1]),
         "signature": pa.array([bytes(SIGNATURE_BYTES)] * len(rows), pa.binary(SIGNATURE_BYTES)),
         "num_shingles": pa.array(np.full(len(rows), 100, np.int32)),
+        "content_signature": pa.array([bytes(SIGNATURE_BYTES)] * len(rows), pa.binary(SIGNATURE_BYTES)),
+        "num_content_words": pa.array(np.full(len(rows), 20, np.int32)),
         "group_hash": pa.array(rows.astype(np.uint64)),
     }
     return pa.table([columns[name] for name in schema.names], schema=schema)

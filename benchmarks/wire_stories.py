@@ -9,12 +9,90 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-_SYLLABLES = "bar bex cal dor eas far gan hal inv jar kel lom mer nor oak pel quar red sel tar ulv van wes yar zel".split()
-_ENDS = "den ley der rance mark well try ton ness row so ax wood ham worth ford wyn rant ston ce tray mouth ler by".split()
-_TRADES = "Steel Foods Petroleum Airlines Savings Chemicals Textiles Mining Electric Paper Pharma Rail Tobacco".split()
+_SYLLABLES = [
+    "bar",
+    "bex",
+    "cal",
+    "dor",
+    "eas",
+    "far",
+    "gan",
+    "hal",
+    "inv",
+    "jar",
+    "kel",
+    "lom",
+    "mer",
+    "nor",
+    "oak",
+    "pel",
+    "quar",
+    "red",
+    "sel",
+    "tar",
+    "ulv",
+    "van",
+    "wes",
+    "yar",
+    "zel",
+]
+_ENDS = [
+    "den",
+    "ley",
+    "der",
+    "rance",
+    "mark",
+    "well",
+    "try",
+    "ton",
+    "ness",
+    "row",
+    "so",
+    "ax",
+    "wood",
+    "ham",
+    "worth",
+    "ford",
+    "wyn",
+    "rant",
+    "ston",
+    "ce",
+    "tray",
+    "mouth",
+    "ler",
+    "by",
+]
+_TRADES = [
+    "Steel",
+    "Foods",
+    "Petroleum",
+    "Airlines",
+    "Savings",
+    "Chemicals",
+    "Textiles",
+    "Mining",
+    "Electric",
+    "Paper",
+    "Pharma",
+    "Rail",
+    "Tobacco",
+]
 _FORMS = ("Corp", "Inc", "Ltd", "Co", "Industries Inc", "Holdings")
-_GOODS = "copper wheat coffee cocoa sugar tin rubber cotton soybeans aluminium zinc barley".split()
-_DAYS = "Monday Tuesday Wednesday Thursday Friday".split()
+_GOODS = [
+    "copper",
+    "wheat",
+    "coffee",
+    "cocoa",
+    "sugar",
+    "tin",
+    "rubber",
+    "cotton",
+    "soybeans",
+    "aluminium",
+    "zinc",
+    "barley",
+]
+_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday"]
 
 
 def _name(rng: random.Random) -> str:
@@ -23,6 +101,7 @@ def _name(rng: random.Random) -> str:
 
 
 def company(rng: random.Random) -> str:
+    """Two names, a trade and a legal form."""
     return f"{_name(rng)} {_name(rng)} {rng.choice(_TRADES)} {rng.choice(_FORMS)}"
 
 
@@ -75,8 +154,8 @@ def _deal(rng: random.Random) -> list[str]:
         f"{seller} for {price} mln dlrs in {rng.choice(('cash', 'stock', 'cash and notes'))}.",
         f"The company said the transaction is subject to approval by the boards of both companies and by shareholders "
         f"of {seller}, who will meet in {place} on {rng.choice(_DAYS)}.",
-        f"{seller}, based in {place}, had sales of {rng.randrange(20, 900)} mln dlrs in {rng.randrange(1980, 1990)} and "
-        f"employs {_number(rng)} people in {rng.randrange(2, 30)} plants.",
+        f"{seller}, based in {place}, had sales of {rng.randrange(20, 900)} mln dlrs in {rng.randrange(1980, 1990)} "
+        f"and employs {_number(rng)} people in {rng.randrange(2, 30)} plants.",
         f'"This gives us a position in {rng.choice(_TRADES).lower()} that we could not have built," chairman {person} '
         f"said. He added that no plant would be closed before {rng.randrange(1988, 1995)}.",
         f"Analyst {other} of {_name(rng)} called the price {rng.choice(('full', 'fair', 'low'))} at "

@@ -7,9 +7,12 @@ from sbp_ray.job import Job, Stats, main
 
 
 def run(job: Job) -> Stats:
+    from sbp_ray.pairing.guide_page import write_guide_page
     from sbp_ray.stages.pair import pair_documents
 
-    return pair_documents(job.config.pair, neighbors=job.inputs["neighbors"], out=job.output)
+    stats = pair_documents(job.config.pair, neighbors=job.inputs["neighbors"], out=job.output)
+    write_guide_page(job.config.pair, stats["train"]["drops"], corpus=job.inputs["corpus"], out=job.output)
+    return stats
 
 
 if __name__ == "__main__":

@@ -135,6 +135,12 @@ class PairConfig(Section):
     """Pairs that share more of their shingles than this are dropped as near-duplicates."""
     max_containment: Fraction = 0.8
     """Pairs in which one document holds more than this share of the other's shingles are dropped as near-duplicates."""
+    max_content_overlap: Fraction = 0.75
+    """Pairs in which one document has more than this share of the other's content words (no numbers, and no words that
+    a hundredth of all documents have), and a twentieth of its shingles, are dropped as a document and its update."""
+    min_content_overlap: Fraction = 0.0
+    """Pairs in which the documents share a smaller part of their content words than this are dropped as alike in form
+    only. 0.02 keeps what has a name or a topic in common; see docs/pairs.md."""
     max_as_d1: PositiveInt = 50
     """One document is d1 of at most this many pairs, the most similar first."""
     max_as_d2: PositiveInt = 50

@@ -31,6 +31,7 @@ NEIGHBORS = pa.schema(
         ("cosines", pa.list_(pa.float32())),
         ("jaccards", pa.list_(pa.float32())),  # of the two documents' shingles, estimated by MinHash
         ("containments", pa.list_(pa.float32())),  # the same: share of the smaller one's shingles that the other holds
+        ("content_overlaps", pa.list_(pa.float32())),  # the same of words: share of the fewer content words in common
         ("same_group", pa.list_(pa.bool_())),
     ]
 )
@@ -80,6 +81,8 @@ def embedding_schema(dim: int) -> pa.Schema:
             ("vector", pa.list_(pa.float16(), dim)),
             ("signature", pa.binary(SIGNATURE_BYTES)),  # b-bit MinHash of the shingles
             ("num_shingles", pa.int32()),  # distinct ones
+            ("content_signature", pa.binary(SIGNATURE_BYTES)),  # of the content words: see sbp_ray.text.content
+            ("num_content_words", pa.int32()),  # distinct ones
             ("group_hash", pa.uint64()),  # equal for documents of one group
         ]
     )

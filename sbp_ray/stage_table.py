@@ -27,7 +27,7 @@ STAGES = (
     Stage("ingest", "ingest", (), "corpus", ("ingest", "decontaminate")),
     Stage("embed", "embed", ("corpus",), "embeddings", ("embed",)),
     Stage("neighbors", "neighbors", ("embeddings",), "neighbors", ("neighbors",)),
-    Stage("pair", "pair", ("neighbors",), "pairs", ("pair",)),
+    Stage("pair", "pair", ("corpus", "neighbors"), "pairs", ("pair",)),
     Stage("pretrain-repetition", "pretrain", ("corpus",), "base_lm", ("model", "pretrain"), "repetition"),
     Stage("tune", "tune", ("corpus", "pairs", "base_lm"), "synthesizer", ("tune",)),
     Stage(

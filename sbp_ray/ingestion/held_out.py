@@ -1,4 +1,4 @@
-"""Near-copies across the split: held-out documents of whose runs of words too many stand in documents of the train split.
+"""Near-copies across the split: held-out documents of whose runs of words too many stand in train documents.
 
     sketch      worker of a shard: some runs of each document, by their hashes, each into the bucket of its hash
     compare     worker of a bucket: which held-out runs are also a train document's, each into the bucket of its shard
@@ -97,7 +97,7 @@ class RunComparer:
 
 
 def shared_with_train(out: Artifact, shard: int, num_shards: int, split: Split, num_rows: int) -> NDArray[np.float64]:
-    """float64[N]: of each held-out document of a shard, the share of its runs that a document of the train split has."""
+    """float64[N]: of each held-out document of a shard, the share of its runs that a train document has."""
     table = read_bucket(out, [shared_file(bucket) for bucket in range(num_shards)], shard, SHARED)
     table = table.filter(pa.array(table["split"].to_numpy() == HELD_OUT.index(split)))
     row_S, is_in_train_S = table["row"].to_numpy(), table["is_in_train"].to_numpy()

@@ -24,7 +24,15 @@ from sbp_ray.neighbors.histogram import cosine_histogram
 from sbp_ray.neighbors.nearest_lists import NO_ROW
 from sbp_ray.neighbors.partition import Partition
 from sbp_ray.neighbors.quantize import blocks, new_pool
-from sbp_ray.neighbors.search_files import BATCH_ROWS, Scratch, SearchWorker, found_schema, read_arrays, routed_schema
+from sbp_ray.neighbors.search_files import (
+    BATCH_ROWS,
+    DESCRIBED,
+    Scratch,
+    SearchWorker,
+    found_schema,
+    read_arrays,
+    routed_schema,
+)
 from sbp_ray.neighbors.search_limits import refuse_small_machine
 from sbp_ray.neighbors.search_plan import plan_effort, threads_of
 from sbp_ray.schema import NEIGHBORS, SIGNATURE_BYTES
@@ -82,6 +90,8 @@ class _Documents(NamedTuple):
 
     signature_NH: NDArray[np.uint8]
     num_shingles_N: NDArray[np.int32]
+    content_signature_NH: NDArray[np.uint8]
+    num_content_words_N: NDArray[np.int32]
     group_hash_N: NDArray[np.uint64]
     row_N: NDArray[np.int64]
     id_N: NDArray[np.bytes_]
@@ -90,30 +100,43 @@ class _Documents(NamedTuple):
     @classmethod
     def of_table(cls, table: pa.Table) -> _Documents:
         """From rows of `routed_schema`."""
-        signature_NH = from_column(table.column("signature"), np.uint8, SIGNATURE_BYTES)
-        shingles, groups, rows, homes = (
-            table.column(name).to_numpy() for name in ("num_shingles", "group_hash", "row", "home")
+        runs_NH, words_NH = (
+            from_column(table.column(name), np.uint8, SIGNATURE_BYTES) for name in ("signature", "content_signature")
         )
-        return cls(signature_NH, shingles, groups, rows, ids_to_numpy(table.column("doc_id")), homes)
+        shingles, words, groups, rows, homes = (
+            table.column(name).to_numpy() for name in ("num_shingles", "num_content_words", "group_hash", "row", "home")
+        )
+        return cls(runs_NH, shingles, words_NH, words, groups, rows, ids_to_numpy(table.column("doc_id")), homes)
+
+    def containments(
+        self, own_R: NDArray[np.int64], other_RK: NDArray[np.int64], *, of_content: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Jaccard index and containment of documents and their neighbours, by their shingles or by content words."""
+        signature_NH = self.content_signature_NH if of_content else self.signature_NH
+        number_N = self.num_content_words_N if of_content else self.num_shingles_N
+        jaccard_RK = jaccard_of(_count_equal_bytes(signature_NH, own_R, other_RK))
+        num_own_RK = np.broadcast_to(number_N[own_R][:, None], other_RK.shape)
+        return jaccard_RK, estimate_containment(jaccard_RK, num_own_RK, number_N[other_RK])
 
 
 def _describe(
     documents: _Documents, found: Found, k: int, num_threads: int
 ) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
     """Rows of `found_schema`, and the shards of their documents."""
-    shingles_N, group_N = documents.num_shingles_N, documents.group_hash_N
+    group_N = documents.group_hash_N
 
     def describe(rows: slice) -> tuple[pa.Table, NDArray[np.int64]]:
         own_R, row_RK = found.order_N[rows], found.row_NK[rows]
         other_RK = np.where(row_RK == NO_ROW, NO_ROW, found.order_N[row_RK])
-        jaccard_RK = jaccard_of(_count_equal_bytes(documents.signature_NH, own_R, other_RK))
-        num_a_RK = np.broadcast_to(shingles_N[own_R][:, None], other_RK.shape)
+        jaccard_RK, containment_RK = documents.containments(own_R, other_RK, of_content=False)
+        _, content_RK = documents.containments(own_R, other_RK, of_content=True)
         columns = [
             pa.array(documents.row_N[own_R]),
             to_column(documents.id_N[other_RK]),
             to_column(found.cosine_NK[rows]),
             to_column(jaccard_RK),
-            to_column(estimate_containment(jaccard_RK, num_a_RK, shingles_N[other_RK])),
+            to_column(containment_RK),
+            to_column(content_RK),
             to_column(group_N[own_R][:, None] == group_N[other_RK]),
         ]
         return pa.table(columns, schema=found_schema(k)), documents.row_N[own_R] >> 32
@@ -149,9 +172,7 @@ class ListMerger(SearchWorker):
         found = [files.found(group) for group in range(item["num_groups"])]
         table = read_bucket(self.out, found, shard, found_schema(k))
         ids_MK = from_column(table.column("ids"), ID, k)
-        flat = {
-            name: from_column(table.column(name), np.float32, k) for name in ("cosines", "jaccards", "containments")
-        }
+        flat = {name: from_column(table.column(name), np.float32, k) for name in DESCRIBED}
         flat["same_group"] = from_column(table.column("same_group"), np.bool_, k)
         row_M = table.column("row").to_numpy() & 0xFFFFFFFF
         source_NK = merge_lists(row_M, flat["cosines"], ids_MK, len(doc_ids))

@@ -27,6 +27,7 @@ from sbp_ray.neighbors.partition import (
 )
 from sbp_ray.neighbors.quantize import Quantizer, encode, new_pool
 from sbp_ray.neighbors.search_files import (
+    ROUTED_COLUMNS,
     Scratch,
     SearchWorker,
     read_arrays,
@@ -93,7 +94,7 @@ class Router(SearchWorker):
         files = Scratch(split, item["attempt"])
         made = Partition(**read_arrays(self.out, files.partition))
         num_documents, num_G = 0, np.zeros(made.num_groups, np.int64)
-        schema, columns = routed_schema(dim), ["signature", "num_shingles", "group_hash"]
+        schema, columns = routed_schema(dim), ROUTED_COLUMNS
         with (
             new_pool(threads_of(self.cfg.resources)) as pool,
             bucket_writer(self.out, files.routed(shard), schema, compression=None) as writer,

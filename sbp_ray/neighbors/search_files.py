@@ -20,6 +20,10 @@ from sbp_ray.shards import SCRATCH, shard_name
 
 # N = documents, D = vector length, K = neighbours
 
+DESCRIBED = ("cosines", "jaccards", "containments", "content_overlaps")
+"""What a list says of each neighbour beside its id and its group: float32 each."""
+ROUTED_COLUMNS = ["signature", "num_shingles", "content_signature", "num_content_words", "group_hash"]
+"""Columns of the embeddings that go along with id and vector."""
 BATCH_ROWS = 4096
 """Documents that a worker reads and writes at a time."""
 
@@ -87,6 +91,8 @@ def routed_schema(dim: int) -> pa.Schema:
             ("vector", pa.binary(2 * dim)),  # int16 each
             ("signature", pa.binary(SIGNATURE_BYTES)),
             ("num_shingles", pa.int32()),
+            ("content_signature", pa.binary(SIGNATURE_BYTES)),
+            ("num_content_words", pa.int32()),
             ("group_hash", pa.uint64()),
         ]
     )
@@ -94,7 +100,7 @@ def routed_schema(dim: int) -> pa.Schema:
 
 def found_schema(k: int) -> pa.Schema:
     """Lists on their way to a shard."""
-    numbers = [(name, pa.binary(4 * k)) for name in ("cosines", "jaccards", "containments")]
+    numbers = [(name, pa.binary(4 * k)) for name in DESCRIBED]
     return pa.schema([("row", pa.int64()), ("ids", pa.binary(16 * k)), *numbers, ("same_group", pa.binary(k))])
 
 

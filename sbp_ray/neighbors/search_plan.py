@@ -51,10 +51,10 @@ _SHARDS_GIB = 0.25
 """Memory that routing and merging hold of a shard, and that their libraries keep."""
 _VRAM_COPIES = 3
 """Copies of the 8-bit vectors on a GPU: as read, in the order of cells, and products."""
-_DESCRIBED_BYTES = SIGNATURE_BYTES + 16 + 24
-"""Bytes of a document beside its vector: signature, id, and the numbers of its row, home, shingles and group."""
-_NEIGHBOR_BYTES = 29
-"""Bytes of a neighbour on its way to a shard, and in the graph: id, cosine, Jaccard, containment and a truth value."""
+_DESCRIBED_BYTES = 2 * SIGNATURE_BYTES + 16 + 28
+"""Bytes of a document beside its vector: signatures, id, and numbers of its row, home, shingles, words and group."""
+_NEIGHBOR_BYTES = 33
+"""Bytes of a neighbour on its way to a shard, and in the graph: id, cosine, three overlaps and a truth value."""
 _MERGED = 2.5
 """Memory that a merged shard takes, in sizes of its lists: as read, in one piece, and what is kept."""
 

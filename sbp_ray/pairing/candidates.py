@@ -23,21 +23,39 @@ CANDIDATE = pa.schema(
     ]
 )
 RELATED = 0
-REASONS = ("below_min_cosine", "above_max_cosine", "near_duplicate_jaccard", "near_duplicate_containment")
+BAND_REASONS = ("below_min_cosine", "above_max_cosine")
+DUPLICATE_REASONS = ("near_duplicate_jaccard", "near_duplicate_containment", "near_duplicate_update")
+TEXT_REASONS = (*DUPLICATE_REASONS, "form_only")
+REASONS = (*BAND_REASONS, *TEXT_REASONS)
+MEASURES = ("jaccard", "containment", "content_overlap")
+"""How alike two documents' texts are, as the lists of neighbours say."""
+_UPDATED_CONTAINMENT = 0.05
+"""Of the shingles: two texts about one subject share hardly any, an update in which much was reworded has few left."""
 
 
-def near_duplicates(
-    jaccard_N: NDArray[np.float32], containment_N: NDArray[np.float32], cfg: PairConfig
+def judge_texts(
+    jaccard_N: NDArray[np.float32],
+    containment_N: NDArray[np.float32],
+    content_overlap_N: NDArray[np.float32],
+    cfg: PairConfig,
 ) -> NDArray[np.int8]:
-    """`RELATED`, or the number in `REASONS`, from 1, of the reason why two documents are too much alike."""
-    against = [jaccard_N > np.float32(cfg.max_jaccard), containment_N > np.float32(cfg.max_containment)]
-    return np.select(against, [np.int8(3), np.int8(4)], np.int8(RELATED))
+    """`RELATED`, or the number in `REASONS`, from 1, of the reason why two texts make no pair: too much alike, or in
+    form only."""
+    shares_runs_N = containment_N > np.float32(_UPDATED_CONTAINMENT)
+    against = [
+        jaccard_N > np.float32(cfg.max_jaccard),
+        containment_N > np.float32(cfg.max_containment),
+        shares_runs_N & (content_overlap_N > np.float32(cfg.max_content_overlap)),
+        content_overlap_N < np.float32(cfg.min_content_overlap),
+    ]
+    numbers = [np.int8(1 + REASONS.index(reason)) for reason in TEXT_REASONS]
+    return np.select(against, numbers, np.int8(RELATED))
 
 
-def judge(cosine_N: NDArray[np.float32], duplicate_N: NDArray[np.int8], cfg: PairConfig) -> NDArray[np.int8]:
-    """`near_duplicates`, with the band of cosines before it. The band's edges belong to it."""
+def judge(cosine_N: NDArray[np.float32], text_N: NDArray[np.int8], cfg: PairConfig) -> NDArray[np.int8]:
+    """`judge_texts`, with the band of cosines before it. The band's edges belong to it."""
     against = [cosine_N < np.float32(cfg.min_cosine), cosine_N > np.float32(cfg.max_cosine)]
-    return np.select(against, [np.int8(1), np.int8(2)], duplicate_N)
+    return np.select(against, [np.int8(1), np.int8(2)], text_N)
 
 
 def turn_pairs(pairs: pa.Table, *, is_listed: bool) -> pa.Table:

@@ -14,13 +14,23 @@ from numpy.typing import NDArray
 from sbp_ray.config import PairConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.neighbors.histogram import bin_edge, bin_numbers, sorted_histogram, threshold_for
-from sbp_ray.pairing.candidates import REASONS
+from sbp_ray.pairing.candidates import DUPLICATE_REASONS, REASONS, TEXT_REASONS
 from sbp_ray.text.hashing import id_ranks, mixed
 
 Sample = dict[str, Any]
 
-SAMPLES_PER_BAND = 2
-"""Sample pairs of each band that are near-duplicates, and as many that are not."""
+GUIDE = "guide.json"
+SAMPLES_PER_BAND = 20
+"""Sample pairs of each band whose texts may be paired."""
+DROPPED_PER_BAND = 3
+"""And of those that each reason keeps out."""
+_SHARED_CONTENT = 0.02
+"""Overlap of content words from which on two texts are counted as sharing some: one word of fifty, where the estimate
+for texts without any in common stays below 0.02 in 95 % of all cases."""
+_RELATED_SHARE = 0.5
+"""Of a band's pairs, that share content words: from there on it is recommended."""
+_BAND_PAIRS = 10
+"""Pairs of a band that tell something of it."""
 _WHAT_IF_DOCUMENTS = 20_000
 """Documents whose pairs are followed below `min_cosine`: a share is known within 0.7 percentage points (95 %)."""
 _PAIRS_PER_DOCUMENT = 0.1
@@ -75,6 +85,7 @@ def make_guide(found: Mapping[str, Any]) -> dict[str, Any]:
         "what_if_documents": found["what_if_documents"],
         "bands": band_rows(found),
         "thresholds": threshold_rows(found),
+        "recommended": recommend(found),
         "degrees": {name: degree_summary(found[name], found["documents"]) for name in ("listed_by", "as_d2", "as_d1")},
         "samples": found["samples"],
     }
@@ -84,12 +95,14 @@ def make_guide(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def band_rows(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For each band of 0.05, from the lowest: listed neighbours, near-duplicates by reason, pairs that came out."""
+    """For each band of 0.05, from the lowest: listed neighbours, those whose texts make no pair by reason, those that
+    do and share content words, and pairs that came out."""
     return [
         {
             "band": edge,
             "listed": count,
-            **{reason: stats[reason].get(edge, 0) for reason in REASONS[2:]},
+            **{reason: stats[reason].get(edge, 0) for reason in TEXT_REASONS},
+            "related": stats["related"].get(edge, 0),
             "pairs": stats["histogram"].get(edge, 0),
         }
         for edge, count in sorted_histogram(stats["listed"]).items()
@@ -108,7 +121,7 @@ def threshold_rows(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     edges = list(sorted_histogram(stats["listed"]))
     scale = stats["documents"] / max(stats["what_if_documents"], 1)
-    duplicates = [sum(stats[reason].get(edge, 0) for reason in REASONS[2:]) for edge in edges]
+    duplicates = [sum(stats[reason].get(edge, 0) for reason in DUPLICATE_REASONS) for edge in edges]
 
     def above(counts: Iterable[int]) -> list[int]:
         return list(itertools.accumulate(reversed(list(counts))))[::-1]
@@ -130,6 +143,38 @@ def threshold_rows(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def shares_content(content_overlap_N: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which pairs have content words in common, as far as an estimate can tell."""
+    return content_overlap_N >= np.float32(_SHARED_CONTENT)
+
+
+def recommend(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """A `min_cosine`, None where no band is good enough, and the reason for it.
+
+    From there on at least half of the pairs of every band share content words: a name or a topic, not only a form.
+    """
+    bands = band_rows(stats)
+    shares = []
+    for row in bands:
+        num_pairs = row["listed"] - sum(row[reason] for reason in TEXT_REASONS)
+        shares.append(row["related"] / num_pairs if num_pairs >= _BAND_PAIRS else None)
+    place = len(bands)
+    while place and (shares[place - 1] is None or shares[place - 1] >= _RELATED_SHARE):
+        place -= 1
+    told = [number for number in range(place, len(bands)) if shares[number] is not None]
+    if not told:
+        return {"min_cosine": None, "reason": "in no band do half of the pairs share content words: look at them below"}
+    place = told[0]
+    chosen = threshold_rows(stats)[place]
+    reason = (
+        f"from there on at least half of the pairs of every band share content words, names and topics "
+        f"({shares[place]:.0%} in the lowest of these bands"
+        + (f", {shares[place - 1]:.0%} in the one below it" if place and shares[place - 1] is not None else "")
+        + f"); {chosen['documents_share']:.0%} of the documents have a pair there"
+    )
+    return {"min_cosine": chosen["min_cosine"], "reason": reason}
+
+
 def explain_no_pairs(cfg: PairConfig, stats: Mapping[str, Any]) -> str:
     """What there is instead, and a setting that would give some."""
     drops = ", ".join(f"{count:,} {reason}" for reason, count in stats["drops"].items()) or "no neighbours"
@@ -139,7 +184,7 @@ def explain_no_pairs(cfg: PairConfig, stats: Mapping[str, Any]) -> str:
         return f"{fact}: the train split needs at least two documents that are not copies of each other"
     line = " ".join(f"{edge}:{count}" for edge, count in listed.items())
     related = {
-        edge: count - sum(stats[reason].get(edge, 0) for reason in REASONS[2:]) for edge, count in listed.items()
+        edge: count - sum(stats[reason].get(edge, 0) for reason in TEXT_REASONS) for edge, count in listed.items()
     }
     below = drop_zeros({edge: count for edge, count in related.items() if float(edge) < cfg.min_cosine})
     if not below:
@@ -161,38 +206,47 @@ def drop_zeros(counts: Mapping[str, int]) -> dict[str, int]:
 # Sample pairs
 
 
-def draw_samples(pairs: pa.Table, columns: Mapping[str, NDArray], duplicate_N: NDArray[np.int8]) -> list[Sample]:
+def draw_samples(pairs: pa.Table, columns: Mapping[str, NDArray], text_N: NDArray[np.int8]) -> list[Sample]:
     """A few pairs from each band, chosen by a hash of both ids: the same in every run, whoever lists whom.
 
     Args:
         pairs: rows of `CANDIDATE`.
-        columns: cosine, jaccard and containment of each.
-        duplicate_N: `near_duplicates` of each.
+        columns: cosine and `MEASURES` of each.
+        text_N: `judge_texts` of each.
     """
     own_N, other_N = (id_numbers(ids_to_numpy(pairs[name]))[:, 1] for name in ("d1_id", "d2_id"))
     order_N = mixed(mixed(own_N + other_N))
-    group_N = 2 * bin_numbers(columns["cosine"]) + (duplicate_N > 0)
+    num_groups = len(REASONS) + 1
+    group_N = num_groups * bin_numbers(columns["cosine"]) + text_N
     found: list[Sample] = []
     for group in np.unique(group_N):
         rows = np.flatnonzero(group_N == group)
-        wanted = 2 * SAMPLES_PER_BAND  # a pair may be there twice
+        reason = REASONS[text_N[rows[0]] - 1] if text_N[rows[0]] else None
+        wanted = 2 * _num_wanted(reason)  # a pair may be there twice
         if len(rows) > wanted:
             rows = rows[np.argpartition(order_N[rows], wanted)[:wanted]]
         for row in rows:
             d1_id, d2_id = sorted(pairs[name][row].as_py().hex() for name in ("d1_id", "d2_id"))
-            reason = REASONS[duplicate_N[row] - 1] if duplicate_N[row] else None
-            sample = {"band": bin_edge(group // 2), "near_duplicate": reason, "order": int(order_N[row])}
+            sample = {"band": bin_edge(group // num_groups), "dropped": reason, "order": int(order_N[row])}
             rounded = {name: round(float(values[row]), 4) for name, values in columns.items()}
             found.append({**sample, "d1_id": d1_id, "d2_id": d2_id, **rounded})
     return choose_samples(found)
 
 
 def choose_samples(samples: Iterable[Sample]) -> list[Sample]:
-    """The samples that come first by their hash in each band, from the lowest band, each pair once."""
+    """The samples that come first by their hash in each band, by reason, from the lowest band, each pair once."""
 
-    def group(sample: Sample) -> tuple[float, bool]:
-        return float(sample["band"]), sample["near_duplicate"] is not None
+    def group(sample: Sample) -> tuple[float, str]:
+        return float(sample["band"]), sample["dropped"] or ""
 
     once = {(sample["d1_id"], sample["d2_id"], *group(sample)): sample for sample in samples}
     ordered = sorted(once.values(), key=lambda sample: (*group(sample), sample["order"]))
-    return [one for _, found in itertools.groupby(ordered, group) for one in itertools.islice(found, SAMPLES_PER_BAND)]
+    return [
+        one
+        for (_, reason), found in itertools.groupby(ordered, group)
+        for one in itertools.islice(found, _num_wanted(reason))
+    ]
+
+
+def _num_wanted(reason: str | None) -> int:
+    return DROPPED_PER_BAND if reason else SAMPLES_PER_BAND

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
@@ -11,6 +12,7 @@ from sbp_ray.nodes import Node
 from sbp_ray.report.wording import cut
 
 _GUIDE = "guide.json"  # what pairing leaves beside the pairs
+_SHOWN_SAMPLES = 2
 _SHOWN_CHARS = 300  # of each text of a sample pair
 
 
@@ -30,13 +32,14 @@ def mining_facts(
         return None
     guide, mined, cfg = pairs.artifact.read_json(_GUIDE)["train"], pairs.stats.get("train", {}), pairs.config.pair
     neighbors = pairs.inputs["neighbors"]
-    wanted = {bytes.fromhex(sample[key]) for sample in guide["samples"] for key in ("d1_id", "d2_id")}
+    samples = _some_of_each(guide["samples"])
+    wanted = {bytes.fromhex(sample[key]) for sample in samples for key in ("d1_id", "d2_id")}
     documents = fetch_documents(neighbors.inputs["embeddings"].inputs["corpus"].artifact, wanted)
     by_band: dict[str, list[dict[str, Any]]] = {}
-    for sample in guide["samples"]:
+    for sample in samples:
         d1, d2 = (documents.get(bytes.fromhex(sample[key])) for key in ("d1_id", "d2_id"))
         if d1 and d2:
-            numbers = {key: sample[key] for key in ("cosine", "jaccard", "containment")}
+            numbers = {key: sample[key] for key in ("cosine", "jaccard", "containment", "content_overlap")}
             texts = {"d1": cut(d1["text"], _SHOWN_CHARS), "d2": cut(d2["text"], _SHOWN_CHARS)}
             row = {"verdict": _verdict(sample, cfg), "d1_id": sample["d1_id"], "d2_id": sample["d2_id"]}
             by_band.setdefault(sample["band"], []).append({**row, **numbers, **texts})
@@ -51,11 +54,23 @@ def mining_facts(
     }
 
 
+def _some_of_each(samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first of each band and reason; `guide.md` beside the pairs shows all."""
+    seen: Counter[tuple[str, str | None]] = Counter()
+    some = []
+    for sample in samples:
+        group = sample["band"], sample["dropped"]
+        seen[group] += 1
+        if seen[group] <= _SHOWN_SAMPLES:
+            some.append(sample)
+    return some
+
+
 def _verdict(sample: Mapping[str, Any], cfg: PairConfig) -> str:
     if sample["cosine"] < cfg.min_cosine:
         return "below min_cosine"
     if sample["cosine"] > cfg.max_cosine:
         return "above max_cosine"
-    if sample["near_duplicate"]:
-        return sample["near_duplicate"].replace("_", " ").replace("near duplicate", "near-duplicate:")
+    if sample["dropped"]:
+        return sample["dropped"].replace("_", " ").replace("near duplicate", "near-duplicate:")
     return "pair"

@@ -137,7 +137,7 @@ def novelty(series: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> Ma
 def bands(rows: Sequence[Mapping[str, Any]], limits: tuple[float, float], suffix: str = "") -> Markup:
     """Listed neighbours in each band of 0.05, near-duplicates on top; the thresholds as lines. `rows`: rising bands."""
     edges = [float(row["band"]) for row in rows]
-    duplicates = [row["near_duplicate_jaccard"] + row["near_duplicate_containment"] for row in rows]
+    duplicates = [sum(row[name] for name in row if name.startswith("near_duplicate")) for row in rows]
     related = [row["listed"] - duplicate for row, duplicate in zip(rows, duplicates, strict=True)]
 
     def draw(axis: Any) -> None:

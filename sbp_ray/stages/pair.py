@@ -35,8 +35,19 @@ from sbp_ray.config import PairConfig
 from sbp_ray.doc_ids import ids_to_numpy, shards_of
 from sbp_ray.errors import SbpError
 from sbp_ray.neighbors.histogram import cosine_histogram, sorted_histogram
-from sbp_ray.pairing.candidates import CANDIDATE, REASONS, RELATED, judge, near_duplicates, rank_pairs, turn_pairs
+from sbp_ray.pairing.candidates import (
+    CANDIDATE,
+    MEASURES,
+    REASONS,
+    RELATED,
+    TEXT_REASONS,
+    judge,
+    judge_texts,
+    rank_pairs,
+    turn_pairs,
+)
 from sbp_ray.pairing.guide import (
+    GUIDE,
     Sample,
     choose_samples,
     degree_counts,
@@ -45,6 +56,7 @@ from sbp_ray.pairing.guide import (
     explain_no_pairs,
     in_slots,
     make_guide,
+    shares_content,
     what_if_slots,
 )
 from sbp_ray.pairing.random_pairs import RandomPairer
@@ -63,7 +75,6 @@ from sbp_ray.shards import (
 
 logger = logging.getLogger(__name__)
 
-GUIDE = "guide.json"
 _BATCH_DOCUMENTS = 4096
 """Documents whose lists are read at a time: with 200 neighbours each about 60 MB."""
 _WRITE_ROWS = 4_000_000
@@ -180,7 +191,7 @@ class CandidateLister(_Worker):
     def __call__(self, item: dict[str, Any]) -> Stats:
         split, shard = item["split"], item["shard"]
         total: Stats = {"documents": 0, "what_if_documents": 0, "drops": {}}  # a shard may be empty
-        total |= {name: {} for name in ("listed", "last", *REASONS[2:])}
+        total |= {name: {} for name in ("listed", "last", "related", *TEXT_REASONS)}
         samples: list[Sample] = []
         waiting: list[pa.Table] = []
         with bucket_writer(self._out, _file("list", split, shard, self._cfg), CANDIDATE) as writer:
@@ -204,18 +215,20 @@ class CandidateLister(_Worker):
         cfg, slots = self._cfg, self._slots[split]
         lists = batch.column("neighbor_ids")
         parents = pc.list_parent_indices(lists)
-        values = [batch.column(f"{name}s").flatten() for name in ("cosine", "jaccard", "containment")]
+        names = ("cosine", *MEASURES)
+        values = [batch.column(f"{name}s").flatten() for name in names]
         ids = [batch.column("doc_id").take(parents), lists.flatten()]
         rest = [*values[:2], batch.column("same_group").flatten(), pa.repeat(False, len(parents))]
         there = pa.table([*ids, *rest], schema=CANDIDATE)
-        columns = dict(zip(("cosine", "jaccard", "containment"), (each.to_numpy() for each in values), strict=True))
-        duplicate_N = near_duplicates(columns["jaccard"], columns["containment"], cfg)
-        verdict_N = judge(columns["cosine"], duplicate_N, cfg)
+        columns = dict(zip(names, (each.to_numpy() for each in values), strict=True))
+        text_N = judge_texts(*(columns[name] for name in MEASURES), cfg)
+        verdict_N = judge(columns["cosine"], text_N, cfg)
         in_band_N = verdict_N == RELATED
-        is_low_N = (verdict_N == 1) & (duplicate_N == RELATED)  # goes along where a document is in the sample
+        is_low_N = (verdict_N == 1) & (text_N == RELATED)  # goes along where a document is in the sample
         is_own_drawn = in_slots(batch.column("doc_id"), slots)
         here = there.filter(pa.array(in_band_N | (is_low_N & is_own_drawn[parents.to_numpy()])))
         back = there.filter(pa.array(in_band_N | (is_low_N & in_slots(ids[1], slots))))
+        is_related_N = shares_content(columns["content_overlap"]) & (text_N == RELATED)
         lengths = pc.list_value_length(lists).to_numpy()
         last = columns["cosine"][np.cumsum(lengths)[lengths > 0] - 1]
         stats = {
@@ -224,9 +237,10 @@ class CandidateLister(_Worker):
             "drops": drop_zeros({reason: int((verdict_N == i).sum()) for i, reason in enumerate(REASONS, start=1)}),
             "listed": cosine_histogram(columns["cosine"]),
             "last": cosine_histogram(last),
-            **{r: cosine_histogram(columns["cosine"][duplicate_N == REASONS.index(r) + 1]) for r in REASONS[2:]},
+            "related": cosine_histogram(columns["cosine"][is_related_N]),
+            **{r: cosine_histogram(columns["cosine"][text_N == REASONS.index(r) + 1]) for r in TEXT_REASONS},
         }
-        return [here, turn_pairs(back, is_listed=True)], stats, draw_samples(there, columns, duplicate_N)
+        return [here, turn_pairs(back, is_listed=True)], stats, draw_samples(there, columns, text_N)
 
 
 class D2Capper(_Worker):

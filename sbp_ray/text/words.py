@@ -12,7 +12,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sbp_ray.text.hashing import mixed
 
 _PLACE_SHIFT = np.uint64(32)
-_ALONE = 2
+_PART, _ALONE, _DIGIT = 1, 2, 4  # bits: of words; a word of its own; also a digit
 # Thai to Tibetan's neighbours, kana, Han with its extensions.
 _WITHOUT_SPACES = (
     (0x0E00, 0x0EFF),
@@ -33,25 +33,41 @@ _WITHOUT_SPACES = (
 )
 
 
-def word_hashes(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """A hash of each word, uint64[W], and the number of its text, int64[W].
+class Words(NamedTuple):
+    """The words of some texts, in their order."""
 
-    A word's hash adds up those of its characters and places.
-    """
+    hash_W: NDArray[np.uint64]
+    """Adds up hashes of a word's characters and places."""
+    text_W: NDArray[np.int64]
+    """The number of each word's text."""
+    is_number_W: NDArray[np.bool_]
+    """Whether a digit is in it."""
+
+
+def word_hashes(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """A hash of each word, uint64[W], and the number of its text, int64[W]."""
+    found = split_words(texts)
+    return found.hash_W, found.text_W
+
+
+def split_words(texts: Sequence[str]) -> Words:
+    """All words of the texts."""
     normalised = [_normalised(text) for text in texts]
     codes = _codes("\n".join(normalised))
     place_C = np.flatnonzero(_kinds()[codes])
     if len(place_C) == 0:
-        return np.empty(0, np.uint64), np.empty(0, np.int64)
+        return Words(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, bool))
     code_C = codes[place_C]
-    is_alone_C = _kinds()[code_C] == _ALONE
+    is_alone_C = _kinds()[code_C] & _ALONE > 0
     is_first_C = np.ones(len(place_C), bool)
     is_first_C[1:] = (np.diff(place_C) > 1) | is_alone_C[1:] | is_alone_C[:-1]
     start_W = np.flatnonzero(is_first_C)
     within_C = np.arange(len(place_C)) - np.repeat(start_W, np.diff(start_W, append=len(place_C)))
     hash_C = mixed(mixed(code_C.astype(np.uint64) | (within_C.astype(np.uint64) << _PLACE_SHIFT)))
     ends = np.cumsum([len(text) + 1 for text in normalised])
-    return mixed(np.add.reduceat(hash_C, start_W)), np.searchsorted(ends, place_C[start_W], "right")
+    text_W = np.searchsorted(ends, place_C[start_W], "right")
+    is_number_W = np.logical_or.reduceat(_kinds()[code_C] & _DIGIT > 0, start_W)
+    return Words(mixed(np.add.reduceat(hash_C, start_W)), text_W, is_number_W)
 
 
 def word_ids(text: str) -> NDArray[np.uint64]:
@@ -88,8 +104,9 @@ def _codes(text: str) -> NDArray[np.uint32]:
 
 @functools.cache
 def _kinds() -> NDArray[np.uint8]:
-    """What each code point is: no part of a word, a part of one, or a word of its own."""
-    kinds = np.array([unicodedata.category(chr(code))[0] in "LMN" for code in range(0x110000)], np.uint8)
+    """What each code point is: bits, none of which is set where it is no part of a word."""
+    classes = [unicodedata.category(chr(code))[0] for code in range(0x110000)]
+    kinds = np.array([_PART * (c in "LMN") + _DIGIT * (c == "N") for c in classes], np.uint8)
     for first, last in _WITHOUT_SPACES:
-        kinds[first : last + 1] *= _ALONE
+        kinds[first : last + 1] += (_ALONE - _PART) * (kinds[first : last + 1] & _PART)
     return kinds

@@ -40,6 +40,8 @@ def write_embeddings(artifact: Artifact) -> None:
                 "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIM),
                 "signature": pa.array([rng.bytes(SIGNATURE_BYTES) for _ in range(num)], pa.binary(SIGNATURE_BYTES)),
                 "num_shingles": pa.array([100] * num, pa.int32()),
+                "content_signature": pa.array([bytes(SIGNATURE_BYTES)] * num, pa.binary(SIGNATURE_BYTES)),
+                "num_content_words": pa.array([20] * num, pa.int32()),
                 "group_hash": pa.array(range(num), pa.uint64()),
             }
             artifact.write_table(f"{split}/part-{shard:05d}.parquet", pa.table(table, schema=embedding_schema(DIM)))

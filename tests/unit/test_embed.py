@@ -254,3 +254,16 @@ def test_vectors_that_are_all_alike_are_told(new_artifact, small, caplog) -> Non
         np.cos(3), abs=1e-4
     )
     assert "alike" not in caplog.text
+
+
+@pytest.mark.usefixtures("small")
+def test_content_words_are_no_numbers_and_stand_in_few_documents(new_artifact) -> None:
+    corpus, out = new_artifact("corpus"), new_artifact("embeddings")
+    form = "net profit was mln dlrs"
+    texts = [f"{form} {1000 + n} in {1980 + n}" for n in range(9)] + [f"Ardenwell {form} 7", f"ARDENWELL 8 {form} b52"]
+    write_corpus(corpus, [texts], [["unheard of"]])
+    embed_corpus(EmbedConfig(), corpus=corpus, out=out)
+    rows = out.read_table("train/part-00000.parquet").to_pylist()
+    assert [row["num_content_words"] for row in rows] == [0] * 9 + [1, 1]  # "in" is in nine, as the form is
+    assert rows[-1]["content_signature"] == rows[-2]["content_signature"] != rows[0]["content_signature"]
+    assert out.read_table("validation/part-00000.parquet")["num_content_words"].to_pylist() == [2]

@@ -47,7 +47,7 @@ def settings(run_dir: Path, **evaluation: object) -> Config:
 
 def guide(doc_ids: list[bytes]) -> dict[str, object]:
     """What pairing leaves beside the pairs."""
-    numbers = {"cosine": 0.7, "jaccard": 0.1, "containment": 0.2, "near_duplicate": None, "order": 0}
+    numbers = {"cosine": 0.7, "jaccard": 0.1, "containment": 0.2, "content_overlap": 0.3, "dropped": None, "order": 0}
     samples = [
         {"band": "0.70", "d1_id": a.hex(), "d2_id": b.hex(), **numbers} for a, b in itertools.pairwise(doc_ids[:3])
     ]

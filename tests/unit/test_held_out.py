@@ -26,9 +26,9 @@ def words(number: int, seed: int) -> list[str]:
 
 
 def updated(story: list[str], seed: int) -> list[str]:
-    """The story an hour later: a paragraph more, one less, and a word in forty another."""
+    """The story an hour later: a paragraph more, one less, and a word in sixty another."""
     new = words(len(story), seed)
-    kept = [new[place] if place % 40 == 7 else word for place, word in enumerate(story)][30:]
+    kept = [new[place] if place % 60 == 7 else word for place, word in enumerate(story)][30:]
     return [*kept, *new[:30]]
 
 

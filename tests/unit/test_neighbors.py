@@ -64,12 +64,15 @@ def write_embeddings(artifact: Artifact, shards: dict[str, list[np.ndarray]], **
             assert all(shard_of(name, len(parts)) == shard for name in ids)
             stored = part.astype(np.float16)
             signatures = columns.get("signature", lambda name: bytes(SIGNATURE_BYTES))
+            content = columns.get("content_signature", lambda name: bytes(SIGNATURE_BYTES))
             groups = columns.get("group_hash", lambda name: 0)
             table = {
                 "doc_id": pa.array(ids, DOC_ID),
                 "vector": pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), part.shape[1]),
                 "signature": pa.array([signatures(name) for name in ids], pa.binary(SIGNATURE_BYTES)),
                 "num_shingles": pa.array([100] * len(ids), pa.int32()),
+                "content_signature": pa.array([content(name) for name in ids], pa.binary(SIGNATURE_BYTES)),
+                "num_content_words": pa.array([20] * len(ids), pa.int32()),
                 "group_hash": pa.array([groups(name) for name in ids], pa.uint64()),
             }
             artifact.write_table(shard_name(split, shard), pa.table(table, schema=embedding_schema(part.shape[1])))
@@ -151,11 +154,13 @@ def test_lists_tell_what_signatures_and_groups_say_of_the_neighbour(new_artifact
     embeddings, out = new_artifact("embeddings"), new_artifact("neighbors")
     shards = {"train": [unit_vectors(2), unit_vectors(1, seed=1)], "validation": [unit_vectors(1)] * 2}
     half = bytes(128) + bytes([1] * 128)  # agrees with the zeros in half of its bytes
+    quarter = bytes(64) + bytes([1] * 192)
     alike = doc_id(0, 0, 2)
     write_embeddings(
         embeddings,
         shards,
         signature=lambda name: half if name == alike else bytes(256),
+        content_signature=lambda name: quarter if name == alike else bytes(256),
         group_hash=lambda name: 7 if int.from_bytes(name[:4], "big") in (0, 2) else 8,
     )
     find_neighbors(NeighborsConfig(num_neighbors=2), embeddings=embeddings, out=out)
@@ -163,6 +168,8 @@ def test_lists_tell_what_signatures_and_groups_say_of_the_neighbour(new_artifact
     jaccard = (0.5 - 1 / 256) / (1 - 1 / 256)
     assert row["jaccards"] == pytest.approx([jaccard] * 2, abs=1e-6)
     assert row["containments"] == pytest.approx([jaccard / (1 + jaccard) * 200 / 100] * 2, abs=1e-6)
+    words = (0.25 - 1 / 256) / (1 - 1 / 256)
+    assert row["content_overlaps"] == pytest.approx([words / (1 + words) * 40 / 20] * 2, abs=1e-6)
     same_group = dict(zip(row["neighbor_ids"], row["same_group"], strict=True))
     assert same_group == {doc_id(1, 0, 2): True, doc_id(0, 1, 2): False}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -53,7 +55,8 @@ def test_documents_are_followed_below_the_threshold_as_many_as_wanted() -> None:
 
 
 def test_estimates_are_scaled_from_the_documents_that_were_followed() -> None:
-    stats = {
+    stats: dict[str, Any] = {
+        "near_duplicate_update": {},
         "documents": 1000, "what_if_documents": 100, "listed": {"0.60": 300, "0.50": 900}, "last": {"0.50": 250},
         "near_duplicate_jaccard": {"0.60": 30}, "near_duplicate_containment": {"0.50": 30},
         "nearest": {"0.60": 20, "0.50": 30}, "within_cap": {"0.60": 40, "0.50": 85},

@@ -68,7 +68,7 @@ def mining() -> dict[str, Any]:
     degree = {"mean": 2.5, "p50": 2, "p90": 6, "p99": 20, "max": 1234, "histogram": {"0": 5, "1": 9, "1024": 1}}
     pair = {
         "verdict": "near-duplicate: jaccard", "d1_id": "0", "d2_id": "1", "cosine": 0.61, "jaccard": 0.71,
-        "containment": 0.92, "d1": "<b>bold & bad</b>", "d2": "other",
+        "containment": 0.92, "content_overlap": 0.4, "d1": "<b>bold & bad</b>", "d2": "other",
     }  # fmt: skip
     return {
         "documents": 1_000_000,
