@@ -5,7 +5,7 @@ texts are updated: figures changed, paragraphs added, taken out or put elsewhere
 of these together. Negative: two texts of one subject, of one form, or with a page's frame in common, and a text whose
 names and figures were all exchanged.
 
-`labelled_pairs` is given documents as lists of paragraphs, by subject.
+`label_pairs` is given documents as lists of paragraphs, by subject.
 """
 
 from __future__ import annotations
@@ -13,17 +13,52 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 Document = list[str]
 """Paragraphs, or sentences."""
 Documents = Mapping[str, Sequence[Document]]
 """By subject."""
-Pair = tuple[str, str]
-_WORD = re.compile(r"\w+")
+EDITS = ("figures", "added", "removed", "reordered", "reworded", "corrected", "updated", "updated")
+"""Methods of `Editor`. Several edits together are what an update is, so there are twice as many of these."""
+_FORM_SHARE = 0.25
+"""Of the words, names and figures: a text with fewer, all of them exchanged, is still nearly the same text."""
 
 
-def _joined(document: Document) -> str:
-    return "\n".join(document)
+class Labelled(NamedTuple):
+    """Two texts, and whether one is the other edited."""
+
+    is_same: bool
+    edit: str
+    first: str
+    second: str
+
+
+def label_pairs(documents: Documents, number: int, rng: random.Random) -> list[Labelled]:
+    """Pairs of each kind, made of so many documents."""
+    editor = Editor(documents, rng)
+    everything = [(subject, one) for subject, some in documents.items() for one in some]
+    found: list[Labelled] = []
+
+    def add(is_same: bool, edit: str, first: Document, second: Document) -> None:
+        if " ".join(first).split() != " ".join(second).split():
+            found.append(Labelled(is_same, edit, "\n".join(first), "\n".join(second)))
+
+    for subject, document in rng.sample(everything, number):
+        for edit in EDITS:
+            add(True, edit, document, getattr(editor, edit)(document))
+        others = [other for other in documents[subject] if other is not document]
+        if others:
+            add(False, "same subject", document, rng.choice(others))
+        other = rng.choice([one for _, one in everything if one is not document])
+        add(False, "other", document, other)
+        frame = editor.words(document, 3 / 7)
+        add(False, "frame", [*frame[:1], *document, *frame[1:]], [*frame[:1], *other, *frame[1:]])
+        half = " ".join(document).split()[: len(" ".join(document).split()) // 2]
+        add(False, "half", document, [" ".join(half), *editor.words(document, 0.5)])
+        if editor.share_to_fill(document) >= _FORM_SHARE:
+            add(False, "refilled", document, editor.refilled(document))
+    return found
 
 
 def sentences(text: str) -> Document:
@@ -38,6 +73,19 @@ class Editor:
         self._rng, self._all = rng, [one for each in documents.values() for one in each]
         self._words = [w for one in self._all for part in one for w in part.split()]
         self._names = [w for w in self._words if w[:1].isupper()]
+
+    def words(self, document: Document, share: float) -> Document:
+        """Two paragraphs of other documents, together as long as this share of the document."""
+        words: list[str] = []
+        wanted = round(share * len(" ".join(document).split()))
+        while len(words) < wanted:
+            words += " ".join(self._rng.choice(self._all)).split()
+        return [" ".join(words[: wanted // 2]), " ".join(words[wanted // 2 : wanted])]
+
+    def share_to_fill(self, document: Document) -> float:
+        """Of the document's words, names and figures."""
+        words = " ".join(document).split()
+        return sum(word[:1].isupper() or any(c.isdigit() for c in word) for word in words) / len(words)
 
     def figures(self, document: Document) -> Document:
         """Half of the numbers become others of as many digits."""

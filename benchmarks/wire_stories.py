@@ -9,100 +9,26 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-_SYLLABLES = [
-    "bar",
-    "bex",
-    "cal",
-    "dor",
-    "eas",
-    "far",
-    "gan",
-    "hal",
-    "inv",
-    "jar",
-    "kel",
-    "lom",
-    "mer",
-    "nor",
-    "oak",
-    "pel",
-    "quar",
-    "red",
-    "sel",
-    "tar",
-    "ulv",
-    "van",
-    "wes",
-    "yar",
-    "zel",
-]
-_ENDS = [
-    "den",
-    "ley",
-    "der",
-    "rance",
-    "mark",
-    "well",
-    "try",
-    "ton",
-    "ness",
-    "row",
-    "so",
-    "ax",
-    "wood",
-    "ham",
-    "worth",
-    "ford",
-    "wyn",
-    "rant",
-    "ston",
-    "ce",
-    "tray",
-    "mouth",
-    "ler",
-    "by",
-]
-_TRADES = [
-    "Steel",
-    "Foods",
-    "Petroleum",
-    "Airlines",
-    "Savings",
-    "Chemicals",
-    "Textiles",
-    "Mining",
-    "Electric",
-    "Paper",
-    "Pharma",
-    "Rail",
-    "Tobacco",
-]
+_STARTS = "bar bex cal dor eas far gan hal inv jar kel lom mer nor oak pel quar red sel tar ulv van wes yar zel"
+_ENDS = "den ley der rance mark well try ton ness row so ax wood ham worth ford wyn rant ston ce tray mouth ler by"
+_TRADES = "Steel Foods Petroleum Airlines Savings Chemicals Textiles Mining Electric Paper Pharma Rail Tobacco"
 _FORMS = ("Corp", "Inc", "Ltd", "Co", "Industries Inc", "Holdings")
-_GOODS = [
-    "copper",
-    "wheat",
-    "coffee",
-    "cocoa",
-    "sugar",
-    "tin",
-    "rubber",
-    "cotton",
-    "soybeans",
-    "aluminium",
-    "zinc",
-    "barley",
-]
-_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday"]
+_GOODS = "copper wheat coffee cocoa sugar tin rubber cotton soybeans aluminium zinc barley"
+_DAYS = "Monday Tuesday Wednesday Thursday Friday"
+
+
+def _one_of(words: str, rng: random.Random) -> str:
+    return rng.choice(words.split())
 
 
 def _name(rng: random.Random) -> str:
     """One of some ten thousand, as names are: most of them stand in few stories."""
-    return (rng.choice(_SYLLABLES) + rng.choice(("", "", *_SYLLABLES)) + rng.choice(_ENDS)).capitalize()
+    return (_one_of(_STARTS, rng) + rng.choice(("", _one_of(_STARTS, rng))) + _one_of(_ENDS, rng)).capitalize()
 
 
 def company(rng: random.Random) -> str:
     """Two names, a trade and a legal form."""
-    return f"{_name(rng)} {_name(rng)} {rng.choice(_TRADES)} {rng.choice(_FORMS)}"
+    return f"{_name(rng)} {_name(rng)} {_one_of(_TRADES, rng)} {rng.choice(_FORMS)}"
 
 
 def _number(rng: random.Random) -> str:
@@ -130,11 +56,11 @@ def _earnings(rng: random.Random) -> list[str]:
 
 
 def _market(rng: random.Random) -> list[str]:
-    good, place, person, broker = rng.choice(_GOODS), _name(rng), _name(rng), _name(rng)
+    good, place, person, broker = _one_of(_GOODS, rng), _name(rng), _name(rng), _name(rng)
     first, second = rng.randrange(200, 2000), rng.randrange(200, 2000)
     return [
         f"{place} {good} prices {rng.choice(('closed', 'ended', 'finished'))} {rng.choice(('higher', 'lower'))} on "
-        f"{rng.choice(_DAYS)} in {rng.choice(('thin', 'active', 'nervous'))} trading, dealers said.",
+        f"{_one_of(_DAYS, rng)} in {rng.choice(('thin', 'active', 'nervous'))} trading, dealers said.",
         f"Three months {good} settled at {first} dlrs a tonne, {rng.randrange(2, 40)} dlrs "
         f"{rng.choice(('above', 'below'))} the previous close, after touching {second} dlrs in the morning.",
         f"Turnover was {_number(rng)} tonnes against {_number(rng)} tonnes the day before.",
@@ -153,11 +79,11 @@ def _deal(rng: random.Random) -> list[str]:
         f"{buyer} said it {rng.choice(('agreed', 'offered', 'signed a letter of intent'))} to acquire {stake} pct of "
         f"{seller} for {price} mln dlrs in {rng.choice(('cash', 'stock', 'cash and notes'))}.",
         f"The company said the transaction is subject to approval by the boards of both companies and by shareholders "
-        f"of {seller}, who will meet in {place} on {rng.choice(_DAYS)}.",
+        f"of {seller}, who will meet in {place} on {_one_of(_DAYS, rng)}.",
         f"{seller}, based in {place}, had sales of {rng.randrange(20, 900)} mln dlrs in {rng.randrange(1980, 1990)} "
         f"and employs {_number(rng)} people in {rng.randrange(2, 30)} plants.",
-        f'"This gives us a position in {rng.choice(_TRADES).lower()} that we could not have built," chairman {person} '
-        f"said. He added that no plant would be closed before {rng.randrange(1988, 1995)}.",
+        f'"This gives us a position in {_one_of(_TRADES, rng).lower()} that we could not have built," chairman '
+        f"{person} said. He added that no plant would be closed before {rng.randrange(1988, 1995)}.",
         f"Analyst {other} of {_name(rng)} called the price {rng.choice(('full', 'fair', 'low'))} at "
         f"{rng.randrange(5, 30)} times earnings.",
         f"Shares of {seller} rose {rng.randrange(1, 20)} to {rng.randrange(20, 90)} dlrs.",

@@ -135,7 +135,7 @@ class PairConfig(Section):
     """Pairs that share more of their shingles than this are dropped as near-duplicates."""
     max_containment: Fraction = 0.8
     """Pairs in which one document holds more than this share of the other's shingles are dropped as near-duplicates."""
-    max_content_overlap: Fraction = 0.75
+    max_content_overlap: Fraction = 0.8
     """Pairs in which one document has more than this share of the other's content words (no numbers, and no words that
     a hundredth of all documents have), and a twentieth of its shingles, are dropped as a document and its update."""
     min_content_overlap: Fraction = 0.0

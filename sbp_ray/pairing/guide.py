@@ -154,12 +154,12 @@ def recommend(stats: Mapping[str, Any]) -> dict[str, Any]:
     From there on at least half of the pairs of every band share content words: a name or a topic, not only a form.
     """
     bands = band_rows(stats)
-    shares = []
+    shares: list[float | None] = []
     for row in bands:
         num_pairs = row["listed"] - sum(row[reason] for reason in TEXT_REASONS)
         shares.append(row["related"] / num_pairs if num_pairs >= _BAND_PAIRS else None)
     place = len(bands)
-    while place and (shares[place - 1] is None or shares[place - 1] >= _RELATED_SHARE):
+    while place and ((share := shares[place - 1]) is None or share >= _RELATED_SHARE):
         place -= 1
     told = [number for number in range(place, len(bands)) if shares[number] is not None]
     if not told:

@@ -221,7 +221,7 @@ class CandidateLister(_Worker):
         rest = [*values[:2], batch.column("same_group").flatten(), pa.repeat(False, len(parents))]
         there = pa.table([*ids, *rest], schema=CANDIDATE)
         columns = dict(zip(names, (each.to_numpy() for each in values), strict=True))
-        text_N = judge_texts(*(columns[name] for name in MEASURES), cfg)
+        text_N = judge_texts(columns["jaccard"], columns["containment"], columns["content_overlap"], cfg)
         verdict_N = judge(columns["cosine"], text_N, cfg)
         in_band_N = verdict_N == RELATED
         is_low_N = (verdict_N == 1) & (text_N == RELATED)  # goes along where a document is in the sample
