@@ -32,8 +32,8 @@ _RUN_WORDS = 13
 _HELD_OUT_RUNS = 64
 """Of a held-out document: a share of them has a standard error of 0.06 at most."""
 _TRAIN_RUNS = 256
-"""Of a train document. Both take the runs with the smallest hashes, so what a document shares with one up to four times
-as long is found."""
+"""Of a train document. Both take the runs with the smallest hashes, so what a document shares with one three times as
+long is found; of what it shares with one eight times as long, half."""
 _TRAIN = 255  # split of a run
 
 RUN = pa.schema([("hash", pa.uint64()), ("split", pa.uint8()), ("row", pa.int64())])

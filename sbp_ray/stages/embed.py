@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,7 +205,6 @@ class ShardEmbedder:
     def __init__(self, cfg: EmbedConfig, corpus: Artifact, out: Artifact, dim: int | None) -> None:
         self._corpus, self._out = corpus, out
         self._shingle_tokens = cfg.shingle_tokens
-        self._common_words = np.frombuffer(out.read_bytes(_COMMON_WORDS), np.uint64)
         self._embedder = load_embedder(cfg)
         if dim not in (None, self._embedder.dim):
             raise SbpError(
@@ -242,6 +241,10 @@ class ShardEmbedder:
         seconds = round(time.monotonic() - start_s, 3)
         self._out.write_table(item["name"], pa.concat_tables(tables), stats={**stats, "seconds": seconds})
         return stats
+
+    @cached_property
+    def _common_words(self) -> NDArray[np.uint64]:
+        return np.frombuffer(self._out.read_bytes(_COMMON_WORDS), np.uint64)
 
     def _quarantine(self, name: str, bad_ids: list[bytes]) -> None:
         """Note the documents that get no vector, before the shard is committed."""

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sbp_ray.artifacts import Artifact
@@ -84,11 +85,11 @@ def test_the_held_out_documents_do_not_depend_on_how_much_is_trained_on(tmp_path
     assert len(split_of(small, "train")) < len(split_of(whole, "train"))
 
 
-def test_a_part_of_a_train_document_up_to_four_times_as_long_is_found() -> None:
-    text = words(1600, 1)
-    part = smallest_hashes(" ".join(text[500:900]), 64)
-    assert len(part) == 64
-    assert {*part.tolist()} <= {*smallest_hashes(" ".join(text), 256).tolist()} | {max(part.tolist())}
+def test_a_part_of_a_train_document_three_times_as_long_is_found() -> None:
+    text = words(1500, 1)
+    part = smallest_hashes(" ".join(text[500:1000]), 64)
+    assert len(part) == 64  # of 488, so hashes below 0.13: the whole's 256 of 1,488 reach up to 0.17
+    assert np.isin(part, smallest_hashes(" ".join(text), 256)).all()
 
 
 @pytest.mark.parametrize(("split_by", "kinds"), [("group", "groups"), ("document", "documents")])
