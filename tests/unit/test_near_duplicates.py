@@ -1,4 +1,6 @@
-"""The near-duplicate filter on labelled pairs, made from the bundled Wikipedia paragraphs.
+"""The two limits on shingles, on labelled pairs made from the bundled Wikipedia paragraphs.
+
+`benchmarks/near_duplicates.py` measures the whole filter, with content words, on updates of three kinds of text.
 
 Label: two texts are near-duplicates if at least 80 % of the shorter one's words stand in the other one in the same
 order: copies, edits of up to 20 % of the words, truncations, a text inside a longer one, other case or white space.
@@ -20,7 +22,7 @@ import numpy as np
 import pytest
 
 from sbp_ray.config import EmbedConfig, PairConfig
-from sbp_ray.pairing.candidates import near_duplicates
+from sbp_ray.pairing.candidates import judge_texts
 from sbp_ray.text.minhash import document_signature, estimate_containment, estimate_jaccard
 
 CORPUS = Path(__file__).parents[2] / "data" / "squad48" / "docs.jsonl.gz"
@@ -104,7 +106,7 @@ APART: dict[str, Make] = {
     "other article": lambda title, text, rng: (text, other_article(title, rng)),
 }
 MISSED = {"5 % edited, scattered", "20 % edited, a run", "20 % edited, scattered"}
-"""What 13-word shingles cannot see: see docs/pairs.md."""
+"""What 13-word shingles cannot see, and content words are there for."""
 
 
 @cache
@@ -126,7 +128,8 @@ def dropped(num_words: int) -> dict[str, float]:
         )
         jaccard_M = estimate_jaccard(a_MH, b_MH)
         containment_M = estimate_containment(jaccard_M, num_a_M, num_b_M)
-        shares[kind] = float((near_duplicates(jaccard_M, containment_M, PairConfig()) > 0).mean())
+        none_M = np.zeros_like(jaccard_M)
+        shares[kind] = float((judge_texts(jaccard_M, containment_M, none_M, PairConfig()) > 0).mean())
     return shares
 
 
