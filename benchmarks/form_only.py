@@ -2,9 +2,9 @@
 
     python benchmarks/form_only.py [--quick]
 
-Stories of three forms stand among Wikipedia paragraphs of 48 articles, a fortieth of all documents each. Of all pairs above a cosine it counts those
-of one form about two companies (wire) and those of one article (prose), and the share of each that is dropped as alike
-in form only.
+Stories of three forms stand among Wikipedia paragraphs of 48 articles, a fortieth of all documents each. Of the pairs
+above a cosine it counts those of one form about two companies (wire) and those of one article (prose), and the share of
+each that is dropped as alike in form only.
 """
 
 from __future__ import annotations

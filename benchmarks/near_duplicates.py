@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prints two lines of JSON for each kind of text.")
     parser.add_argument("--quick", action="store_true", help="fewer pairs")
     parser.add_argument("--corpus", type=Path, nargs="*", default=[], help="measured instead of the bundled text")
-    parser.add_argument("--documents", type=int, default=120, help="that are edited, of each kind")
+    parser.add_argument("--documents", type=int, default=80, help="that are edited, of each kind")
     parser.add_argument("--most", type=int, default=4000, help="documents of a corpus that are read")
     parser.add_argument("--table", action="store_true", help="the share that is dropped of each edit")
     arguments = parser.parse_args()
