@@ -27,7 +27,7 @@ DROPPED_PER_BAND = 3
 _SHARED_CONTENT = 0.02
 """Overlap of content words from which on two texts are counted as sharing some: one word of fifty, where the estimate
 for texts without any in common stays below 0.02 in 95 % of all cases."""
-_RELATED_SHARE = 0.5
+_RELATED_SHARE = 0.75
 """Of a band's pairs, that share content words: from there on it is recommended."""
 _BAND_PAIRS = 10
 """Pairs of a band that tell something of it."""
@@ -151,7 +151,7 @@ def shares_content(content_overlap_N: NDArray[np.float32]) -> NDArray[np.bool_]:
 def recommend(stats: Mapping[str, Any]) -> dict[str, Any]:
     """A `min_cosine`, None where no band is good enough, and the reason for it.
 
-    From there on at least half of the pairs of every band share content words: a name or a topic, not only a form.
+    From there on three quarters of the pairs of every band share content words: a name or a topic, not only a form.
     """
     bands = band_rows(stats)
     shares: list[float | None] = []
@@ -163,11 +163,11 @@ def recommend(stats: Mapping[str, Any]) -> dict[str, Any]:
         place -= 1
     told = [number for number in range(place, len(bands)) if shares[number] is not None]
     if not told:
-        return {"min_cosine": None, "reason": "in no band do half of the pairs share content words: look at them below"}
+        return {"min_cosine": None, "reason": "in no band do three quarters of the pairs share content words"}
     place = told[0]
     chosen = threshold_rows(stats)[place]
     reason = (
-        f"from there on at least half of the pairs of every band share content words, names and topics "
+        f"from there on three quarters of the pairs of every band share content words, names and topics "
         f"({shares[place]:.0%} in the lowest of these bands"
         + (f", {shares[place - 1]:.0%} in the one below it" if place and shares[place - 1] is not None else "")
         + f"); {chosen['documents_share']:.0%} of the documents have a pair there"

@@ -410,7 +410,7 @@ def test_a_group_whose_result_has_no_room_before_its_upload_says_so() -> None:
     with pytest.raises(SbpError, match=r"takes 1000000\.0 GiB of /.* until it is uploaded, and [\d.]+ GiB are free"):
         search_limits.refuse_small_machine(0.1, 0, 1e6)
     remote = search_limits.needs_of_group(NeighborsConfig(num_neighbors=10), 2**30, 16, is_remote=True)
-    assert remote["scratch_gib"] == 8 + 29 * 10
+    assert remote["scratch_gib"] == 8 + 33 * 10
 
 
 def test_a_hot_spot_is_refused_before_its_group_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +466,7 @@ def test_a_machine_too_small_for_its_group_says_so(monkeypatch: pytest.MonkeyPat
 
 def test_merging_takes_as_many_shards_at_once_as_fit() -> None:
     cfg = NeighborsConfig(num_neighbors=200, worker_gib=4, resources=Resources(num_threads=16, num_cpus=16))
-    lists = 47_000 * (1 + 0.6 * 4) * (8 + 29 * 200)  # bytes of a shard's lists of 16 groups
+    lists = 47_000 * (1 + 0.6 * 4) * (8 + 33 * 200)  # bytes of a shard's lists of 16 groups
     assert search_plan.shards_merged_at_once(cfg, 47_000, 16) == int((4 - 0.55) / (0.25 + 2.5 * lists / 2**30)) == 1
     assert search_plan.shards_merged_at_once(cfg, 1000, 16) == 11
     assert search_plan.shards_merged_at_once(cfg, 10**7, 16) == 1
