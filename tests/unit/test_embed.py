@@ -128,6 +128,7 @@ def test_finished_shards_are_left_alone(new_artifact, in_process: list) -> None:
 def test_a_shard_whose_actor_died_after_the_commit_is_not_computed_again(new_artifact) -> None:
     corpus, out = new_artifact("corpus"), new_artifact("embeddings")
     write_corpus(corpus, [["a", "b"]], [[]])
+    embed.CommonWordFinder(corpus, out)({"names": ["train/part-00000.parquet"]})
     worker, item = ShardEmbedder(EmbedConfig(), corpus, out, None), {"name": "train/part-00000.parquet"}
     first = worker(item)
     written_at = Path(out.path(item["name"])).stat().st_mtime_ns
