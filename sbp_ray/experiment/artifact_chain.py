@@ -99,7 +99,7 @@ class Chains:
         after = [own_embedder] if own_embedder else []
         embeddings = self.node("embed", config, {"corpus": corpus}, after=after)
         neighbors = self.node("neighbors", config, {"embeddings": embeddings})
-        return embeddings, self.node("pair", config, {"neighbors": neighbors})
+        return embeddings, self.node("pair", config, {"corpus": corpus, "neighbors": neighbors})
 
     def graph(self, config: Config, corpus: Node, pairs: Node | None = None) -> dict[str, Node]:
         """What a pretraining reads that packs related documents behind one another."""
