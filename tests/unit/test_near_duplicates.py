@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
@@ -23,7 +24,14 @@ import pytest
 
 from sbp_ray.config import EmbedConfig, PairConfig
 from sbp_ray.pairing.candidates import judge_texts
+from sbp_ray.text.content import common_words, distinct_words
 from sbp_ray.text.minhash import document_signature, estimate_containment, estimate_jaccard
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from labelled_pairs import label_pairs
+from near_duplicates import measures_of
+from wire_stories import FORMS, story
 
 CORPUS = Path(__file__).parents[2] / "data" / "squad48" / "docs.jsonl.gz"
 NUM_DOCUMENTS = 200
@@ -175,3 +183,19 @@ def test_shorter_shingles_see_more_scattered_edits() -> None:
     found = [dropped(width)["5 % edited, scattered"] for width in (13, 7, 5)]
     assert found == sorted(found)
     assert found[0] < 0.05 and found[-1] > 0.6
+
+
+def test_updates_are_told_from_stories_of_one_form() -> None:
+    """Of invented wire stories, as `benchmarks/near_duplicates.py` measures more of them."""
+    rng = random.Random(3)
+    stories = {form: [story(rng, form) for _ in range(100)] for form in FORMS}
+    pairs = label_pairs(stories, 15, rng)
+    common = common_words([distinct_words(["\n".join(one) for some in stories.values() for one in some])], 300)
+    measures = measures_of([pair.first for pair in pairs], [pair.second for pair in pairs], common)
+    is_dropped = judge_texts(*measures, PairConfig()) > 0
+    is_same = np.array([pair.is_same for pair in pairs])
+    assert is_dropped[is_same].mean() >= 0.9
+    assert is_same[is_dropped].mean() >= 0.9
+    one_form = np.array([pair.edit in ("same subject", "refilled") for pair in pairs])
+    assert not is_dropped[one_form].any()
+    assert (judge_texts(*measures, PairConfig(max_content_overlap=1.0)) > 0)[is_same].mean() < 0.5
