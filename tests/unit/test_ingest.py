@@ -269,7 +269,8 @@ def test_copies_that_look_the_same_are_one_document(tmp_path: Path, new_artifact
     ]
     write_rows(tmp_path / "in.jsonl", [{"text": text} for text in texts])
     out = new_artifact("corpus")
-    stats = ingest_documents(config(tmp_path / "in.jsonl", group_column=None), out=out)
+    cfg = config(tmp_path / "in.jsonl", group_column=None, max_shared_with_train=1.0)  # the last two are near-copies
+    stats = ingest_documents(cfg, out=out)
     assert stats["drops"] == {"exact_duplicate": 3}
     kept = {row["text"] for split in SPLITS for row in rows_of(out, split)}
     assert kept == {texts[0], texts[4], texts[5]}
@@ -433,7 +434,7 @@ def test_a_chunk_at_a_time_gives_the_same_corpus(tmp_path: Path, new_artifact, m
         assert rows_of(whole, split) == rows_of(parts, split)
 
 
-@pytest.mark.parametrize("survivors", range(8))
+@pytest.mark.parametrize("survivors", range(13))
 def test_an_interrupted_run_goes_on_and_ends_alike(
     tmp_path: Path, new_artifact, survivors: int, in_process: WorkedOn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,11 +444,12 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
     cfg = config(tmp_path / "*.jsonl")
     ingest_documents(cfg, out=(whole := new_artifact("whole")))
     steps = [stage for stage, _ in in_process]
-    assert steps == ["ingest-parse"] * 2 + ["ingest-tokenizer"] + ["ingest"] * 3
+    looked = ["ingest-sketch"] * 3 + ["ingest-compare"] * 3
+    assert steps == ["ingest-parse"] * 2 + looked + ["ingest-tokenizer"] + ["ingest"] * 3
     in_process.clear()
     out = new_artifact("corpus")
     in_process.interrupt_after(survivors)
-    if survivors < 6:
+    if survivors < 12:
         with pytest.raises(KeyboardInterrupt):
             ingest_documents(cfg, out=out)
     ingest_documents(cfg, out=out)
