@@ -66,6 +66,7 @@ def test_a_held_out_document_whose_update_is_trained_on_goes(tmp_path: Path, new
     assert split_of(out, "validation") == held_out - apart
     assert split_of(out, "train") == train
     assert stats["drops"] == stats["validation"]["drops"] == {"near_copy_of_train": len(apart)}
+    assert len(stats["examples"]["near_copy_of_train"]) == 3
 
 
 def test_documents_of_one_form_or_subject_stay(tmp_path: Path, new_artifact) -> None:
