@@ -3,6 +3,8 @@
 
 EXTRA  ?= cpu
 CONFIG ?= configs/demo.yaml
+# vLLM's CUDA build has no engine for a CPU: with it the demo's engine takes the GPU, and nothing else does.
+DEMO   := $(if $(filter gpu,$(EXTRA)),engine.resources.num_gpus=1 engine.resources.num_cpus=1 tune.resources.export_check=transformers)
 # The first of these that is there and works; the CPU wheels' pins were made for 3.11.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 
@@ -30,14 +32,14 @@ NODE_CLIENT := .venv-clients/node_modules/openai/package.json
 # Two processes, each of which takes the next tests that share something when it has done some: tests/conftest.py.
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo test test-all check bench nightly clients format lock clean
+.PHONY: help setup demo test test-all check bench gpu nightly clients format lock clean
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
 setup: $(READY) ## install everything into .venv
 
 demo: $(READY) ## the whole loop on the bundled corpus, ending with a report
-	@$(BIN)/python jobs/pipeline.py --config $(CONFIG)
+	@$(BIN)/python jobs/pipeline.py --config $(CONFIG) $(DEMO)
 
 test: $(READY) ## the tests, in two processes (TESTS=tests/unit for a part, in one)
 	@$(if $(TESTS),,$(MAKE) --silent clients || echo "clients of others do not install: their tests are skipped")
@@ -57,6 +59,9 @@ bench: $(READY) $(if $(filter neighbors train,$(NAME)),.venv/ready-bench) ## us 
 
 nightly: $(READY) ## the benchmarks of benchmarks/gates.yaml, against the least ratios there (NAME=rows for one)
 	@$(BIN)/python benchmarks/gates.py $(NAME) $(ARGS)
+
+gpu: ## is it right on a GPU, and how fast: ARGS="--piece correct"; needs no Ray and no vLLM
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(ARGS)
 
 clients: .venv-clients/ready $(if $(shell command -v npm),$(NODE_CLIENT)) ## clients of the endpoint that others wrote, for its tests
 

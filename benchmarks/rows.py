@@ -26,8 +26,9 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import PretrainConfig
 from sbp_ray.mixing import Address, Mixture
 from sbp_ray.shards import shard_name
-from sbp_ray.training.packed import PackedShard, Row, make_blank_row, read_packed, write_shard
-from sbp_ray.training.rows import RowReader, assign_rows, make_batch
+from sbp_ray.training.batches import Row, make_batch, make_blank_row
+from sbp_ray.training.packed import PackedShard, read_packed, write_shard
+from sbp_ray.training.rows import RowReader, assign_rows
 from sbp_ray.training.training_plan import rows_folder
 
 SEQ_LEN = 4096

@@ -13,9 +13,7 @@ default, and with `resources.compile: true`, whose first step, of half a minute 
                masks the documents apart), its own loss, AdamW
     loop       our loop without Ray, beside which Ray Train around it is measured
 
-On CUDA: tokens/s, MFU and peak memory at 0.3 B, 1 B and the paper's 3 B, windows of 4,096, bfloat16, compiled,
-documents as long as the paper's (828 tokens on average). MFU: 6 FLOPs a token and multiplied parameter, plus attention
-within documents (`sbp_ray.model.training_flops`), over the peak of `sbp_ray.training.estimate`.
+A GPU's steps are measured by `gpu.py`, piece `train`.
 """
 
 from __future__ import annotations
@@ -36,20 +34,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import alternate, emit, hardware
+from harness import alternate, emit
 
 from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.config import Dtype, ModelConfig, PretrainConfig, TrainingResources
 from sbp_ray.mixing import Mixture, Source
-from sbp_ray.model import build_model, num_parameters, training_flops
+from sbp_ray.model import build_model, num_parameters
 from sbp_ray.shards import shard_name
 from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
+from sbp_ray.training.batches import Batch
 from sbp_ray.training.build import build_sharded_model
-from sbp_ray.training.estimate import find_peak_flops
 from sbp_ray.training.optim import build_optimizer
-from sbp_ray.training.packed import Row, read_packed, write_shard
-from sbp_ray.training.rows import Batch, RowReader, assign_rows, make_batch
+from sbp_ray.training.packed import read_packed, write_shard
+from sbp_ray.training.rows import RowReader, assign_rows
 from sbp_ray.training.sharding import process_group
 from sbp_ray.training.step import update
 from sbp_ray.training.training_plan import TrainingPlan, rows_folder
@@ -60,16 +58,8 @@ BUNDLED = Path(__file__).parents[1] / "data/squad48/docs.jsonl.gz"
 SEVEN_MILLION = ModelConfig(
     num_layers=8, hidden_size=256, num_heads=4, num_kv_heads=2, head_dim=64, ffn_size=704, max_positions=4096
 )
-ON_CUDA = {
-    "0.3 B": ModelConfig(depth=16, num_layers=24),
-    "1 B": ModelConfig(depth=27),
-    "3 B": ModelConfig(
-        num_layers=26, hidden_size=3072, num_heads=24, num_kv_heads=8, head_dim=128, ffn_size=8064, tie_embeddings=False
-    ),
-}
 NOTHING = Source("nothing", ())
 """Held-out rows of a training that is not evaluated."""
-MICRO_BATCH_ROWS = {"0.3 B": 8, "1 B": 4, "3 B": 2}
 
 
 def main() -> None:
@@ -82,11 +72,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="of a round, beside the first")
     arguments = parser.parse_args()
-    if torch.cuda.is_available():
-        with process_group(TrainingResources(num_gpus=1)):
-            for name in ON_CUDA:
-                measure_on_cuda(name)
-        return
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     torch.set_num_threads(CORES)
     if arguments.quick:
@@ -205,7 +190,8 @@ def packed(plan: TrainingPlan, steps: int) -> float:
 
     def step(number: int) -> int:
         batch = batches[number]
-        labels_BT = torch.where(batch.loss_mask_BT, batch.input_ids_BT, -100)
+        labels_BT = torch.full_like(batch.input_ids_BT, -100)
+        labels_BT[batch.targets.row_S, batch.targets.position_S + 1] = batch.targets.token_S
         with torch.autocast("cpu", torch.bfloat16) if is_mixed else nullcontext():
             loss = lm(
                 input_ids=batch.input_ids_BT,
@@ -323,63 +309,6 @@ def _whole_run(plan: TrainingPlan, run: Callable[[TrainingPlan], None]) -> float
         run(replace(plan, out=out))
         rows = [json.loads(line) for line in out.read_bytes("metrics.jsonl").splitlines()]
     return statistics.median(row["tokens_per_s"] for row in rows[1:])
-
-
-# On a GPU
-
-
-def measure_on_cuda(size: str, seq_len: int = 4096, steps: int = 12) -> None:
-    """Print tokens/s, MFU and peak memory of one size."""
-    shape, vocab_size, rows = ON_CUDA[size], 49_152, MICRO_BATCH_ROWS[size]
-    device = torch.device("cuda", torch.cuda.current_device())
-    out = Artifact("none", tempfile.gettempdir())
-    config = PretrainConfig(
-        seq_len=seq_len,
-        batch_rows=rows,
-        total_tokens=rows * seq_len * steps,
-        peak_lr=1e-4,
-        checkpoint="last",
-        resources=TrainingResources(micro_batch_rows=rows, compile=True, activation_checkpointing="selective"),
-    )
-    rows_read = Source("random", (rows,))  # named in messages only: batches are drawn here
-    order = Mixture(rows_read, None, rows * steps, 0, 0)
-    plan = TrainingPlan("benchmark", config, order, steps, out, NOTHING, NOTHING, out, vocab_size, (0, 1, 2), shape)
-    torch.cuda.reset_peak_memory_stats()
-    model = build_sharded_model(plan, device)
-    optimizer = build_optimizer(model, config)
-    rng = np.random.default_rng(0)
-    spent = []
-    for step in range(1, steps + 1):
-        batch = _random_batch(rng, rows, seq_len, vocab_size)
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        result = update(plan, model, optimizer, [batch], step, device)
-        torch.cuda.synchronize()
-        spent.append(time.perf_counter() - start)
-    step_s = statistics.median(spent[steps // 2 :])
-    flops = training_flops(shape, vocab_size, result.tokens, result.attended)
-    peak = find_peak_flops(device, "bfloat16")
-    line = {
-        "benchmark": "train",
-        "case": f"{size} ({num_parameters(shape, vocab_size):,} parameters), window {seq_len}, {rows} rows, bfloat16",
-        "tokens_per_s": round(result.tokens / step_s),
-        "mfu": round(flops / step_s / peak, 4) if peak else None,
-        "peak_flops": peak,
-        "peak_mem_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-        "hardware": hardware(),
-    }
-    print(json.dumps(line), flush=True)
-
-
-def _random_batch(rng: np.random.Generator, rows: int, seq_len: int, vocab_size: int) -> Batch:
-    """Rows full of documents whose lengths are spread like those of web text: log-normal, 828 tokens on average."""
-    document_ids_BT = np.zeros((rows, seq_len), np.int64)
-    for row in range(rows):
-        ends = np.cumsum(np.clip(rng.lognormal(np.log(828) - 0.5, 1.0, seq_len), 8, seq_len)).astype(int)
-        document_ids_BT[row] = np.searchsorted(ends, np.arange(seq_len), side="right")
-    mask_BT = np.diff(document_ids_BT, axis=1, prepend=-1) == 0  # not the first token of a document
-    input_ids_BT = rng.integers(vocab_size, size=document_ids_BT.shape)
-    return make_batch([None] * rows, list(map(Row, input_ids_BT, mask_BT, document_ids_BT)), is_pinned=True)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def demand(job: str, config: Config) -> dict[str, float]:
     """CPUs and GPUs that a job's workers hold at the same time."""
     if job == "synthesize" and config.synthesize.rephrase is not None:
         return {"CPU": WRITER_CPUS, "GPU": 0.0}
-    return _engine_demand(config.engine) if job == "synthesize" else _demand(getattr(config, job).resources)
+    return engine_demand(config.engine) if job == "synthesize" else _demand(getattr(config, job).resources)
 
 
 def _demand(resources: Resources) -> dict[str, float]:
@@ -91,17 +91,21 @@ def _demand(resources: Resources) -> dict[str, float]:
     return {"CPU": workers * resources.num_cpus, "GPU": workers * resources.num_gpus}
 
 
-def _engine_demand(engine: EngineConfig) -> dict[str, float]:
+def engine_demand(engine: EngineConfig) -> dict[str, float]:
+    """Of the engines that are kept when idle, at least one, and of who asks them."""
     replicas = max(1, engine.resources.min_replicas)
     engines = demand_of_engines(engine)
     return engines | {"CPU": engines["CPU"] + replicas * WRITER_CPUS}
 
 
 def demand_of_engines(engine: EngineConfig) -> dict[str, float]:
-    """Of the fewest engines, or of the first where there may be none."""
+    """Of the fewest engines, or of the first where there may be none.
+
+    Each of the GPUs that share a model has a worker with `num_cpus` and `num_gpus`.
+    """
     replicas = max(1, engine.resources.min_replicas)
-    gpus = engine.resources.tensor_parallel_size if engine.resources.num_gpus else 0
-    return {"CPU": replicas * engine.resources.num_cpus, "GPU": replicas * gpus}
+    workers = replicas * (engine.resources.tensor_parallel_size if engine.resources.num_gpus else 1)
+    return {"CPU": workers * engine.resources.num_cpus, "GPU": workers * engine.resources.num_gpus}
 
 
 # What the cluster can have

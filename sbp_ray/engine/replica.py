@@ -115,7 +115,13 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
     """The deployment of the replicas."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, llm_config: LLMConfig, *, identity: dict[str, Any], service: ServiceConfig, stalled_after_s: float
+        self,
+        llm_config: LLMConfig,
+        *,
+        identity: dict[str, Any],
+        service: ServiceConfig,
+        stalled_after_s: float,
+        has_metrics: bool = True,
     ) -> None:
         set_up_logging()
         self._is_on_cpu: bool = llm_config.accelerator_config.kind == "cpu"
@@ -125,7 +131,8 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         self._name: str = serve.get_replica_context().replica_id.unique_id
         self._engine_client = self.engine._engine_client
         self._counters = EngineCounters()
-        self._engine_client.logger_manager.stat_loggers.append(self._counters)
+        loggers = self._engine_client.logger_manager.stat_loggers
+        loggers[:] = [*(loggers if has_metrics else ()), self._counters]
         self._tokenizer = load_tokenizer(llm_config.get_engine_config().hf_model_id)
         self._special = special_ids(self._tokenizer)
         self._vocab_size: int = self._engine_client.model_config.get_vocab_size()

@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.cluster_limits import engine_demand
 from sbp_ray.config import EngineConfig
 from sbp_ray.engine.deploy import build_server, identity_of, require_model
 from sbp_ray.engine.messages import DEPLOYMENT
@@ -84,7 +85,7 @@ def _start(engine: EngineConfig, synthesizer: Artifact, name: str) -> str:
 
     start = time.monotonic()
     logger.info("synthesize | starting the engine")
-    app = build_server(engine, synthesizer)
+    app = build_server(all_at_once(engine), synthesizer)
     log_config = {"log_level": "WARNING", "enable_access_log": False}
     # Requests go through deployment handles: a batch job opens no port.
     serve.start(proxy_location="Disabled", logging_config=log_config)
@@ -96,6 +97,20 @@ def _start(engine: EngineConfig, synthesizer: Artifact, name: str) -> str:
     _wait_until_running(name, start)
     logger.info(f"synthesize | engine is up after {duration(time.monotonic() - start)}")
     return name
+
+
+def all_at_once(engine: EngineConfig) -> EngineConfig:
+    """With all engines from the beginning, where the cluster as it is has room for them.
+
+    What is requested of those that are up is not handed on to those that come later.
+    """
+    import ray
+
+    most = engine.resources.model_copy(update={"min_replicas": engine.resources.max_replicas})
+    wanted = engine.model_copy(update={"resources": most})
+    there = ray.cluster_resources()
+    fits = all(amount <= there.get(name, 0.0) for name, amount in engine_demand(wanted).items())
+    return wanted if fits else engine
 
 
 def _wait_until_running(name: str, start: float) -> None:

@@ -25,6 +25,7 @@ import yaml
 from sbp_ray.cluster_limits import demand, is_in_process
 from sbp_ray.experiment.attempts import append_attempt
 from sbp_ray.experiment.checks import refuse_made
+from sbp_ray.experiment.gpu_shares import VISIBLE, GpuShares, OwnShares, RayShares, list_gpus
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.logs import duration
 from sbp_ray.nodes import Node
@@ -72,6 +73,7 @@ class Execution:
         self.grid, self._run_dir, self._jobs, self._replan = grid, run_dir, jobs, replan
         self._room, self._environment = room, environment
         self._has_ray = has_ray
+        self._gpus: GpuShares = RayShares() if has_ray else OwnShares(list_gpus(int(room.get("GPU", 0))))
         self._order = _most_needed_first(grid)
         self._running: dict[str, _Process] = {}
         self._done: set[str] = set()
@@ -161,12 +163,19 @@ class Execution:
                     stdin=subprocess.DEVNULL,
                     stdout=stream,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **self._environment},
+                    env={**os.environ, **self._environment, **self._own_gpu(node)},
                     start_new_session=True,  # a Ctrl-C comes to this process alone, which passes it on
                 ),
                 log,
                 stream.tell(),
             )
+
+    def _own_gpu(self, node: Node) -> dict[str, str]:
+        """The environment in which a job that works in its own process sees no GPU but its own."""
+        if not is_in_process(node.stage.job, node.config):
+            return {}
+        share = demand(node.stage.job, node.config)["GPU"]
+        return {VISIBLE: self._gpus.take(node.key, share)} if share else {}
 
     def _note(self, process: _Process, status: int) -> None:
         append_attempt(
@@ -182,6 +191,7 @@ class Execution:
             if status is None:
                 continue
             del self._running[key]
+            self._gpus.give_back(key)
             self._note(process, status)
             took = duration(time.monotonic() - process.start_s)
             if status == 0:

@@ -138,7 +138,7 @@ def search_group(
         _probe_first(prober, effort, control, lists_NW)
         if len(homes.first_H1) > 2:  # in a single cell all have met
             _join_and_probe(prober, effort, control, lists_NW, coarse_ND, owners)
-        return Found(order_N, *_rank_all(lists_NW, _in_order(encoded_ND, order_N, pool), k, pool))
+        return Found(order_N, *rank_all(lists_NW, _in_order(encoded_ND, order_N, pool), k, pool))
 
 
 def _in_order(vectors_ND: NDArray, order_N: NDArray[np.int64], pool: ThreadPoolExecutor) -> NDArray:
@@ -200,9 +200,10 @@ def _join_and_probe(
             return
 
 
-def _rank_all(
+def rank_all(
     lists_NW: NDArray[np.int64], encoded_ND: NDArray[np.int16], k: int, pool: ThreadPoolExecutor
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Cosines and rows of the `k` nearest candidates of each document, by 16-bit vectors."""
     num = len(lists_NW)
     cosine_NK, row_NK = np.empty((num, k), np.float32), np.empty((num, k), np.int32)
     inverse_length_N = np.concatenate(in_blocks(pool, num, _CHUNK, lambda rows: inverse_lengths(encoded_ND[rows])))

@@ -35,6 +35,7 @@ from sbp_ray.neighbors.search_files import (
 )
 from sbp_ray.neighbors.search_limits import refuse_small_machine
 from sbp_ray.neighbors.search_plan import plan_effort, threads_of
+from sbp_ray.neighbors.whole_group import MOST_DOCUMENTS, search_whole_group
 from sbp_ray.schema import NEIGHBORS, SIGNATURE_BYTES
 from sbp_ray.shards import Stats, shard_name
 from sbp_ray.text.minhash import estimate_containment, jaccard_of
@@ -54,20 +55,24 @@ class GroupSearcher(SearchWorker):
         table = read_bucket(self.out, routed, group, routed_schema(dim))
         vectors_ND, documents = from_column(table.column("vector"), np.int16, dim), _Documents.of_table(table)
         del table  # its columns share their memory
-        exact = Exact(**read_arrays(self.out, files.exact))
-        found = search_group(
-            vectors_ND,
-            k,
-            made.quantizer,
-            plan_effort(cfg, item["num_documents"], dim, item["attempt"], made.num_groups),
-            _find_control(exact, made.query_id_Q, documents.id_N, cfg.recall_queries),
-            seed=cfg.seed,
-            num_threads=threads_of(cfg.resources),
-            device="cuda" if cfg.resources.num_gpus else "cpu",
-        )
+        num_threads = threads_of(cfg.resources)
+        if cfg.resources.num_gpus and 0 < len(vectors_ND) <= MOST_DOCUMENTS:
+            found = search_whole_group(vectors_ND, k, num_threads=num_threads, device="cuda")
+        else:
+            exact = Exact(**read_arrays(self.out, files.exact))
+            found = search_group(
+                vectors_ND,
+                k,
+                made.quantizer,
+                plan_effort(cfg, item["num_documents"], dim, item["attempt"], made.num_groups),
+                _find_control(exact, made.query_id_Q, documents.id_N, cfg.recall_queries),
+                seed=cfg.seed,
+                num_threads=num_threads,
+                device="cuda" if cfg.resources.num_gpus else "cpu",
+            )
         del vectors_ND
         with bucket_writer(self.out, files.found(group), found_schema(k), compression=None) as writer:
-            for rows in _describe(documents, found, k, threads_of(cfg.resources)):
+            for rows in _describe(documents, found, k, num_threads):
                 writer.write(*rows)
             writer.finish({"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
         return {"documents": int((documents.home_N == group).sum())}

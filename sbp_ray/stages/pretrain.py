@@ -26,6 +26,7 @@ from sbp_ray.training.packed import Packed, TokenLists, packing_resources, read_
 from sbp_ray.training.preflight import (
     refuse_missing_choice,
     refuse_missing_float8,
+    refuse_missing_gpu,
     refuse_other_tokenizer,
     refuse_short_context,
 )
@@ -55,6 +56,7 @@ def pretrain(
     if cfg.in_context and pairs is None:
         raise ValueError("in_context without the pairs, along which documents follow one another")
     stage = f"pretrain-{cfg.arm}"
+    refuse_missing_gpu(cfg)
     refuse_missing_float8("pretrain", cfg)
     tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))
     special = special_ids(tokenizer)

@@ -5,14 +5,18 @@ Legend: B rows, T tokens a row, H query heads, K key and value heads, D head wid
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 DOCUMENT_ATTENTION = "sbp_documents"
 _VARLEN_DTYPES = (torch.bfloat16, torch.float16)
+_GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+"""torch 2.11 shares keys between queries' heads without being told, and does not know the word."""
 
 
 class Documents(NamedTuple):
@@ -22,9 +26,6 @@ class Documents(NamedTuple):
     """int64; starts again at 0 with each document."""
     bounds_N1: torch.Tensor
     """int32 [N + 1]: starts of the documents in the flattened batch, and its length."""
-
-    def to(self, device: torch.device) -> Documents:
-        return Documents(self.positions_BT.to(device), self.bounds_N1.to(device))
 
 
 def find_documents(document_ids_BT: torch.Tensor) -> Documents:
@@ -54,8 +55,6 @@ def _attend(
     rows, seq_len = query_BHTD.shape[0], query_BHTD.shape[2]
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query_BHTD, key_BKTD, value_BKTD))
     if query.is_cuda and query.dtype in _VARLEN_DTYPES:
-        from torch.nn.attention.varlen import varlen_attn
-
         mixed: Any = varlen_attn(  # a tensor: the log-sum-exp beside it was not asked for
             query,
             key,
@@ -65,8 +64,8 @@ def _attend(
             seq_len,  # no document is longer; the longest itself would be compiled anew for each batch
             seq_len,
             scale=scaling,
-            enable_gqa=True,
             window_size=(-1, 0),
+            **_GROUPED,
         )
     else:
         mixed = _attend_one_by_one(query, key, value, bounds_N1, scaling)

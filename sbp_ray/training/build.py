@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.attention import varlen  # noqa: F401  it declares the operator that is kept below
+import torch.distributed as dist
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from sbp_ray.artifacts import Artifact
 from sbp_ray.errors import SbpError
 from sbp_ray.model import build_model, load_base
 from sbp_ray.training.attention import attend_within_documents
 from sbp_ray.training.loss import SupervisedLanguageModel
-from sbp_ray.training.sharding import shard_model
+from sbp_ray.training.sharding import count_shard_ranks, shard_model
 from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan
 
 _EXPENSIVE = {
@@ -42,16 +42,23 @@ def build_sharded_model(plan: TrainingPlan, device: torch.device) -> SupervisedL
             layer.forward = torch.compile(layer.forward)
     teachers = [_load_teacher(path, plan, device) for path in plan.teachers]
     model = SupervisedLanguageModel(
-        lm, plan.config.z_loss, plan.config.dropout or 0.0, teachers=teachers, teacher_share=plan.teacher_share
+        lm,
+        plan.config.z_loss,
+        plan.config.dropout or 0.0,
+        teachers=teachers,
+        teacher_share=plan.teacher_share,
+        is_loss_compiled=plan.config.resources.compile and device.type == "cuda",
     ).train()
-    shard_model(model, plan.config.dtype, device)
+    ranks_of_node = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # of Ray Train, and of torchrun
+    shard_ranks = count_shard_ranks(plan.config.resources.shard_ranks, dist.get_world_size(), ranks_of_node)
+    shard_model(model, plan.config.dtype, device, shard_ranks)
     return model
 
 
 def _load_weights(plan: TrainingPlan) -> Any:
     if plan.base is None:
         return build_model(plan.model, plan.vocab_size, plan.special, plan.config.seed)
-    path = str(plan.base.local_copy(MODEL_FOLDER)) if isinstance(plan.base, Artifact) else plan.base
+    path = plan.base if isinstance(plan.base, str) else str(plan.base.local_copy(MODEL_FOLDER))
     return load_base(path, plan.vocab_size, plan.special, plan.config.seed)
 
 

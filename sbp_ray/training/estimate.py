@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from sbp_ray.config import Dtype, ModelConfig, TrainingConfig
+from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration
 from sbp_ray.model import flops_per_token, num_parameters
+from sbp_ray.nll import LOGITS_AT_ONCE
 from sbp_ray.training.training_plan import TrainingPlan
 
-PEAK_TFLOPS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A10G": 70.0, "L4": 121.0}
-"""Dense bfloat16 with float32 sums, from NVIDIA's data sheets (SXM where there are several); by part of the name."""
+PEAK_TFLOPS = {
+    ("H100", "PCIe"): 756.0,
+    ("H100", "NVL"): 835.0,
+    ("H200", "NVL"): 835.0,
+    ("B200",): 2250.0,
+    ("GH200",): 989.0,
+    ("H200",): 989.0,
+    ("H100",): 989.0,
+    ("A100",): 312.0,
+    ("L40S",): 362.0,
+    ("L40",): 181.0,
+    ("A10G",): 70.0,
+    ("L4",): 121.0,
+}
+"""Dense bfloat16 with float32 sums, from NVIDIA's data sheets, by words of the device's name; of several that fit, the
+first."""
 ASSUMED_MFU = 0.4
 """Share of the peak that is assumed of CPUs and GPUs alike."""
 _SHARDED_BYTES = 12
@@ -22,6 +41,8 @@ _AVERAGE_BYTES = 4
 """Of a parameter, in float32, where `ema_decay` is set."""
 _GRADIENT_BYTES = 4
 """Of a parameter, in float32."""
+_CHUNKS = 3
+"""Copies of a chunk's logits in float32 that the loss holds at once."""
 _MATRIX = 1024
 """Rows and columns of the products that a CPU is measured with."""
 _ROUNDS = 5
@@ -100,15 +121,80 @@ def _count_activation_bytes(model: ModelConfig, vocab_size: int, cfg: TrainingCo
     return float(kept + _GRADIENT_BYTES * vocab_size * model.hidden_size)
 
 
-def find_peak_flops(device: torch.device, dtype: Dtype) -> float | None:
-    """FLOP/s of one rank's device that MFU refers to; None for a GPU that is not in the table.
-
-    A GPU's from its data sheet, whatever `dtype` is. A CPU's is measured: the best of a few large matrix products in
-    `dtype` on this process' threads.
+def refuse_too_little_memory(plan: TrainingPlan, num_ranks: int, device: torch.device) -> None:
+    """
+    Raises:
+        SbpError: the training cannot fit into the memory of the rank's GPU; it names what would.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return next((tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+        refuse_more_than(torch.cuda.get_device_properties(device).total_memory, plan, num_ranks)
+
+
+def refuse_more_than(room: int, plan: TrainingPlan, num_ranks: int) -> None:
+    """
+    Args:
+        room: bytes that one rank may take.
+
+    Raises:
+        SbpError: it needs more.
+    """
+    needed = _count_least_bytes(plan, num_ranks, plan.config)
+    if needed <= room:
+        return
+    fact = (
+        f"{plan.stage} needs at least {needed / 2**30:.1f} GiB on each of {num_ranks} ranks, whose GPUs have "
+        f"{room / 2**30:.1f} GiB"
+    )
+    for change in _savings(plan.config):
+        spared = plan.config.model_copy(update={"resources": plan.config.resources.model_copy(update=change)})
+        least = _count_least_bytes(plan, num_ranks, spared)
+        if least <= room:
+            is_now = plan.config.resources.model_dump()
+            new = [f"resources.{name}={value}" for name, value in change.items() if value != is_now[name]]
+            named = " and ".join(new).replace("True", "true")
+            raise SbpError(f"{fact}: set {named}, for which {least / 2**30:.1f} GiB are enough")
+    raise SbpError(
+        f"{fact}: raise resources.num_workers, among which weights and optimizer are split, or take a smaller model"
+    )
+
+
+def _count_least_bytes(plan: TrainingPlan, num_ranks: int, cfg: TrainingConfig) -> float:
+    """What cannot be done without. Compiled layers compute again what costs little, whatever they are told."""
+    parameters = num_parameters(plan.model, plan.vocab_size)
+    resources = cfg.resources
+    if resources.compile and resources.activation_checkpointing == "none":
+        cfg = cfg.model_copy(
+            update={"resources": resources.model_copy(update={"activation_checkpointing": "selective"})}
+        )
+    logits = _CHUNKS * 4 * LOGITS_AT_ONCE["cuda"]
+    return (
+        _count_state_bytes(parameters, num_ranks, cfg)
+        + _count_activation_bytes(plan.model, plan.vocab_size, cfg)
+        + logits
+    )
+
+
+def _savings(cfg: TrainingConfig) -> Iterator[dict[str, Any]]:
+    """Changes that save memory and change no result, the cheapest in time first."""
+    rows = cfg.resources.micro_batch_rows
+    fewer = [rows // part for part in (1, 2, 4, 8, 16, 32, 64) if rows % part == 0]
+    for kind in ("none", "selective", "full"):
+        for micro in fewer:
+            change: dict[str, Any] = {"activation_checkpointing": kind, "micro_batch_rows": micro}
+            yield change
+            yield change | {"reduce_every_micro_batch": True}
+
+
+def find_peak_flops(device: torch.device, dtype: Dtype) -> float | None:
+    """FLOP/s of one rank's device that MFU refers to; None for a GPU that is not in the table, and for float32 on any.
+
+    A GPU's from its data sheet, in bfloat16; MFU in float8 refers to that too. A CPU's is measured: the best of a few
+    large matrix products in `dtype` on this process' threads.
+    """
+    if device.type == "cuda":
+        words = set(re.split(r"[ -]", torch.cuda.get_device_name(device)))
+        found = (tflops * 1e12 for named, tflops in PEAK_TFLOPS.items() if words.issuperset(named))
+        return next(found, None) if dtype == "bfloat16" else None
     left, right = torch.ones(2, _MATRIX, _MATRIX, dtype=getattr(torch, dtype))
     best_s = float("inf")
     for _ in range(_ROUNDS):

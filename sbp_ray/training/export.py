@@ -26,9 +26,10 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.errors import one_line
 from sbp_ray.mixing import Address, Source
 from sbp_ray.text.tokenizer import load_tokenizer
+from sbp_ray.training.batches import Batch
 from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.model_card import describe_model
-from sbp_ray.training.rows import Batch, RowReader
+from sbp_ray.training.rows import RowReader
 from sbp_ray.training.sharding import failing_together
 from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan
 
@@ -142,7 +143,7 @@ def _score_held_out(
     documents = []
     for batch in reader.batches(addresses, 1):
         placed = batch.to(device)
-        nll_S = model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents).tolist()
+        nll_S = model(placed.input_ids_BT, placed.targets, placed.documents).tolist()
         documents += _split_by_document(batch, nll_S, longest=model.lm.config.max_position_embeddings - 1)
     return documents
 
@@ -150,11 +151,12 @@ def _score_held_out(
 def _split_by_document(batch: Batch, nll_S: list[float], longest: int) -> list[dict[str, Any]]:
     """`{input_ids, positions, nll_nats}` of each document of one row that has supervised tokens, cut to `longest`
     tokens: vLLM wants room for one more."""
-    [ids], [supervised] = batch.input_ids_BT.tolist(), batch.loss_mask_BT.tolist()
+    [ids] = batch.input_ids_BT.tolist()
+    supervised = {position + 1 for position in batch.targets.position_S.tolist()}
     nll = iter(nll_S)
     documents = []
     for start, end in pairwise(batch.documents.bounds_N1.tolist()):
-        positions = [position for position in range(end - start) if supervised[start + position]]
+        positions = [position for position in range(end - start) if start + position in supervised]
         nll_nats = list(islice(nll, len(positions)))
         num_kept = sum(position < longest for position in positions)
         if num_kept:

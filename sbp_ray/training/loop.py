@@ -11,14 +11,17 @@ import torch.distributed as dist
 
 from sbp_ray.mixing import Source
 from sbp_ray.training.average import WeightAverage
+from sbp_ray.training.batches import Batch
 from sbp_ray.training.build import build_sharded_model
 from sbp_ray.training.checkpoint import Checkpoints
+from sbp_ray.training.devices import find_device, refuse_shared_gpu
+from sbp_ray.training.estimate import refuse_too_little_memory
 from sbp_ray.training.export import export_model, list_held_out
 from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.meter import Meter
 from sbp_ray.training.optim import build_optimizer
-from sbp_ray.training.rows import Batch, RowReader, assign_rows, read_ahead
-from sbp_ray.training.sharding import find_device, process_group, sum_over_ranks
+from sbp_ray.training.rows import RowReader, assign_rows, read_ahead
+from sbp_ray.training.sharding import process_group, sum_over_ranks
 from sbp_ray.training.step import update
 from sbp_ray.training.training_plan import TrainingPlan
 
@@ -49,11 +52,13 @@ def train(
         stop_after: leave without export after this step; for tests of resuming.
 
     Raises:
-        SbpError: the loss or its gradient is not finite, the newest checkpoint has another shape, or a checkpoint
-            cannot be written.
+        SbpError: there is no GPU where one was asked for, or it is another rank's too, or too small; the loss or its
+            gradient is not finite, the newest checkpoint has another shape, or a checkpoint cannot be written.
     """
     with process_group(plan.config.resources):
         device, reader = find_device(plan.config.resources), RowReader(plan.out, plan.config)
+        refuse_shared_gpu(device)
+        refuse_too_little_memory(plan, dist.get_world_size(), device)
         model = build_sharded_model(plan, device)
         optimizer = build_optimizer(model, plan.config)
         average = WeightAverage(model, plan.config.ema_decay or 0.0)
@@ -149,7 +154,7 @@ def _loss(
     totals = [0.0, 0.0]
     for batch in reader.batches(addresses[dist.get_rank() :: dist.get_world_size()], micro_batch_rows):
         placed = batch.to(device)
-        totals[0] += model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents).sum().item()
+        totals[0] += model(placed.input_ids_BT, placed.targets, placed.documents).sum().item()
         totals[1] += batch.num_supervised
-    nll, num_supervised = sum_over_ranks(totals)
-    return nll / max(1.0, num_supervised)
+    nll, num_supervised = sum_over_ranks(totals, device).tolist()
+    return float(nll / max(1.0, num_supervised))

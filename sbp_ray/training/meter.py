@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from sbp_ray.model import training_flops
+from sbp_ray.training.batches import Batch
 from sbp_ray.training.estimate import estimate_run, find_peak_flops
 from sbp_ray.training.journal import METRICS, Journal
-from sbp_ray.training.rows import Batch
 from sbp_ray.training.sharding import failing_together
 from sbp_ray.training.step import StepResult
 from sbp_ray.training.training_plan import TrainingPlan

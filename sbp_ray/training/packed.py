@@ -27,10 +27,9 @@ from sbp_ray.mixing import Mixture, Source
 from sbp_ray.schema import PACKED_DOCUMENT
 from sbp_ray.shards import Stats, add_stats
 from sbp_ray.text.packing import Numbers, PackedRows, best_fit, cut_documents, repack, with_spare_rows
+from sbp_ray.training.batches import Row, make_blank_row
 from sbp_ray.training.training_plan import rows_folder
 
-PADDING = -1
-"""Document id of padding."""
 _REQUESTS_AT_ONCE = 16
 """Footers that are fetched at the same time: on an object store each is a round trip."""
 
@@ -104,19 +103,6 @@ def _cut_tokens(
 
 def _name_tokens_file(name: str) -> str:
     return name.removesuffix(".parquet") + ".bin"
-
-
-class Row(NamedTuple):
-    """One row, padded; each is [T]."""
-
-    input_ids_T: NDArray[np.int64]
-    loss_mask_T: NDArray[np.bool_]
-    document_ids_T: NDArray[np.int64]
-
-
-def make_blank_row(seq_len: int) -> Row:
-    """A row of padding."""
-    return Row(np.zeros(seq_len, np.int64), np.zeros(seq_len, bool), np.full(seq_len, PADDING))
 
 
 class CutRows(NamedTuple):

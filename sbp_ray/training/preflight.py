@@ -11,6 +11,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Source
 from sbp_ray.text.tokenizer import RELATED, load_tokenizer
 from sbp_ray.training.build import load_torchao
+from sbp_ray.training.devices import find_device
 
 
 def refuse_short_context(section: str, cfg: TrainingConfig, context: int) -> None:
@@ -71,3 +72,13 @@ def refuse_missing_float8(section: str, cfg: TrainingConfig) -> None:
     if not cfg.resources.num_gpus:
         raise SbpError(f"{section}.float8 needs GPUs: set {section}.resources.num_gpus, or {section}.float8=false")
     load_torchao()
+
+
+def refuse_missing_gpu(cfg: TrainingConfig) -> None:
+    """Of a training in this process; on a cluster the driver's node may well have none.
+
+    Raises:
+        SbpError: it is to have a GPU, and torch finds none here.
+    """
+    if cfg.resources.in_process:
+        find_device(cfg.resources)

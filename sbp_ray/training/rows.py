@@ -1,14 +1,11 @@
-"""Packed rows on their way into the model: who gets which, and a thread that reads ahead.
-
-Legend: B rows of a micro-batch, T tokens a row, N documents of the batch.
-"""
+"""Packed rows on their way into the model: who gets which, and a thread that reads ahead."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -20,8 +17,8 @@ from sbp_ray.config import TrainingConfig
 from sbp_ray.mixing import Address, Mixture, generator
 from sbp_ray.shards import shard_name
 from sbp_ray.text.packing import PackedRows
-from sbp_ray.training.attention import Documents, find_documents
-from sbp_ray.training.packed import PADDING, CutRows, PackedShard, Row, make_blank_row
+from sbp_ray.training.batches import Batch, Row, make_batch, make_blank_row
+from sbp_ray.training.packed import CutRows, PackedShard
 from sbp_ray.training.token_noise import TokenNoise
 from sbp_ray.training.training_plan import rows_folder
 
@@ -30,54 +27,6 @@ READ_AHEAD = 2
 """Steps. The index of a shard that must be fetched takes longer than a step; then the steps after it are there."""
 _REPACKING = 1
 """Tells the random numbers of new packings from those of the order of the rows."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Packed rows, and what is in them."""
-
-    addresses: tuple[Address | None, ...]
-    """Where the rows lie; None for a row of padding."""
-    input_ids_BT: torch.Tensor
-    loss_mask_BT: torch.Tensor
-    documents: Documents
-    num_supervised: int
-    num_tokens: int
-    """Padding not counted."""
-    attended: int
-    """Sum of the documents' squared lengths: what attention works on."""
-    shown_ids_BT: torch.Tensor | None = None
-    """What the model sees in the place of `input_ids_BT`, where there is noise."""
-
-    def to(self, device: torch.device) -> Batch:
-        return replace(
-            self,
-            input_ids_BT=self.input_ids_BT.to(device, non_blocking=True),
-            loss_mask_BT=self.loss_mask_BT.to(device, non_blocking=True),
-            documents=self.documents.to(device),
-            shown_ids_BT=None if self.shown_ids_BT is None else self.shown_ids_BT.to(device, non_blocking=True),
-        )
-
-
-def make_batch(addresses: Sequence[Address | None], rows: Sequence[Row], *, is_pinned: bool = False) -> Batch:
-    """Find the documents and count; pinned memory is for a GPU to fetch it."""
-    input_ids_BT, loss_mask_BT, document_ids_BT = (
-        torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)
-    )
-    documents = find_documents(document_ids_BT)
-    starts_N = documents.bounds_N1[:-1].long()
-    lengths_N = documents.bounds_N1.diff().long() * (document_ids_BT.flatten()[starts_N] != PADDING)
-    if is_pinned:
-        input_ids_BT, loss_mask_BT = input_ids_BT.pin_memory(), loss_mask_BT.pin_memory()
-    return Batch(
-        tuple(addresses),
-        input_ids_BT,
-        loss_mask_BT,
-        documents,
-        num_supervised=int(loss_mask_BT.sum()),
-        num_tokens=int(lengths_N.sum()),
-        attended=int(lengths_N.square().sum()),
-    )
 
 
 def assign_rows(mixture: Mixture, step: int, batch_rows: int, rank: int, num_ranks: int) -> list[Address | None]:
@@ -131,7 +80,8 @@ class RowReader:
             row.input_ids_T if address is None else noise.show(row.input_ids_T, address)
             for address, row in zip(addresses, rows, strict=True)
         ]
-        return torch.from_numpy(np.stack(shown))
+        shown_ids_BT = torch.from_numpy(np.stack(shown))
+        return shown_ids_BT.pin_memory() if self._cfg.resources.num_gpus else shown_ids_BT
 
     def row(self, address: Address) -> Row:
         """The row at the address. In a source's first epoch rows are read as they were packed, whatever `cfg.repack`:

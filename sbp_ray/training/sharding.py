@@ -33,26 +33,42 @@ def name_backend(resources: TrainingResources) -> str:
     return "cpu:gloo,cuda:nccl" if resources.num_gpus else "gloo"
 
 
-def find_device(resources: TrainingResources) -> torch.device:
-    """The rank's GPU where it was given one, else the CPU: a GPU that is there may be another's.
+def count_shard_ranks(wanted: int | None, num_ranks: int, ranks_of_node: int) -> int:
+    """Ranks that share one copy of the weights.
+
+    By default all; above two nodes those of a node, between which messages are far faster: only the sums of gradients
+    then leave it, once a step.
+
+    Args:
+        ranks_of_node: on each node; 0 where nobody knows.
 
     Raises:
-        SbpError: it was given a GPU, and torch finds none.
+        SbpError: the ranks do not come out even.
     """
-    if not resources.num_gpus:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
+    if wanted is None:
+        is_even = ranks_of_node > 0 and num_ranks % ranks_of_node == 0
+        return ranks_of_node if is_even and num_ranks > 2 * ranks_of_node else num_ranks
+    if num_ranks % wanted:
         raise SbpError(
-            f"resources.num_gpus={resources.num_gpus:g}, and torch finds no GPU on this node: set it to 0, or install "
-            "the extra `gpu` and a driver"
+            f"resources.shard_ranks={wanted} does not divide the {num_ranks} ranks: set it to a divisor, such as the "
+            "GPUs of a node"
         )
-    return torch.device("cuda", torch.cuda.current_device())
+    return wanted
 
 
-def shard_model(model: SupervisedLanguageModel, dtype: Dtype, device: torch.device) -> None:
-    """Shard in place: each decoder layer by itself, the rest together. Weights stay float32, sums over ranks too."""
+def shard_model(model: SupervisedLanguageModel, dtype: Dtype, device: torch.device, shard_ranks: int) -> None:
+    """Shard in place: each decoder layer by itself, the rest together. Weights stay float32, sums over ranks too.
+
+    Args:
+        shard_ranks: ranks, one behind the other, that share one copy of the weights; see `count_shard_ranks`.
+    """
     model.to(device)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    num_ranks = dist.get_world_size()
+    if shard_ranks == num_ranks:
+        mesh = init_device_mesh(device.type, (num_ranks,))
+    else:
+        shape = (num_ranks // shard_ranks, shard_ranks)
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("copies", "shards"))
     policy = MixedPrecisionPolicy()
     if dtype == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -84,8 +100,8 @@ def failing_together(path: str, group: dist.ProcessGroup | None = None) -> Itera
         )
 
 
-def sum_over_ranks(values: list[float]) -> list[float]:
-    """Element-wise sums, in float64; between the hosts, so that no GPU has to be waited for."""
-    total = torch.tensor(values, dtype=torch.float64)
+def sum_over_ranks(values: list[float] | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Element-wise sums, float64 on the device; nobody waits for them until they are read."""
+    total = torch.as_tensor(values, dtype=torch.float64).to(device, non_blocking=True)
     dist.all_reduce(total)
-    return total.tolist()
+    return total

@@ -11,10 +11,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sbp_ray.errors import SbpError
+from sbp_ray.training.batches import Batch
 from sbp_ray.training.dropout import row_keys
 from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.optim import lr_at, set_lr
-from sbp_ray.training.rows import Batch
 from sbp_ray.training.sharding import sum_over_ranks
 from sbp_ray.training.training_plan import TrainingPlan
 
@@ -54,16 +54,20 @@ def update(
         SbpError: the loss or its gradient is not finite, on any rank; no weight has been touched.
     """
     own = [(batch.num_supervised, batch.num_tokens, batch.attended) for batch in batches]
-    totals = sum_over_ranks([*(float(sum(column)) for column in zip(*own, strict=True)), float(ask)])
-    num_supervised, num_tokens, attended, num_asking = map(int, totals)
+    totals = sum_over_ranks([*(float(sum(column)) for column in zip(*own, strict=True)), float(ask)], device)
     # FSDP averages gradients over the ranks: times their number, the sum over ranks divided by the global count is left
-    nll = _accumulate_gradients(plan, model, batches, dist.get_world_size() / max(1, num_supervised), device)
-    loss_nats = sum_over_ranks([sum(nll)])[0] / max(1, num_supervised)
+    nll = _accumulate_gradients(plan, model, batches, dist.get_world_size() / totals[0].clamp(min=1), device)
+    nll_total = sum_over_ranks(nll.double().sum(), device)
     norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
-    grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    # The one place where the host waits for a GPU.
+    nll_nats, grad_norm, *counts = torch.stack([nll_total, whole_norm.double(), *totals]).tolist()
+    num_supervised, num_tokens, attended, num_asking = map(int, counts)
+    loss_nats = nll_nats / max(1, num_supervised)
     if not (math.isfinite(loss_nats) and math.isfinite(grad_norm)):
+        found = _locate(model, batches, nll.tolist())
         raise SbpError(
-            f"{plan.stage} step {step}: loss {loss_nats} nats, grad_norm {grad_norm}, {_locate(model, batches, nll)}: "
+            f"{plan.stage} step {step}: loss {loss_nats} nats, grad_norm {grad_norm}, {found}: "
             f"lower peak_lr ({plan.config.peak_lr}) or raise warmup_share ({plan.config.warmup_share})"
         )
     # Not before: NaN times any gradient is NaN, and would hide where it comes from.
@@ -76,19 +80,19 @@ def update(
 
 
 def _accumulate_gradients(
-    plan: TrainingPlan, model: SupervisedLanguageModel, batches: list[Batch], scale: float, device: torch.device
-) -> list[float]:
-    """Run the micro-batches forward and backward; returns the summed NLL of each."""
+    plan: TrainingPlan, model: SupervisedLanguageModel, batches: list[Batch], scale: torch.Tensor, device: torch.device
+) -> torch.Tensor:
+    """Run the micro-batches forward and backward; returns the summed NLL of each, float32."""
     nll = []
     for number, batch in enumerate(batches, start=1):
         is_reduced = plan.config.resources.reduce_every_micro_batch or number == len(batches)
         model.set_requires_gradient_sync(is_reduced)  # type: ignore[operator]  # FSDP2 added it
         placed = batch.to(device)
         keys_B = row_keys(batch.addresses, plan.config.seed).to(device) if plan.config.dropout else None
-        sums = model(placed.input_ids_BT, placed.loss_mask_BT, placed.documents, placed.shown_ids_BT, keys_B)
+        sums = model(placed.input_ids_BT, placed.targets, placed.documents, placed.shown_ids_BT, keys_B)
         (sums[1] * scale).backward()
         nll.append(sums[0].detach())
-    return torch.stack(nll).tolist()
+    return torch.stack(nll)
 
 
 def _locate(model: SupervisedLanguageModel, batches: list[Batch], nll_of_batch: list[float]) -> str:

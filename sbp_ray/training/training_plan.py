@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ModelConfig, TrainingConfig
 from sbp_ray.mixing import Mixture, Source
 from sbp_ray.training.token_noise import TokenNoise
+
+if TYPE_CHECKING:  # pyarrow
+    from sbp_ray.artifacts import Artifact
 
 MODEL_FOLDER = "model"
 

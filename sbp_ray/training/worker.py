@@ -42,6 +42,20 @@ _GAUGES = {
     "sbp_eta_s": "eta_s",
 }
 """Of a step's row, on Ray's metrics."""
+_TIMEOUT_S = 600
+"""How long a rank waits for a message of the others. Ray's half an hour is what a rank that hangs would cost all."""
+
+
+def gpu_environment(resources: TrainingResources) -> dict[str, str]:
+    """Environment of a rank on a GPU, beside which others compile on the same node."""
+    return {
+        # Documents' number changes the shapes of a few tensors in each batch, which leaves holes in fixed segments.
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        "TORCHINDUCTOR_COMPILE_THREADS": str(max(1, int(resources.num_cpus))),  # else 32 for each rank
+        # What each rank did last, into /tmp/nccl_trace_rank_… of its node, when a message times out.
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    }
 
 
 def fit_on_cluster(plan: TrainingPlan) -> None:
@@ -56,7 +70,7 @@ def fit_on_cluster(plan: TrainingPlan) -> None:
     most = -1 if resources.max_preemptions is None else resources.max_preemptions
     trainer = TorchTrainer(
         lambda: _train_in_worker(plan),
-        torch_config=TorchConfig(backend=name_backend(resources)),
+        torch_config=TorchConfig(backend=name_backend(resources), timeout_s=_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=(resources.min_workers, resources.num_workers)
             if resources.min_workers
@@ -68,6 +82,7 @@ def fit_on_cluster(plan: TrainingPlan) -> None:
             name=plan.stage,
             storage_path=f"{plan.out.url}/ray_train",
             failure_config=FailureConfig(max_failures=resources.max_failures, max_preemption_failures=most),
+            worker_runtime_env={"env_vars": gpu_environment(resources)} if resources.num_gpus else None,
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )

@@ -30,6 +30,7 @@ from sbp_ray.training.checkpoint import list_checkpoints
 from sbp_ray.training.export import export_model, read_exported_step
 from sbp_ray.training.journal import count_attempts
 from sbp_ray.training.optim import lr_at
+from sbp_ray.training.sharding import count_shard_ranks
 from sbp_ray.training.training_plan import TrainingPlan
 
 
@@ -55,11 +56,44 @@ def test_sharded_training_is_single_training(tmp_path: Path) -> None:
     settings = {"num_steps": 3, "peak_lr": 0.5, "max_grad_norm": 1e9}
     single = tiny_plan(tmp_path / "single", **settings)
     run_ranks(1, tmp_path, lambda: _train(single, sgd=True))
-    for num_ranks in (2, 4):
-        sharded = tiny_plan(tmp_path / f"sharded-{num_ranks}", num_workers=num_ranks, **settings)
+    for num_ranks, shard_ranks in ((2, None), (4, None), (4, 2)):  # the last: two copies, each on two ranks
+        out = tmp_path / f"sharded-{num_ranks}-{shard_ranks}"
+        sharded = tiny_plan(out, num_workers=num_ranks, shard_ranks=shard_ranks, **settings)
         run_ranks(num_ranks, tmp_path, lambda plan=sharded: _train(plan, sgd=True))
         assert _losses(sharded) == pytest.approx(_losses(single), rel=1e-5)
         torch.testing.assert_close(_weights(sharded), _weights(single), rtol=1e-5, atol=1e-6)
+
+
+def test_copies_of_the_weights_go_on_from_a_checkpoint_of_one_copy_and_hold_a_part_each(tmp_path: Path) -> None:
+    settings = {"num_workers": 4, "num_steps": 4, "checkpoint_every": 2}
+    one, several = (tiny_plan(tmp_path / name, shard_ranks=ranks, **settings) for name, ranks in (("a", 4), ("b", 2)))
+
+    def count_parts(plan: TrainingPlan) -> int:
+        model = build_sharded_model(plan, torch.device("cpu"))
+        return sum(parameter.to_local().numel() for parameter in model.parameters())
+
+    whole = sum(run_ranks(4, tmp_path, lambda: count_parts(one)))
+    assert sum(run_ranks(4, tmp_path, lambda: count_parts(several))) == 2 * whole
+    run_ranks(4, tmp_path, lambda: _train(one, stop_after=2))
+    shutil.copytree(one.out.path(""), several.out.path(""), dirs_exist_ok=True)
+    for plan in (one, several):
+        run_ranks(4, tmp_path, lambda plan=plan: _train(plan))
+    torch.testing.assert_close(_weights(several), _weights(one), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "num_ranks", "of_node", "found"),
+    [(None, 8, 8, 8), (None, 16, 8, 16), (None, 24, 8, 8), (None, 24, 0, 24), (None, 20, 8, 20), (4, 16, 8, 4)],
+)
+def test_weights_are_split_within_a_node_where_there_are_more_than_two(
+    wanted: int | None, num_ranks: int, of_node: int, found: int
+) -> None:
+    assert count_shard_ranks(wanted, num_ranks, of_node) == found
+
+
+def test_ranks_that_do_not_come_out_even_are_refused() -> None:
+    with pytest.raises(SbpError, match=r"resources.shard_ranks=3 does not divide the 8 ranks: set it to a divisor"):
+        count_shard_ranks(3, 8, 8)
 
 
 def test_accumulated_micro_batches_are_one_batch(tmp_path: Path) -> None:

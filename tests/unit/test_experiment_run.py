@@ -25,6 +25,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.experiment.attempts import ATTEMPTS, lost_hours
 from sbp_ray.experiment.checks import refuse_missing_models
 from sbp_ray.experiment.execute import Execution
+from sbp_ray.experiment.gpu_shares import OwnShares, list_gpus
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.plan import is_done
 from sbp_ray.stage_table import STAGES
@@ -45,7 +46,8 @@ cluster.connected = no_ray
 def run(job):
     here = Path(__file__).parent
     with open(here / "ran.jsonl", "a") as file:
-        file.write(json.dumps({"stage": job.stage.name, "at": time.time(), "ray": os.environ["RAY_ADDRESS"]}) + "\\n")
+        known = {"ray": os.environ["RAY_ADDRESS"], "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        file.write(json.dumps({"stage": job.stage.name, "at": time.time(), **known}) + "\\n")
     failing = here / f"{job.stage.name}-fails"
     if failing.exists():
         raise SbpError(failing.read_text())
@@ -73,12 +75,12 @@ class Small:
         small = {"seeds": [0], "shares": [0.02], "oracle_times": 1.001}
         return small_grid(self.folder, *arms, **(small | settings))
 
-    def run(self, grid: Grid, cpus: float = 8, *, has_ray: bool = True) -> Execution:
+    def run(self, grid: Grid, cpus: float = 8, *, gpus: float = 0, has_ray: bool = True) -> Execution:
         execution = Execution(
             grid,
             run_dir=self.folder / "run",
             jobs=self.jobs,
-            room={"CPU": cpus},
+            room={"CPU": cpus, "GPU": gpus},
             environment={"RAY_ADDRESS": "127.0.0.1:1"},
             has_ray=has_ray,
             replan=self.plan_of,
@@ -316,3 +318,29 @@ def test_an_interrupt_reaches_the_jobs_and_a_rerun_goes_on(small: Small) -> None
     assert "interrupted: run the same command again to go on from here" in log
     (small.jobs / "ingest-waits").unlink()
     assert small.run(grid).dead == {}
+
+
+def test_trainings_side_by_side_have_a_gpu_each_and_give_it_back(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    overrides = ("base.pretrain.resources={in_process: true, num_gpus: 1, export_check: transformers}",)
+    grid = small.plan("repetition", seeds=[0, 1, 2], overrides=overrides)
+    corpus = next(node for node in grid.nodes.values() if node.stage.job == "ingest")
+    corpus.artifact.write_json(STARTED, {"fingerprint": corpus.fingerprint})
+    corpus.artifact.write_json(MANIFEST, {"stats": {"train": {"documents": 100}}})
+    assert small.run(grid, gpus=2, has_ray=False).dead == {}
+    assert {row["gpu"] for row in small.ran()} == {"4", "6"}
+
+
+def test_gpus_are_shared_out_evenly_and_parts_of_one_too() -> None:
+    shares = OwnShares(["4", "6"])
+    assert [shares.take(key, 0.5) for key in "abcd"] == ["4", "6", "4", "6"]
+    shares.give_back("b")
+    shares.give_back("b")
+    assert shares.take("e", 0.5) == "6"
+
+
+def test_gpus_are_named_as_this_process_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    assert list_gpus(2) == ["4", "6"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert list_gpus(2) == ["0", "1"]

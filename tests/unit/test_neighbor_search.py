@@ -14,6 +14,7 @@ from sbp_ray.neighbors.exact_search import ExactSearch
 from sbp_ray.neighbors.group import Control, Effort, search_group
 from sbp_ray.neighbors.listing import merge_lists
 from sbp_ray.neighbors.quantize import Quantizer, encode
+from sbp_ray.neighbors.whole_group import search_whole_group
 
 NO_CONTROL = Control(np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -221,6 +222,25 @@ def test_a_cosine_is_that_of_exact_arithmetic_whatever_the_processor() -> None:
             assert cosine == min(product * length[row] * length[other], np.float32(1))
 
 
+def test_a_group_compared_as_a_whole_has_all_true_neighbours_and_the_cosines_of_every_search() -> None:
+    vectors = vectors_of_topics(700, dim=24)
+    vectors[100:130] = vectors[100]  # more copies than candidates: a document may not find itself among them
+    encoded, k = encode(vectors), 7
+    found = search_whole_group(encoded, k)
+    assert found.order_N.tolist() == list(range(700))
+    expected, _ = brute_force(vectors, k)
+    np.testing.assert_allclose(found.cosine_NK, expected, atol=1e-4)
+    assert not (found.row_NK == np.arange(700)[:, None]).any()
+    by_cells = search_group(encoded, k, quantizer_of(vectors), Effort(700, 1, 1.0), NO_CONTROL)
+    assert (found.cosine_NK[by_cells.order_N] == by_cells.cosine_NK).all()
+
+
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_a_group_of_a_few_documents_as_a_whole(num: int) -> None:
+    found = search_whole_group(encode(vectors_of_topics(num)), 4)
+    assert (found.row_NK >= 0).sum(axis=1).tolist() == [min(4, num - 1)] * num
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_gpu_finds_the_same_neighbours() -> None:
@@ -229,3 +249,12 @@ def test_a_gpu_finds_the_same_neighbours() -> None:
     options = {"quantizer": quantizer_of(vectors), "effort": effort, "control": NO_CONTROL}
     on_cpu, on_gpu = (search_group(encode(vectors), 10, device=device, **options) for device in ("cpu", "cuda"))
     assert np.mean(on_cpu.row_NK == on_gpu.row_NK) > 0.99  # float32 sums move a centroid by a level now and then
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_compares_a_whole_group_as_a_cpu_does() -> None:
+    pytest.importorskip("faiss")
+    encoded = encode(vectors_of_topics(30_000, dim=48))
+    on_cpu, on_gpu = (search_whole_group(encoded, 10, device=device) for device in ("cpu", "cuda"))
+    assert (on_cpu.row_NK == on_gpu.row_NK).all()

@@ -1,7 +1,9 @@
 """Settings of the trainings that cannot be are refused in one line, and what they say is worked out."""
 
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +28,13 @@ from sbp_ray.model import num_parameters
 from sbp_ray.stages import pretrain
 from sbp_ray.text.pair_format import Example
 from sbp_ray.training.build import load_torchao
+from sbp_ray.training.devices import find_device
+from sbp_ray.training.estimate import estimate_run, find_peak_flops, refuse_more_than
 from sbp_ray.training.optim import build_optimizer
 from sbp_ray.training.packed import Packed, count_mixture, packing_resources, read_packed
-from sbp_ray.training.preflight import refuse_missing_float8
-from sbp_ray.training.sharding import find_device, name_backend
+from sbp_ray.training.preflight import refuse_missing_float8, refuse_missing_gpu
+from sbp_ray.training.sharding import name_backend
+from sbp_ray.training.training_plan import TrainingPlan
 
 REPO = Path(__file__).parents[2]
 SMALL = Path(__file__).parent / "small.yaml"
@@ -213,5 +218,89 @@ def test_a_training_without_gpus_of_its_own_leaves_those_of_the_node_alone(
     if has_gpu:
         assert str(find_device(wanting)) == "cuda:3"
     else:
-        with pytest.raises(SbpError, match=r"resources.num_gpus=1, and torch finds no GPU on this node: set it to 0"):
+        with pytest.raises(SbpError, match=r"resources.num_gpus=1, and torch finds no GPU on this node \("):
             find_device(wanting)
+
+
+def test_a_driver_that_is_too_old_is_told_in_torchs_words_and_with_the_one_it_wants(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12040). Please update\nmore")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.init", refuse)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    with pytest.raises(SbpError) as error:
+        find_device(TrainingResources(num_gpus=1))
+    assert str(error.value) == (
+        "resources.num_gpus=1, and torch finds no GPU on this node (The NVIDIA driver on your system is too old (found "
+        "version 12040)): set it to 0, or install an NVIDIA driver for CUDA 13.0, which this torch was built for"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L4", 121),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_the_peak_is_the_cards_own_and_of_bfloat16_only(
+    monkeypatch: pytest.MonkeyPatch, name: str, tflops: float | None
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: name)
+    cuda = torch.device("cuda", 0)
+    assert find_peak_flops(cuda, "bfloat16") == (None if tflops is None else tflops * 1e12)
+    assert find_peak_flops(cuda, "float32") is None
+
+
+def test_a_gpu_too_small_is_refused_with_a_change_that_fits() -> None:
+    """1 B parameters at 16 bytes, and 8 rows of 4096 tokens."""
+    shape, vocab_size = ModelConfig(depth=27), 49_152
+    resources = TrainingResources(micro_batch_rows=8, num_gpus=1)
+    config = PretrainConfig(seq_len=4096, batch_rows=64, total_tokens=1, peak_lr=1.0, resources=resources)
+    out, source = Artifact("none", "nowhere"), Source("real", (64,))
+    order = Mixture(source, None, 64, 0, 0)
+    plan = TrainingPlan("lm", config, order, 1, out, source, source, out, vocab_size, (0, 1, 2), shape)
+    state = 16 * num_parameters(shape, vocab_size)
+    refuse_more_than(state + 100 * 2**30, plan, 1)
+    with pytest.raises(SbpError) as error:
+        refuse_more_than(state + 8 * 2**30, plan, 1)
+    fact, remedy = str(error.value).split(": ", 1)
+    assert re.fullmatch(r"lm needs at least \d+\.\d GiB on each of 1 ranks, whose GPUs have \d+\.\d GiB", fact)
+    named = dict(re.findall(r"resources\.(\w+)=(\w+)", remedy))
+    assert named
+    spared = config.model_copy(update={"resources": TrainingResources.model_validate(resources.model_dump() | named)})
+    refuse_more_than(state + 8 * 2**30, replace(plan, config=spared), 1)
+    with pytest.raises(SbpError, match=r"GiB: raise resources\.num_workers, among which weights and optimizer are"):
+        refuse_more_than(state // 2, plan, 1)
+    refuse_more_than(state // 2 + 100 * 2**30, plan, 64)
+
+
+def test_a_gpu_that_is_not_there_is_named_before_a_training_in_process_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refuse_missing_gpu(TEN_ROWS.model_copy(update={"resources": TrainingResources(num_gpus=1)}))  # of a cluster
+    with pytest.raises(SbpError, match=r"resources.num_gpus=1, and torch finds no GPU on this node"):
+        refuse_missing_gpu(TEN_ROWS.model_copy(update={"resources": TrainingResources(num_gpus=1, in_process=True)}))
+
+
+@pytest.mark.parametrize("name", ["h200", "paper-3b-1t", "paper-3b-200b", "paper-6b-1t"])
+def test_what_is_shipped_for_gpus_of_141_gb_fits_there(name: str) -> None:
+    config = load_config(REPO / f"configs/{name}.yaml")
+    source = Source("real", (64,))
+    for cfg in (config.pretrain, config.tune):
+        order = Mixture(source, None, 64, 0, 0)
+        out, vocab_size = Artifact("none", "nowhere"), config.model.vocab_size or 32_768
+        plan = TrainingPlan("lm", cfg, order, 1, out, source, source, out, vocab_size, (0, 1, 2), config.model)
+        refuse_more_than(131 * 2**30, plan, cfg.resources.num_workers)
+        estimate = estimate_run(plan, vocab_size, cfg.resources.num_workers, None)
+        assert estimate.state_gib + estimate.activations_gib < 80  # which nothing that is compiled takes all of

@@ -5,7 +5,7 @@ from ray.train import ControllerError, PreemptionError, PreemptionInfo, Training
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from sbp_ray.config import TrainingResources
-from sbp_ray.training.worker import explain_lost_workers
+from sbp_ray.training.worker import explain_lost_workers, gpu_environment
 
 DIED = WorkerHealthCheckFailedError("health check failed", RuntimeError("the actor died"))
 TAKEN = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
@@ -23,3 +23,10 @@ TAKEN = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
 )  # fmt: skip
 def test_workers_that_died_are_told_from_errors_of_ours(error: TrainingFailedError, said: str) -> None:
     assert explain_lost_workers(error, TrainingResources(max_failures=2, max_preemptions=5)) == said
+
+
+def test_ranks_on_gpus_compile_with_their_own_cpus_and_tell_what_they_did_last() -> None:
+    environment = gpu_environment(TrainingResources(num_workers=8, num_cpus=6, num_gpus=1))
+    assert environment["TORCHINDUCTOR_COMPILE_THREADS"] == "6"  # 8 ranks with the default of 32 would be 256
+    assert environment["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+    assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"

@@ -7,14 +7,14 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.lm_eval_tasks import LIKELIHOOD, build_tasks, load_own_task
 from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet
+from sbp_ray.scoring import load_float32
 
 # The seed is lm-eval's own default.
 _FEWSHOT_SEED = 1234
@@ -32,7 +32,7 @@ class CheckpointLM(HFLM):  # type: ignore[misc]
 
     def __init__(self, folder: str, *, max_length: int, device: str, batch_tokens: int) -> None:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+        model = load_float32(folder, device)
         # Every training document began with <bos>, which a tokenizer trained here adds only when it is asked to.
         super().__init__(
             pretrained=model,
