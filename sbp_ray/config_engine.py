@@ -52,7 +52,6 @@ SPEED_ONLY = (
     "disable_custom_all_reduce",
     "kv_cache_memory_bytes",
     "max_num_batched_tokens",
-    "max_num_partial_prefills",
     "optimization_level",
     "performance_mode",
     "scheduling_policy",

@@ -41,11 +41,12 @@ def deciding_settings(stage: Stage, config: Config) -> dict[str, Any]:
 
 
 def _deciding(section: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+    left = {
         key: _deciding(value) if isinstance(value, dict) else value
         for key, value in section.items()
-        if key not in _NOT_IN_RECIPE and not _is_off(value)
+        if key not in _NOT_IN_RECIPE
     }
+    return {key: value for key, value in left.items() if not _is_off(value)}
 
 
 def _is_off(value: Any) -> bool:
