@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 from transformers.masking_utils import sdpa_mask
 
-from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Resources
 from sbp_ray.nll import States, Targets, find_targets, nll_of_ensemble, top_of_ensemble
 from sbp_ray.text.packing import plan_batches
 from sbp_ray.text.pair_format import Example
+
+if TYPE_CHECKING:  # pyarrow
+    from sbp_ray.artifacts import Artifact
 
 
 def load_model(folder: Path, resources: Resources) -> Any:
