@@ -45,7 +45,7 @@ def _arm(results: Mapping[str, Any], like: str) -> Any:
 
 def answer(results: Mapping[str, Any]) -> list[str]:
     """What SBP gained, plus or minus what: over the best control first, where there are any; then over repetition, at
-    what cost, and beside the oracle."""
+    what cost, and beside the oracle; then over each control that reads as much synthetic text."""
     if "held_out" not in results["texts"]:
         return ["No documents were held out, so the arms were not compared on unread text."]
     best, base = best_sbp(results), _arm(results, "repetition")
@@ -63,7 +63,13 @@ def answer(results: Mapping[str, Any]) -> list[str]:
     if control is None:
         return [f"{over}."]
     best_of = f"{control['name']}, the best of {', '.join(control['of'])}"
-    return [f"{_verdict(best['name'], control, best_of)}.", f"{over}."]
+    return [f"{_verdict(best['name'], control, best_of)}.", f"{over}.", *_beside_other_text(found)]
+
+
+def _beside_other_text(found: Mapping[str, Any]) -> list[str]:
+    """Whether it pays that the text was written from related documents: beside as much text written otherwise."""
+    gains = [f"{gain_words(other)} over {other['name']}" for other in found["at_same_share"]]
+    return [f"Beside as much text that was written otherwise, in nats a token: {'; '.join(gains)}."] if gains else []
 
 
 def _verdict(name: str, found: Mapping[str, Any], other: str) -> str:

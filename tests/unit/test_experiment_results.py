@@ -15,10 +15,11 @@ from invented_panel import interval, limits, synthetic_column, text_column
 from small_experiment import small_experiment
 
 from sbp_ray.artifacts import MANIFEST, STARTED
-from sbp_ray.evaluation.likelihood.arm_losses import arm_rows, equal_cost_rows, losses_of
+from sbp_ray.evaluation.likelihood.arm_losses import arm_rows, equal_cost_rows, losses_of, measure_arms
 from sbp_ray.evaluation.likelihood.checkpoints import Scores
 from sbp_ray.evaluation.likelihood.effective_data import DataLaw, effective_data, fit_data_law
 from sbp_ray.evaluation.likelihood.scored_texts import Texts, TextSet
+from sbp_ray.evaluation.study import Study
 from sbp_ray.evaluation.text_quality.samples import KINDS
 from sbp_ray.experiment.attempts import append_attempt, lost_hours
 from sbp_ray.experiment.costs import Cost, costs_of
@@ -319,7 +320,7 @@ def controlled(tmp_path: Path, results) -> dict[str, Any]:
 def test_the_headline_is_the_gain_over_the_best_control_at_equal_budget(controlled) -> None:
     """Of 2, 1.95, (1.85 + 1.9) / 2 and 1.9 nats the third is best: sbp gains 0.05 and 0.1 over it with the two seeds,
     0.075 +- 12.706 x 0.05 / 2. The oracle and the arm of half the corpus are no controls."""
-    first, second = answer(controlled)
+    first, second, _ = answer(controlled)
     assert first == (
         "sbp 2 % shows no difference: +0.075 [−0.243, +0.393] nats a token of held-out text over alone 2 %, the best "
         "of repetition, regularised, alone 2 %, random_pairs 2 % (over 2 seeds)."
@@ -331,6 +332,32 @@ def test_the_headline_is_the_gain_over_the_best_control_at_equal_budget(controll
     assert control["over_groups"]["value"] == pytest.approx(0.075)
     assert measure(controlled["arms"], "random_pairs 2 %")["control"] is None
     assert "only arm at equal budget" not in " ".join(remarks(controlled))
+
+
+def test_sbp_stands_beside_as_much_text_that_was_written_otherwise(controlled) -> None:
+    """1.85 and 1.9, and twice 1.9, minus 1.8; `regularised` reads no such text, and a control has no such rows."""
+    assert answer(controlled)[2] == (
+        "Beside as much text that was written otherwise, in nats a token: +0.075 [−0.243, +0.393] (over 2 seeds) over "
+        "alone 2 %; +0.100 [+0.100, +0.100] (over 2 seeds) over random_pairs 2 %."
+    )
+    assert measure(controlled["arms"], "alone 2 %")["at_same_share"] == []
+
+
+def test_text_written_otherwise_is_that_of_arms_that_train_alike(tmp_path: Path) -> None:
+    arms: dict[str, Any] = {
+        **{name: {} for name in ("repetition", "sbp", "alone")},
+        "alone_decayed": {"like": "alone", "overrides": ["pretrain.weight_decay=1"]},
+        "sbp_decayed": {"like": "sbp", "overrides": ["pretrain.weight_decay=1"]},
+    }
+    grid = plan_grid(small_experiment(tmp_path, arms=arms, seeds=[0, 1], shares=[0.02, 0.03]))
+    study = Study(next(iter(grid.nodes.values())).config, grid.trainings)
+    losses = {one.model.key: np.array([1.0]) for one in grid.trainings}
+    found = measure_arms(study, losses, np.array([1]), ["g"])
+    beside = {name: [other["name"] for other in row["at_same_share"]] for name, row in found.items()}
+    assert {name: others for name, others in beside.items() if others} == {
+        "sbp 2 %": ["alone 2 %"], "sbp 3 %": ["alone 3 %"],
+        "sbp_decayed 2 %": ["alone_decayed 2 %"], "sbp_decayed 3 %": ["alone_decayed 3 %"],
+    }  # fmt: skip
 
 
 def test_effective_data_is_the_text_that_repetition_needs_for_the_same_loss(controlled) -> None:

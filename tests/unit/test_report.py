@@ -31,7 +31,7 @@ def measure(loss: float, gain: float | None = None, groups: int = 12) -> dict[st
         over = {**interval(gain), "unit": "groups", "units": groups}
         over = over if groups >= 10 else {name: over[name] for name in ("value", "unit", "units")}
     found = {"by_seed": {"0": loss}, "mean": loss, "interval": None, "gain": gain, "over_seeds": None}
-    return {**found, "over_groups": over, "share_of_oracle": None, "control": None}
+    return {**found, "over_groups": over, "share_of_oracle": None, "control": None, "at_same_share": []}
 
 
 def arms(gain: float = -0.02, groups: int = 12) -> list[dict[str, Any]]:

@@ -60,7 +60,8 @@ def arm_rows(study: Study, scores: Mapping[str, Scores], texts: Texts) -> list[d
 def measure_arms(
     study: Study, losses_by_model: Mapping[str, np.ndarray], sizes_N: np.ndarray, groups: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """One measure of every arm, with its share of the oracle's gain, and its gain over the best control.
+    """One measure of every arm, with its share of the oracle's gain, its gain over the best control, and over each
+    control whose synthetic text has the same share: what it is worth that the text was written from related documents.
 
     Args:
         losses_by_model: of each unit, by the key of the model.
@@ -80,6 +81,7 @@ def measure_arms(
             **compared.describe(arm),
             "share_of_oracle": _share_of_oracle(losses, arm, oracle),
             "control": {"name": best, "of": controls, **compared.gain(arm, best)} if controls else None,
+            "at_same_share": [{"name": name, **compared.gain(arm, name)} for name in _twins(study, arm)],
         }
     return found
 
@@ -93,6 +95,20 @@ def _controls(study: Study, arm: str) -> list[str]:
     fair = [name for name, one in arms.items() if one.like in CONTROLS and is_at_equal_budget(one, arms[BASELINE])]
     is_rival = arms[arm].share is not None and arms[arm].like not in CONTROLS
     return fair if is_rival and is_at_equal_budget(arms[arm], arms[BASELINE]) and len(fair) > 1 else []
+
+
+def _twins(study: Study, arm: str) -> list[str]:
+    """Controls that train in the same way on as much text that was written in another; none of a control."""
+    arms = {name: next(iter(seeds.values())) for name, seeds in study.by_arm().items()}
+    own = arms[arm]
+    if own.share is None or own.like in CONTROLS or own.members:
+        return []
+    like = {name: one for name, one in arms.items() if one.like in CONTROLS and one.share == own.share}
+    return [name for name, one in like.items() if _recipe(one) == _recipe(own) and one.tokens == own.tokens]
+
+
+def _recipe(one: Training) -> dict[str, Any]:
+    return one.model.config.pretrain.model_dump(exclude={"seed", "resources"})
 
 
 def is_at_equal_budget(one: Training, base: Training) -> bool:
