@@ -88,6 +88,7 @@ def test_workers_of_the_right_type_come_from_zero_and_leave_when_idle() -> None:
         "RAY_AUTH_MODE": "disabled",
         "RAY_enable_autoscaler_v2": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "CUDA_VISIBLE_DEVICES": "0",  # no node that says it has a GPU starts where tests are shown none
     }
     only_head = {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name:

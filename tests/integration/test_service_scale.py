@@ -95,11 +95,13 @@ async def ask_until(condition: Callable[[], bool], app: App, clients: int) -> li
 
 
 def versions(answer: requests.Response) -> set[str]:
-    """Of every part of an answer."""
+    """Of every part of an answer; none of a stream that waited for room, had begun by then, and was refused."""
     if not answer.headers["content-type"].startswith("text/event-stream"):
         return {answer.json()["synthesizer"]}
     events = read_events(answer.text.splitlines())
-    assert events[-1] == "[DONE]"
+    if events[-1] != "[DONE]":
+        assert json.loads(events[-1])["error"]["code"] == 429
+        return set()
     return {json.loads(event)["synthesizer"] for event in events[:-1]}
 
 
@@ -138,7 +140,7 @@ def test_engines_come_from_zero_by_load_and_go_again_and_a_new_synthesizer_takes
         answers = asyncio.run(ask_until(new_one_answers, app, clients=3))
         assert {answer.status_code for answer in answers} <= {200, 429}
         seen = [versions(answer) for answer in answers if answer.status_code == 200]
-        assert all(len(one) == 1 for one in seen)  # no answer mixes two
+        assert all(len(one) <= 1 for one in seen)  # no answer mixes two
         assert {"00c0ffee00c0ffee"} in seen
         eventually(lambda: app.engines() == 0, "idle engines leave", timeout_s=200)
     finally:

@@ -13,7 +13,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ModelConfig, PretrainConfig
 from sbp_ray.mixing import Address, Mixture
 from sbp_ray.model import build_model
-from sbp_ray.nll import nll_of_each
+from sbp_ray.nll import find_targets, nll_of_each
 from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.attention import attend_within_documents, find_documents
@@ -107,5 +107,5 @@ def test_what_must_be_said_stays_as_it_is_while_other_tokens_are_shown(out: Arti
         attend_within_documents(lm)
         mask = torch.ones_like(ids, dtype=torch.bool)
         mask[0, 0] = False
-        found = SupervisedLanguageModel(lm)(ids, mask, find_documents(torch.zeros_like(ids)), shown)
+        found = SupervisedLanguageModel(lm)(ids, find_targets(ids, mask), find_documents(torch.zeros_like(ids)), shown)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
