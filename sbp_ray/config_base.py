@@ -38,3 +38,12 @@ class ForwardResources(Resources):
 
     batch_tokens: PositiveInt = 4096
     """Tokens of a forward pass, padding included: short documents go in large batches, long ones in small."""
+
+
+class OutsidePrices(Section):
+    """What a model behind somebody's endpoint costs."""
+
+    dollars_per_million_input_tokens: NonNegativeFloat = 0.0
+    """Price, for the cost in the report."""
+    dollars_per_million_output_tokens: NonNegativeFloat = 0.0
+    """Price, for the cost in the report."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from sbp_ray.config_base import Dtype, ForwardResources, Fraction, Place, Resources, Section, Seed
+from sbp_ray.config_base import Dtype, ForwardResources, Fraction, OutsidePrices, Place, Resources, Section, Seed
 
 
 class EngineResources(Resources):
@@ -129,7 +129,7 @@ class SynthesizeResources(Section):
     only with `num_gpus`."""
 
 
-class RephraseResources(Section):
+class RephraseResources(OutsidePrices):
     """Where the outside model answers, how patiently it is asked, and what it costs. Free to change between runs."""
 
     base_url: str
@@ -140,10 +140,6 @@ class RephraseResources(Section):
     """Samples asked for at the same time."""
     timeout_s: PositiveFloat = 120.0
     """Longest wait for an answer, after which it is asked for again."""
-    dollars_per_million_input_tokens: NonNegativeFloat = 0.0
-    """Price, for the cost in the report."""
-    dollars_per_million_output_tokens: NonNegativeFloat = 0.0
-    """Price, for the cost in the report."""
 
 
 class RephraseConfig(Section):

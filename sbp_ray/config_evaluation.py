@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from sbp_ray.config_base import ForwardResources, Fraction, Place, Section, Seed
+from sbp_ray.config_base import ForwardResources, Fraction, OutsidePrices, Place, Section, Seed
 
 
 class EvalConfig(Section):
@@ -59,7 +59,7 @@ class BenchmarkConfig(Section):
         return self
 
 
-class JudgeResources(Section):
+class JudgeResources(OutsidePrices):
     """How the judge is reached, how patiently it is asked, and what it costs. No verdict depends on it."""
 
     api_key_env: str = "JUDGE_API_KEY"
@@ -72,10 +72,6 @@ class JudgeResources(Section):
     """Longest wait for an answer."""
     at_once: PositiveInt = 4
     """Questions asked at the same time."""
-    dollars_per_million_input_tokens: NonNegativeFloat = 0.0
-    """Price, for the cost in the report."""
-    dollars_per_million_output_tokens: NonNegativeFloat = 0.0
-    """Price, for the cost in the report."""
 
 
 class JudgeConfig(Section):

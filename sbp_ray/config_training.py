@@ -214,7 +214,7 @@ class PretrainConfig(TrainingConfig):
     base: Place | None = None
     """A Hugging Face causal LM, folder or hub name, to go on from instead of fresh weights of the shape `model`; its
     tokenizer must be the corpus' (`ingest.tokenizer`)."""
-    teachers: tuple[str, ...] = ()
+    teachers: tuple[Place, ...] = ()
     """Distillation: Hugging Face causal LMs, folders or hub names, with the corpus' tokenizer, whose mean probabilities
     the model learns beside the text. Each rank holds all of them, whole."""
     teacher_share: Annotated[float, Field(gt=0, le=1)] | None = None

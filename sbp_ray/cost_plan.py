@@ -77,6 +77,7 @@ def plan_costs(config: Config, corpus: Corpus, rates: Rates) -> list[tuple[str, 
     Raises:
         SbpError: a stage wants more than `cluster.most`, or the embedder's size is not in the rates.
     """
+    refuse_beyond(config)
     rows, total = [], [0.0, 0.0, 0.0, 0.0]
     for work in _works(config, corpus, rates):
         core_hours, gpu_hours, dollars, wall_s = _priced(work, config)
@@ -122,7 +123,6 @@ def refuse_beyond(config: Config) -> None:
 
 def _works(config: Config, corpus: Corpus, rates: Rates) -> Iterator[Work]:
     documents, tokens = corpus
-    refuse_beyond(config)
     parameters = num_parameters(config.model, _vocabulary(config))
     yield Work("ingest", "ingest", documents, tokens, written_bytes=tokens * (rates.text_bytes_per_token + _ID_BYTES))
     yield _embed(config, corpus, rates)

@@ -73,7 +73,7 @@ def top_of_ensemble(states: Sequence[States]) -> torch.Tensor:
 def mean_probability(hidden_KSD: Sequence[torch.Tensor], weight_KVD: Sequence[torch.Tensor]) -> torch.Tensor:
     """Of each token after each state, float32 [S, V]: all logits are held, so for a chunk at a time."""
     pairs = zip(hidden_KSD, weight_KVD, strict=True)
-    each = ((hidden_SD @ weight_VD.T).float().softmax(dim=-1) for hidden_SD, weight_VD in pairs)
+    each = (_logits(hidden_SD, weight_VD).softmax(dim=-1) for hidden_SD, weight_VD in pairs)
     return reduce(torch.add, each) / len(weight_KVD)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sbp_ray.artifacts import fingerprint_of
-from sbp_ray.config import SPEED_ONLY, Config
+from sbp_ray.config import Config
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.file_formats import open_file_system
 from sbp_ray.input_files import HUGGING_FACE, DatasetName, find_input_files
@@ -17,8 +17,8 @@ from sbp_ray.stage_table import Stage
 from sbp_ray.text.contamination import list_evaluation_files
 from sbp_ray.threads import map_in_threads
 
-_NOT_IN_RECIPE = ("resources", "max_bad_share", "max_damaged_files", "max_unknown_share", *SPEED_ONLY)
-"""How fast a stage works and when it stops, not what it makes."""
+_NOT_IN_RECIPE = ("resources", "max_bad_share", "max_damaged_files", "max_unknown_share", "vllm")
+"""How fast a stage works and when it stops, not what it makes. Of `engine.vllm` some arguments count."""
 _WINDOW_BYTES = 1 << 16
 """Read of a local file at its head, its middle and its tail: smaller files are read whole, three times over."""
 
@@ -37,7 +37,10 @@ def reads_of(stage: Stage, config: Config) -> tuple[str, ...]:
 def deciding_settings(stage: Stage, config: Config) -> dict[str, Any]:
     """The sections that decide the stage's result, without settings that change no result or are off."""
     settings = config.model_dump(mode="json")
-    return {section: _deciding(settings[section]) for section in stage.sections}
+    found = {section: _deciding(settings[section]) for section in stage.sections}
+    if "engine" in found and (arguments := config.engine.deciding_arguments):
+        found["engine"]["vllm"] = arguments  # also those that turn off what vLLM does by itself
+    return found
 
 
 def _deciding(section: Mapping[str, Any]) -> dict[str, Any]:

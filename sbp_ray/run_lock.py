@@ -44,3 +44,17 @@ def locked(run_dir: str) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def is_held(run_dir: str) -> bool | None:
+    """Whether a job holds the run directory; None where there is no lock to ask."""
+    if "://" in run_dir or not (Path(run_dir) / RUN_LOCK).exists():
+        return None
+    import fcntl
+
+    with open(Path(run_dir) / RUN_LOCK) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

@@ -6,12 +6,10 @@ by what the artifacts say of one another. What is written is counted by its file
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
@@ -24,6 +22,7 @@ from sbp_ray.logs import duration
 from sbp_ray.nodes import Node, is_ours, locate
 from sbp_ray.plan import plan_run, state_of
 from sbp_ray.recipes import describe_differences
+from sbp_ray.run_lock import is_held
 from sbp_ray.stage_table import FOLDERS, NOUNS, STAGES, Stage
 from sbp_ray.training.journal import ATTEMPTS, METRICS
 
@@ -62,7 +61,7 @@ def status_rows(
     if not started:
         raise SbpError(f"{run_dir} holds no artifact: see that run_dir is the one of the run")
     nodes = plan_run(config) if config else {}
-    held = _is_held(run_dir)
+    held = is_held(run_dir)
     for stage in STAGES:
         noun, artifact = stage.writes, made[stage.writes]
         if noun not in started:
@@ -85,18 +84,6 @@ def _state(manifest: Mapping[str, Any] | None, written: Written, held: bool | No
         return "done"
     is_recent = written.last is not None and (now - written.last).total_seconds() < _QUIET_S
     return "running" if (is_recent if held is None else held) else "stopped"
-
-
-def _is_held(run_dir: str) -> bool | None:
-    """Whether a job holds the run directory's lock; None where there is none to ask."""
-    if "://" in run_dir or not (Path(run_dir) / RUN_LOCK).exists():
-        return None
-    with open(Path(run_dir) / RUN_LOCK) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 def _stale(stage: Stage, started: Mapping[str, Any], node: Node | None) -> str:

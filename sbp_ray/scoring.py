@@ -24,6 +24,8 @@ from sbp_ray.text.pair_format import Example
 if TYPE_CHECKING:  # pyarrow
     from sbp_ray.artifacts import Artifact
 
+EQUAL_HEADS = "sbp_equal_heads"
+
 
 def load_model(folder: Path, resources: Resources) -> Any:
     """A Hugging Face causal LM in float32, on the GPU where the worker has one, with the worker's threads."""
@@ -64,9 +66,6 @@ def attend_with_equal_heads(
         query_BHTD, key, value, attn_mask=attention_mask, is_causal=is_causal, scale=scaling
     )
     return mixed.transpose(1, 2).contiguous(), None
-
-
-EQUAL_HEADS = "sbp_equal_heads"
 
 
 def load_models(trained: Sequence[Artifact], resources: Resources) -> Any:

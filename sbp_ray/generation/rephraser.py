@@ -65,6 +65,11 @@ class Rephraser:
         )
         self._heard_at: float | None = None
 
+    def forget(self, d1: Iterable[str]) -> None:
+        """The d2 of these d1, all of whose samples are there."""
+        for name in d1:
+            del self.related[name]
+
     async def sample(
         self, name: str, prompt: list[int], seeds: dict[int, int], sampling: Sampling
     ) -> AsyncIterator[SampledDocument | RefusedSample]:

@@ -89,11 +89,14 @@ class ShardWorker:
         columns = ["doc_id", "input_ids"]
         table = await asyncio.to_thread(read_shard, self._corpus, shard_name("train", shard), columns)
         sources = choose_sources(table, quota, shared.cfg.seed)
+        related: dict[str, list[str]] = {}
         if self._pairs is not None and isinstance(shared.engines, Rephraser):
             most = shared.cfg.samples_per_document
             related = await asyncio.to_thread(read_related, self._pairs, self._corpus, shard, sources, most)
             shared.engines.related |= related
         await (await asyncio.to_thread(OpenShard, shared, shard, sources)).write()
+        if isinstance(shared.engines, Rephraser):
+            shared.engines.forget(related)  # else a worker would hold the texts of all its shards
         shared.coordinator.closed.remote(shared.name, shard)
         try:
             return await asyncio.to_thread(merge_shard, shared.cfg, shard, sources, shared.out)

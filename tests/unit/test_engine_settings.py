@@ -62,6 +62,12 @@ def test_arguments_of_vllm_pass_through_and_decide_unless_they_are_known_not_to(
     assert recipes[0] == recipes[1] != recipes[2]
 
 
+def test_what_vllm_does_by_itself_may_be_turned_off_and_the_recipe_says_so() -> None:
+    [stage] = [stage for stage in STAGES if stage.job == "synthesize"]
+    small = load_config(Path(__file__).parent / "small.yaml", ["engine.vllm={enable_lora: false, block_size: 32}"])
+    assert deciding_settings(stage, small)["engine"]["vllm"] == {"enable_lora": False}
+
+
 def test_an_argument_that_is_a_setting_of_ours_is_refused_by_its_name() -> None:
     with pytest.raises(
         SbpError, match=r"engine: vllm.max_num_seqs is a setting of its own: set engine.resources.max_num_"

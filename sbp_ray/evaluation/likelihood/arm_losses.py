@@ -81,7 +81,9 @@ def measure_arms(
             **compared.describe(arm),
             "share_of_oracle": _share_of_oracle(losses, arm, oracle),
             "control": {"name": best, "of": controls, **compared.gain(arm, best)} if controls else None,
-            "at_same_share": [{"name": name, **compared.gain(arm, name)} for name in _twins(study, arm)],
+            "at_same_share": [
+                {"name": other, **compared.gain(arm, other)} for other in _controls_at_same_share(study, arm)
+            ],
         }
     return found
 
@@ -97,17 +99,17 @@ def _controls(study: Study, arm: str) -> list[str]:
     return fair if is_rival and is_at_equal_budget(arms[arm], arms[BASELINE]) and len(fair) > 1 else []
 
 
-def _twins(study: Study, arm: str) -> list[str]:
+def _controls_at_same_share(study: Study, arm: str) -> list[str]:
     """Controls that train in the same way on as much text that was written in another; none of a control."""
     arms = {name: next(iter(seeds.values())) for name, seeds in study.by_arm().items()}
     own = arms[arm]
     if own.share is None or own.like in CONTROLS or own.members:
         return []
     like = {name: one for name, one in arms.items() if one.like in CONTROLS and one.share == own.share}
-    return [name for name, one in like.items() if _recipe(one) == _recipe(own) and one.tokens == own.tokens]
+    return [name for name, one in like.items() if _training_settings(one) == _training_settings(own)]
 
 
-def _recipe(one: Training) -> dict[str, Any]:
+def _training_settings(one: Training) -> dict[str, Any]:
     return one.model.config.pretrain.model_dump(exclude={"seed", "resources"})
 
 
