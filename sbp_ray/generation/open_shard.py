@@ -81,6 +81,9 @@ class OpenShard:
         self._samples = shared.cfg.samples_per_document
         self._done = DoneSamples(shared.out, shard, len(sources) * self._samples)
         self._finished: list[FinishedSample] = []
+        self._slots = 0
+        """Taken and not given back yet. The shard owns them: a request that is cancelled before its first step runs no
+        code, so it cannot give back what was taken for it."""
         self._room = asyncio.Condition()
         self._is_due = asyncio.Event()
         self._is_closed = False
@@ -101,6 +104,8 @@ class OpenShard:
                     await asyncio.wait({committing})
         except ExceptionGroup as group:
             raise _first_error(group) from None
+        finally:
+            await self._give_back(self._slots)
 
     async def _request_missing(self, requests: asyncio.TaskGroup) -> None:
         """One d1 after another, when there are slots for its samples; in parts where these are more than all slots."""
@@ -110,27 +115,29 @@ class OpenShard:
             for start in range(0, len(missing), most):
                 part = missing[start : start + most]
                 await slots.take(len(part))
+                self._slots += len(part)
                 requests.create_task(self._request(self._sources[place], part))
 
     async def _request(self, source: Source, numbers: Sequence[int]) -> None:
         """Have samples of one d1 written; the slot of each is free when the sample has joined those that wait."""
-        shared, held = self._shared, len(numbers)
+        shared = self._shared
         by_sample = {number % self._samples: number for number in numbers}
         prompt, room = shared.rows.make_prompt(source)
-        try:
-            if not room:
-                for sample, number in by_sample.items():
-                    await self._add(FinishedSample(number, sample, source, len(prompt), None))
-                return
-            sampling = Sampling(room, shared.cfg.temperature, shared.cfg.top_p)
-            seeds = {sample: shared.rows.make_seed(source, sample) for sample in by_sample}
-            async for result in shared.engines.sample(source.doc_id.hex(), prompt, seeds, sampling):
-                number = by_sample[result.sample]
-                await self._add(FinishedSample(number, result.sample, source, len(prompt), result))
-                await shared.slots.give_back()
-                held -= 1
-        finally:
-            await shared.slots.give_back(held)
+        if not room:
+            for sample, number in by_sample.items():
+                await self._add(FinishedSample(number, sample, source, len(prompt), None))
+                await self._give_back(1)
+            return
+        sampling = Sampling(room, shared.cfg.temperature, shared.cfg.top_p)
+        seeds = {sample: shared.rows.make_seed(source, sample) for sample in by_sample}
+        async for result in shared.engines.sample(source.doc_id.hex(), prompt, seeds, sampling):
+            number = by_sample[result.sample]
+            await self._add(FinishedSample(number, result.sample, source, len(prompt), result))
+            await self._give_back(1)
+
+    async def _give_back(self, number: int) -> None:
+        await self._shared.slots.give_back(number)
+        self._slots -= number
 
     async def _add(self, done: FinishedSample) -> None:
         async with self._room:

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import json
 import shutil
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from sbp_ray.config import (
     TrainingResources,
 )
 from sbp_ray.engine.messages import RefusedSample, SampleRequest
-from sbp_ray.errors import Outcome
+from sbp_ray.errors import Outcome, SbpError
 from sbp_ray.generation import open_shard, shard_worker
 from sbp_ray.generation.coordinator import coordinator_class
 from sbp_ray.generation.merging import finished_shards, merged_name
@@ -71,10 +71,16 @@ class Stage:
         self.corpus.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": NUM_SHARDS}}})
         self.coordinator = LocalCoordinator()
 
-    def run(
-        self, handle: FakeHandle, *, shard: int = 0, samples: int = 2, max_in_flight: int = 4, max_bad: int = 10**6,
-        every_s: float = 0.02,
-    ) -> Outcome:  # fmt: skip
+    def run(self, handle: FakeHandle, *, shard: int = 0, **settings: Any) -> Outcome:
+        """One shard by a worker of its own."""
+        [outcome] = self.run_together(handle, [shard], **settings)
+        return outcome
+
+    def run_together(
+        self, handle: FakeHandle, shards: Sequence[int], *, samples: int = 2, max_in_flight: int = 4,
+        max_bad: int = 10**6, every_s: float = 0.02,
+    ) -> list[Outcome]:  # fmt: skip
+        """Shards that one worker has open at once."""
         self._monkeypatch.setattr(shard_worker.serve, "get_deployment_handle", lambda *_, **__: handle)
         resources = SynthesizeResources(max_in_flight=max_in_flight, commit_every_s=every_s)
         cfg = SynthesizeConfig(
@@ -85,10 +91,11 @@ class Stage:
             self._synthesizer, self.out, "app", max_bad, self.coordinator,
         )  # fmt: skip
 
-        async def call() -> Outcome:
+        async def call() -> list[Outcome]:
             async with asyncio.timeout(240):
-                answer = await ShardWorker(inputs)({"shard": shard, "quota": DOCUMENTS})
-                return Outcome(*json.loads(answer["outcome"]))
+                worker = ShardWorker(inputs)
+                answers = await asyncio.gather(*(worker({"shard": shard, "quota": DOCUMENTS}) for shard in shards))
+                return [Outcome(*json.loads(answer["outcome"])) for answer in answers]
 
         return asyncio.run(call())
 
@@ -257,6 +264,25 @@ class TrainingInputs:
 
 
 # What workers keep open
+
+
+def test_a_shard_that_fails_leaves_its_slots_to_the_one_beside_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first request fails when its slots have just gone to the next, which never runs a line of its own."""
+    requests = []
+
+    async def sample(self: Any, name: str, prompt: Any, seeds: dict[int, int], _: Any) -> AsyncGenerator[Answer, None]:
+        requests.append(name)
+        for number in seeds:
+            yield RefusedSample(number, "no")
+        if len(requests) == 1:
+            raise SbpError("the key is refused")
+
+    monkeypatch.setattr(shard_worker.Engines, "sample", sample)
+    failed, whole = stage.run_together(FakeHandle(), [0, 1], max_in_flight=3)
+    assert failed.message == "the key is refused"
+    assert whole.get()["samples"] == 2 * DOCUMENTS
 
 
 def test_who_waits_for_many_slots_holds_none_meanwhile() -> None:
