@@ -69,7 +69,8 @@ class ExperimentConfig(Section):
     run_dir: Place
     """Where everything lies: `artifacts/`, `logs/`, `experiment.json`, `experiment.html`."""
     base: Place | dict[str, Any]
-    """The run that all arms start from: the settings of a run, or a file that holds them."""
+    """The run that all arms start from: the settings of a run, or a file that holds them, of a run or of another
+    experiment, whose `base` it then is."""
     arms: dict[str, ArmConfig]
     """By name; `repetition`, which the others are compared with, is one of them."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
@@ -136,6 +137,8 @@ class ExperimentConfig(Section):
     def base_config(self, *overrides: str, where: str = "base") -> Config:
         """The settings of `base` with changes."""
         tree = self.base if isinstance(self.base, dict) else read_yaml(self.base)
+        if isinstance(tree.get("base"), dict):
+            tree = tree["base"]
         where = where if isinstance(self.base, dict) else f"{where} ({self.base})"
         return with_absolute_folders(settings_of(Config, {**tree, "run_dir": self.run_dir}, overrides, where=where))
 
