@@ -98,6 +98,8 @@ class TrainingResources(Resources):
     export_check: ExportCheck = "transformers"
     """Who must give held-out tokens the log-probabilities of the trained model, before its export counts. vLLM, which
     serves the synthesizer, takes some ten seconds more."""
+    profile_steps: tuple[PositiveInt, PositiveInt] | None = None
+    """First and last step of a trace by PyTorch's profiler, written to `profile/` of the artifact."""
     max_failures: NonNegativeInt = 3
     """Worker failures after which the training gives up, each resumed from the newest checkpoint."""
     max_preemptions: NonNegativeInt | None = None
@@ -115,6 +117,8 @@ class TrainingResources(Resources):
                 f"num_gpus is {self.num_gpus:g} for each of {self.num_workers} workers, which train on one GPU each "
                 "or on none: set it to 1 or 0"
             )
+        if self.profile_steps and self.profile_steps[0] > self.profile_steps[1]:
+            raise ValueError(f"profile_steps {list(self.profile_steps)}: the first is after the last: turn them round")
         if self.in_process and self.num_workers > 1:
             raise ValueError(f"in_process is for one worker, and num_workers is {self.num_workers}")
         if self.in_process and self.export_check == "vllm":

@@ -20,6 +20,7 @@ from sbp_ray.training.export import export_model, list_held_out
 from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.meter import Meter
 from sbp_ray.training.optim import build_optimizer
+from sbp_ray.training.profiler import trace_steps
 from sbp_ray.training.rows import RowReader, assign_rows, read_ahead
 from sbp_ray.training.sharding import process_group, sum_over_ranks
 from sbp_ray.training.step import update
@@ -94,7 +95,7 @@ def _run_steps(
     device: torch.device,
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """Train on the steps that are left; of each, the row of `metrics.jsonl` and the ranks that ask `is_preempted`."""
-    for step, batches in meter.time_steps(_read_batches(plan, first_step)):
+    for step, batches in trace_steps(plan, meter.time_steps(_read_batches(plan, first_step))):
         result = update(plan, model, optimizer, batches, step, device, ask=meter.is_time_to_ask())
         average.update(step)
         held_out = {}

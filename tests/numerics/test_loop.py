@@ -1,5 +1,6 @@
 """The loop itself, on real gloo ranks and without Ray."""
 
+import gzip
 import json
 import math
 import os
@@ -79,6 +80,20 @@ def test_copies_of_the_weights_go_on_from_a_checkpoint_of_one_copy_and_hold_a_pa
     for plan in (one, several):
         run_ranks(4, tmp_path, lambda plan=plan: _train(plan))
     torch.testing.assert_close(_weights(several), _weights(one), rtol=1e-5, atol=1e-6)
+
+
+def test_a_trace_holds_the_steps_asked_for_and_the_weights_are_those_without_it(tmp_path: Path) -> None:
+    """Rank 0 writes it; one update a step is what `Optimizer.step` records."""
+    plain = tiny_plan(tmp_path / "plain", num_workers=2, num_steps=5)
+    traced = tiny_plan(tmp_path / "traced", num_workers=2, num_steps=5, profile_steps=[2, 4])
+    for plan in (plain, traced):
+        run_ranks(2, tmp_path, lambda plan=plan: _train(plan))
+    assert traced.out.files("profile") == ["profile/steps-2-4.json.gz"]
+    trace = json.loads(gzip.decompress(traced.out.read_bytes("profile/steps-2-4.json.gz")))
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert sum(name.startswith("Optimizer.step") for name in names) == 3
+    assert any(name == "aten::mm" for name in names)
+    torch.testing.assert_close(_weights(traced), _weights(plain), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
