@@ -20,10 +20,17 @@ HEAD_ID = "f" * 51 + "00000"
 """The node id that Ray's single-machine provider expects of its head."""
 
 DRIVER = """
-import json, time
+import json, logging, time
 import ray
+from sbp_ray.cluster_limits import room
+from sbp_ray.cluster_waiting import report_waiting
 
 ray.init(address="auto", log_to_driver=False)
+limits = room()
+lines = []
+handler = logging.Handler()
+handler.emit = lambda record: lines.append(record.getMessage())
+logging.getLogger("sbp_ray.cluster_waiting").addHandler(handler)
 
 def workers():
     return [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]]
@@ -44,7 +51,14 @@ def of_node(node):
     resources = {key: value for key, value in node["Resources"].items() if key in ("CPU", "GPU")}
     return {"resources": resources, "market": node["Labels"].get("market")}
 
-seen = {"before": len(workers())}
+seen = {"before": len(workers()), "limits": {name: limits[name] for name in ("CPU", "GPU")}}
+waiting = report_waiting(ray.get_runtime_context().gcs_address, after_s=0.5, every_s=0.5)
+waiting.__enter__()
+too_much = Work.options(num_gpus=7).remote()  # no type has so many in one node
+wait_for(lambda: any("infeasible" in line for line in lines), "what can never fit is named")
+del too_much
+seen["line"] = next(line for line in lines if "infeasible" in line).partition("s for ")[2]
+waiting.__exit__(None, None, None)
 on_gpu = Work.options(num_gpus=1).remote()
 nodes = [ray.get(on_gpu.where.remote(), timeout=240)]  # it holds its node's only CPU, where other work could go in
 on_cpu = Work.remote()
@@ -117,6 +131,8 @@ def test_workers_of_the_right_type_come_from_zero_and_leave_when_idle() -> None:
     seen = json.loads(driver.stdout.splitlines()[-1])
     assert seen == {
         "before": 0,
+        "limits": {"CPU": 8 + 8 + 8, "GPU": 8 + 8},  # of the file that the monitor was started with
+        "line": "1 x {CPU: 1, GPU: 7}: infeasible, no type of node of this cluster has it",
         "gpu_work": {"resources": {"CPU": 1.0, "GPU": 1.0}, "market": "spot"},  # preferred to the type on demand
         "cpu_work": {"resources": {"CPU": 1.0}, "market": "spot"},  # no GPU machine for work without a GPU
         "during": 2,
