@@ -42,7 +42,7 @@ demo: $(READY) ## the whole loop on the bundled corpus, ending with a report
 	@$(BIN)/python jobs/pipeline.py --config $(CONFIG) $(DEMO)
 
 test: $(READY) ## the tests, in two processes (TESTS=tests/unit for a part, in one)
-	@$(if $(TESTS),,$(MAKE) --silent clients || echo "clients of others do not install: their tests are skipped")
+	@$(if $(TESTS),,$(MAKE) --silent clients || echo "programs of others do not install: tests that need them are skipped")
 	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),$(SIDE_BY_SIDE)) -m "not long"
 
 test-all: $(READY) ## all tests: also the long forms of those that kill processes
@@ -63,7 +63,7 @@ nightly: $(READY) ## the benchmarks of benchmarks/gates.yaml, against the least 
 gpu: ## is it right on a GPU, and how fast: ARGS="--piece correct"; needs no Ray and no vLLM
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(ARGS)
 
-clients: .venv-clients/ready $(if $(shell command -v npm),$(NODE_CLIENT)) ## clients of the endpoint that others wrote, for its tests
+clients: .venv-clients/ready $(if $(shell command -v npm),$(NODE_CLIENT)) ## what others wrote and tests need: clients of the endpoint, an S3 server
 
 format: $(READY) ## rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .

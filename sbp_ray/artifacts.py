@@ -22,15 +22,18 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from sbp_ray.errors import SbpError, one_line
+from sbp_ray.errors import SbpError
+from sbp_ray.object_stores import ask_again, open_file_system
+
+T = TypeVar("T")
 
 STARTED = "started.json"
 MANIFEST = "manifest.json"
@@ -51,12 +54,7 @@ class Artifact:
 
     @cached_property
     def _fs_and_root(self) -> tuple[pafs.FileSystem, str]:
-        if "://" not in self.url:
-            return pafs.LocalFileSystem(), self.url
-        try:
-            return pafs.FileSystem.from_uri(self.url)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise SbpError(f"{self.url}: cannot be opened: {one_line(error)}") from None
+        return open_file_system(self.url)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Artifact, (self.name, self.url)  # file systems are opened where they are used
@@ -87,8 +85,7 @@ class Artifact:
     # Whole files
 
     def read_bytes(self, name: str) -> bytes:
-        with self.fs.open_input_file(self.path(name)) as file:
-            return file.read()
+        return self._read(name, lambda file: file.read())
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
@@ -119,13 +116,11 @@ class Artifact:
                 pafs.copy_files(stream.name, self.path(name), destination_filesystem=self.fs)
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        with self.fs.open_input_file(self.path(name)) as file:
-            return pq.read_table(file, columns=columns)
+        return self._read(name, lambda file: pq.read_table(file, columns=columns))
 
     def num_rows(self, name: str) -> int:
         """Rows of a Parquet file, from its footer alone."""
-        with self.fs.open_input_file(self.path(name)) as file:
-            return pq.read_metadata(file).num_rows
+        return self._read(name, lambda file: pq.read_metadata(file).num_rows)
 
     def write_table(self, name: str, table: pa.Table, stats: dict[str, Any] | None = None) -> None:
         """Commit a Parquet file; `stats` travels in its metadata, for `read_stats`."""
@@ -138,14 +133,14 @@ class Artifact:
 
     def read_stats(self, name: str) -> dict[str, Any]:
         """What `write_table`, or a `BucketWriter`, was given as `stats`."""
-        with self.fs.open_input_file(self.path(name)) as file:
-            is_arrow = file.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC
-            file.seek(0)
-            if not is_arrow:
-                return json.loads(pq.read_metadata(file).metadata[b"stats"])
-            with pa.ipc.open_file(file) as batches:
-                last = batches.get_batch_with_custom_metadata(batches.num_record_batches - 1)
-                return json.loads(last.custom_metadata[b"stats"])
+        return self._read(name, _read_stats)
+
+    def _read(self, name: str, read: Callable[[pa.NativeFile], T]) -> T:
+        def once() -> T:
+            with self.fs.open_input_file(self.path(name)) as file:
+                return read(file)
+
+        return ask_again(once)
 
     @contextmanager
     def _committed(self, name: str) -> Iterator[str]:
@@ -184,7 +179,7 @@ class Artifact:
                 scratch = cache.with_name(f"{_TEMPORARY}{digest}")
                 shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed while it downloaded
                 scratch.mkdir()
-                pafs.copy_files(self.path(folder), str(scratch), source_filesystem=self.fs)
+                ask_again(partial(pafs.copy_files, source_filesystem=self.fs), self.path(folder), str(scratch))
                 scratch.rename(cache)
         return cache
 
@@ -263,6 +258,16 @@ def fingerprint_of(recipe: dict[str, Any]) -> str:
 def _is_list_of_floats(kind: pa.DataType) -> bool:
     is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
     return is_list and pa.types.is_floating(kind.value_type)
+
+
+def _read_stats(file: pa.NativeFile) -> dict[str, Any]:
+    is_arrow = file.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC
+    file.seek(0)
+    if not is_arrow:
+        return json.loads(pq.read_metadata(file).metadata[b"stats"])
+    with pa.ipc.open_file(file) as batches:
+        last = batches.get_batch_with_custom_metadata(batches.num_record_batches - 1)
+        return json.loads(last.custom_metadata[b"stats"])
 
 
 def _is_temporary(name: str) -> bool:

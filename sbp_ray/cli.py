@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 
 from sbp_ray.config import Config
 from sbp_ray.config_file import load_config
-from sbp_ray.errors import SbpError, out_of_room
+from sbp_ray.errors import SbpError, storage_trouble
 from sbp_ray.logs import set_up_logging
 from sbp_ray.stage_table import STAGES
 from sbp_ray.tracking import refuse_missing_library
@@ -29,7 +29,7 @@ def exit_with(work: Callable[[], None]) -> NoReturn:
         print("interrupted: run the same command again to go on from here", file=sys.stderr)
         sys.exit(130)
     except Exception as error:  # noqa: BLE001  only to leave with another status than 1: the user can fix that
-        if said := out_of_room(error):
+        if said := storage_trouble(error):
             print(f"error: {said}", file=sys.stderr)
             sys.exit(1)
         traceback.print_exc()

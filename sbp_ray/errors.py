@@ -7,6 +7,9 @@ import errno
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
+_SIGNS_OF_A_STORE = ("AWS Error ", "google::cloud::Status")
+"""In the messages of Arrow's errors, once it has asked often enough: they have no type of their own."""
+
 
 class SbpError(Exception):
     """Something the user can fix: one line, the fact and then the remedy. Jobs print it and exit with status 1."""
@@ -25,14 +28,18 @@ def did_you_mean(word: str, known: Iterable[str], listed: Iterable[str] | None =
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known if listed is None else listed)}"
 
 
-def out_of_room(error: BaseException) -> str:
-    """What to say of a full disk or a used-up quota; nothing of any other error.
+def storage_trouble(error: BaseException) -> str:
+    """What to say of a full disk, a used-up quota or a store that gives no answer; nothing of any other error.
 
     Where it is met is many places, so it is looked for at two boundaries: around a worker's item, and around the job.
     """
     cause = getattr(error, "cause", error)  # what a worker raised, where Ray wrapped it
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+    if not isinstance(cause, OSError):
+        return ""
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"there is no room to write ({one_line(cause)}): make room, and run the same command again to go on"
+    if any(sign in str(cause) for sign in _SIGNS_OF_A_STORE):
+        return f"{one_line(cause)}: see to the store and to its credentials, and run the same command again to go on"
     return ""
 
 
@@ -74,7 +81,7 @@ async def wait_for_outcome(work: Awaitable[Any]) -> Outcome:
 
 
 def _outcome_of(error: SbpError | OSError) -> Outcome:
-    message = str(getattr(error, "cause", error)) if isinstance(error, SbpError) else out_of_room(error)
+    message = str(getattr(error, "cause", error)) if isinstance(error, SbpError) else storage_trouble(error)
     if not message:
         raise error
     return Outcome(None, message)

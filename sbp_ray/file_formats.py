@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import bz2
 import codecs
-import functools
 import gzip
 import io
 import lzma
-import os
 import posixpath
 import re
 import zlib
@@ -20,10 +18,10 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 from backports.zstd import DecompressionParameter, ZstdError, ZstdFile
 
 from sbp_ray.errors import SbpError, one_line
+from sbp_ray.object_stores import open_file_system
 
 Kind = Literal["json", "parquet", "text"]
 KINDS: dict[str, Kind] = {
@@ -66,26 +64,6 @@ class DamagedFileError(OSError):
     def __init__(self, path: str, reason: str, bytes_unread: int) -> None:
         super().__init__(f"{path}: {reason}")
         self.reason, self.bytes_unread = reason, bytes_unread
-
-
-def open_file_system(pattern: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a path or URL, and the path on it. Links keep the name that the user gave them."""
-    if "://" not in pattern:
-        return pafs.LocalFileSystem(), posixpath.join(os.getcwd(), pattern)  # noqa: PTH109
-    scheme, _, rest = pattern.partition("://")
-    bucket, _, path = rest.partition("/")
-    try:
-        fs, root = _open_store(f"{scheme}://{bucket}" if bucket else f"{scheme}:///")
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SbpError(f"{pattern}: cannot be opened: {one_line(error)}") from None
-    return fs, posixpath.join(root, path) if path else root
-
-
-@functools.lru_cache(maxsize=64)
-def _open_store(url: str) -> tuple[pafs.FileSystem, str]:
-    """Of a bucket, so that the names in it are no part of a URL, in which a blank or `?` would mean something else.
-    Kept, since a store keeps its connections."""
-    return cast(tuple[pafs.FileSystem, str], pafs.FileSystem.from_uri(url))
 
 
 def split_suffixes(path: str) -> tuple[str, str]:

@@ -24,10 +24,10 @@ from sbp_ray.file_formats import (
     DamagedFileError,
     kind_of,
     open_bytes,
-    open_file_system,
     read_head,
     split_suffixes,
 )
+from sbp_ray.object_stores import open_file_system
 
 HUGGING_FACE = "hf:"
 _Type = Literal["file", "folder", "other"]

@@ -11,8 +11,8 @@ from typing import Any
 from sbp_ray.artifacts import fingerprint_of
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.file_formats import open_file_system
 from sbp_ray.input_files import HUGGING_FACE, DatasetName, find_input_files
+from sbp_ray.object_stores import open_file_system
 from sbp_ray.stage_table import Stage
 from sbp_ray.text.contamination import list_evaluation_files
 from sbp_ray.threads import map_in_threads

@@ -33,6 +33,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Resources, TrainingResources
 from sbp_ray.errors import Outcome, SbpError, call_for_outcome
 from sbp_ray.logs import Progress
+from sbp_ray.object_stores import ask_again
 from sbp_ray.schema import SPLITS, Split, shard_of
 from sbp_ray.stage_table import STAGES
 from sbp_ray.threads import map_in_threads
@@ -213,7 +214,7 @@ class WorkOnItems:
 
     def _work(self, item: Item) -> Outcome:
         logger.debug("%s | begins with %s", self._name, item)
-        return self._built if self._built.message else call_for_outcome(self._built.value, item)
+        return self._built if self._built.message else call_for_outcome(ask_again, self._built.value, item)
 
 
 def work_on_items(row: dict[str, Any], *arguments: Any) -> dict[str, Any]:

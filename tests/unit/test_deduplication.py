@@ -1,94 +1,34 @@
 """Copies of corpus documents and of earlier synthetic ones, found through buckets by all shards together."""
 
 from collections import Counter
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from merged_shards import Generation
 from worked_on import WorkedOn
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import Resources, SynthesizeConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.generation import deduplication
-from sbp_ray.generation.d1 import Sources
-from sbp_ray.generation.merging import merge_shard, merged_name, part_name
-from sbp_ray.generation.parts import make_parts
-from sbp_ray.generation.segments import DoneSamples
-from sbp_ray.schema import DOC_ID
+from sbp_ray.generation.merging import merged_name, part_name
 from sbp_ray.shards import shard_name
 from sbp_ray.text.copies import band_width, copies_of_earlier, missed_share
-from sbp_ray.text.minhash import document_signature
 
 TEXTS = {name: " ".join(f"{name}{number}" for number in range(60)) for name in "abcdefx"}
 ALTERED = {name: f"{text} and more" for name, text in TEXTS.items()}  # 48 shingles of 13 words, of 50
 SHARDS = [["a", "b"], ["c", "a", "d"], ["e", "d", "f", "x"]]
 KEPT = [["a", "b"], ["c", "d"], ["e", "f"]]
 """x copies a corpus document, the others an earlier shard's."""
-SIGNED = pa.schema([("doc_id", DOC_ID), ("signature", pa.binary(256))])
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
 
-class Generation:
-    """An artifact whose shards are merged, each from one document of a few samples."""
-
-    def __init__(self, folder: Path, shards: list[list[str]], corpus: dict[int, list[str]]) -> None:
-        self.out, self.embeddings = (Artifact(name, str(folder / name)) for name in ("synthetic", "embeddings"))
-        self.num_shards = len(shards)
-        for shard in range(self.num_shards):
-            texts = [f"d1 of shard {shard}, " * 20, *corpus.get(shard, [])]
-            rows = [{"doc_id": doc_id(shard, n), "signature": sign(text)} for n, text in enumerate(texts)]
-            self.embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(rows, SIGNED))
-        for shard, texts in enumerate(shards):
-            self.merge(shard, texts)
-
-    def merge(self, shard: int, texts: list[str]) -> dict[str, Any]:
-        cfg = SynthesizeConfig(samples_per_document=len(texts), min_tokens=2)
-        done = DoneSamples(self.out, shard, len(texts))
-        rows = [self._row(shard, number, text) for number, text in enumerate(texts)]
-        for number in range(0, len(rows), 2):  # segments, and so groups of rows, of two
-            done.commit(rows[number : number + 2])
-        sources = Sources(pa.table({"doc_id": pa.array([doc_id(shard, 0)], DOC_ID), "input_ids": [[7] * 20]}))
-        return merge_shard(cfg, shard, sources, self.out)
-
-    def _row(self, shard: int, number: int, text: str) -> dict[str, Any]:
-        return {
-            "number": number, "d1_id": doc_id(shard, 0), "sample": number, "reason": None,
-            "num_generated": 10 + number, "num_prompt": 10, "num_cached": 0, "signature": sign(text),
-            "doc_id": doc_id(shard, number), "text": text, "input_ids": list(range(10 + number)),
-            "finish_reason": "stop", "synthesizer": "v", "seed": number, "temperature": 1.0, "top_p": 1.0,
-            "max_tokens": 50,
-        }  # fmt: skip
-
-    def drop_copies(self) -> None:
-        cfg = SynthesizeConfig(max_jaccard=0.8)
-        none = Artifact("none", self.out.path("none"))  # corpus and synthesizer, which no setting asks for
-        make_parts(
-            cfg, self.num_shards, corpus=none, embeddings=self.embeddings, synthesizer=none, out=self.out,
-            resources=Resources(),
-        )  # fmt: skip
-
-    def kept(self) -> list[list[str]]:
-        """First words of the texts, shard by shard."""
-        tables = [self.out.read_table(part_name(shard)) for shard in range(self.num_shards)]
-        return [[text.split("0")[0] for text in table["text"].to_pylist()] for table in tables]
-
-
-def doc_id(*name: int) -> bytes:
-    return blake2b(str(name).encode(), digest_size=16).digest()
-
-
-def sign(text: str) -> bytes:
-    return document_signature(text, 13)[0].tobytes()
-
-
 def three_shards(folder: Path) -> Generation:
     texts = [[(ALTERED if shard == 2 else TEXTS)[name] for name in names] for shard, names in enumerate(SHARDS)]
-    return Generation(folder, texts, {0: [TEXTS["x"]], 1: ["d1 of shard 0, " * 20]})
+    return Generation(str(folder), texts, {0: [TEXTS["x"]], 1: ["d1 of shard 0, " * 20]})
 
 
 @pytest.mark.parametrize("bucket_bytes", [1 << 28, 2000])  # one bucket, and some fifty
@@ -169,7 +109,7 @@ def test_twice_as_many_shards_are_read_twice_as_often(tmp_path: Path, monkeypatc
     found = {}
     for num_shards in (4, 8):
         texts = [[" ".join(f"{s}-{n}-{word}" for word in range(30)) for n in range(5)] for s in range(num_shards)]
-        generation = Generation(tmp_path / str(num_shards), texts, {})
+        generation = Generation(f"{tmp_path}/{num_shards}", texts, {})
         reads.clear()
         rows_in_buckets = 0
         generation.drop_copies()

@@ -150,10 +150,15 @@ def _run(out: Artifact, worker: Callable[..., Any]) -> None:
 
 
 @pytest.mark.usefixtures("in_process")
-def test_a_full_disk_is_something_that_the_user_can_fix_and_no_other_error_of_the_system_is(new_artifact) -> None:
+def test_a_full_disk_and_a_store_that_refuses_can_be_mended_and_no_other_error_of_the_system_can(new_artifact) -> None:
     out = new_artifact("any")
     with pytest.raises(SbpError, match=r"there is no room to write \(.*No space left.*\): make room, and run the same"):
         _run(out, _worker(OSError(errno.ENOSPC, "No space left on device")))
+    refused = (
+        "When listing objects under key 'run/' in bucket 'b': AWS Error ACCESS_DENIED during ListObjectsV2 operation"
+    )
+    with pytest.raises(SbpError, match=r"AWS Error ACCESS_DENIED .*: see to the store and to its credentials, and run"):
+        _run(out, _worker(OSError(refused)))
     with pytest.raises(PermissionError):
         _run(out, _worker(PermissionError(errno.EACCES, "Permission denied")))
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.evaluation.benchmarks.catalog import KNOWN, TEXT, Row
-from sbp_ray.file_formats import KINDS, open_file_system, split_suffixes
+from sbp_ray.file_formats import KINDS, split_suffixes
+from sbp_ray.object_stores import open_file_system
 from sbp_ray.text.hashing import hash64
 from sbp_ray.text.lines import iter_json, iter_lines
 
