@@ -32,7 +32,9 @@ NODE_CLIENT := .venv-clients/node_modules/openai/package.json
 # Two processes, each of which takes the next tests that share something when it has done some: tests/conftest.py.
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo test test-all check bench gpu nightly clients format lock clean
+BENCHMARKS := rows near_duplicates form_only embed neighbors train synthesis
+
+.PHONY: help setup demo test test-all check bench bench-all gpu nightly clients format lock clean
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
@@ -56,6 +58,11 @@ check: $(READY) ## style, types and layers
 
 bench: $(READY) $(if $(filter neighbors train,$(NAME)),.venv/ready-bench) ## us beside a peer: NAME=neighbors|embed|train|…, ARGS=--quick
 	@$(BIN)/python benchmarks/$(NAME).py $(ARGS)
+
+bench-all: $(READY) .venv/ready-bench ## all of them in their quick forms, into runs/bench.jsonl
+	@mkdir -p runs; failed=; for name in $(BENCHMARKS); do echo "$$name"; \
+	  $(BIN)/python benchmarks/$$name.py --quick >> runs/bench.jsonl || failed="$$failed $$name"; done; \
+	  test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 nightly: $(READY) ## the benchmarks of benchmarks/gates.yaml, against the least ratios there (NAME=rows for one)
 	@$(BIN)/python benchmarks/gates.py $(NAME) $(ARGS)

@@ -35,7 +35,7 @@ import msgpack
 import psutil
 from harness import hardware
 from prometheus_client.parser import text_string_to_metric_families
-from synthesis import ENGINE, Work, prepare, settle, start_ray
+from synthesis_work import ENGINE, Work, prepare, settle, start_ray
 
 from sbp_ray.config import ServiceConfig
 from sbp_ray.engine.bodies import CompletionRequest

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import hardware
-from synthesis import CORES, bare_engine, bare_rate, prepare, settle, work_in
+from synthesis_work import CORES, bare_engine, bare_rate, prepare, settle, work_in
 
 from sbp_ray.engine import deploy, seeded
 

@@ -10,6 +10,21 @@ from pathlib import Path
 from sbp_ray.cluster import MemoryMeter
 from sbp_ray.processor import memory_bytes, num_cpus
 
+_ARM = ("asimddp", "i8mm", "bf16")
+_DECISIVE = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
+"""Linux's names of vector units."""
+
 
 def alternate(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Measure every case `rounds` times, in turn: what slows the machine for a while slows all of them.
@@ -66,8 +81,8 @@ def _rounded(value: float) -> float:
 
 
 def hardware() -> str:
-    """CPU model, cores that this process may use, memory, and the GPU if torch sees one."""
-    parts = [_cpu_model(), f"{num_cpus()} cores", f"{memory_bytes() / 2**30:.0f} GiB"]
+    """CPU model, what it can do, cores that this process may use, memory, and the GPU if torch sees one."""
+    parts = [_cpu_model(), " ".join(_abilities()), f"{num_cpus()} cores", f"{memory_bytes() / 2**30:.0f} GiB"]
     import torch
 
     if torch.cuda.is_available():
@@ -76,8 +91,18 @@ def hardware() -> str:
 
 
 def _cpu_model() -> str:
-    [name] = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1] or ["CPU"]
-    return name
+    return _cpu_line("model name") or "CPU"
+
+
+def _abilities() -> list[str]:
+    """Those that decide which arithmetic is fast; the switches of libraries hide some from them, not from this."""
+    has = (_cpu_line("flags") or _cpu_line("Features")).split()
+    return [name for name in _DECISIVE if name in has]
+
+
+def _cpu_line(name: str) -> str:
+    found = re.search(rf"^{name}\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else ""
 
 
 class PeakMemory(MemoryMeter):
