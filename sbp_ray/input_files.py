@@ -18,10 +18,10 @@ from typing import Literal, NamedTuple, Protocol
 
 import pyarrow.fs as pafs
 
+from sbp_ray.decompression import DamagedFileError
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.file_formats import (
     KINDS,
-    DamagedFileError,
     kind_of,
     open_bytes,
     read_head,

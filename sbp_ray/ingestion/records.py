@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from sbp_ray.file_formats import DamagedFileError, kind_of, open_bytes, read_head
-from sbp_ray.ingestion.row_sources import Row, hugging_face_rows, json_rows, parquet_rows, text_rows
+from sbp_ray.decompression import DamagedFileError
+from sbp_ray.file_formats import kind_of, open_bytes, read_head
+from sbp_ray.ingestion.hugging_face import hugging_face_rows
+from sbp_ray.ingestion.row_sources import Row, json_rows, parquet_rows, text_rows
 from sbp_ray.input_files import HUGGING_FACE
 from sbp_ray.text.lines import first_byte
 

@@ -1,4 +1,4 @@
-"""Files -> rows: JSON lines, Parquet, texts and datasets of the Hugging Face hub, in one form.
+"""Files -> rows: JSON lines, Parquet and texts, in one form.
 
 A row is a mapping with its number, from 1, or in its place the reason why it could not be read. A file that cannot be
 read to its end gives all rows before that, and then `DamagedFileError`.
@@ -6,7 +6,6 @@ read to its end gives all rows before that, and then `DamagedFileError`.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sbp_ray.decompression import DamagedFileError
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.file_formats import DamagedFileError, decode_cut, file_size, open_bytes, open_seekable
-from sbp_ray.input_files import DatasetName
+from sbp_ray.file_formats import decode_cut, file_size, open_bytes, open_seekable
 from sbp_ray.text.lines import read_lines
 
 Row = tuple[int, Mapping[str, Any] | str]
@@ -64,6 +63,7 @@ def parquet_rows(path: str, wanted: Sequence[str], part: int, num_parts: int) ->
     with _damage_described(path, lambda: (line, num_rows)), open_seekable(path) as stream:
         file = pq.ParquetFile(stream, page_checksum_verification=True)
         num_rows, schema = file.metadata.num_rows, file.schema_arrow
+        _require_consistent(file.metadata)
         for name in wanted:
             if schema.names.count(name) > 1:
                 raise SbpError(f"{path}: has the column {name!r} more than once: rename all but one")
@@ -72,13 +72,27 @@ def parquet_rows(path: str, wanted: Sequence[str], part: int, num_parts: int) ->
         first, end = (file.num_row_groups * number // num_parts for number in (part, part + 1))
         line = sum(file.metadata.row_group(number).num_rows for number in range(first))
         unread = dict.fromkeys(schema.names)
-        groups = range(first, end)  # each by itself: one that is damaged leaves those before it whole
-        for batch in itertools.chain.from_iterable(file.iter_batches(_BATCH_ROWS, [n], columns) for n in groups):
-            values = [_column(batch, name).to_pylist() for name in there]
-            for number in range(len(batch)):
-                line += 1
-                yield line, {**unread, **{name: column[number] for name, column in zip(there, values, strict=True)}}
-                unread = {}
+        for group in range(first, end):  # each by itself: one that is damaged leaves those before it whole
+            end_line = line + file.metadata.row_group(group).num_rows
+            for batch in file.iter_batches(_BATCH_ROWS, [group], columns):
+                values = [_column(batch, name).to_pylist() for name in there]
+                for number in range(len(batch)):
+                    line += 1
+                    yield line, {**unread, **{name: column[number] for name, column in zip(there, values, strict=True)}}
+                    unread = {}
+            if line != end_line:
+                raise pa.ArrowInvalid(f"{end_line - line:,} rows of row group {group} are missing")
+
+
+def _require_consistent(metadata: pq.FileMetaData) -> None:
+    """Raises pa.ArrowInvalid where a footer contradicts itself: it has no checksum, and rows would be missing."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    if sum(group.num_rows for group in groups) != metadata.num_rows:
+        raise pa.ArrowInvalid(f"the row groups do not add up to {metadata.num_rows:,} rows")
+    flat = [number for number in range(metadata.num_columns) if not metadata.schema.column(number).max_repetition_level]
+    for number, group in enumerate(groups):
+        if any(group.column(column).num_values != group.num_rows for column in flat):
+            raise pa.ArrowInvalid(f"the columns of row group {number} do not have its {group.num_rows:,} rows")
 
 
 @contextmanager
@@ -129,34 +143,3 @@ def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
         column = column.cast(pa.large_binary())
     column.validate(full=True)
     return column
-
-
-def hugging_face_rows(path: str, part: int, num_parts: int) -> Iterator[Row]:
-    """Rows of a dataset, or of one of its shards, in which they are counted."""
-    import datasets
-
-    dataset = open_hugging_face(path)
-    try:
-        yield from enumerate(dataset.shard(num_parts, part) if num_parts > 1 else dataset, start=1)
-    except (OSError, ValueError, TypeError, LookupError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
-        raise SbpError(
-            f"{path}: shard {part} of {num_parts} cannot be read ({one_line(error)}): mend it, or name the dataset's "
-            "files in ingest.input, where each may have other columns and types"
-        ) from None
-
-
-def open_hugging_face(path: str) -> Any:
-    """The streaming train split of a `DatasetName`.
-
-    Raises:
-        SbpError: there is no such dataset, or no network.
-    """
-    import datasets
-
-    name, config, revision = DatasetName.parse(path)
-    try:
-        return datasets.load_dataset(name, config, revision=revision, split="train", streaming=True)
-    except (OSError, ValueError) as error:
-        raise SbpError(
-            f"{path}: cannot be opened ({one_line(error)}): check the name and the network, or download it first"
-        ) from None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sbp_ray.file_formats import DamagedFileError, is_compressed, kind_of, open_bytes, read_head
-from sbp_ray.ingestion.row_sources import count_row_groups, open_hugging_face
+from sbp_ray.decompression import DamagedFileError
+from sbp_ray.file_formats import is_compressed, kind_of, open_bytes, read_head
+from sbp_ray.ingestion.hugging_face import open_hugging_face
+from sbp_ray.ingestion.row_sources import count_row_groups
 from sbp_ray.input_files import HUGGING_FACE, FoundFiles, find_input_files
 
 _UNIT_BYTES = 64 << 20  # of small files that are read together

@@ -317,12 +317,42 @@ def test_a_dataset_is_named_with_its_revision_and_its_configuration(pattern: str
     assert DatasetName.parse(pattern) == parts
 
 
-@pytest.mark.parametrize("other", ['{"text": "y", "more": 1}', '{"text": "y", "size": "large"}', '{"text": "y", "si'])
-def test_a_hugging_face_dataset_whose_files_differ_is_read_as_files(tmp_path: Path, other: str) -> None:
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ('{"text": "y", "more": 1}', "since the dataset's first file has no column 'more'"),
+        (
+            '{"text": "y", "size": "large"}',
+            "since its column 'size' is of string, and of int64 in the dataset's first file",
+        ),
+        ('{"text": "y", "si', "("),
+    ],
+)
+def test_a_hugging_face_dataset_whose_files_differ_says_which_and_is_read_as_files(
+    tmp_path: Path, other: str, reason: str
+) -> None:
     (tmp_path / "x.jsonl").write_text('{"text": "x", "size": 1}\n')
     (tmp_path / "y.jsonl").write_text(f"{other}\n")
     reader = RecordReader("text", None, 10)
-    with pytest.raises(SbpError, match=r"shard 1 of 2 cannot be read \(.*\): mend it, or name the dataset's files"):
+    with pytest.raises(SbpError) as refused:
         list(reader.read(f"hf:{tmp_path}", 1, 2))
+    message = str(refused.value)
+    assert message.startswith(f"hf:{tmp_path}: {tmp_path}/y.jsonl cannot be read")
+    assert reason in message
+    assert "\n" not in message
     [row] = reader.read(str(tmp_path / "y.jsonl"))
     assert row == (Record(1, "y", None) if other.endswith("}") else BadRow(1, "broken_json"))
+
+
+def test_a_table_of_a_hugging_face_dataset_with_another_type_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["x"], "size": [1]}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"text": ["y"], "size": ["large"]}), tmp_path / "y.parquet")
+    with pytest.raises(SbpError, match=f"{tmp_path}/y.parquet cannot be read, since its column 'size' is of string"):
+        list(RecordReader("text", None, 10).read(f"hf:{tmp_path}", 1, 2))
+
+
+def test_values_of_several_types_in_a_hugging_face_dataset_are_read_or_put_aside(tmp_path: Path) -> None:
+    rows = [{"text": "x", "size": 1}, {"text": "y", "size": "large"}, {"text": 3, "size": [1]}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = [Record(1, "x", None), Record(2, "y", None), BadRow(3, "text_not_a_string")]
+    assert [*RecordReader("text", None, 10).read(f"hf:{tmp_path}")] == expected

@@ -34,11 +34,13 @@ limit()
 ingest_documents(cfg, decontaminate=DecontaminateConfig(), out=corpus)
 """,
     "embed": """
-from sbp_ray.stages.embed import ShardEmbedder
+from sbp_ray.stages.embed import CommonWordFinder, ShardEmbedder
 cfg = EmbedConfig(model=str(root / "model"), max_tokens=64, resources=ForwardResources(num_threads=1))
-worker = ShardEmbedder(cfg, corpus, Artifact("embeddings", str(root / "embeddings")), None)
+embeddings, name = Artifact("embeddings", str(root / "embeddings")), "train/part-00000.parquet"
+worker = ShardEmbedder(cfg, corpus, embeddings, None)
 limit()
-worker({"name": "train/part-00000.parquet"})
+CommonWordFinder(corpus, embeddings)({"names": [name]})
+worker({"name": name})
 """,
 }
 
