@@ -42,7 +42,7 @@ def main() -> None:
     texts = [*rng.sample(paragraphs, number), *wire]
     label_N = np.array([label for label, _ in texts])
     words = [text for _, text in texts]
-    common = common_words([distinct_words([text for _, text in [*paragraphs, *wire]])], len(paragraphs) + len(wire))
+    common = common_words([distinct_words(text) for _, text in [*paragraphs, *wire]], len(paragraphs) + len(wire))
     embedder = load_embedder(EmbedConfig(dtype="float32", resources=ForwardResources(num_threads=1)))
     vectors_ND, _ = embedder.start(embedder.tokenize(words)).result()
     first, second = np.triu_indices(len(texts), k=1)

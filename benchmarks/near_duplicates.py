@@ -80,7 +80,7 @@ def read_corpus(path: Path, most: int) -> Subjects:
 def measure(kind: str, subjects: Subjects, pairs: list[Labelled], *, with_table: bool) -> None:
     """Judge the pairs by what `embed` and `neighbors` would say of their texts."""
     texts = ["\n".join(document) for documents in subjects.values() for document in documents]
-    common = common_words([distinct_words(texts)], len(texts))
+    common = common_words(map(distinct_words, texts), len(texts))
     measures = measures_of([pair.first for pair in pairs], [pair.second for pair in pairs], common)
     is_same_N = np.array([pair.is_same for pair in pairs])
     dropped = {cfg: judge_texts(*measures, cfg) > 0 for cfg in (PairConfig(), TWO_LIMITS)}

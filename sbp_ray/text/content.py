@@ -6,12 +6,11 @@ change. `common_words` finds the words of the form in a sample of a corpus, `con
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sbp_ray.text.hashing import mixed
 from sbp_ray.text.words import split_words
 
 # W = words, S = distinct words
@@ -21,19 +20,17 @@ COMMON_SHARE = 0.01
 _COMMON_DOCUMENTS = 8  # in a small corpus a hundredth may be the two documents that are to be compared
 
 
-def distinct_words(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """uint64[S]: the words of each text that are no numbers, once for each text that has them."""
-    found = split_words(texts)
-    hash_W, text_W = found.hash_W[~found.is_number_W], found.text_W[~found.is_number_W]
-    _, first = np.unique(mixed(hash_W ^ mixed(text_W.astype(np.uint64) + np.uint64(1))), return_index=True)
-    return hash_W[first]
+def distinct_words(text: str) -> NDArray[np.uint64]:
+    """uint64[S], sorted: the text's words that are no numbers."""
+    found = split_words([text])
+    return np.unique(found.hash_W[~found.is_number_W])
 
 
 def common_words(parts: Iterable[NDArray[np.uint64]], num_documents: int) -> NDArray[np.uint64]:
     """Sorted: words that a hundredth of the documents have.
 
     Args:
-        parts: `distinct_words` of all documents.
+        parts: `distinct_words` of each document.
     """
     words, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *parts]), return_counts=True)
     return words[counts >= max(_COMMON_DOCUMENTS, COMMON_SHARE * num_documents)]
@@ -41,6 +38,5 @@ def common_words(parts: Iterable[NDArray[np.uint64]], num_documents: int) -> NDA
 
 def content_words(text: str, common: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """uint64[S], sorted: the text's words that are no numbers and not common."""
-    found = split_words([text])
-    words_S = np.unique(found.hash_W[~found.is_number_W])
+    words_S = distinct_words(text)
     return words_S[~np.isin(words_S, common, assume_unique=True)]

@@ -190,7 +190,7 @@ def test_updates_are_told_from_stories_of_one_form() -> None:
     rng = random.Random(3)
     stories = {form: [story(rng, form) for _ in range(100)] for form in FORMS}
     pairs = label_pairs(stories, 15, rng)
-    common = common_words([distinct_words(["\n".join(one) for some in stories.values() for one in some])], 300)
+    common = common_words([distinct_words("\n".join(one)) for some in stories.values() for one in some], 300)
     measures = measures_of([pair.first for pair in pairs], [pair.second for pair in pairs], common)
     is_dropped = judge_texts(*measures, PairConfig()) > 0
     is_same = np.array([pair.is_same for pair in pairs])
