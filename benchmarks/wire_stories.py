@@ -1,11 +1,15 @@
 """Invented stories of a news wire: earnings tables, market reports and deals, in which the form is the agency's.
 
+    python benchmarks/wire_stories.py 1500 > runs/wire.jsonl
+
 A story is a list of paragraphs. Two stories of one form share its wording and nothing else; `updated` in
 `labelled_pairs.py` makes of one story what an agency sends again an hour later.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 from collections.abc import Callable
 
@@ -96,3 +100,17 @@ FORMS: dict[str, Callable[[random.Random], list[str]]] = {"earnings": _earnings,
 def story(rng: random.Random, form: str) -> list[str]:
     """A story in the named form; two calls give two stories about other companies, places and prices."""
     return FORMS[form](rng)
+
+
+def main() -> None:
+    """See the file's docstring."""
+    parser = argparse.ArgumentParser(description="Prints a corpus of stories of all forms as JSON lines.")
+    parser.add_argument("stories", type=int)
+    rng = random.Random(0)  # noqa: S311
+    for number in range(parser.parse_args().stories):
+        form = [*FORMS][number % len(FORMS)]
+        print(json.dumps({"text": "\n".join(story(rng, form)), "form": form}))
+
+
+if __name__ == "__main__":
+    main()
