@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray.job_submission import JobSubmissionClient
 from ray_head import Head, free_ports, ray_head, wait_for
 
 REPO = Path(__file__).parents[2]
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
+CODE = {"working_dir": str(REPO)}
+"""The runtime environment of a job that runs the repository's code."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,23 @@ class Cluster:
     head: Head
     token: str
 
+    def client(self) -> JobSubmissionClient:
+        """Of the Jobs API."""
+        return JobSubmissionClient(self.head.dashboard_url, headers={"Authorization": f"Bearer {self.token}"})
+
+    def takes_jobs(self) -> bool:
+        """The dashboard listens some time before there is an agent that could run a job."""
+        try:
+            self.client().submit_job(entrypoint="true")
+        except RuntimeError as error:
+            assert "No available agent" in str(error), error
+            return False
+        return True
+
     def submit(self, entrypoint: str) -> tuple[str, str, int | None]:
         """Run a job with the repository as its working folder; its status, its log and its exit status."""
-        from ray.job_submission import JobSubmissionClient
-
-        client = JobSubmissionClient(self.head.dashboard_url, headers={"Authorization": f"Bearer {self.token}"})
-        job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPO)})
+        client = self.client()
+        job = client.submit_job(entrypoint=entrypoint, runtime_env=CODE)
         wait_for(lambda: client.get_job_status(job).value in ENDED, entrypoint, timeout_s=600)
         info = client.get_job_info(job)
         return info.status.value, client.get_job_logs(job), info.driver_exit_code
@@ -50,5 +64,7 @@ def token_cluster() -> Iterator[Cluster]:
         token = made.stdout.strip()
         [gcs_port] = free_ports(1)
         with ray_head(home, environment=environment, gcs_port=gcs_port, num_cpus=4) as head:
-            yield Cluster(head, token)
+            running = Cluster(head, token)
+            wait_for(running.takes_jobs, "the head takes jobs", timeout_s=240)
+            yield running
         assert head.processes() == []

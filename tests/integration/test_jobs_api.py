@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from jobs_cluster import Cluster
+from jobs_cluster import CODE, ENDED, Cluster
+from ray_head import wait_for
 
 from sbp_ray.schema import SPLITS
 
@@ -115,3 +116,27 @@ def test_a_mistake_ends_the_job_with_status_1_and_one_line(
     [line] = [line for line in log.splitlines() if line.startswith("error: ")]
     assert message in line
     assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_anew_and_an_id_counts_once(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """The second submission under an id is refused by Ray, whatever has become of the first."""
+    client, corpus = cluster.client(), tmp_path / "run/1_corpus"
+    command = f"python jobs/ingest.py --config configs/squad.yaml run_dir={tmp_path}/run"
+    submission = {"entrypoint": command, "runtime_env": CODE, "submission_id": "ingest-once"}
+    client.submit_job(**submission)
+    wait_for(lambda: (corpus / "started.json").exists(), "the stage begins", timeout_s=240)
+    with pytest.raises(RuntimeError, match="ingest-once already exists"):
+        client.submit_job(**submission)
+    client.stop_job("ingest-once")
+    wait_for(lambda: client.get_job_status("ingest-once").value in ENDED, "the job stops", timeout_s=240)
+    assert client.get_job_status("ingest-once").value == "STOPPED"
+    assert not (corpus / "manifest.json").exists()
+    with pytest.raises(RuntimeError, match="ingest-once already exists"):
+        client.submit_job(**submission)
+    status, log, _ = cluster.submit(command)  # the lock has gone with the first one's driver
+    assert status == "SUCCEEDED", log
+    stats = json.loads((corpus / "manifest.json").read_text())["stats"]
+    assert sum(stats[split]["documents"] for split in SPLITS) == 2067
