@@ -42,7 +42,10 @@ def start(config_file: Path, address: str) -> None:
     deployed = checked(config_file)
     client = connected(address)
     refuse_taken_address(client.get_serve_details(), deployed, address)
-    client.deploy_applications(deployed.model_dump(exclude_unset=True))
+    try:
+        client.deploy_applications(deployed.model_dump(exclude_unset=True))
+    except RuntimeError as error:
+        raise SbpError(f"Serve has not taken {config_file}: {one_line(error)}: see `serve status`") from None
     wait_until_running(client, [application.name for application in deployed.applications])
     http = deployed.http_options
     logger.info(f"serve | ready at http://{http.host}:{http.port} | `serve shutdown -y` ends it, `ray stop` Ray")

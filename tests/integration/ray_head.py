@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import requests
 
 _MARK = "SBP_RAY_TEST_CLUSTER"  # in the environment of the head and, inherited, of everything that it starts
 
@@ -111,16 +112,18 @@ def ray_head(
             command, env=head.environment, stdout=output, stderr=output, start_new_session=True, cwd=folder
         )
         try:
-            wait_for(lambda: process.poll() is not None or _listens(dashboard), "the dashboard listens", 180)
+            wait_for(lambda: process.poll() is not None or _answers(dashboard), "the dashboard answers", 300)
             assert process.poll() is None, log.read_text()
             yield head
         finally:
             _stop(process, head, stop_timeout_s)
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _answers(port: int) -> bool:
+    """It listens before that, and lets connections go."""
+    with suppress(requests.RequestException):
+        return requests.get(f"http://127.0.0.1:{port}/api/version", timeout=60).status_code in (200, 401, 403)
+    return False
 
 
 def _carries(process: psutil.Process, mark: str) -> bool:

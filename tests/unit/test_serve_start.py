@@ -1,6 +1,9 @@
 """What is wrong with a deployment is said in one line, before anything starts where it can be known."""
 
+import json
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +98,37 @@ def test_the_reason_of_an_application_that_cannot_start_is_one_line() -> None:
     message = 'Traceback (most recent call last):\n  File "x", line 3\nsbp_ray.errors.SbpError: no key: set one'
     with pytest.raises(SbpError, match=r"^synthesizer cannot start: no key: set one$"):
         start.wait_until_running(Details(("DEPLOY_FAILED", message)), ["synthesizer"])  # type: ignore[arg-type]
+
+
+class LateDashboard(BaseHTTPRequestHandler):
+    """Knows no application, and has not put up one in time."""
+
+    def do_GET(self) -> None:
+        self._say(200, {"ray_version": "2.60.0", "applications": {}, "proxies": {}})
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self._say(504, {})
+
+    def _say(self, status: int, said: dict[str, Any]) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(said).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_config_that_serve_has_not_taken_is_said_in_one_line(tiny_synthesizer: Artifact, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    file = config(tmp_path, tiny_synthesizer.path("model"), {"host": "127.0.0.1", "port": port})
+    with HTTPServer(("127.0.0.1", 0), LateDashboard) as dashboard:
+        thread = threading.Thread(target=dashboard.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(SbpError, match=r"serve.yaml: .* status code 504: .*: see `serve status`$"):
+                start.start(file, f"http://127.0.0.1:{dashboard.server_port}")
+        finally:
+            dashboard.shutdown()
+            thread.join()
