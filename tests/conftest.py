@@ -84,6 +84,7 @@ def local_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:  # which Ray's processes keep
         environment.setenv("SBP_RAY_API_KEYS", "a-key-of-the-environment-of-ray-start")
         environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often it looks, else every 2 s
+        environment.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # on a busy machine; else 5 s
         ray.init(address="local", num_cpus=4, include_dashboard=False, runtime_env=nowhere)
     yield
     ray.shutdown()

@@ -54,6 +54,7 @@ def token_cluster() -> Iterator[Cluster]:
         home = Path(name)
         environment = {"RAY_AUTH_MODE": "token", "HOME": name, "RAY_metrics_report_interval_ms": "1000"}
         environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"  # how often Ray Train looks, else every 2 s
+        environment["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # on a busy machine; else 5 s
         made = subprocess.run(
             [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"],
             env={key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | environment,
