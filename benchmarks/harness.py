@@ -10,20 +10,9 @@ from pathlib import Path
 from sbp_ray.cluster import MemoryMeter
 from sbp_ray.processor import memory_bytes, num_cpus
 
+_X86 = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _ARM = ("asimddp", "i8mm", "bf16")
-_DECISIVE = (
-    "avx2",
-    "avx512f",
-    "avx_vnni",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_int8",
-    "amx_bf16",
-    "asimddp",
-    "i8mm",
-    "bf16",
-)
-"""Linux's names of vector units."""
+"""Linux's names of what decides which arithmetic is fast."""
 
 
 def alternate(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -95,9 +84,9 @@ def _cpu_model() -> str:
 
 
 def _abilities() -> list[str]:
-    """Those that decide which arithmetic is fast; the switches of libraries hide some from them, not from this."""
+    """Also those that the switches of libraries hide from them."""
     has = (_cpu_line("flags") or _cpu_line("Features")).split()
-    return [name for name in _DECISIVE if name in has]
+    return [name for name in (*_X86, *_ARM) if name in has]
 
 
 def _cpu_line(name: str) -> str:

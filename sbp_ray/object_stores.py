@@ -21,6 +21,7 @@ _RETRIES = 11
 
 _UNREADABLE_ANSWER = "Failed to flush response stream"
 _PAUSES_S = (1, 2, 4, 8, 16)
+"""Before a read of which Arrow knows no more than that."""
 
 
 def open_file_system(pattern: str) -> tuple[pafs.FileSystem, str]:
@@ -37,7 +38,7 @@ def open_file_system(pattern: str) -> tuple[pafs.FileSystem, str]:
         fs, root = _open_store(f"{scheme}://{bucket}" if bucket else f"{scheme}:///")
     except (pa.ArrowInvalid, OSError) as error:
         raise SbpError(f"{pattern}: cannot be opened: {one_line(error)}") from None
-    return fs, posixpath.join(root, path) if path else root
+    return fs, posixpath.join(root or "/", path) if path else root
 
 
 @functools.lru_cache(maxsize=64)
@@ -53,17 +54,23 @@ def _open_store(url: str) -> tuple[pafs.FileSystem, str]:
     return fs, root
 
 
+class _AskedInVainError(OSError):
+    """Of a read on which `ask_again` has given up: another one around it does not begin anew."""
+
+
 def ask_again(read: Callable[..., T], *arguments: object) -> T:
     """What `read` returns. It is called again where Arrow did not ask again itself.
 
     Arrow takes a store's answer into as many bytes as it wanted to read. Where the text of an error is longer, it knows
     nothing of what is wrong, and gives up at once.
     """
-    for pause_s in _PAUSES_S:
+    for pause_s in (*_PAUSES_S, None):
         try:
             return read(*arguments)
         except OSError as error:
-            if _UNREADABLE_ANSWER not in str(error):
+            if isinstance(error, _AskedInVainError) or _UNREADABLE_ANSWER not in str(error):
                 raise
-        time.sleep(pause_s)
-    return read(*arguments)
+            if pause_s is None:
+                raise _AskedInVainError(str(error)) from error
+            time.sleep(pause_s)
+    raise AssertionError("the last turn returns or raises")

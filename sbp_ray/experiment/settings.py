@@ -136,9 +136,7 @@ class ExperimentConfig(Section):
 
     def base_config(self, *overrides: str, where: str = "base") -> Config:
         """The settings of `base` with changes."""
-        tree = self.base if isinstance(self.base, dict) else read_yaml(self.base)
-        if isinstance(tree.get("base"), dict):
-            tree = tree["base"]
+        tree = self.base if isinstance(self.base, dict) else _read_base(self.base)
         where = where if isinstance(self.base, dict) else f"{where} ({self.base})"
         return with_absolute_folders(settings_of(Config, {**tree, "run_dir": self.run_dir}, overrides, where=where))
 
@@ -149,10 +147,19 @@ def load_experiment(path: str, overrides: list[str]) -> ExperimentConfig:
     Raises:
         SbpError: the file or a setting is wrong; one line with the key and the remedy.
     """
-    experiment = settings_of(ExperimentConfig, read_yaml(path), overrides, where=path)
+    tree = read_yaml(path)
+    if isinstance(tree.get("base"), str) and any(override.startswith("base.") for override in overrides):
+        tree = {**tree, "base": _read_base(tree["base"])}
+    experiment = settings_of(ExperimentConfig, tree, overrides, where=path)
     if "://" in experiment.run_dir:
         raise SbpError(
             f"{path}: run_dir={experiment.run_dir}: an experiment's folder is a local or a shared one, in which its "
             "jobs' settings and logs lie too: give a path"
         )
     return experiment.model_copy(update={"run_dir": str(Path(experiment.run_dir).resolve())})
+
+
+def _read_base(path: str) -> dict[str, Any]:
+    """The settings of the run in a file; of an experiment's file those of its own base."""
+    tree = read_yaml(str(Path(path).expanduser()))
+    return tree["base"] if isinstance(tree.get("base"), dict) else tree

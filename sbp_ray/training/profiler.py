@@ -30,18 +30,17 @@ def trace_steps(plan: TrainingPlan, steps: Iterator[tuple[int, Work]]) -> Iterat
         yield from steps
         return
     first, last = plan.config.resources.profile_steps
-    recorder: profile | None = None
+    recorder, began = profile(activities=_activities(), record_shapes=True), 0
     for step, work in steps:
-        if recorder is None and first <= step <= last:
-            recorder = profile(activities=_activities(), record_shapes=True)
+        if not began and first <= step <= last:
             recorder.start()
+            began = step  # later than `first` where the training goes on from a checkpoint within them
         yield step, work
-        if recorder is not None and step == min(last, plan.num_steps):
+        if began and step == min(last, plan.num_steps):
             recorder.stop()
-            name = f"profile/steps-{first}-{step}.json.gz"
+            name = f"profile/steps-{began}-{step}.json.gz"
             _write_trace(recorder, plan.out, name)
-            logger.info(f"{plan.stage} | trace of steps {first} to {step}: {plan.out.path(name)}")
-            recorder = None
+            logger.info(f"{plan.stage} | trace of steps {began} to {step}: {plan.out.path(name)}")
 
 
 def _activities() -> list[ProfilerActivity]:

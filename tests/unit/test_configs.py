@@ -59,6 +59,15 @@ def test_the_rivals_share_the_corpus_and_the_texts_of_the_known_world(monkeypatc
     assert {"ingest", "pretrain-repetition", "pair", "tune", "synthesize", "pretrain-sbp"} <= shared
 
 
+def test_settings_of_a_base_that_is_a_file_are_changed_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    for name, before in (("rivals", 960_000), ("seeds", 960_000)):
+        path = f"configs/experiment-{name}.yaml"
+        assert load_experiment(path, []).base_config().pretrain.total_tokens == before
+        changed = load_experiment(path, ["base.pretrain.total_tokens=480_000"]).base_config()
+        assert (changed.pretrain.total_tokens, changed.ingest.vocab_size) == (480_000, 1024)
+
+
 def test_rows_of_megadocs_are_longer_and_a_step_and_a_run_have_as_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPO)
     for name in ("rivals", "yardstick"):

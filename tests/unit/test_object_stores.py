@@ -41,6 +41,13 @@ def test_it_ends_after_half_a_minute_with_the_error(pauses: list[float]) -> None
     assert sum(pauses) == 31
 
 
+def test_what_a_read_within_has_given_up_on_is_not_asked_for_by_the_one_around_it(pauses: list[float]) -> None:
+    within = Reads(UNREADABLE, times=99)
+    with pytest.raises(OSError, match="Failed to flush"):
+        ask_again(lambda more: ask_again(within, more), 0)
+    assert (within.calls, sum(pauses)) == (6, 31)
+
+
 def test_any_other_error_is_raised_at_once(pauses: list[float]) -> None:
     missing = Reads("Path does not exist", times=1)
     with pytest.raises(OSError, match="does not exist"):
