@@ -96,6 +96,14 @@ def test_a_trace_holds_the_steps_asked_for_and_the_weights_are_those_without_it(
     torch.testing.assert_close(_weights(traced), _weights(plain), rtol=0, atol=0)
 
 
+def test_a_trace_of_a_training_that_goes_on_within_the_steps_says_which_it_holds(tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path, num_steps=5, checkpoint_every=3, profile_steps=[2, 9])
+    run_ranks(1, tmp_path, lambda: _train(plan, stop_after=3))
+    assert plan.out.files("profile") == []
+    run_ranks(1, tmp_path, lambda: _train(plan))
+    assert plan.out.files("profile") == ["profile/steps-4-5.json.gz"]
+
+
 @pytest.mark.parametrize(
     ("wanted", "num_ranks", "of_node", "found"),
     [(None, 8, 8, 8), (None, 16, 8, 16), (None, 24, 8, 8), (None, 24, 0, 24), (None, 20, 8, 20), (4, 16, 8, 4)],
