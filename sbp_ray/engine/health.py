@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 _HOLDS_FOR_S = 1.0
 _ANSWERS_WITHIN_S = 2.0
@@ -21,14 +22,20 @@ class Health:
 
     All callers that come while an answer is fetched wait for that answer: the check needs no key, and a crowd must not
     reach the controller, which all applications of the cluster share. While the controller is silent, or does not know,
-    the last answer holds: engines go on serving without it.
+    the last answer holds: engines go on serving without it. Where that lasts, an engine that was ready is asked itself.
     """
 
-    def __init__(self, fetch: Callable[[], str], answers_within_s: float = _ANSWERS_WITHIN_S) -> None:
+    def __init__(
+        self,
+        fetch: Callable[[], str],
+        engine_answers: Callable[[], Awaitable[bool]],
+        answers_within_s: float = _ANSWERS_WITHIN_S,
+    ) -> None:
         """`fetch` blocks, and is called in a thread; it raises `UnknownStatusError` where there is nothing to tell."""
-        self._fetch = fetch
+        self._fetch, self._engine_answers = fetch, engine_answers
         self._answers_within_s = answers_within_s
         self._fetching: asyncio.Task[str] | None = None
+        self._confirming: asyncio.Task[None] | None = None
         self._asked_at = self._known_at = float("-inf")
         self._status = "starting"
 
@@ -41,12 +48,25 @@ class Health:
             self._asked_at = now
         if self._fetching is not None:
             await asyncio.wait([self._fetching], timeout=self._answers_within_s)
-        return self._status if time.monotonic() - self._known_at < _REMEMBERED_FOR_S else "starting"
+        if not self._is_known() and self._status == "ready":
+            if self._confirming is None or self._confirming.done():
+                self._confirming = asyncio.create_task(self._confirm())
+            await asyncio.wait([self._confirming])
+        return self._status if self._is_known() else "starting"
+
+    def _is_known(self) -> bool:
+        return time.monotonic() - self._known_at < _REMEMBERED_FOR_S
 
     def _take(self, fetching: asyncio.Task[str]) -> None:
         self._fetching = None
         if not isinstance(fetching.exception(), UnknownStatusError):
             self._status, self._known_at = fetching.result(), time.monotonic()
+
+    async def _confirm(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._answers_within_s):
+                if await self._engine_answers():
+                    self._known_at = time.monotonic()
 
 
 class StallWatch:

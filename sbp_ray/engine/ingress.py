@@ -51,7 +51,7 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
         [handle] = self._default_serve_handles.values()
         self._replicas, self._stream = handle, handle.options(stream=True)
         self._service = service
-        self._health = Health(partial(_engine_status, serve.get_replica_context().app_name))
+        self._health = Health(partial(_engine_status, serve.get_replica_context().app_name), self._engine_answers)
 
     async def synthesize(self, body: Annotated[SynthesizeRequest, Body()]) -> Response:
         """Write documents that are related to the one sent."""
@@ -101,6 +101,14 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
         """200 when an engine can take requests, or wakes with the first of them; 503 while none can."""
         status = await self._health.status()
         return JSONResponse({"status": status}, status_code=503 if status == "starting" else 200)
+
+    async def _engine_answers(self) -> bool:
+        """Whether a replica does, which the router finds without the controller."""
+        try:
+            await self._replicas.identity.remote()
+        except (RayError, RayServeException):
+            return False
+        return True
 
     async def _asked(self, model: str, ask: Callable[..., Awaitable[BaseModel | Refusal]], body: BaseModel) -> Response:
         """What any replica says to a question that takes no engine."""

@@ -97,6 +97,12 @@ def test_under_a_prefix_health_is_open_too_and_nothing_else_is(keys_file: str) -
     assert asked.get("/synthesizer/v1/models").status_code == 401
 
 
+async def silent() -> bool:
+    """An engine that does not answer."""
+    await asyncio.sleep(60)
+    raise AssertionError("it was waited for")
+
+
 def test_a_crowd_that_asks_for_health_is_one_question_to_the_controller() -> None:
     asked: list[float] = []
 
@@ -106,7 +112,7 @@ def test_a_crowd_that_asks_for_health_is_one_question_to_the_controller() -> Non
         return "ready"
 
     async def crowd() -> list[str]:
-        health = Health(fetch)
+        health = Health(fetch, silent)
         return await asyncio.gather(*[health.status() for _ in range(100)])
 
     assert asyncio.run(crowd()) == ["ready"] * 100
@@ -128,7 +134,7 @@ def test_while_the_controller_is_silent_or_does_not_know_the_last_answer_holds(m
         return str(answer)
 
     async def ask() -> list[str]:
-        checked = Health(fetch, answers_within_s=0.05)
+        checked = Health(fetch, silent, answers_within_s=0.05)
         heard = [await checked.status() for _ in range(4)]  # the silent one is asked once, not at each call
         released.set()
         while answers:
@@ -143,7 +149,7 @@ def test_before_the_controller_has_said_anything_the_engine_is_starting() -> Non
     def fetch() -> str:
         raise UnknownStatusError
 
-    assert asyncio.run(Health(fetch).status()) == "starting"
+    assert asyncio.run(Health(fetch, silent).status()) == "starting"
 
 
 def test_an_answer_that_is_too_old_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,9 +162,36 @@ def test_an_answer_that_is_too_old_is_forgotten(monkeypatch: pytest.MonkeyPatch)
         return answers.pop()
 
     async def ask() -> list[str]:
-        checked = Health(fetch)
+        checked = Health(fetch, silent, answers_within_s=0.05)
         heard = [await checked.status(), await checked.status()]
         monkeypatch.setattr(health, "_REMEMBERED_FOR_S", 0)
         return [*heard, await checked.status()]
 
     assert asyncio.run(ask()) == ["ready", "ready", "starting"]
+
+
+def test_where_the_controller_stays_silent_an_engine_that_was_ready_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for a crowd; and what it has said then holds as long as what the controller says."""
+    monkeypatch.setattr(health, "_HOLDS_FOR_S", -1)
+    answers, asked = ["ready"], []
+
+    def fetch() -> str:
+        if not answers:
+            raise UnknownStatusError
+        return answers.pop()
+
+    async def answer() -> bool:
+        asked.append(True)
+        await asyncio.sleep(0.05)
+        return len(asked) == 1
+
+    async def ask() -> list[str]:
+        checked = Health(fetch, answer)
+        await checked.status()
+        checked._known_at -= 61
+        heard = await asyncio.gather(*[checked.status() for _ in range(100)])
+        checked._known_at -= 61
+        return [*heard, await checked.status()]
+
+    assert asyncio.run(ask()) == ["ready"] * 100 + ["starting"]
+    assert len(asked) == 2
