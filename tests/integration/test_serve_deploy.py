@@ -1,9 +1,15 @@
-"""The endpoint as its users start it: `ray start` with the token, and a start that looks first."""
+"""The endpoint as its users start it, on a Ray of its own: `ray start` with the token, a start that looks first, and
+`serve deploy`."""
 
+import json
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +20,14 @@ import yaml
 from engine_process import is_engine
 from jobs_cluster import REPO, Cluster
 from ray_head import free_ports, wait_for
+from running_service import read_events
 
-from sbp_ray.artifacts import Artifact
+from sbp_ray.artifacts import STARTED, Artifact
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 KEY = "a-key-of-the-tests-of-serve-deploy"
+NEWER = "22222222deadbeef"
 ENGINE = {
     "dtype": "float32",
     "max_model_len": 256,
@@ -52,16 +60,48 @@ class Deployed(NamedTuple):
     def serve(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         return self.run(Path(sys.executable).parent / "serve", *words)
 
-    def ask(self) -> requests.Response:
-        body = {"document": "the kings", "max_tokens": 8}
+    def ask(self, **more: Any) -> requests.Response:
+        body = {"document": "the kings", "max_tokens": 8, **more}
         headers = {"authorization": f"Bearer {KEY}"}
         return requests.post(f"{self.url}/v1/synthesize", json=body, headers=headers, timeout=240)
+
+    def version(self, stream: bool) -> str:
+        """Which synthesizer has written all of an answer, or what came in place of one."""
+        answer = self.ask(stream=stream)
+        if answer.status_code != 200:
+            return f"{answer.status_code} {answer.text}"
+        if not stream:
+            return answer.json()["synthesizer"]
+        events = read_events(answer.text.splitlines())
+        [version] = {json.loads(event)["synthesizer"] for event in events[:-1]}
+        return version if events[-1] == "[DONE]" else answer.text
 
     def health(self) -> int:
         return requests.get(f"{self.url}/health", timeout=240).status_code
 
     def processes(self, name: str) -> list[psutil.Process]:
         return [one for one in self.cluster.head.processes() if name in " ".join(one.cmdline())]
+
+    @contextmanager
+    def asked_all_the_while(self) -> Iterator[Counter[Any]]:
+        """What health and two clients were answered during the block."""
+        answers, stop = Counter[Any](), threading.Event()
+
+        def keep(ask: Callable[[], Any]) -> None:
+            while not stop.is_set():
+                answers[ask()] += 1
+                time.sleep(0.05)
+
+        asked = (self.health, partial(self.version, False), partial(self.version, True))
+        threads = [threading.Thread(target=keep, args=[ask]) for ask in asked]
+        for thread in threads:
+            thread.start()
+        try:
+            yield answers
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +167,19 @@ def test_a_driver_without_the_token_is_refused(cluster: Cluster, mode: str, tmp_
     assert "nauthenticated" in done.stderr or "uthentication" in done.stderr, done.stderr[-2000:]
 
 
+def test_a_dead_controller_is_seen_by_nobody(deployed: Deployed) -> None:
+    [controller] = deployed.processes("ray::ServeController")
+    assert {deployed.health() for _ in range(20)} == {200}  # of both ingresses
+    with deployed.asked_all_the_while() as answers:
+        controller.kill()
+        wait_for(
+            lambda: [one for one in deployed.processes("ray::ServeController") if one != controller], "a new one", 300
+        )
+        before = answers["00c0ffee00c0ffee"]
+        wait_for(lambda: answers["00c0ffee00c0ffee"] > before + 5, "texts are written", 300)
+    assert set(answers) == {200, "00c0ffee00c0ffee"}
+
+
 def test_with_a_spare_ingress_nobody_notices_that_one_dies(deployed: Deployed) -> None:
     first, spare = deployed.processes("ray::ServeReplica:synthesizer:SynthesizerIngress")
     first.kill()
@@ -135,3 +188,17 @@ def test_with_a_spare_ingress_nobody_notices_that_one_dies(deployed: Deployed) -
     asked.update(deployed.ask().status_code for _ in range(5))
     assert asked == {200: 25}
     assert spare.is_running()
+
+
+def test_a_new_synthesizer_takes_over_without_a_failed_request_and_health_stays_good(
+    deployed: Deployed, tiny_synthesizer: Artifact, tmp_path: Path
+) -> None:
+    """Through `serve deploy`, which builds the application first: Serve then lists no deployments of it."""
+    newer = Artifact("synthesizer", str(tmp_path / "6_synthesizer"))
+    newer.commit_folder(Path(tiny_synthesizer.path("model")), "model")
+    newer.write_json(STARTED, {"fingerprint": NEWER})
+    with deployed.asked_all_the_while() as answers:
+        config = deployed.config(newer, keys_file=str(deployed.folder / "keys"), num_ingresses=2)
+        assert deployed.serve("deploy", config).returncode == 0
+        wait_for(lambda: answers[NEWER] > 5, "the new one writes", 600)
+    assert set(answers) == {200, "00c0ffee00c0ffee", NEWER}
