@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 _HOLDS_FOR_S = 1.0
 _ANSWERS_WITHIN_S = 2.0
@@ -15,6 +15,19 @@ _REMEMBERED_FOR_S = 60.0
 
 class UnknownStatusError(Exception):
     """The status cannot be told just now, which says nothing about the engines."""
+
+
+def status_of(deployment: str, replicas: Mapping[str, int]) -> str:
+    """`ready`, `asleep` or `starting`, by what Serve says of the deployment, and of how many replicas.
+
+    Raises:
+        UnknownStatusError: the controller is new, and has not heard from the replicas yet that ran under the last.
+    """
+    if replicas.get("RUNNING", 0):
+        return "ready"
+    if replicas.get("RECOVERING", 0):
+        raise UnknownStatusError
+    return "asleep" if deployment == "HEALTHY" else "starting"
 
 
 class Health:

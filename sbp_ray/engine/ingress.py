@@ -27,7 +27,7 @@ from sbp_ray.config import ServiceConfig
 from sbp_ray.engine.access import check_door_of_serve
 from sbp_ray.engine.answers import CompletionAnswer, SynthesizeAnswer
 from sbp_ray.engine.bodies import CompletionRequest, ErrorResponse, SynthesizeRequest, SynthesizeResponse, first_fault
-from sbp_ray.engine.health import Health, UnknownStatusError
+from sbp_ray.engine.health import Health, UnknownStatusError, status_of
 from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper, error_answer
 from sbp_ray.engine.messages import DEPLOYMENT, MODEL_ID, EngineLostError, Refusal
 from sbp_ray.engine.metrics_page import CONTENT_TYPE, metrics_page
@@ -172,9 +172,7 @@ def _engine_status(app_name: str) -> str:
         deployment = serve.status().applications[app_name].deployments[DEPLOYMENT]
     except (RayError, RayServeException, TimeoutError, KeyError):
         raise UnknownStatusError from None
-    if deployment.replica_states.get("RUNNING", 0):
-        return "ready"
-    return "asleep" if deployment.status == "HEALTHY" else "starting"
+    return status_of(deployment.status, deployment.replica_states)
 
 
 # The FastAPI app around them

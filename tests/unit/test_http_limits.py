@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from sbp_ray.engine import health
 from sbp_ray.engine.access import KEYS_VARIABLE
-from sbp_ray.engine.health import Health, UnknownStatusError
+from sbp_ray.engine.health import Health, UnknownStatusError, status_of
 from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper
 
 KEY = "k" * 16
@@ -143,6 +143,14 @@ def test_while_the_controller_is_silent_or_does_not_know_the_last_answer_holds(m
 
     assert asyncio.run(ask())[:4] == ["ready"] * 4
     assert not answers
+
+
+def test_a_new_controller_that_has_not_heard_from_the_replicas_does_not_know() -> None:
+    assert status_of("UPDATING", {"RUNNING": 1, "STARTING": 1}) == "ready"
+    assert status_of("UPDATING", {"STARTING": 1}) == "starting"
+    assert status_of("HEALTHY", {}) == "asleep"
+    with pytest.raises(UnknownStatusError):
+        status_of("UPDATING", {"RECOVERING": 1})
 
 
 def test_before_the_controller_has_said_anything_the_engine_is_starting() -> None:
