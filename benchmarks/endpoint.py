@@ -24,7 +24,7 @@ import tempfile
 import time
 import timeit
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -45,9 +45,11 @@ from sbp_ray.engine.messages import DEPLOYMENT, Delta
 PARTS = ("messages", "first-token", "kills", "load")
 CAPACITY = 16
 CROWD = 400
+OPENING_S = 20
 LOAD_S = 60
 ANSWERED_AGAIN = 5
 WITHIN_S = 300
+_PROMPT_TOKENS = 400  # at most, so that there is room for the answer
 NAMES = {
     "engine": "EngineCore",
     "replica": f"ServeReplica:bench:{DEPLOYMENT}",
@@ -72,6 +74,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         work = prepare(Path(name), 32)
+        work = work._replace(prompts=[prompt[:_PROMPT_TOKENS] for prompt in work.prompts])
         with served(work, arguments.replicas) as url:
             if "first-token" in arguments.parts:
                 asyncio.run(first_token(work, url, arguments.rounds))
@@ -137,18 +140,31 @@ async def first_token(work: Work, url: str, rounds: int) -> None:
     body = {"model": "synthesizer", "prompt": work.prompts[0], "max_tokens": 2, "stream": True}
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
 
-        async def write() -> None:
+        async def whole(ask: Awaitable[Any]) -> float:
+            start = time.perf_counter()
+            await ask
+            return time.perf_counter() - start
+
+        async def first(pieces: AsyncIterator[Any], start: float) -> float:
+            """The rest is taken in too: a client that goes away makes work, which the next rung would meet."""
+            await anext(pieces)
+            took = time.perf_counter() - start
+            async for _ in pieces:
+                pass
+            return took
+
+        async def write() -> float:
+            start = time.perf_counter()
             async with client.stream("POST", "/v1/completions", json=body) as answer:
-                async for _ in answer.aiter_lines():
-                    return
+                return await first(answer.aiter_lines(), start)
 
-        async def from_replica() -> None:
-            async for _ in handle.write.remote(CompletionRequest.model_validate(body)):
-                return
+        def from_replica() -> Awaitable[float]:
+            start = time.perf_counter()
+            return first(aiter(handle.write.remote(CompletionRequest.model_validate(body))), start)
 
-        rungs: dict[str, Callable[[], Awaitable[Any]]] = {
-            "proxy and ingress answer (`/health/live`)": lambda: client.get("/health/live"),
-            "… and the replica (`/detokenize`)": lambda: client.post("/detokenize", json={"tokens": [5]}),
+        rungs: dict[str, Callable[[], Awaitable[float]]] = {
+            "proxy and ingress answer (`/health/live`)": lambda: whole(client.get("/health/live")),
+            "… and the replica (`/detokenize`)": lambda: whole(client.post("/detokenize", json={"tokens": [5]})),
             "the first text of a replica, asked through its handle": from_replica,
             "the first text over HTTP": write,
         }
@@ -156,9 +172,7 @@ async def first_token(work: Work, url: str, rounds: int) -> None:
         engine_before = await _engine_s(client)
         for _ in range(rounds + 5):
             for name, ask in rungs.items():
-                start = time.perf_counter()
-                await ask()
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(await ask())
         await asyncio.sleep(15)  # until Ray's agents have the engine's last numbers
         engine = [after - before for after, before in zip(await _engine_s(client), engine_before, strict=True)]
     print("| rung | ms, median | quarter below | quarter above |\n|---|---|---|---|")
@@ -281,38 +295,53 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 # How it takes a crowd
 
+Taken = dict[int, list[float]]
+"""By status, how long each answer took."""
+
 
 async def load(work: Work, url: str) -> None:
-    """As many clients as there is room for, the crowd, and again as many."""
+    """As many clients as there is room for, the crowd, and again as many.
+
+    A crowd's first seconds stand by themselves: all its clients connect at one moment.
+    """
     print("| clients | answered | refused | other | answered, s: p50, p99 | refused, s: p50, p99 | MiB before, after |")
     print("|---|---|---|---|---|---|---|")
     for clients in (CAPACITY, CROWD, CAPACITY):
         before = _memory_mib()
-        taken = await _crowd(work, url, clients)
+        first, later = await _crowd(work, url, clients)
         await asyncio.sleep(5)
-        other = sum(len(seconds) for status, seconds in taken.items() if status not in (200, 429))
-        told = [_p50_and_p99(taken.get(status, [])) for status in (200, 429)]
-        counts = f"{len(taken.get(200, []))} | {len(taken.get(429, []))} | {other}"
-        print(f"| {clients} | {counts} | {told[0]} | {told[1]} | {before:,.0f}, {_memory_mib():,.0f} |", flush=True)
+        memory = f"{before:,.0f}, {_memory_mib():,.0f}"
+        if clients == CROWD:
+            print(f"| {clients}, its first {OPENING_S} s | {_counts_and_times(first)} | |")
+            print(f"| {clients}, {LOAD_S} s later on | {_counts_and_times(later)} | {memory} |", flush=True)
+        else:
+            print(f"| {clients}, {LOAD_S} s | {_counts_and_times(later)} | {memory} |", flush=True)
     print()
 
 
-async def _crowd(work: Work, url: str, clients: int) -> dict[int, list[float]]:
-    """By status, how long each answer took."""
-    taken: dict[int, list[float]] = {}
-    end = time.monotonic() + LOAD_S
+async def _crowd(work: Work, url: str, clients: int) -> tuple[Taken, Taken]:
+    """What was asked in the opening, and later."""
+    opening: Taken = {}
+    later: Taken = {}
+    start = time.monotonic()
 
     async def keep_asking(client: httpx.AsyncClient, number: int) -> None:
         body = {"model": "synthesizer", "prompt": work.prompts[number % len(work.prompts)], "max_tokens": 64}
-        while time.monotonic() < end:
-            start = time.monotonic()
+        while (asked := time.monotonic()) < start + OPENING_S + LOAD_S:
             answer = await client.post(f"{url}/v1/completions", json=body)
-            taken.setdefault(answer.status_code, []).append(time.monotonic() - start)
+            taken = opening if asked < start + OPENING_S else later
+            taken.setdefault(answer.status_code, []).append(time.monotonic() - asked)
             await asyncio.sleep(float(answer.headers.get("retry-after", 0)))
 
     async with httpx.AsyncClient(timeout=WITHIN_S, limits=httpx.Limits(max_connections=None)) as client:
         await asyncio.gather(*[keep_asking(client, number) for number in range(clients)])
-    return taken
+    return opening, later
+
+
+def _counts_and_times(taken: Taken) -> str:
+    other = sum(len(seconds) for status, seconds in taken.items() if status not in (200, 429))
+    answered, refused = (taken.get(status, []) for status in (200, 429))
+    return f"{len(answered)} | {len(refused)} | {other} | {_p50_and_p99(answered)} | {_p50_and_p99(refused)}"
 
 
 def _p50_and_p99(seconds: list[float]) -> str:
