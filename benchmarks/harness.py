@@ -95,7 +95,7 @@ def _cpu_line(name: str) -> str:
 
 
 class PeakMemory(MemoryMeter):
-    """The most memory that this process and its descendants held in the block, shared pages once: `peak_gib`."""
+    """Looks often enough for a benchmark."""
 
-    def __init__(self) -> None:
-        super().__init__(every_s=0.2)
+    def __init__(self, pid: int | None = None) -> None:
+        super().__init__(every_s=0.2, pid=pid)

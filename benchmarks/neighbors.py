@@ -27,15 +27,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
-from harness import hardware
+from harness import PeakMemory, hardware
 from neighbor_methods import OURS, PEERS, Params
 from neighbor_report import MIN_RECALL, Measurement, report
 from neighbor_tuning import recall_at_k
@@ -183,50 +181,14 @@ class Case:
         command = [sys.executable, str(script), action, json.dumps(request)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
         assert process.stdout is not None
-        with TreeMemory(process.pid) as memory:
+        # Looked at from outside, since a library that keeps Python's lock would stop a thread of its own process.
+        with PeakMemory(process.pid) as memory:
             answer = next((json.loads(line) for line in process.stdout if line.startswith("{")), None)
         process.communicate()
         if process.returncode or answer is None:
             raise FailedError(f"{request['method']} failed on {self.name} with status {process.returncode}")
         peak_gib = max(memory.peak_gib, answer.get("own_peak_gib", 0.0))
         return answer | {"peak_gib": peak_gib}
-
-
-class TreeMemory:
-    """The most memory that a process and its descendants held in the block, shared pages once: `peak_gib`.
-
-    Looked at from outside, since a library that keeps Python's lock would stop a thread of its own process.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self.peak_gib = 0.0
-        self._process = psutil.Process(pid)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> TreeMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        wait_s = 0.0
-        while not self._stop.wait(wait_s):
-            start = time.perf_counter()
-            self.peak_gib = max(self.peak_gib, self._now_gib())
-            wait_s = max(0.2, 30 * (time.perf_counter() - start))  # looking costs 3 % of a CPU at most
-
-    def _now_gib(self) -> float:
-        total = 0
-        try:
-            for process in [self._process, *self._process.children(recursive=True)]:
-                total += process.memory_full_info().pss
-        except psutil.NoSuchProcess:  # it ended while we looked
-            pass
-        return total / 2**30
 
 
 def tuned_params(method: str, case: str, num: int) -> Params:

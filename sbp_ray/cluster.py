@@ -12,9 +12,10 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from sbp_ray.cluster_limits import is_in_process, limited_by, refuse_what_cannot_fit
 from sbp_ray.cluster_waiting import report_waiting
@@ -177,18 +178,19 @@ def _lock_on_cluster(run_dir: str) -> Any:
 
 
 class MemoryMeter:
-    """The most memory that this process and its descendants held at once, shared pages counted once, in GiB.
+    """The most memory that a process and its descendants held at once, shared pages counted once, in GiB.
 
-    On a laptop that is the driver, Ray and all its workers; on a cluster the driver alone.
+    Of the driver, on a laptop, these are Ray and all its workers; on a cluster it is the driver alone.
     """
 
-    def __init__(self, every_s: float = 2.0) -> None:
+    def __init__(self, every_s: float = 2.0, pid: int | None = None) -> None:
+        """`pid`: this process if it is not given."""
         self.peak_gib = 0.0
-        self._every_s = every_s
+        self._every_s, self._pid = every_s, pid
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> MemoryMeter:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -198,17 +200,23 @@ class MemoryMeter:
 
     def _watch(self) -> None:
         while True:
-            self.peak_gib = max(self.peak_gib, _tree_gib())
-            if self._stop.wait(self._every_s):
+            start = time.perf_counter()
+            self.peak_gib = max(self.peak_gib, _tree_gib(self._pid))
+            took_s = time.perf_counter() - start
+            if self._stop.wait(max(self._every_s, 30 * took_s)):  # looking costs 3 % of a CPU at most
                 return
 
 
-def _tree_gib() -> float:
+def _tree_gib(pid: int | None) -> float:
     import psutil
 
     total = 0
-    here = psutil.Process()
-    for process in [here, *here.children(recursive=True)]:
+    try:
+        first = psutil.Process(pid)
+        tree = [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0.0
+    for process in tree:
         try:
             total += process.memory_full_info().pss
         except (psutil.NoSuchProcess, psutil.AccessDenied):
