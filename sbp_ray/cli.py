@@ -69,8 +69,8 @@ def parse_command(job_name: str) -> Command:
     )
     if job_name == "pipeline":
         parser.add_argument("--plan", action="store_true", help="print what each stage will take and cost; run nothing")
-        parser.add_argument("--documents", type=int, help="of the corpus, for --plan; known where it is finished")
-        parser.add_argument("--tokens", type=int, help="of the corpus, likewise")
+        parser.add_argument("--documents", type=int, help="of the input, for --plan; known where the corpus is done")
+        parser.add_argument("--tokens", type=int, help="of the input, likewise")
         parser.add_argument("--rates", default="benchmarks/rates.yaml", metavar="FILE", help="what a machine does")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the file")
     arguments = parser.parse_intermixed_args()

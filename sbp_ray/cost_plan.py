@@ -3,13 +3,18 @@
 `plan_costs` has a function for each stage, which says how much work there is; `_priced` turns work into hours and money
 by the rates of a file and the prices in `cluster`. The search for neighbours is planned where it is made
 (`neighbors/search_plan.py`). Of ingest and eval only sizes are told: no rate of theirs was measured.
+
+Where the corpus is finished its splits are known, and where the pairs are, their number; else the settings say what is
+held out, and how many pairs there can be at most. What follows from a limit is a limit too, and marked `≤`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import PositiveFloat, PositiveInt
 
 from sbp_ray.cluster_limits import demand
@@ -19,6 +24,7 @@ from sbp_ray.config_file import read_yaml, settings_of
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration
 from sbp_ray.model import flops_per_token, num_parameters, padded_vocab_size
+from sbp_ray.neighbors.histogram import bin_numbers
 from sbp_ray.neighbors.search_plan import plan_search, threads_of
 from sbp_ray.nodes import locate
 from sbp_ray.report.wording import aligned, scaled
@@ -27,12 +33,17 @@ from sbp_ray.schema import SIGNATURE_BYTES
 COLUMNS = ("stage", "documents", "tokens", "FLOPs", "written", "core-hours", "GPU-hours", "dollars", "wall time")
 _ID_BYTES = 4  # of a token
 _STATE_BYTES = 12  # of a parameter in a checkpoint
+_PAIR_MARKS = 3  # <bos>, <related>, <eos>
+
+Finished = Mapping[str, Mapping[str, Any]]
+"""What the stages counted whose artifacts are finished, by noun."""
 
 
 class Embedder(Section):
     """The size of an embedding model."""
 
-    parameters: PositiveInt
+    multiplied_parameters: PositiveInt
+    """All but the tables in which tokens and positions are looked up."""
     dim: PositiveInt
 
 
@@ -45,17 +56,28 @@ class Rates(Section):
     engine_gpu_tokens_per_s: PositiveFloat
     signature_core_s: PositiveFloat
     pair_core_s: PositiveFloat
-    pairs_per_document: PositiveFloat
     scratch_bytes_per_document: PositiveFloat
     text_bytes_per_token: PositiveFloat
     embedders: dict[str, Embedder]
 
 
 class Corpus(NamedTuple):
-    """Its size."""
+    """Its size, and the pairs of its train split."""
 
-    documents: int
-    tokens: int
+    documents: float
+    """Of all splits."""
+    tokens: float
+    train_documents: float
+    train_tokens: float
+    pairs: float
+    """Directed ones."""
+    has_fewer_pairs: bool
+    """Whether `pairs` is what there can be at most."""
+
+    @property
+    def mean_tokens(self) -> float:
+        """Of a train document."""
+        return self.train_tokens / self.train_documents
 
 
 class Work(NamedTuple):
@@ -69,6 +91,8 @@ class Work(NamedTuple):
     written_bytes: float = 0.0
     device_s: float | None = None
     """Seconds of one GPU where the stage's workers hold any, else of one core; None where no rate is known."""
+    is_limit: bool = False
+    """Whether all this is the most that it can be."""
 
 
 def plan_costs(config: Config, corpus: Corpus, rates: Rates) -> list[tuple[str, ...]]:
@@ -78,28 +102,31 @@ def plan_costs(config: Config, corpus: Corpus, rates: Rates) -> list[tuple[str, 
         SbpError: a stage wants more than `cluster.most`, or the embedder's size is not in the rates.
     """
     refuse_beyond(config)
-    rows, total = [], [0.0, 0.0, 0.0, 0.0]
+    rows, total, has_limits = [], [0.0, 0.0, 0.0, 0.0], False
     for work in _works(config, corpus, rates):
         core_hours, gpu_hours, dollars, wall_s = _priced(work, config)
         total = [sum(pair) for pair in zip(total, (core_hours, gpu_hours, dollars, wall_s), strict=True)]
         rows.append(_row(work, core_hours, gpu_hours, dollars, wall_s))
+        has_limits |= work.is_limit
     hours = (f"{total[0]:,.1f}", f"{total[1]:,.1f}", f"${total[2]:,.2f}", duration(total[3]))
-    return [*rows, ("all, one after another", "", "", "", "", *hours)]
+    return [*rows, ("all, one after another", "", "", "", "", *_marked(hours, has_limits))]
 
 
-def print_plan(config: Config, documents: int | None, tokens: int | None, rates_file: str) -> None:
-    """Print the table, for a corpus of this size, or for the finished one of the run.
+def print_plan(config: Config, documents: int | None, tokens: int | None, rates_file: str, finished: Finished) -> None:
+    """Print the table, for an input of this size, or for the finished corpus of the run.
 
     Raises:
         SbpError: the size is not known, or something cannot fit.
     """
-    if not documents or not tokens:
-        stats = (locate(config, "corpus").manifest() or {}).get("stats", {})
-        documents, tokens = documents or stats.get("documents"), tokens or stats.get("tokens")
-    if not documents or not tokens:
-        raise SbpError("the corpus is not there yet, and its size not known: give --documents and --tokens")
+    if documents and tokens:
+        corpus = corpus_of_size(config, documents, tokens)
+    elif documents or tokens or "corpus" not in finished:
+        where = locate(config, "corpus").url
+        raise SbpError(f"no finished corpus of these settings lies in {where}: give --documents and --tokens")
+    else:
+        corpus = finished_corpus(config, finished)
     rates = settings_of(Rates, read_yaml(rates_file), [], where=rates_file)
-    print("\n".join(aligned([COLUMNS, *plan_costs(config, Corpus(documents, tokens), rates)])))
+    print("\n".join(aligned([COLUMNS, *plan_costs(config, corpus, rates)])))
 
 
 def refuse_beyond(config: Config) -> None:
@@ -118,29 +145,70 @@ def refuse_beyond(config: Config) -> None:
                 )
 
 
+# Sizes
+
+
+def corpus_of_size(config: Config, documents: int, tokens: int) -> Corpus:
+    """What ingest makes of an input that holds so much, if nothing is dropped from it."""
+    ingest, mean = config.ingest, tokens / documents
+    held_out = documents * (ingest.validation_share + ingest.development_share)
+    train = min(documents - held_out, ingest.max_train_documents or documents)
+    there = train + held_out
+    return Corpus(there, there * mean, train, train * mean, most_pairs(config, train), True)
+
+
+def finished_corpus(config: Config, finished: Finished) -> Corpus:
+    """What lies there. Where the neighbours are finished and the pairs are not, there are two pairs at most for each
+    entry of the lists that may lie in the band of similarity.
+    """
+    corpus = finished["corpus"]
+    train = corpus["train"]
+    pairs, has_fewer = most_pairs(config, train["documents"]), True
+    if "pairs" in finished:
+        pairs, has_fewer = finished["pairs"]["train"]["pairs"], False
+    elif "neighbors" in finished:
+        pairs = min(pairs, 2 * _in_band(config, finished["neighbors"]["train"]["histogram_all"]))
+    return Corpus(corpus["documents"], corpus["tokens"], train["documents"], train["tokens"], pairs, has_fewer)
+
+
+def most_pairs(config: Config, documents: float) -> float:
+    """Directed pairs that so many documents can make: by their lists, each entry of which counts both ways, and by the
+    caps of what one document takes part in."""
+    listed = 2 * min(config.neighbors.num_neighbors, max(0, documents - 1))
+    return documents * min(listed, config.pair.max_as_d1, config.pair.max_as_d2)
+
+
+def _in_band(config: Config, histogram: Mapping[str, int]) -> int:
+    """Similarities in those bins of which a part, at least, lies between `min_cosine` and `max_cosine`."""
+    low, high = bin_numbers(np.array([config.pair.min_cosine, config.pair.max_cosine]))
+    edges = bin_numbers(np.array([float(edge) for edge in histogram]))
+    return sum(count for number, count in zip(edges, histogram.values(), strict=True) if low <= number <= high)
+
+
+def tuning_tokens(config: Config, pairs: float, mean_tokens: float) -> float:
+    """Tokens of all passes over the pairs, if documents in pairs are as long as the others."""
+    return pairs * config.tune.num_epochs * min(config.tune.longest_document()[1], 2 * mean_tokens + _PAIR_MARKS)
+
+
 # Work
 
 
 def _works(config: Config, corpus: Corpus, rates: Rates) -> Iterator[Work]:
-    documents, tokens = corpus
     parameters = num_parameters(config.model, _vocabulary(config))
-    yield Work("ingest", "ingest", documents, tokens, written_bytes=tokens * (rates.text_bytes_per_token + _ID_BYTES))
+    documents, written = corpus.documents, corpus.tokens * (rates.text_bytes_per_token + _ID_BYTES)
+    yield Work("ingest", "ingest", documents, corpus.tokens, written_bytes=written)
     yield _embed(config, corpus, rates)
     yield _neighbors(config, corpus, rates)
-    pairs = documents * min(rates.pairs_per_document, config.pair.max_as_d1)
     pair_bytes = documents * rates.scratch_bytes_per_document
     yield Work("pair", "pair", documents, 0, written_bytes=pair_bytes, device_s=documents * rates.pair_core_s)
-    checkpoint = _STATE_BYTES * parameters
-    pretrain = config.pretrain
-    trained = _train(config, pretrain, pretrain.num_positions(), rates, "pretrain")
-    yield trained._replace(stage="pretrain-repetition", documents=documents, written_bytes=2 * checkpoint)
-    pair_tokens = min(config.tune.longest_document()[1], 2 * tokens / documents) * pairs * config.tune.num_epochs
-    yield _train(config, config.tune, pair_tokens, rates, "tune")._replace(
-        documents=pairs, written_bytes=2 * checkpoint
-    )
+    checkpoints = 2 * _STATE_BYTES * parameters
+    trained = _train(config, config.pretrain, config.pretrain.num_positions(), rates, "pretrain")
+    trained = trained._replace(documents=corpus.train_documents, written_bytes=checkpoints)
+    yield trained._replace(stage="pretrain-repetition")
+    yield _tune(config, corpus, rates)._replace(written_bytes=checkpoints)
     yield _synthesize(config, corpus, rates, parameters)
-    yield trained._replace(stage="pretrain-sbp", documents=documents, written_bytes=2 * checkpoint)
-    yield Work("eval", "eval", documents, tokens)
+    yield trained._replace(stage="pretrain-sbp")
+    yield Work("eval", "eval", documents, corpus.tokens)
 
 
 def _vocabulary(config: Config) -> int:
@@ -150,7 +218,7 @@ def _vocabulary(config: Config) -> int:
 def _embed(config: Config, corpus: Corpus, rates: Rates) -> Work:
     embedder = _embedder(config, rates)
     tokens = min(corpus.tokens, corpus.documents * config.embed.max_tokens)
-    flops = 2.0 * embedder.parameters * tokens
+    flops = 2.0 * embedder.multiplied_parameters * tokens
     signed_s = 0.0 if config.embed.resources.num_gpus else corpus.documents * rates.signature_core_s
     written = corpus.documents * (2 * embedder.dim + SIGNATURE_BYTES)
     seconds = flops / _speed(bool(config.embed.resources.num_gpus), rates) + signed_s
@@ -164,11 +232,14 @@ def _embedder(config: Config, rates: Rates) -> Embedder:
 
 
 def _neighbors(config: Config, corpus: Corpus, rates: Rates) -> Work:
-    cfg, shards = config.neighbors, config.ingest.num_shards
-    plan = plan_search(cfg, [-(-corpus.documents // shards)] * shards, _embedder(config, rates).dim)
-    seconds = sum(step.seconds * step.at_once * threads_of(cfg.resources) for step in plan.steps)
-    operations = 1e12 * sum(step.tera_ops for step in plan.steps)
-    return Work("neighbors", "neighbors", corpus.documents, 0, operations, plan.disk_gib * 2**30, seconds)
+    """Held-out documents are searched by themselves."""
+    cfg, shards, dim = config.neighbors, config.ingest.num_shards, _embedder(config, rates).dim
+    sizes = [math.ceil(size) for size in (corpus.train_documents, corpus.documents - corpus.train_documents)]
+    plans = [plan_search(cfg, [-(-size // shards)] * shards, dim) for size in sizes if size]
+    steps = [step for plan in plans for step in plan.steps]
+    seconds = sum(step.seconds * step.at_once * threads_of(cfg.resources) for step in steps)
+    operations, written = 1e12 * sum(step.tera_ops for step in steps), sum(plan.disk_gib for plan in plans) * 2**30
+    return Work("neighbors", "neighbors", corpus.documents, 0, operations, written, seconds)
 
 
 def _train(config: Config, cfg: TrainingConfig, positions: float, rates: Rates, job: str) -> Work:
@@ -176,12 +247,17 @@ def _train(config: Config, cfg: TrainingConfig, positions: float, rates: Rates, 
     return Work(job, job, 0, positions, flops, 0, flops / _speed(bool(cfg.resources.num_gpus), rates))
 
 
+def _tune(config: Config, corpus: Corpus, rates: Rates) -> Work:
+    work = _train(config, config.tune, tuning_tokens(config, corpus.pairs, corpus.mean_tokens), rates, "tune")
+    return work._replace(documents=corpus.pairs * min(1, config.tune.num_epochs), is_limit=corpus.has_fewer_pairs)
+
+
 def _synthesize(config: Config, corpus: Corpus, rates: Rates, parameters: int) -> Work:
     """As many tokens as the joint training reads, or as the samples hold where they are limited."""
-    synthesize, mean = config.synthesize, corpus.tokens / corpus.documents
-    number = (synthesize.num_documents or corpus.documents) * synthesize.samples_per_document
+    synthesize, mean = config.synthesize, corpus.mean_tokens
+    num_d1 = min(corpus.train_documents, synthesize.num_documents or corpus.train_documents)
+    number, prompts = num_d1 * synthesize.samples_per_document, num_d1 * mean
     tokens = number * min(synthesize.max_tokens, mean)
-    prompts = (synthesize.num_documents or corpus.documents) * mean
     flops = 2.0 * parameters * (tokens + prompts)
     seconds = tokens / rates.engine_gpu_tokens_per_s if config.engine.resources.num_gpus else None
     written = tokens * (rates.text_bytes_per_token + _ID_BYTES)
@@ -211,17 +287,23 @@ def _priced(work: Work, config: Config) -> tuple[float, float, float, float]:
 
 def _row(work: Work, core_hours: float, gpu_hours: float, dollars: float, wall_s: float) -> tuple[str, ...]:
     known = work.device_s is not None
-    return (
-        work.stage,
+    counted = (
         scaled(work.documents) if work.documents else "",
         scaled(work.tokens) if work.tokens else "",
         "" if work.flops is None else f"{work.flops:.1e}",
-        _size(work.written_bytes),
+    )
+    hours = (
         f"{core_hours:,.1f}" if core_hours else "",
         f"{gpu_hours:,.1f}" if gpu_hours else "",
         f"${dollars:,.2f}" if known else "not measured",
         duration(wall_s) if known else "",
     )
+    is_limit = work.is_limit
+    return (work.stage, *_marked(counted, is_limit), _size(work.written_bytes), *_marked(hours, is_limit))
+
+
+def _marked(cells: tuple[str, ...], is_limit: bool) -> tuple[str, ...]:
+    return tuple(f"≤{cell}" if is_limit and cell else cell for cell in cells)
 
 
 def _size(num_bytes: float) -> str:

@@ -94,7 +94,8 @@ def _run_all(runs: dict[str, RunStage]) -> None:
     if plan:
         from sbp_ray.cost_plan import print_plan
 
-        print_plan(config, plan.documents, plan.tokens, plan.rates)
+        finished = {} if plan.documents or plan.tokens else _finished_stats(config)
+        print_plan(config, plan.documents, plan.tokens, plan.rates, finished)
         return
     start = time.monotonic()
     with locked(config.run_dir):
@@ -118,6 +119,13 @@ def _run_all(runs: dict[str, RunStage]) -> None:
     print(report.read_bytes("summary.txt").decode(), end="")
     print(f"report: {report.path('report.html')}")
     print(f"wall time: {duration(time.monotonic() - start)}")
+
+
+def _finished_stats(config: Config) -> dict[str, Stats]:
+    """What the stages counted, up to the pairs, that are done with these settings."""
+    if not locate(config, "corpus").exists(MANIFEST):
+        return {}  # what it is made from need not be there
+    return {noun: node.stats for noun, node in plan_run(config, ["pairs"]).items() if is_done(node)}
 
 
 def _plan(config: Config, wanted: tuple[str, ...] | list[str], redo: str | None) -> dict[str, Node]:

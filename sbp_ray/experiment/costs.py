@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
+from sbp_ray.cost_plan import tuning_tokens
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.model import num_parameters, padded_vocab_size
@@ -49,13 +50,23 @@ class Cost:
 
 
 def planned_tokens(node: Node) -> int | None:
-    """Positions to train on, or the most tokens that can be written; None where it depends on what is found first."""
+    """Positions to train on, about so many tokens to tune on where the pairs are known, or the most tokens that can be
+    written; None where it depends on what is found first."""
     config = node.config
     if node.stage.job == "pretrain":
         return config.pretrain.num_positions()
     if node.stage.job == "synthesize":
         return _most_synthetic_tokens(node, config.synthesize.samples_per_document)
+    if node.stage.job == "tune":
+        return _tuning_tokens(node)
     return None
+
+
+def _tuning_tokens(node: Node) -> int | None:
+    pairs, corpus = (node.inputs[noun].stats.get("train") for noun in ("pairs", "corpus"))
+    if not pairs or not corpus:
+        return None
+    return round(tuning_tokens(node.config, pairs["pairs"], corpus["tokens"] / corpus["documents"]))
 
 
 def planned_parameters(node: Node) -> int:
@@ -72,6 +83,8 @@ def planned_flops(node: Node) -> float | None:
     each = _READ_FLOPS
     if node.stage.job == "pretrain":
         each = _TRAIN_FLOPS + _READ_FLOPS * len(node.config.pretrain.teachers)
+    if node.stage.job == "tune":
+        each = _TRAIN_FLOPS
     if node.stage.job == "synthesize" and node.config.synthesize.needs_scores:
         each += (1 + node.config.synthesize.needs_gain) * _READ_FLOPS  # what was written is scored, without d1 too
     return float(each * planned_parameters(node) * tokens)
@@ -79,9 +92,10 @@ def planned_flops(node: Node) -> float | None:
 
 def _most_synthetic_tokens(node: Node, samples: int) -> int | None:
     """The most that so many samples of each d1 hold; None where every document of a corpus of unknown size is a d1."""
-    synthesize, cap = node.config.synthesize, node.config.ingest.max_train_documents
-    num_documents = synthesize.num_documents or cap
-    return None if num_documents is None else num_documents * samples * synthesize.max_tokens
+    synthesize, there = node.config.synthesize, node.inputs["corpus"].stats.get("train", {}).get("documents")
+    limits = (synthesize.num_documents, node.config.ingest.max_train_documents, there)
+    known = [limit for limit in limits if limit is not None]
+    return min(known) * samples * synthesize.max_tokens if known else None
 
 
 def refuse_too_little_text(grid: Grid) -> None:

@@ -66,17 +66,18 @@ def describe(grid: Grid) -> str:
     for key, arms in grid.users().items():
         node = grid.nodes[key]
         tokens, flops = planned_tokens(node), planned_flops(node)
-        is_limit = "≤" if node.stage.job == "synthesize" else ""
-        shown = ("" if tokens is None else f"{is_limit}{scaled(tokens)}", "" if flops is None else f"{flops:.1e}")
+        sign = {"synthesize": "≤", "tune": "≈"}.get(node.stage.job, "")
+        shown = ("" if tokens is None else f"{sign}{scaled(tokens)}", "" if flops is None else f"{flops:.1e}")
         rows.append((key, node.stage.name, *shown, ", ".join(arms)))
     open_sweeps = [f"{sweep.name}: {sweep.progress()}" for sweep in grid.sweeps if sweep.is_open]
     if grid.waiting:
         open_sweeps.append(f"{len(grid.waiting)} trainings more follow from that")
     total = sum(planned_flops(node) or 0.0 for node in grid.nodes.values())
     names = dict.fromkeys(training.name for training in grid.trainings)
+    is_open = any(node.stage.job == "tune" and planned_tokens(node) is None for node in grid.nodes.values())
     last = (
         f"{len(grid.nodes)} artifacts for {len(grid.trainings)} trainings ({', '.join(names)}); "
-        f"{total:.1e} FLOPs, without what depends on the pairs that are found"
+        f"{total:.1e} FLOPs{', without what depends on the pairs that are found' if is_open else ''}"
     )
     return "\n".join([*aligned(rows), *open_sweeps, last])
 

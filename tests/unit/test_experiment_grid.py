@@ -296,6 +296,27 @@ def test_the_plan_tells_tokens_flops_and_users(plan) -> None:
     assert line.endswith("repetition, sbp")
 
 
+def test_what_is_finished_makes_the_plan_more_certain(plan) -> None:
+    """Of 100 documents that there may be, 90 are, of 50 tokens; 200 pairs are 2 x 50 tokens and three marks each."""
+    grid = plan("repetition", "sbp", seeds=[0], shares=[0.034])
+    synthesis = last(grid, "sbp").inputs["synthetic"]
+    tuned = synthesis.inputs["synthesizer"]
+    assert planned_tokens(tuned) is None and planned_flops(tuned) is None
+    assert "without what depends on the pairs" in describe(grid)
+    finish(tuned.inputs["corpus"], train={"documents": 90, "tokens": 4500})
+    assert planned_tokens(tuned) is None
+    assert planned_tokens(synthesis) == 90 * 384
+    refuse_too_little_text(grid)  # 3.4 % of 1,007,616 positions are 34,259, and there can be 34,560
+    finish(tuned.inputs["pairs"], train={"pairs": 200})
+    assert planned_tokens(tuned) == 200 * 103
+    assert planned_flops(tuned) == 6 * num_parameters(tuned.config.model, 8192) * 200 * 103
+    [line] = [line for line in describe(grid).splitlines() if line.startswith(tuned.key)]
+    assert line.split()[:4] == [tuned.key, "tune", "≈20.6", "k"]
+    assert "depends on the pairs" not in describe(grid)
+    with pytest.raises(SbpError, match=r"can write 34,560 at most"):
+        refuse_too_little_text(plan("repetition", "sbp", seeds=[0], shares=[0.035]))
+
+
 def test_an_arm_may_choose_samples_by_what_d1_is_worth_and_pays_for_scoring_them(plan) -> None:
     """Three samples of each of 100 d1 are written, of at most 384 tokens, and each is scored with d1 and without."""
     best = {"like": "sbp", "overrides": ["synthesize.samples_per_document=3", "synthesize.keep_best=1"]}

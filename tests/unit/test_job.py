@@ -533,3 +533,46 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(run: Run, capsys: pytest.Cap
         "again to go on"
     )
     assert run("ingest") == 0
+
+
+# What it will cost
+
+
+COUNTED: dict[str, Stats] = {
+    "ingest": {"documents": 1000, "tokens": 100_000, "train": {"documents": 800, "tokens": 80_000}},
+    "neighbors": {"train": {"histogram_all": {"0.70": 90_000, "0.75": 3000, "0.80": 1000}}},
+    "pair": {"train": {"pairs": 5000}},
+}
+RATES = str(Path(__file__).parents[2] / "benchmarks/rates.yaml")
+
+
+def test_a_plan_counts_what_is_done_with_its_settings_and_nothing_else(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """5,000 pairs of 2 x 100 tokens and three marks; else two for each entry of the lists, or 40 for each document."""
+
+    def counting(job: Job) -> Stats:
+        job.output.write_bytes("summary.txt", b"")
+        return COUNTED.get(job.stage.name, {})
+
+    def planned(*arguments: str) -> list[str]:
+        capsys.readouterr()
+        assert run("pipeline", "--plan", "--rates", RATES, *arguments) == 0
+        [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tune")]
+        return line.split()[1:5]
+
+    assert run("pipeline", stage=counting) == 0
+    assert planned() == ["5", "k", "1.0", "M"]
+    assert planned("pair.min_cosine=0.8") == ["≤2", "k", "≤406", "k"]
+    assert planned("neighbors.num_neighbors=20") == ["≤32", "k", "≤6.5", "M"]
+    # Of the size that is given 15 % are held out by default: 850 documents, whatever lies there.
+    assert planned("--documents", "1000", "--tokens", "100000", "neighbors.num_neighbors=20")[0] == "≤34"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--documents", "5"), ("--tokens", "5")])
+def test_a_plan_of_a_corpus_of_unknown_size_is_one_line(
+    run: Run, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    assert run("pipeline", "--plan", "--rates", RATES, *arguments) == 1
+    assert "error: no finished corpus of these settings lies in " in (said := capsys.readouterr().err)
+    assert said.endswith("/1_corpus: give --documents and --tokens\n")
