@@ -27,6 +27,8 @@ _CHATTER = (
     r"Loading safetensors checkpoint shards: ",
     r"-- (Using executor class: |Started vLLM engine\.)",
     r"^Task ServeController\.graceful_shutdown failed\. There are infinite retries remaining",
+    # Ray Train's watcher, when the dashboard takes more than ten seconds to answer; it asks again.
+    r"^Failed to query Ray Train Controller actor state\. State API may be temporarily unavailable\. Continuing",
 )
 """Lines of workers that every normal run has, and that nobody can do anything about."""
 

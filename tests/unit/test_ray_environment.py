@@ -105,12 +105,17 @@ def test_lines_of_every_run_are_left_out_and_errors_are_not(monkeypatch: pytest.
         "INFO 2026-11-29 21:18:23,013 a_SynthesizerServer 8uqtl4cw -- Started vLLM engine.",
         "Task ServeController.graceful_shutdown failed. There are infinite retries remaining, so the task will be "
         "retried. Error: The actor is dead because it was killed by `ray.kill`.",
+        "Failed to query Ray Train Controller actor state. State API may be temporarily unavailable. Continuing to "
+        "monitor.",
     ]
     errors = [
         "[2026-11-29 21:15:31,104 E 24526 24553] core_worker.cc:719: Exiting because this node manager has died",
         "Task train failed. There are infinite retries remaining, so the task will be retried. Error: out of memory",
         "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.",
         "21:19:15 E the engine died: its replica ends with it, to be replaced",
+        "Failed to clean up placement group: it is not there",
+        "Detected that the Ray Train controller actor (9f2) is dead. Cleaning up placement group = [1] created by this "
+        "run.",
     ]
     reader = LogDeduplicator(5, None, os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"])
     batches = reader.deduplicate({"ip": "a", "pid": 1, "lines": [*every_run, *errors]})
