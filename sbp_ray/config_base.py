@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFl
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy, torch and vLLM all take
 Dtype = Literal["float32", "bfloat16"]
+DtypeOrAuto = Literal["auto", "float32", "bfloat16"]
 Place = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path, a URL or a name on a hub; `~` is the home folder."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from sbp_ray.config_base import ForwardResources, Fraction, Place, Resources, Section, Seed
+from sbp_ray.config_base import DtypeOrAuto, ForwardResources, Fraction, Place, Resources, Section, Seed
 
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 
@@ -83,7 +83,7 @@ class EmbedConfig(Section):
     such as `model/` of a base LM, and a document's vector is the mean of the last layer's states, <bos> left out."""
     max_tokens: PositiveInt = 256
     """Documents are cut to this many of the embedder's tokens."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: DtypeOrAuto = "auto"
     """Weights and activations of the embedder; `auto` is bfloat16 on a GPU that has it, and on a CPU that is
     measured to multiply it faster than float32. Vectors of both are within a cosine of 0.999."""
     shingle_tokens: PositiveInt = 13

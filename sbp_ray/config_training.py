@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from sbp_ray.config_base import Dtype, Fraction, Place, Resources, Section, Seed
+from sbp_ray.config_base import Dtype, DtypeOrAuto, Fraction, Place, Resources, Section, Seed
 from sbp_ray.stage_table import Arm
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # AdamW divides by 1 - beta
@@ -159,8 +159,10 @@ class TrainingConfig(Section):
     """Gradients are clipped to this global norm."""
     z_loss: NonNegativeFloat = 0.0
     """Weight of the squared log-partition beside the cross-entropy, which keeps logits from drifting; 1e-4 is usual."""
-    dtype: Dtype = "bfloat16"
-    """Compute type; weights, optimizer state and reductions stay in float32."""
+    dtype: DtypeOrAuto = "bfloat16"
+    """Compute type; weights, optimizer state and reductions stay in float32. `auto` is bfloat16 on a GPU that has it,
+    and on CPUs where the ranks measure their own step to be clearly faster in it than in float32. What it comes to is
+    in the manifest, and may be another type on another processor, whose numbers then differ by more than rounding."""
     float8: bool = False
     """Matrix products of the layers in float8: needs `dtype: bfloat16`, an H100 or newer, and the extra `float8`."""
     dropout: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -183,6 +185,12 @@ class TrainingConfig(Section):
         """The most tokens that see one another, and the setting that says so: each document of a row begins at
         position 0."""
         return "seq_len", self.seq_len
+
+    @property
+    def settled_dtype(self) -> Dtype:
+        """`dtype`, when the ranks have settled what `auto` is."""
+        assert self.dtype != "auto"
+        return self.dtype
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainingConfig:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sbp_ray.config import EmbedConfig
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.processor import choose_dtype, measure_products, num_cpus
+from sbp_ray.processor import choose_dtype, choose_gpu_dtype, measure_products, num_cpus
 from sbp_ray.text.packing import plan_batches
 from sbp_ray.text.spelling import count_spelt, single_letters
 
@@ -266,9 +266,7 @@ def _model_path(name: str) -> str:
 def _dtype(cfg: EmbedConfig, device: str) -> torch.dtype:
     if cfg.dtype != "auto":
         return torch.float32 if cfg.dtype == "float32" else torch.bfloat16
-    if device == "cpu":
-        return choose_dtype("embed", torch.bfloat16)
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return choose_dtype("embed", torch.bfloat16) if device == "cpu" else choose_gpu_dtype()
 
 
 def _warn_of_slow_bfloat16(cfg: EmbedConfig, device: str) -> None:

@@ -94,12 +94,24 @@ def _choose_dtype(use: str, dtype: torch.dtype) -> torch.dtype:
     import torch
 
     speed, float_speed = measure_products(dtype), measure_products(torch.float32)
-    chosen = dtype if speed >= _FASTER * float_speed else torch.float32
+    chosen = dtype if is_worth(speed, float_speed) else torch.float32
     logger.info(
-        f"{use} | products in {_name(chosen)}: this processor does {speed:,.0f} billion operations a second in "
-        f"{_name(dtype)}, {float_speed:,.0f} in float32"
+        f"{use} | products in {name_dtype(chosen)}: this processor does {speed:,.0f} billion operations a second in "
+        f"{name_dtype(dtype)}, {float_speed:,.0f} in float32"
     )
     return chosen
+
+
+def is_worth(speed: float, float_speed: float) -> bool:
+    """Whether another type than float32 is taken, by how much of the same work each does in a second."""
+    return speed >= _FASTER * float_speed
+
+
+def choose_gpu_dtype() -> torch.dtype:
+    """bfloat16 where this process's GPU computes in it, else float32."""
+    import torch
+
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
 def measure_products(dtype: torch.dtype) -> float:
@@ -117,5 +129,6 @@ def measure_products(dtype: torch.dtype) -> float:
     return 2 * _ROWS * _COLUMNS * _DEPTH / min(seconds[1:]) / 1e9  # the first one has kernels generated
 
 
-def _name(dtype: torch.dtype) -> str:
+def name_dtype(dtype: torch.dtype) -> str:
+    """As settings have it."""
     return str(dtype).removeprefix("torch.")

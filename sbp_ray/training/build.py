@@ -51,7 +51,7 @@ def build_sharded_model(plan: TrainingPlan, device: torch.device) -> SupervisedL
     ).train()
     ranks_of_node = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # of Ray Train, and of torchrun
     shard_ranks = count_shard_ranks(plan.config.resources.shard_ranks, dist.get_world_size(), ranks_of_node)
-    shard_model(model, plan.config.dtype, device, shard_ranks)
+    shard_model(model, plan.config.settled_dtype, device, shard_ranks)
     return model
 
 
@@ -66,7 +66,7 @@ def _load_teacher(path: str, plan: TrainingPlan, device: torch.device) -> Any:
     """Whole, and in the type that is computed in."""
     lm = load_base(path, plan.vocab_size, plan.special, plan.config.seed)
     attend_within_documents(lm)
-    return lm.to(device, getattr(torch, plan.config.dtype)).eval().requires_grad_(False)
+    return lm.to(device, getattr(torch, plan.config.settled_dtype)).eval().requires_grad_(False)
 
 
 def _checkpoint_activations(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:

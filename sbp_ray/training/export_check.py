@@ -51,7 +51,7 @@ def check_export(stage: str, cfg: TrainingConfig, out: Artifact) -> dict[str, An
         raise SbpError(
             f"{stage}: the export is refused: no token to check it by: ingest more text, or longer documents"
         )
-    by, tolerance = cfg.resources.export_check, TOLERANCE[cfg.dtype]
+    by, tolerance = cfg.resources.export_check, TOLERANCE[cfg.settled_dtype]
     differences = _compare_in_worker(cfg, out)
     found, largest = summarize(differences), max(differences)
     if not (found.mean <= tolerance.mean and found.high <= tolerance.high):
@@ -78,7 +78,7 @@ def check_export(stage: str, cfg: TrainingConfig, out: Artifact) -> dict[str, An
 def _compare_in_worker(cfg: TrainingConfig, out: Artifact) -> list[float]:
     """In a fresh worker of the cluster, or here where the training was here."""
     resources = cfg.resources
-    arguments = out, resources, cfg.dtype
+    arguments = out, resources, cfg.settled_dtype
     if resources.in_process:
         return find_differences(*arguments)
     import ray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from sbp_ray.shards import Stats
+from sbp_ray.training.dtype_choice import read_settled, with_dtype
 from sbp_ray.training.export import is_exported, read_exported_step
 from sbp_ray.training.export_check import check_export
 from sbp_ray.training.journal import count_attempts, read_row
@@ -31,6 +32,7 @@ def run_plan(plan: TrainingPlan, packed: dict[str, Packed]) -> Stats:
     steps = f"{plan.num_steps} steps x {cfg.batch_rows} rows x {cfg.seq_len} tokens"
     logger.info(f"{plan.stage} | {steps} | {sources}")
     fit(plan)
+    settled = read_settled(plan)
     return {
         "steps": plan.num_steps,
         "positions": plan.num_steps * cfg.batch_rows * cfg.seq_len,
@@ -39,7 +41,8 @@ def run_plan(plan: TrainingPlan, packed: dict[str, Packed]) -> Stats:
         "final": read_row(plan.out, plan.num_steps),
         "exported": read_row(plan.out, read_exported_step(plan.out)),
         **count_attempts(plan.out),
-        "export": check_export(plan.stage, cfg, plan.out),
+        "computed_in": settled,
+        "export": check_export(plan.stage, with_dtype(plan, settled["dtype"]).config, plan.out),
     }
 
 

@@ -15,6 +15,7 @@ from sbp_ray.training.batches import Batch
 from sbp_ray.training.build import build_sharded_model
 from sbp_ray.training.checkpoint import Checkpoints
 from sbp_ray.training.devices import find_device, refuse_shared_gpu
+from sbp_ray.training.dtype_choice import settle_dtype
 from sbp_ray.training.estimate import refuse_too_little_memory
 from sbp_ray.training.export import export_model, list_held_out
 from sbp_ray.training.loss import SupervisedLanguageModel
@@ -59,6 +60,7 @@ def train(
     with process_group(plan.config.resources):
         device, reader = find_device(plan.config.resources), RowReader(plan.out, plan.config)
         refuse_shared_gpu(device)
+        plan = settle_dtype(plan, device)
         refuse_too_little_memory(plan, dist.get_world_size(), device)
         model = build_sharded_model(plan, device)
         optimizer = build_optimizer(model, plan.config)

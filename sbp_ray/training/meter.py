@@ -34,7 +34,7 @@ class Meter:
     def __init__(self, plan: TrainingPlan, vocab_size: int, first_step: int, device: torch.device) -> None:
         self._plan, self._vocab_size, self._device = plan, vocab_size, device
         num_ranks = dist.get_world_size()
-        self._peak = find_peak_flops(device, plan.config.dtype)
+        self._peak = find_peak_flops(device, plan.config.settled_dtype)
         self._is_first = dist.get_rank() == 0
         self._wall_s, self._data_wait_s = 0.0, 0.0
         self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
