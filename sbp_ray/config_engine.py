@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from sbp_ray.config_base import Dtype, ForwardResources, Fraction, OutsidePrices, Place, Resources, Section, Seed
+from sbp_ray.config_base import DtypeOrAuto, ForwardResources, Fraction, OutsidePrices, Place, Resources, Section, Seed
 
 
 class EngineResources(Resources):
@@ -72,8 +72,9 @@ _OURS = {
 class EngineConfig(Section):
     """The vLLM engines behind Ray Serve."""
 
-    dtype: Dtype = "bfloat16"
-    """Weights and activations in the engine."""
+    dtype: DtypeOrAuto = "bfloat16"
+    """Weights and activations in the engine. `auto` is bfloat16 on GPUs, and on CPUs where the machine that starts the
+    engines is measured to multiply it clearly faster than float32; what has been begun in one type goes on in it."""
     max_model_len: PositiveInt = 8192
     """Longest d1 plus d2, in tokens."""
     vllm: dict[str, Any] = Field(default_factory=dict)

@@ -41,8 +41,25 @@ def quiet_environment() -> dict[str, str]:
     }
 
 
+def settle_dtype(engine: EngineConfig) -> EngineConfig:
+    """With the type that all engines compute in: `auto` is measured here, not where they run, which may be many places.
+
+    Products tell enough: on a CPU vLLM multiplies by oneDNN too, and most of an engine's time is products.
+    """
+    if engine.dtype != "auto":
+        return engine
+    import torch
+
+    from sbp_ray.processor import choose_dtype, name_dtype
+
+    on_gpu = engine.resources.num_gpus > 0
+    dtype = torch.bfloat16 if on_gpu else choose_dtype("engine", torch.bfloat16)
+    return engine.model_copy(update={"dtype": name_dtype(dtype)})
+
+
 def identity_of(engine: EngineConfig, synthesizer: Artifact) -> dict[str, Any]:
     """What decides the distribution that a replica samples from: the checkpoint, and how the engine computes."""
+    assert engine.dtype != "auto"
     return {
         "synthesizer": synthesizer.fingerprint(),
         "dtype": engine.dtype,
@@ -166,6 +183,7 @@ def build_server(engine: EngineConfig, synthesizer: Artifact, service: ServiceCo
     refuse_other_build(engine)
     require_model(synthesizer)
     _quiet_this_process()
+    engine = settle_dtype(engine)
     from ray.serve.llm import build_llm_deployment
 
     from sbp_ray.engine.replica import SynthesizerServer

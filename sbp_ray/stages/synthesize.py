@@ -19,6 +19,7 @@ from sbp_ray import metrics
 from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.cluster_limits import WRITER_CPUS
 from sbp_ray.config import DecontaminateConfig, EngineConfig, Resources, SynthesizeConfig
+from sbp_ray.engine.deploy import identity_of, settle_dtype
 from sbp_ray.engine.running import running_synthesizer
 from sbp_ray.errors import Outcome, SbpError
 from sbp_ray.generation.coordinator import coordinate
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 _STAGE = "synthesize"
 TAKEN = "taken.json"
+_SETTLED = "dtype.json"
+"""What `engine.dtype=auto` came to when the first engine was started."""
 
 
 def synthesize_documents(
@@ -64,7 +67,8 @@ def synthesize_documents(
 
     Returns:
         Counts: `documents` kept, `tokens` in them, `d1` chosen, `samples` requested, `drops` by reason, the same
-        of `real_text`, and what the evaluation sets hit; kept and dropped samples add up to `samples`. And `round`.
+        of `real_text`, and what the evaluation sets hit; kept and dropped samples add up to `samples`. And `round`,
+        and `written_by` of what our engines wrote.
 
     Raises:
         SbpError: there is nothing to choose from, a shard or an evaluation set cannot be read, the engine cannot
@@ -73,12 +77,15 @@ def synthesize_documents(
     ngrams = read_evaluation_sets(decontaminate)  # before any work
     number = 1 if synthesizer is None else round_of_text(synthesizer)
     shards = list_shards(corpus, "train")
-    spent = {}
+    spent: Stats = {}
     if cfg.finished_of is not None and synthesizer is not None:
         take_finished(Artifact("synthetic", cfg.finished_of), synthesizer, out)
     else:
+        if synthesizer is not None:
+            engine = _settle_dtype(engine, out)
+            spent["written_by"] = identity_of(engine, synthesizer)
         inputs = Inputs(cfg, engine, decontaminate, shingle_tokens, corpus, synthesizer, out, pairs=pairs)
-        spent = _write_shards(shards, inputs)
+        spent |= _write_shards(shards, inputs)
     make_parts(
         cfg,
         len(shards),
@@ -89,6 +96,15 @@ def synthesize_documents(
         resources=_all_cpus(),
     )
     return _totals(out, ngrams, number) | spent
+
+
+def _settle_dtype(engine: EngineConfig, out: Artifact) -> EngineConfig:
+    """The same in all attempts: an artifact is written in one type, on whatever processor it is gone on with."""
+    if engine.dtype != "auto":
+        return engine
+    settled = out.write_json_once(_SETTLED, lambda: {"dtype": settle_dtype(engine).dtype})
+    logger.info(f"{_STAGE} | engines compute in {settled['dtype']} (engine.dtype=auto)")
+    return engine.model_copy(update=settled)
 
 
 def _write_shards(shards: Sequence[str], inputs: Inputs) -> Stats:

@@ -2,9 +2,12 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from sbp_ray import processor
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import SPEED_ONLY, EngineConfig, EngineResources, ServiceConfig, SynthesizeConfig
 from sbp_ray.config_file import load_config
@@ -17,6 +20,7 @@ from sbp_ray.engine.deploy import (
     llm_config,
     quiet_environment,
     refuse_other_build,
+    settle_dtype,
 )
 from sbp_ray.engine.running import all_at_once, cause_of
 from sbp_ray.errors import SbpError
@@ -39,6 +43,26 @@ def test_an_engine_starts_where_there_is_no_compiler() -> None:
 
     assert quiet_environment()["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
     assert "VLLM_USE_FLASHINFER_SAMPLER" in vllm.envs.environment_variables
+
+
+@pytest.mark.parametrize(("given", "num_gpus", "asked", "found"), [
+    ("auto", 0, torch.bfloat16, "bfloat16"),
+    ("auto", 0, torch.float32, "float32"),
+    ("auto", 1, torch.float32, "bfloat16"),  # the processor of the machine that starts it says nothing
+    ("float32", 1, torch.bfloat16, "float32"),
+])  # fmt: skip
+def test_engines_compute_in_what_is_faster_here_unless_a_type_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_synthesizer: Artifact,
+    given: Any,
+    num_gpus: int,
+    asked: torch.dtype,
+    found: str,
+) -> None:
+    monkeypatch.setattr(processor, "choose_dtype", lambda use, wanted: {"engine": asked}[use])
+    settled = settle_dtype(EngineConfig(dtype=given, resources=EngineResources(num_gpus=num_gpus)))
+    assert llm_config(settled, tiny_synthesizer, SERVICE).engine_kwargs["dtype"] == found
+    assert identity_of(settled, tiny_synthesizer)["dtype"] == found
 
 
 ON_GPU = EngineResources(num_gpus=1, tensor_parallel_size=4, max_num_seqs=1024)

@@ -4,15 +4,18 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 
+from sbp_ray import processor
 from sbp_ray.artifacts import STARTED, Artifact
-from sbp_ray.config import SynthesizeConfig
+from sbp_ray.config import DecontaminateConfig, EngineConfig, SynthesizeConfig
 from sbp_ray.engine.messages import SampledDocument, sample_seed
 from sbp_ray.errors import SbpError
 from sbp_ray.generation.d1 import choose_rows, choose_sources, shard_quotas
 from sbp_ray.generation.filters import drop_reason
 from sbp_ray.generation.merging import finished_shards, merged_name, part_name, signatures_name
 from sbp_ray.schema import DOC_ID
+from sbp_ray.stages import synthesize as stage
 from sbp_ray.stages.synthesize import take_finished
 
 TEXT_IDS = range(3, 1000)
@@ -168,3 +171,29 @@ def test_shards_of_another_synthesizer_are_refused(new_artifact: Any) -> None:
     write_finished(growing, merged_name(0), [bytes(16)])
     with pytest.raises(SbpError, match="synthesizer another, which is abc here"):
         take_finished(growing, synthesizer, new_artifact("early"))
+
+
+def test_what_auto_has_come_to_is_kept_to_and_recorded(
+    new_artifact: Any, monkeypatch: pytest.MonkeyPatch, tiny_synthesizer: Artifact
+) -> None:
+    """The second attempt is on a processor that is fast in another type; an artifact of its own would be in that."""
+    given: list[str] = []
+    monkeypatch.setattr(stage, "_write_shards", lambda shards, inputs: given.append(inputs.engine.dtype) or {})
+    for name in ("make_parts", "list_shards", "round_of_text"):
+        monkeypatch.setattr(stage, name, lambda *_, **__: [])
+    monkeypatch.setattr(stage, "_totals", lambda *_: {})
+    out, other = new_artifact("synthetic"), new_artifact("synthetic-2")
+    for attempt, fast in ((out, torch.bfloat16), (out, torch.float32), (other, torch.float32)):
+        monkeypatch.setattr(processor, "choose_dtype", lambda use, wanted, fast=fast: fast)
+        stats = stage.synthesize_documents(
+            SynthesizeConfig(),
+            engine=EngineConfig(dtype="auto", max_model_len=64),
+            decontaminate=DecontaminateConfig(),
+            shingle_tokens=13,
+            corpus=new_artifact("corpus"),
+            embeddings=new_artifact("embeddings"),
+            synthesizer=tiny_synthesizer,
+            out=attempt,
+        )
+        assert stats["written_by"] == {"synthesizer": "00c0ffee00c0ffee", "dtype": given[-1], "max_model_len": 64}
+    assert given == ["bfloat16", "bfloat16", "float32"]
