@@ -112,7 +112,7 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         found.append(
             f"The best of {len(sbp)} arms with SBP text is named, chosen by this same measure, which flatters SBP."
         )
-    found += _unequal_tuning(results)
+    found += _unequal_tuning(results) + _unequal_types(results)
     found += [
         f"{arm['name']} trained on {scaled(arm['tokens'])} tokens and repetition on {scaled(base['tokens'])}: its "
         "gain is not one at equal tokens."
@@ -141,6 +141,15 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
     if dead := results.get("dead"):
         found.append(f"{len(dead)} trainings have no result: {'; '.join(dead)}.")
     return found
+
+
+def _unequal_types(results: Mapping[str, Any]) -> list[str]:
+    """Where `pretrain.dtype=auto` has come to one type in one training and to another in another."""
+    types = {arm["name"]: " and ".join(arm.get("dtypes", [])) for arm in results["arms"]}
+    if len({each for each in types.values() if each}) < 2 and not any(" and " in each for each in types.values()):
+        return []
+    said = ", ".join(f"{name} in {each}" for name, each in types.items() if each)
+    return [f"Arms were computed in different types ({said}), which may have a part in a gain: name one, no auto."]
 
 
 def _unequal_tuning(results: Mapping[str, Any]) -> list[str]:

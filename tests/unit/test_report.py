@@ -386,6 +386,19 @@ def test_unequal_training_is_not_called_a_comparison() -> None:
     assert "1 M training tokens for each arm" in scale_sentence(report())
 
 
+@pytest.mark.parametrize(("repetition", "sbp", "is_said"), [
+    (["float32"], ["float32"], False),
+    (["float32"], ["bfloat16"], True),
+    (["bfloat16", "float32"], ["bfloat16", "float32"], True),  # two seeds on two machines
+])  # fmt: skip
+def test_arms_of_different_arithmetic_are_told_of(repetition: list[str], sbp: list[str], is_said: bool) -> None:
+    found = report()
+    for arm in found["arms"]:
+        arm["dtypes"] = repetition if arm["name"] == "repetition" else sbp
+    said = f"(repetition in {' and '.join(repetition)}, sbp in {' and '.join(sbp)})"
+    assert (said in render_summary(found)) == is_said
+
+
 def test_numbers_in_words() -> None:
     assert [scaled(n) for n in (443, 393_867, 1_312_128, 2e11, None)] == ["443", "394 k", "1.3 M", "200 B", "–"]
     assert signed(-0.5, 1) == "−0.5"

@@ -46,6 +46,8 @@ def arm_rows(study: Study, scores: Mapping[str, Scores], texts: Texts) -> list[d
         row["members"] = len(one.members)
         row["parameters"] = scores[one.key].num_parameters
         row["mixture"] = one.model.stats.get("mixture")
+        found = [node.stats.get("computed_in") for training in seeds.values() for node in training.models]
+        row["dtypes"] = sorted({each["dtype"] for each in found if each})
         row["corpus"] = one.model.inputs["corpus"].key
         row["is_comparable"] = is_at_equal_budget(one, next(iter(by_arm[BASELINE].values())))
         row["ends"] = _both_ends([training.model.stats for training in seeds.values() if not training.members])
