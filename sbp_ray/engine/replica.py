@@ -145,6 +145,16 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         )
         self._watch = asyncio.create_task(self._die_with_the_engine(stalled_after_s))
 
+    async def __del__(self) -> None:
+        """Called by Serve when the replica is to leave: the engine goes first.
+
+        Otherwise Ray kills it with the process, and vLLM takes its end for a crash.
+        """
+        if (watch := getattr(self, "_watch", None)) is not None:
+            watch.cancel()
+            self._engine_client.shutdown()
+        await super().__del__()
+
     async def _die_with_the_engine(self, stalled_after_s: float) -> None:
         """End this process once the engine is dead, or stands still: Serve replaces it, and what was in flight fails.
 

@@ -115,6 +115,7 @@ def finished(command: list[str], cluster: Cluster) -> Path:
         status, said, code = cluster.submit(entrypoint)
         assert (status, code) == ("SUCCEEDED", 0), said[-8000:]
         assert said.count("done already") == (len(done) if entrypoint == at_once else 0)
+        assert "EngineDeadError" not in said, said[-8000:]  # a replica that leaves ends its engine first
     _, alive = psutil.wait_procs(stopped, timeout=300)  # Ray's agents look for their node only now and then
     assert not alive, f"left behind: {alive}"
     return run
