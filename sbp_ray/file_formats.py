@@ -29,6 +29,7 @@ KINDS: dict[str, Kind] = {
 """What the rows of a file are by its suffix, in any case, before that of a compression."""
 
 _PARQUET_MAGIC = (b"PAR1", b"PARE")  # the second of files whose footer is encrypted
+_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32 LE begins like UTF-16
 _HEAD_BYTES = 1 << 16
 _BUFFER_BYTES = 1 << 20
 _ARRAY = re.compile(rb"\s*\[\s*(\{|\Z)")
@@ -94,7 +95,7 @@ def kind_of(path: str, head: bytes, text_column: str | None = None) -> Kind | No
         text_column: a text file whose first line is a JSON object with this column holds JSON lines.
 
     Raises:
-        SbpError: it is JSON, but not an object a line.
+        SbpError: it is JSON, but not an object a line, or begins with the mark of UTF-16 or UTF-32.
     """
     named = KINDS.get(split_suffixes(path)[0])
     if named == "parquet" or head.startswith(_PARQUET_MAGIC):
@@ -102,6 +103,8 @@ def kind_of(path: str, head: bytes, text_column: str | None = None) -> Kind | No
     if named == "text":
         has_column = text_column is not None and f'"{text_column}"'.encode() in head.partition(b"\n")[0]
         return "json" if has_column and _OBJECT.match(head) else "text"
+    if head.startswith(_WIDE_MARKS):
+        raise SbpError(f"{path}: is in UTF-16 or UTF-32: write it in UTF-8, as `iconv -f UTF-16 -t UTF-8` does")
     if _ARRAY.match(head):
         raise SbpError(f"{path}: is one JSON array: write a line for each of its elements, as `jq -c '.[]'` does")
     if _SPREAD_OBJECT.match(head):

@@ -115,10 +115,8 @@ def require_usable(
         )
     for report in files:
         if report.num_texts and not report.has_group:
-            found = ", ".join(report.columns) or "none"
-            raise SbpError(
-                f"{report.file}: no column {cfg.group_column!r}: set ingest.group_column to one of {found}, or to null"
-            )
+            found = f"one of {', '.join(report.columns)}, or to " if report.columns else ""
+            raise SbpError(f"{report.file}: no column {cfg.group_column!r}: set ingest.group_column to {found}null")
     if num_bad:
         logger.warning(f"ingest | {num_bad:,} of {num_rows:,} rows put aside ({reasons}): {quarantine}")
 
@@ -150,8 +148,6 @@ def _describe_damage(damaged: list[FileReport]) -> str:
 def _describe_columns(cfg: IngestConfig, report: FileReport) -> str:
     """Of a file without a text."""
     held = ", ".join(Counter(report.types).keys())
-    found = ", ".join(name for name in report.columns if name != cfg.text_column) or "none"
-    return (
-        f"{report.file}: no text in column {cfg.text_column!r}, which holds {held}: set ingest.text_column to one of "
-        f"{found}"
-    )
+    found = ", ".join(name for name in report.columns if name != cfg.text_column)
+    remedy = f"set ingest.text_column to one of {found}" if found else "give rows in which it is a string"
+    return f"{report.file}: no text in column {cfg.text_column!r}, which holds {held}: {remedy}"

@@ -76,6 +76,15 @@ def test_json_of_another_form_says_what_to_do(tmp_path: Path, text: str, message
         read(path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-be"])
+def test_json_in_wide_characters_says_what_to_do(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.jsonl"
+    mark = "\ufeff" if encoding == "utf-16-be" else ""  # the others write it themselves
+    path.write_bytes((mark + '{"text": "a"}\n').encode(encoding))
+    with pytest.raises(SbpError, match=f"^{path}: is in UTF-16 or UTF-32: write it in UTF-8"):
+        read(path)
+
+
 def test_a_text_that_looks_like_json_is_a_text_unless_it_has_the_column(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text('{"a": 1}')

@@ -350,6 +350,9 @@ def test_a_file_without_the_columns_says_what_it_holds(tmp_path: Path, new_artif
         ingest_documents(config(path, group_column=None), out=new_artifact("one"))
     held = "which holds null, a list: set ingest.text_column to one of id"
     assert str(error.value) == f"{path}: no text in column 'text', {held}"
+    write_rows(path, [{"text": ["x"]}])
+    with pytest.raises(SbpError, match=r"'text', which holds a list: give rows in which it is a string$"):
+        ingest_documents(config(path, group_column=None), out=new_artifact("none"))
     write_rows(path, [{"text": "x", "id": 1}, {"text": "y", "url": 2}])
     with pytest.raises(SbpError) as error:
         ingest_documents(config(path), out=new_artifact("two"))
