@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,21 +9,19 @@ from pathlib import Path
 
 from sbp_ray.artifacts import RUN_LOCK
 from sbp_ray.errors import SbpError
-
-logger = logging.getLogger(__name__)
+from sbp_ray.run_lease import is_leased, leased
 
 
 @contextmanager
 def locked(run_dir: str) -> Iterator[None]:
     """Hold the run directory. The lock is the kernel's and goes with the process, however it ends.
 
-    An object store has no locks: jobs on one Ray cluster hold one another off (`cluster.py`), and others get a warning.
-    A shared file system keeps the lock between machines where it supports `flock`, as NFS does.
+    A shared file system keeps the lock between machines where it supports `flock`, as NFS does. An object store has no
+    locks: there a lease takes its place (`run_lease.py`).
     """
     if "://" in run_dir:
-        if "RAY_ADDRESS" not in os.environ:
-            logger.warning(f"{run_dir} has no lock, since no cluster is joined: see that nothing else writes to it")
-        yield
+        with leased(run_dir):
+            yield
         return
     import fcntl
 
@@ -48,7 +45,9 @@ def locked(run_dir: str) -> Iterator[None]:
 
 def is_held(run_dir: str) -> bool | None:
     """Whether a job holds the run directory; None where there is no lock to ask."""
-    if "://" in run_dir or not (Path(run_dir) / RUN_LOCK).exists():
+    if "://" in run_dir:
+        return is_leased(run_dir)
+    if not (Path(run_dir) / RUN_LOCK).exists():
         return None
     import fcntl
 

@@ -23,6 +23,8 @@ from sbp_ray import object_stores
 from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.cli import exit_with
 from sbp_ray.config import DecontaminateConfig, IngestConfig, NeighborsConfig, PairConfig
+from sbp_ray.errors import SbpError
+from sbp_ray.run_lock import is_held, locked
 from sbp_ray.schema import SPLITS, embedding_schema
 from sbp_ray.stages.ingest import ingest_documents
 from sbp_ray.stages.neighbors import find_neighbors
@@ -116,6 +118,16 @@ def expected(source: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     root = str(tmp_path_factory.mktemp("run"))
     small_run(root, source)
     return contents(root)
+
+
+def test_one_job_at_a_time_holds_a_run_directory(store: FaultyStore) -> None:
+    root = f"s3://{BUCKET}/held"
+    for _ in range(2):
+        with locked(root):
+            assert is_held(root)
+            with pytest.raises(SbpError, match=f"^{root} is in use by process"), locked(root):
+                pass
+        assert is_held(root) is False
 
 
 def now_and_then(share: float) -> Callable[[int, str, str], Fault]:
