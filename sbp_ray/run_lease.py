@@ -147,11 +147,13 @@ def _identity() -> dict[str, str | float]:
 
 
 def _started(pid: int) -> float | None:
-    """When a process was, which tells it from another of its number; None of one that is gone."""
+    """When a process was, which tells it from another of its number; None of one that is gone, if nobody asked for its
+    status too."""
     import psutil
 
     try:
-        return psutil.Process(pid).create_time()
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.NoSuchProcess:
         return None
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sbp_ray import run_lease
@@ -81,6 +82,19 @@ def test_a_job_of_this_machine_that_was_killed_keeps_nobody_out(run: Artifact, i
     left = lease_of(run, holder)
     with leased(run.url):
         assert left not in run.files(RUN_LOCK)
+
+
+def test_a_killed_job_whose_status_nobody_asks_for_keeps_nobody_out(run: Artifact) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started = psutil.Process(killed.pid).create_time()
+    left = lease_of(run, run_lease._identity() | {"pid": killed.pid, "started": started})
+    with pytest.raises(SbpError, match=f"in use by process {killed.pid}"), leased(run.url):
+        pass
+    killed.kill()
+    eventually(lambda: psutil.Process(killed.pid).status() == psutil.STATUS_ZOMBIE)
+    with leased(run.url):
+        assert left not in run.files(RUN_LOCK)
+    killed.communicate()
 
 
 def test_a_job_of_another_machine_is_refused_once_it_shows_that_it_lives(
