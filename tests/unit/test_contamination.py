@@ -139,7 +139,8 @@ def test_chunks_of_rows_and_of_texts_change_nothing(tmp_path: Path, monkeypatch:
     [
         ("none.jsonl", None, r"evaluation_sets: .*none.jsonl: there is no such file"),
         ("x.jsonl", b'{"query": "a"}\n\n{"query": \n', r"evaluation_sets: .*x.jsonl:3: is not JSON"),
-        ("x.jsonl", b"\xff\xfe\n", r"x.jsonl:1: is not JSON"),
+        ("x.jsonl", b"\xff\xff\n", r"x.jsonl:1: is not JSON"),
+        ("x.jsonl", b"\xff\xfe{\0", r"x.jsonl: is in UTF-16"),
         ("x.txt", b"words", r"evaluation_sets: .*x.txt: is no file of JSON lines"),
         ("x.jsonl.gz", gzip.compress(b'{"a": "b"}\n' * 999, mtime=0)[:-9], r"x.jsonl.gz: cannot be read"),
     ],
