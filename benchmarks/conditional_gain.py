@@ -11,13 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TrainingResources, TuneConfig
-from sbp_ray.evaluation.intervals import connected_groups
-from sbp_ray.scoring import load_model, sum_nll
-from sbp_ray.stages.tune import VIEWS, choose_held_out_pairs, summarize_gain
+from sbp_ray.scoring import load_model
+from sbp_ray.stages.tune import choose_held_out_pairs, score_held_out_pairs
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 from sbp_ray.training.training_plan import MODEL_FOLDER
 
@@ -37,13 +34,7 @@ def main() -> None:
             corpus, pairs = _artifact(measured, "corpus"), _artifact(measured, "pairs")
             special = special_ids(load_tokenizer(corpus.local_copy("tokenizer")))
             examples = choose_held_out_pairs(cfg, corpus, pairs, special, model.config.max_position_embeddings)
-            nll = {
-                name: sum_nll(model, [getattr(pair, view) for pair in examples], batch_tokens=_BATCH_TOKENS)
-                for name, view in VIEWS.items()
-            }
-            tokens_N = np.array([pair.alone.num_supervised for pair in examples])
-            groups_N = connected_groups(*zip(*(pair.groups for pair in examples), strict=True))
-            gain = summarize_gain(tokens_N, nll, groups_N)
+            _, gain = score_held_out_pairs(model, examples, _BATCH_TOKENS)
             saved = gain["saved_over_random"]
             interval = f"[{saved['low']:+.3f}, {saved['high']:+.3f}]" if "low" in saved else "no interval"
             print(

@@ -1,12 +1,13 @@
 """The driver's connection to Ray: a submitted job joins its cluster, anything else starts its own.
 
 `connected` is what a job runs in: it joins or starts a Ray, refuses what the cluster can never have room for
-(`cluster_limits`). `shared_cluster` starts one for the many jobs of an experiment.
+(`cluster_limits`), and holds the run directory on it. `shared_cluster` starts one for the many jobs of an experiment.
 `MemoryMeter` measures what this process and its children hold meanwhile.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
@@ -46,7 +47,9 @@ def connected(config: Config, jobs: Sequence[str]) -> Iterator[None]:
     with shared_cluster(config.cluster):
         for job in jobs:
             refuse_what_cannot_fit(job, config)
+        lock = _lock_on_cluster(config.run_dir) if os.environ.get("RAY_ADDRESS") else None
         yield
+        del lock
 
 
 @contextmanager
@@ -146,6 +149,30 @@ def _quiet_ray_data() -> None:
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that there are no bars
+
+
+# One pipeline for each run directory on a cluster
+
+
+def _lock_on_cluster(run_dir: str) -> Any:
+    """An actor whose name is the run directory's: it ends with this driver, however that ends. It stands in for the
+    kernel's lock on shared folders that do not keep that between machines.
+
+    Raises:
+        SbpError: another driver of this cluster holds it.
+    """
+    import ray
+
+    class RunLock:
+        """Holds a name."""
+
+    name = f"run-{hashlib.sha256(run_dir.encode()).hexdigest()[:16]}"
+    try:
+        return ray.remote(RunLock).options(name=name, num_cpus=0).remote()
+    except ValueError:
+        raise SbpError(
+            f"{run_dir} is in use by another job on this cluster: wait for it to end, or take another run_dir"
+        ) from None
 
 
 # Memory

@@ -138,31 +138,29 @@ def _delete(run: Artifact, name: str) -> None:
 # Who holds a lease
 
 
-def _identity() -> dict[str, str | float]:
-    """Where process numbers mean the same, and which one this is."""
+def _identity() -> dict[str, str | int | None]:
+    """Where process numbers mean the same, and which one this is; no `where` on a system that does not tell."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    marks = [boot.read_text().strip(), str(namespace.stat().st_ino)] if boot.exists() else []
     host, pid = socket.gethostname(), os.getpid()
-    return {"host": host, "where": " ".join([host, *marks]), "pid": pid, "started": _started(pid) or 0.0}
+    where = f"{host} {boot.read_text().strip()} {namespace.stat().st_ino}" if boot.exists() else None
+    return {"host": host, "where": where, "pid": pid, "started": _started(pid)}
 
 
-def _started(pid: int) -> float | None:
-    """When a process was, which tells it from another of its number; None of one that is gone, if nobody asked for its
-    status too."""
-    import psutil
-
+def _started(pid: int) -> int | None:
+    """When a process was, in the kernel's ticks, which no clock that is set moves; None of one that is gone, though
+    nobody may have asked for its status yet."""
     try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.NoSuchProcess:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
         return None
+    return None if state == "Z" else int(fields[18])  # field 22 of proc(5), of which three lie before
 
 
 def _is_alive(run: Artifact, name: str) -> bool | None:
     """None of a process of another machine."""
     with suppress(OSError, ValueError, KeyError):
         found, here = run.read_json(name), _identity()
-        if found["where"] == here["where"]:
+        if here["where"] is not None and found["where"] == here["where"]:
             return _started(found["pid"]) == found["started"]
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -166,15 +166,20 @@ def _score_pairs(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: Sp
     examples = choose_held_out_pairs(cfg, corpus, pairs, special, model.config.max_position_embeddings)
     if not examples:
         return {"pairs": 0, **dict.fromkeys(VIEWS)}
-    batch_tokens = cfg.resources.micro_batch_rows * cfg.seq_len
+    scored, gain = score_held_out_pairs(model, examples, cfg.resources.micro_batch_rows * cfg.seq_len)
+    out.write_table(GAINS, scored)
+    return {"pairs": len(examples)} | gain
+
+
+def score_held_out_pairs(model: Any, examples: Sequence[HeldOutPair], batch_tokens: int) -> tuple[pa.Table, Stats]:
+    """A row of `GAINS` for each pair, and what `summarize_gain` makes of them."""
     nll = {
         name: sum_nll(model, [getattr(pair, view) for pair in examples], batch_tokens=batch_tokens)
         for name, view in VIEWS.items()
     }
     tokens_N = np.array([pair.alone.num_supervised for pair in examples], np.int64)
     groups_N = connected_groups(*zip(*(pair.groups for pair in examples), strict=True))
-    out.write_table(GAINS, pa.table({"group": groups_N, "tokens": tokens_N, **nll}))
-    return {"pairs": len(examples)} | summarize_gain(tokens_N, nll, groups_N)
+    return pa.table({"group": groups_N, "tokens": tokens_N, **nll}), summarize_gain(tokens_N, nll, groups_N)
 
 
 def summarize_gain(tokens_N: np.ndarray, nll: Mapping[str, np.ndarray], groups_N: Sequence[str]) -> Stats:

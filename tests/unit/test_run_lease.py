@@ -18,7 +18,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.run_lease import is_leased, leased
 from sbp_ray.run_lock import is_held, locked
 
-ELSEWHERE = {"host": "elsewhere", "where": "elsewhere", "pid": 7, "started": 1.0}
+ELSEWHERE = {"host": "elsewhere", "where": "elsewhere", "pid": 7, "started": 1}
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_second_job_on_the_machine_is_refused_at_once_and_let_in_afterwards(ru
 @pytest.mark.parametrize("its_number_is_used_again", [False, True])
 def test_a_job_of_this_machine_that_was_killed_keeps_nobody_out(run: Artifact, its_number_is_used_again: bool) -> None:
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    holder = run_lease._identity() | {"started": 1.0}
+    holder = run_lease._identity() | {"started": 1}
     if not its_number_is_used_again:
         holder["pid"] = int(ended.stdout)
     left = lease_of(run, holder)
@@ -86,7 +86,7 @@ def test_a_job_of_this_machine_that_was_killed_keeps_nobody_out(run: Artifact, i
 
 def test_a_killed_job_whose_status_nobody_asks_for_keeps_nobody_out(run: Artifact) -> None:
     killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = psutil.Process(killed.pid).create_time()
+    started = run_lease._started(killed.pid)
     left = lease_of(run, run_lease._identity() | {"pid": killed.pid, "started": started})
     with pytest.raises(SbpError, match=f"in use by process {killed.pid}"), leased(run.url):
         pass
