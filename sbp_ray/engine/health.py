@@ -35,7 +35,8 @@ class Health:
 
     All callers that come while an answer is fetched wait for that answer: the check needs no key, and a crowd must not
     reach the controller, which all applications of the cluster share. While the controller is silent, or does not know,
-    the last answer holds: engines go on serving without it. Where that lasts, an engine that was ready is asked itself.
+    the last answer holds: engines go on serving without it. Where that lasts, an engine that was ready is asked itself,
+    and so is one of which an ingress that has just started was never told.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Health:
         self._fetching: asyncio.Task[str] | None = None
         self._confirming: asyncio.Task[None] | None = None
         self._asked_at = self._known_at = float("-inf")
-        self._status = "starting"
+        self._status: str | None = None
 
     async def status(self) -> str:
         """As of a second ago where the controller answers, else the last that was known."""
@@ -61,11 +62,11 @@ class Health:
             self._asked_at = now
         if self._fetching is not None:
             await asyncio.wait([self._fetching], timeout=self._answers_within_s)
-        if not self._is_known() and self._status == "ready":
+        if not self._is_known() and self._status in ("ready", None):
             if self._confirming is None or self._confirming.done():
                 self._confirming = asyncio.create_task(self._confirm())
             await asyncio.wait([self._confirming])
-        return self._status if self._is_known() else "starting"
+        return self._status if self._status and self._is_known() else "starting"
 
     def _is_known(self) -> bool:
         return time.monotonic() - self._known_at < _REMEMBERED_FOR_S
@@ -79,7 +80,7 @@ class Health:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._answers_within_s):
                 if await self._engine_answers():
-                    self._known_at = time.monotonic()
+                    self._status, self._known_at = "ready", time.monotonic()
 
 
 class StallWatch:

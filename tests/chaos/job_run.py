@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import yaml
+from processes import command_line
 
 REPO = Path(__file__).parents[2]
 
@@ -43,7 +44,7 @@ class JobRun:
         """The processes of the driver's own Ray that do the work."""
         with suppress(psutil.NoSuchProcess):  # it ends by itself at this moment
             children = psutil.Process(driver.pid).children(recursive=True)
-            return [child for child in children if self._worker_title in " ".join(_command_line(child))]
+            return [child for child in children if self._worker_title in command_line(child)]
         return []
 
     def kill_driver(self, driver: subprocess.Popen[bytes]) -> None:
@@ -56,10 +57,3 @@ class JobRun:
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-
-
-def _command_line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return []

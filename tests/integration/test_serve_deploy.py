@@ -17,8 +17,8 @@ import psutil
 import pytest
 import requests
 import yaml
-from engine_process import is_engine
 from jobs_cluster import REPO, Cluster
+from processes import command_line, is_engine
 from ray_head import free_ports, wait_for
 from running_service import read_events
 
@@ -80,7 +80,7 @@ class Deployed(NamedTuple):
         return requests.get(f"{self.url}/health", timeout=240).status_code
 
     def processes(self, name: str) -> list[psutil.Process]:
-        return [one for one in self.cluster.head.processes() if name in " ".join(one.cmdline())]
+        return [one for one in self.cluster.head.processes() if name in command_line(one)]
 
     @contextmanager
     def asked_all_the_while(self) -> Iterator[Counter[Any]]:

@@ -16,8 +16,8 @@ import openai
 import psutil
 import pytest
 import requests
-from engine_process import is_engine
 from impatient_proxy import impatient_proxy
+from processes import is_engine
 from running_service import KEYS, MAX_BODY, SLOTS, WINDOW, Service, eventually, read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

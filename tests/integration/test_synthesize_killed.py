@@ -22,7 +22,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import yaml
-from engine_process import is_engine
+from processes import command_line, is_engine
 from ray_head import Head, free_ports, ray_head
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
@@ -162,12 +162,7 @@ class Run:
     def find(self, victim: str) -> list[psutil.Process]:
         if victim == "engine":
             return list(filter(is_engine, self.head.processes()))
-        found = []
-        for process in self.head.processes():
-            with suppress(psutil.NoSuchProcess):
-                if NAMES[victim] in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+        return [process for process in self.head.processes() if NAMES[victim] in command_line(process)]
 
     def kill(self, victim: str, driver: subprocess.Popen[bytes], rng: random.Random) -> bool:
         """Whether there was one to kill."""

@@ -12,6 +12,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+from processes import command_line
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -222,7 +223,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
     )
     training.start()
     _await_step(run["lm"], 6)
-    ranks = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    ranks = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in command_line(p)]
     assert len(ranks) == 2
     ranks[1].kill()
     training.join(timeout=540)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import command_line
 from ray._raylet import GcsClient
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray_head import Head, free_ports, ray_head, wait_for
@@ -67,7 +68,7 @@ class Node:
         return next((id_.hex() for id_, info in known.items() if info.node_name == self._mark), "")
 
     def ranks(self) -> list[psutil.Process]:
-        return [process for process in self._processes() if "RayTrainWorker" in " ".join(process.cmdline())]
+        return [process for process in self._processes() if "RayTrainWorker" in command_line(process)]
 
     def take_back(self) -> None:
         """As the cloud does: everything on it ends at once."""

@@ -153,11 +153,24 @@ def test_a_new_controller_that_has_not_heard_from_the_replicas_does_not_know() -
         status_of("UPDATING", {"RECOVERING": 1})
 
 
-def test_before_the_controller_has_said_anything_the_engine_is_starting() -> None:
+@pytest.mark.parametrize(("answers", "status"), [(True, "ready"), (False, "starting")])
+def test_before_the_controller_has_said_anything_the_engine_itself_is_asked(answers: bool, status: str) -> None:
+    """An ingress may start while a new configuration is built, and Serve then lists no deployments."""
+
     def fetch() -> str:
         raise UnknownStatusError
 
-    assert asyncio.run(Health(fetch, silent).status()) == "starting"
+    async def engine_answers() -> bool:
+        return answers
+
+    assert asyncio.run(Health(fetch, engine_answers).status()) == status
+
+
+def test_before_anybody_has_said_anything_the_engine_is_starting() -> None:
+    def fetch() -> str:
+        raise UnknownStatusError
+
+    assert asyncio.run(Health(fetch, silent, answers_within_s=0.05).status()) == "starting"
 
 
 def test_an_answer_that_is_too_old_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
