@@ -55,20 +55,43 @@ def pretrain(
     """
     if cfg.in_context and pairs is None:
         raise ValueError("in_context without the pairs, along which documents follow one another")
-    stage = f"pretrain-{cfg.arm}"
     refuse_missing_gpu(cfg)
     refuse_missing_float8("pretrain", cfg)
     tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))
-    special = special_ids(tokenizer)
     model, vocab_size = _find_shape(cfg, model, tokenizer)
     teacher_parameters = sum(_count_teacher(path, tokenizer, vocab_size) for path in cfg.teachers)
+    plan, packed = _plan(cfg, model, mixture, tokenizer, vocab_size, corpus, synthetic, pairs, out)
+    return {
+        "round": 0 if synthetic is None else round_of(synthetic),
+        "parameters": num_parameters(model, vocab_size),
+        "vocab_size": vocab_size,
+        "teacher_parameters": teacher_parameters,
+        **run_plan(plan, packed),
+        "drops": {},
+    }
+
+
+def _plan(
+    cfg: PretrainConfig,
+    model: ModelConfig,
+    mixture: MixtureConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    vocab_size: int,
+    corpus: Artifact,
+    synthetic: Artifact | None,
+    pairs: Artifact | None,
+    out: Artifact,
+) -> tuple[TrainingPlan, dict[str, Packed]]:
+    """What is trained on, packed, and how."""
+    special = special_ids(tokenizer)
     inputs = {"real": (corpus, "train"), "validation": (corpus, "validation"), "development": (corpus, "development")}
     if synthetic is not None:
         inputs["synthetic"] = (synthetic, "")
+    stage = f"pretrain-{cfg.arm}"
     packing = Packing(cfg, mixture.megadocs, special, vocab_size, inputs, out)
     packed = pack_documents(stage, packing, pairs if cfg.in_context else None)
     refuse_missing_choice("pretrain", cfg, packed["development"].source)
-    plan = TrainingPlan(
+    return TrainingPlan(
         stage=stage,
         config=cfg,
         mixture=plan_mixture(cfg, mixture, packed),
@@ -84,15 +107,7 @@ def pretrain(
         noise=find_noise(cfg, len(tokenizer), special),
         teachers=cfg.teachers,
         teacher_share=0.5 if cfg.teacher_share is None else cfg.teacher_share,
-    )
-    return {
-        "round": 0 if synthetic is None else round_of(synthetic),
-        "parameters": num_parameters(model, vocab_size),
-        "vocab_size": vocab_size,
-        "teacher_parameters": teacher_parameters,
-        **run_plan(plan, packed),
-        "drops": {},
-    }
+    ), packed
 
 
 def _find_shape(cfg: PretrainConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> tuple[ModelConfig, int]:
