@@ -42,7 +42,7 @@ EXPIRED = Refused(400, "ExpiredToken")
 class FaultyStore:
     """The proxy's side of the server."""
 
-    def __init__(self, server_port: int) -> None:
+    def __init__(self, server_port: int, address: str) -> None:
         self.fault: Callable[[int, str, str], Fault] = lambda number, method, path: None
         """Of the number of the request, its method and its path."""
         self.max_keys = 1000
@@ -50,9 +50,15 @@ class FaultyStore:
         self.num_requests = self.num_faults = 0
         self._server_port = server_port
         self._lock = threading.Lock()
-        self._proxy = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.url = f"http://127.0.0.1:{self._proxy.server_port}"
+        self._proxy = ThreadingHTTPServer((address, 0), self._handler())
+        self.url = f"http://{address}:{self._proxy.server_port}"
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs in order to find it."""
+        names = {"ENDPOINT_URL": self.url, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}
+        return {f"AWS_{name}": value for name, value in names.items()}
 
     def close(self) -> None:
         self._proxy.shutdown()
@@ -125,14 +131,14 @@ class FaultyStore:
 
 
 @contextmanager
-def s3_server() -> Iterator[FaultyStore]:
-    """A server with an empty bucket."""
+def s3_server(address: str = "127.0.0.1") -> Iterator[FaultyStore]:
+    """A server with an empty bucket, which listens at an address of this host."""
     if not PYTHON.exists() or subprocess.run([PYTHON, "-c", HAS_MOTO], check=False).returncode:
         pytest.skip("moto is not installed: run `make clients`")
     [port] = free_ports(1)
     command = [PYTHON, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    store = FaultyStore(port)
+    store = FaultyStore(port, address)
     try:
         wait_for(lambda: server.poll() is not None or _answers(store), "the S3 server answers", 120)
         assert store.ask_server("PUT", f"/{BUCKET}", b"", {}).status == 200

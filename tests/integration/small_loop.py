@@ -8,6 +8,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from sbp_ray.artifacts import Artifact
+from sbp_ray.object_stores import open_file_system
+from sbp_ray.schema import SPLITS
+from sbp_ray.stage_table import FOLDERS
 
 REPO = Path(__file__).parents[2]
 SMALLER = [
@@ -38,19 +46,58 @@ SMALLER = [
 ]
 
 
-def small_loop(folder: Path, run_dir: str) -> list[str]:
-    """The command that runs it; its input is written to `folder`."""
-    source = folder / "docs.jsonl"
+ON_ONE_CPU = [
+    "embed.resources.num_workers=3",
+    "embed.resources.num_cpus=1",
+    "embed.resources.num_threads=1",
+    "neighbors.resources.num_cpus=1",
+    "pair.resources.num_cpus=1",
+    "engine.resources.num_cpus=1",
+]
+"""For a cluster whose nodes have no more; the result is the same."""
+OF_ROWS = ("1_corpus", "2_embeddings", "3_neighbors", "4_pairs", "7_synthetic")
+"""Artifacts whose rows are compared; of the trainings the weights are."""
+
+
+def small_loop(folder: Path, run_dir: str, source: str = "", *settings: str) -> list[str]:
+    """The command that runs it; its input is written to `folder`, and may then be read from elsewhere."""
+    file = folder / "docs.jsonl"
     with gzip.open(REPO / "data/squad48/docs.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     titles = sorted({row["title"] for row in rows})[:8]
     few = [row for row in rows if row["title"] in titles and row["para"] < 12]
-    source.write_text("".join(json.dumps(row) + "\n" for row in few), encoding="utf-8")
-    settings = [f"run_dir={run_dir}", f"ingest.input=[{source}]", *SMALLER]
-    return [sys.executable, "jobs/pipeline.py", "--config", "configs/squad.yaml", *settings]
+    file.write_text("".join(json.dumps(row) + "\n" for row in few), encoding="utf-8")
+    places = [f"run_dir={run_dir}", f"ingest.input=[{source or file}]"]
+    return [sys.executable, "jobs/pipeline.py", "--config", "configs/squad.yaml", *places, *SMALLER, *settings]
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     with log.open("ab") as output:
         return subprocess.Popen(command, cwd=REPO, env=environment, stdout=output, stderr=output)
+
+
+def committed(run_dir: str) -> set[str]:
+    """Names of the files that lie in the run directory."""
+    fs, path = open_file_system(run_dir)
+    infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    return {info.path for info in infos if info.type == pafs.FileType.File and "/.tmp-" not in info.path}
+
+
+def made(run_dir: str) -> dict[str, Any]:
+    """What a run's result consists of: rows, and weights."""
+    found: dict[str, Any] = {}
+    for noun, name in FOLDERS.items():
+        artifact = Artifact(noun, f"{run_dir}/{name}")
+        assert artifact.manifest() is not None, name
+        if name in OF_ROWS:
+            files = [file for part in ("", *SPLITS) for file in artifact.files(part, ".parquet")]
+            found |= {f"{name}/{file}": artifact.read_table(file) for file in files}
+        else:
+            files = artifact.files("model", ".safetensors")
+            found |= {f"{name}/{file}": artifact.read_bytes(file) for file in files}
+    return found
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))

@@ -40,9 +40,8 @@ DIM = 8
 @pytest.fixture(scope="module")
 def store() -> Iterator[FaultyStore]:
     with s3_server() as running, pytest.MonkeyPatch.context() as environment:
-        settings = {"ENDPOINT_URL": running.url, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}
-        for name, value in settings.items():
-            environment.setenv(f"AWS_{name}", value)
+        for name, value in running.environment.items():
+            environment.setenv(name, value)
         yield running
 
 

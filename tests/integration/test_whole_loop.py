@@ -15,15 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow.fs as pafs
 import pytest
 from processes import command_line
 from s3_server import BUCKET, s3_server
-from small_loop import small_loop, start
+from small_loop import committed, differences, made, small_loop, start
 
-from sbp_ray.artifacts import Artifact
-from sbp_ray.object_stores import open_file_system
-from sbp_ray.schema import SPLITS
 from sbp_ray.stage_table import FOLDERS
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(7200)]
@@ -48,15 +44,6 @@ STRIKES = {
     "8_lm": ["worker", "gcs"],
 }
 """What is killed while an artifact is made, in an order that is drawn."""
-OF_ROWS = ("1_corpus", "2_embeddings", "3_neighbors", "4_pairs", "7_synthetic")
-"""Artifacts whose rows are compared; of the trainings the weights are."""
-
-
-def committed(run_dir: str) -> set[str]:
-    """Names of the files that lie in the run directory."""
-    fs, path = open_file_system(run_dir)
-    infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    return {info.path for info in infos if info.type == pafs.FileType.File and "/.tmp-" not in info.path}
 
 
 def family_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -102,25 +89,6 @@ def undisturbed(folder: Path) -> dict[str, Any]:
     return made(run_dir)
 
 
-def made(run_dir: str) -> dict[str, Any]:
-    """What a run's result consists of: rows, and weights."""
-    found: dict[str, Any] = {}
-    for noun, name in FOLDERS.items():
-        artifact = Artifact(noun, f"{run_dir}/{name}")
-        assert artifact.manifest() is not None, name
-        if name in OF_ROWS:
-            files = [file for part in ("", *SPLITS) for file in artifact.files(part, ".parquet")]
-            found |= {f"{name}/{file}": artifact.read_table(file) for file in files}
-        else:
-            files = artifact.files("model", ".safetensors")
-            found |= {f"{name}/{file}": artifact.read_bytes(file) for file in files}
-    return found
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-
-
 def test_on_s3_the_loop_is_killed_at_five_moments_and_goes_on(
     undisturbed: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
@@ -133,9 +101,8 @@ def test_on_s3_the_loop_is_killed_at_five_moments_and_goes_on(
     ]
     run_dir = f"s3://{BUCKET}/run"
     with s3_server() as store, pytest.MonkeyPatch.context() as environment:
-        names = {"ENDPOINT_URL": store.url, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}
-        for name, value in names.items():
-            environment.setenv(f"AWS_{name}", value)
+        for name, value in store.environment.items():
+            environment.setenv(name, value)
 
         def strike(family: list[psutil.Process]) -> None:
             if moments and any(moments[0] in name for name in committed(run_dir)):

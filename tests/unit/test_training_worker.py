@@ -1,11 +1,16 @@
-"""What the user is told when Ray Train gives up."""
+"""How ranks find one another, and what the user is told when Ray Train gives up."""
 
+import os
+from types import SimpleNamespace
+
+import psutil
 import pytest
+import ray
 from ray.train import ControllerError, PreemptionError, PreemptionInfo, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from sbp_ray.config import TrainingResources
-from sbp_ray.training.worker import explain_lost_workers, gpu_environment
+from sbp_ray.training.worker import choose_interface, explain_lost_workers, gpu_environment
 
 DIED = WorkerHealthCheckFailedError("health check failed", RuntimeError("the actor died"))
 TAKEN = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
@@ -30,3 +35,20 @@ def test_ranks_on_gpus_compile_with_their_own_cpus_and_tell_what_they_did_last()
     assert environment["TORCHINDUCTOR_COMPILE_THREADS"] == "6"  # 8 ranks with the default of 32 would be 256
     assert environment["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
     assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+
+
+@pytest.mark.parametrize(("chosen", "name"), [(None, "ens5"), ("ib0", "ib0")])
+def test_gloo_sends_through_the_card_that_ray_knows_the_node_by_unless_the_user_has_chosen(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, name: str
+) -> None:
+    """And not through that of the address which the host's own name has, on Debian 127.0.1.1."""
+    cards = {"lo": ["127.0.0.1"], "docker0": ["172.17.0.1"], "ens5": ["02:42:ac", "10.0.3.7"]}
+    addresses = {card: [SimpleNamespace(address=one) for one in ones] for card, ones in cards.items()}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: addresses)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.3.7")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # so that it is put back
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    if chosen:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", chosen)
+    choose_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == name
