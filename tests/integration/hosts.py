@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ray_head import wait_for
 REPO = Path(__file__).parents[2]
 OWN = "/mnt"
 """Where a host has its own files: in memory, and seen by nobody else."""
-_BEGIN = f"mount -t tmpfs own {OWN} && mount -t tmpfs own /dev/shm && exec sleep infinity"
+_BEGIN = f"mount -t tmpfs own {OWN} && mount -t tmpfs own /dev/shm && touch {OWN}/up && exec sleep infinity"
 
 
 @dataclass
@@ -51,7 +52,8 @@ class Host:
             _ip("-n", self.name, *words)
         isolate = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._init = subprocess.Popen(["ip", "netns", "exec", self.name, *isolate, "sh", "-c", _BEGIN])
-        wait_for(lambda: self.run("mountpoint", "-q", "/dev/shm", check=False) == 0, f"{self.name} is up", 60)
+        wait_for(lambda: psutil.Process(self._init.pid).children(), f"{self.name} has a process", 60)
+        wait_for(lambda: self.run("test", "-e", f"{OWN}/up", check=False) == 0, f"{self.name} is up", 60)
 
     @property
     def gateway_device(self) -> str:
@@ -60,11 +62,10 @@ class Host:
     def vanish(self) -> None:
         """Power off: nothing says goodbye."""
         if self._init is not None:
-            for child in psutil.Process(self._init.pid).children():
-                child.kill()  # the first process of its namespace, with which all others end
-            self._init.kill()
+            os.kill(self._first(), signal.SIGKILL)  # and with it all others of its namespace
             self._init.wait()
             self._init = None
+            _ip("link", "delete", f"{self.name}v")
             _ip("netns", "delete", self.name)
 
     def cut(self) -> None:
@@ -83,11 +84,8 @@ class Host:
 
     def runs(self, sign: str) -> bool:
         """Whether a process with this in its command line runs here."""
-        if self._init is None:
-            return False
-        with suppress(psutil.NoSuchProcess):
-            return any(sign in command_line(one) for one in psutil.Process(self._init.pid).children(recursive=True))
-        return False
+        mine = _network_of(self._first())
+        return any(sign in command_line(one) and _network_of(one.pid) == mine for one in psutil.process_iter())
 
     def start(self, *command: str, log: Path, **environment: str) -> subprocess.Popen[bytes]:
         """A process on this host."""
@@ -103,11 +101,13 @@ class Host:
         return subprocess.run(self._enter(*command), check=check, capture_output=True).returncode
 
     def _enter(self, *command: str) -> list[str]:
+        return ["nsenter", f"--target={self._first()}", "--net", "--mount", "--pid", f"--wd={REPO}", "--", *command]
+
+    def _first(self) -> int:
+        """The process that is the first of its namespace."""
         assert self._init is not None, f"{self.name} is off"
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self._init.pid).children():
-                return ["nsenter", f"--target={child.pid}", "--net", "--mount", "--pid", f"--wd={REPO}", "--", *command]
-        return ["false"]
+        [first] = psutil.Process(self._init.pid).children()
+        return first.pid
 
 
 @contextmanager
@@ -129,6 +129,13 @@ def hosts(count: int) -> Iterator[tuple[str, list[Host]]]:
         for host in made:
             host.vanish()
         _ip("link", "delete", bridge)
+
+
+def _network_of(pid: int) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/ns/net").readlink())
+    except OSError:  # it has ended
+        return ""
 
 
 def _ip(*words: str) -> None:
