@@ -14,6 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from sbp_ray.errors import SbpError
 from sbp_ray.model import build_model, load_base
 from sbp_ray.training.attention import attend_within_documents
+from sbp_ray.training.initial_weights import draw_weights
 from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.sharding import count_shard_ranks, shard_model
 from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan
@@ -30,7 +31,10 @@ _EXPENSIVE = {
 
 
 def build_sharded_model(plan: TrainingPlan, device: torch.device) -> SupervisedLanguageModel:
-    """The plan's model at its first step. Called by every rank."""
+    """The plan's model at its first step. Called by every rank.
+
+    From scratch no rank ever holds the whole model; a base is read as a whole by each.
+    """
     lm = _load_weights(plan)
     attend_within_documents(lm)
     if plan.config.float8:
@@ -52,12 +56,16 @@ def build_sharded_model(plan: TrainingPlan, device: torch.device) -> SupervisedL
     ranks_of_node = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # of Ray Train, and of torchrun
     shard_ranks = count_shard_ranks(plan.config.resources.shard_ranks, dist.get_world_size(), ranks_of_node)
     shard_model(model, plan.config.settled_dtype, device, shard_ranks)
+    if plan.base is None:
+        draw_weights(model.to_empty(device=device).lm, plan.config.seed)
     return model
 
 
 def _load_weights(plan: TrainingPlan) -> Any:
+    """Those of the base; without one a model whose tensors have shapes, and no memory before they are sharded."""
     if plan.base is None:
-        return build_model(plan.model, plan.vocab_size, plan.special, plan.config.seed)
+        with torch.device("meta"):
+            return build_model(plan.model, plan.vocab_size, plan.special, plan.config.seed)
     path = plan.base if isinstance(plan.base, str) else str(plan.base.local_copy(MODEL_FOLDER))
     return load_base(path, plan.vocab_size, plan.special, plan.config.seed)
 

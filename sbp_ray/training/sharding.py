@@ -59,10 +59,11 @@ def count_shard_ranks(wanted: int | None, num_ranks: int, ranks_of_node: int) ->
 def shard_model(model: SupervisedLanguageModel, dtype: Dtype, device: torch.device, shard_ranks: int) -> None:
     """Shard in place: each decoder layer by itself, the rest together. Weights stay float32, sums over ranks too.
 
+    FSDP moves what it shards to the device, a layer at a time; tensors without memory stay so.
+
     Args:
         shard_ranks: ranks, one behind the other, that share one copy of the weights; see `count_shard_ranks`.
     """
-    model.to(device)
     num_ranks = dist.get_world_size()
     if shard_ranks == num_ranks:
         mesh = init_device_mesh(device.type, (num_ranks,))
