@@ -57,7 +57,10 @@ def count_shard_ranks(wanted: int | None, num_ranks: int, ranks_of_node: int) ->
 
 
 def shard_model(model: SupervisedLanguageModel, dtype: Dtype, device: torch.device, shard_ranks: int) -> None:
-    """Shard in place: each decoder layer by itself, the rest together. Weights stay float32, sums over ranks too.
+    """Shard in place, in units that are gathered together: each decoder layer; the last norm and the head, which the
+    loss and the first step of its backward pass need; the rest. Weights stay float32, sums over ranks too.
+
+    A head that is the embedding stays with it in the rest, which is whole from the first layer on.
 
     FSDP moves what it shards to the device, a layer at a time; tensors without memory stay so.
 
@@ -75,6 +78,10 @@ def shard_model(model: SupervisedLanguageModel, dtype: Dtype, device: torch.devi
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in model.lm.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
+    lm = model.lm
+    # The loss takes the head's weight and never calls the head: torch before 2.13 then loses track of the unit.
+    if not lm.config.tie_word_embeddings and torch.__version__ >= "2.13":
+        fully_shard([lm.model.norm, lm.lm_head], mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 

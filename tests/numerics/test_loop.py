@@ -20,6 +20,7 @@ from packed_rows import documents_of, read_rows
 from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny import SEQ_LEN, tiny_plan
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sbp_ray.artifacts import Artifact
@@ -63,6 +64,34 @@ def test_sharded_training_is_single_training(tmp_path: Path) -> None:
         run_ranks(num_ranks, tmp_path, lambda plan=sharded: _train(plan, sgd=True))
         assert _losses(sharded) == pytest.approx(_losses(single), rel=1e-5)
         torch.testing.assert_close(_weights(sharded), _weights(single), rtol=1e-5, atol=1e-6)
+
+
+def test_a_head_of_its_own_is_gathered_after_the_layers_and_trained_as_in_a_single_process(tmp_path: Path) -> None:
+    """Also where the average of the weights is put in their place in between, to be measured."""
+
+    def train(plan: TrainingPlan) -> list[tuple[bool, ...]]:
+        model = loop.build_sharded_model(plan, torch.device("cpu"))
+        lm = model.lm
+        seen: list[tuple[bool, ...]] = []
+
+        def look(*_: Any) -> None:
+            seen.append(tuple(isinstance(each.weight, DTensor) for each in (lm.model.embed_tokens, lm.lm_head)))
+
+        lm.model.layers[1].register_forward_pre_hook(look)
+        model.register_forward_hook(look)
+        loop.build_sharded_model = lambda *_: model  # type: ignore[assignment]
+        _train(plan, sgd=True)
+        return seen
+
+    settings = {"num_steps": 3, "peak_lr": 0.5, "max_grad_norm": 1e9, "ema_decay": 0.5, "micro_batch_rows": 1}
+    plans = [tiny_plan(tmp_path / str(num_ranks), num_workers=num_ranks, **settings) for num_ranks in (1, 2)]
+    untied = plans[0].model.model_copy(update={"tie_embeddings": False})
+    single, sharded = (replace(plan, model=untied) for plan in plans)
+    run_ranks(1, tmp_path, train, single)
+    before, after = run_ranks(2, tmp_path, train, sharded)[0][:2]
+    assert (before, after) == ((False, True), (False, False))
+    assert _losses(sharded) == pytest.approx(_losses(single), rel=1e-5)
+    torch.testing.assert_close(_weights(sharded), _weights(single), rtol=1e-5, atol=1e-6)
 
 
 def test_copies_of_the_weights_go_on_from_a_checkpoint_of_one_copy_and_hold_a_part_each(tmp_path: Path) -> None:
