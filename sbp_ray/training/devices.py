@@ -1,14 +1,21 @@
-"""Which device a rank trains on, and what is wrong with it, told before the model is built."""
+"""Which device and attention kernel a rank trains with, and what is wrong with them, told before the model is built."""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from importlib.util import find_spec
 
 import torch
 import torch.distributed as dist
 
 from sbp_ray.config import TrainingResources
 from sbp_ray.errors import SbpError, one_line
+
+logger = logging.getLogger(__name__)
+
+_HOPPER = 9
+"""Major compute capability of the only GPUs that FlashAttention-3 runs on."""
 
 
 def find_device(resources: TrainingResources) -> torch.device:
@@ -68,3 +75,19 @@ def refuse_same_name(name: str) -> None:
             f"{number} of {len(names)} ranks have the same GPU ({most}): set resources.num_gpus to 1, and see that "
             "CUDA_VISIBLE_DEVICES gives each rank its own"
         )
+
+
+def choose_kernel(device: torch.device) -> None:
+    """Let the process' attention on a Hopper GPU be that of FlashAttention-3, where its package is installed, and say
+    which it is. Called by every rank.
+
+    Raises:
+        RuntimeError: the package lacks a kernel.
+    """
+    if device.type != "cuda":
+        return
+    is_third = torch.cuda.get_device_capability(device)[0] == _HOPPER and find_spec("flash_attn_interface") is not None
+    if is_third:
+        torch.nn.attention.activate_flash_attention_impl("FA3")
+    if dist.get_rank() == 0:
+        logger.info(f"attention in bfloat16 | {'FlashAttention-3' if is_third else 'FlashAttention-2, of PyTorch'}")

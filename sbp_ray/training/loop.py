@@ -14,7 +14,7 @@ from sbp_ray.training.average import WeightAverage
 from sbp_ray.training.batches import Batch
 from sbp_ray.training.build import build_sharded_model
 from sbp_ray.training.checkpoint import Checkpoints
-from sbp_ray.training.devices import find_device, refuse_shared_gpu
+from sbp_ray.training.devices import choose_kernel, find_device, refuse_shared_gpu
 from sbp_ray.training.dtype_choice import settle_dtype
 from sbp_ray.training.estimate import refuse_too_little_memory
 from sbp_ray.training.export import export_model, list_held_out
@@ -62,6 +62,7 @@ def train(
         refuse_shared_gpu(device)
         plan = settle_dtype(plan, device)
         refuse_too_little_memory(plan, dist.get_world_size(), device)
+        choose_kernel(device)
         model = build_sharded_model(plan, device)
         optimizer = build_optimizer(model, plan.config)
         average = WeightAverage(model, plan.config.ema_decay or 0.0)
