@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,10 @@ from gpu_setting import Setting, group, make_batches, make_plan, relative, synch
 from torch.distributed.tensor import DTensor
 from torch.nn.attention.varlen import varlen_attn
 
+from sbp_ray import attention
 from sbp_ray.config import Dtype
 from sbp_ray.model import build_model
 from sbp_ray.nll import nll_of_each
-from sbp_ray.training import attention
 from sbp_ray.training.build import build_sharded_model
 from sbp_ray.training.estimate import find_peak_flops
 from sbp_ray.training.loss import SupervisedLanguageModel, sum_cross_entropy
@@ -71,20 +72,22 @@ def _fastest(setting: Setting, work: Callable[[], Any]) -> float:
 
 
 def attends_within_documents(setting: Setting) -> Numbers:
-    """Attention and its gradients beside float64, document by document, for lengths around the kernel's blocks."""
+    """Attention and its gradients beside float64, document by document, for lengths around the kernel's blocks: as a
+    model is trained, and as an encoder embeds, which sees both ways and is told the longest document."""
     worst = {"forward": 0.0, "gradient": 0.0}
     lengths = setting.pick([1, 2, 15, 16, 17, 13], [1, 2, 127, 128, 129, 256, 1405])
     many = setting.pick([1] * 30 + [34], [3] * 299 + [1151])
     for head_dim in setting.pick((16,), (64, 128)):
         for parts in (lengths, [sum(lengths)], many):
-            found = _compare_attention(setting, parts, head_dim)
-            worst = {name: max(worst[name], value) for name, value in found.items()}
+            for is_causal in (True, False):
+                found = _compare_attention(setting, parts, head_dim, is_causal)
+                worst = {name: max(worst[name], value) for name, value in found.items()}
     assert worst["forward"] <= 1e-2, worst
     assert worst["gradient"] <= 2e-2, worst
     return worst
 
 
-def _compare_attention(setting: Setting, parts: list[int], head_dim: int) -> dict[str, float]:
+def _compare_attention(setting: Setting, parts: list[int], head_dim: int, is_causal: bool) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, heads, sum(parts), head_dim) for heads in (6, 2, 2)]
     given = [torch.randn(shape, generator=generator, dtype=torch.float64).bfloat16() for shape in shapes]
@@ -94,9 +97,11 @@ def _compare_attention(setting: Setting, parts: list[int], head_dim: int) -> dic
     for device, dtype in ((torch.device("cpu"), torch.float64), (setting.device, torch.bfloat16)):
         inputs = [tensor.to(device, dtype).requires_grad_() for tensor in given]
         if dtype == torch.float64:
-            out = _attend_exactly(*inputs, parts)
+            out = _attend_exactly(*inputs, parts, is_causal)
         else:
-            out, _ = attention._attend(None, *inputs, None, bounds_N1=bounds_N1.to(device), scaling=head_dim**-0.5)
+            told: dict[str, Any] = {"bounds_N1": bounds_N1.to(device), "scaling": head_dim**-0.5}
+            told["longest"] = None if is_causal else max(parts)
+            out, _ = attention._attend(SimpleNamespace(is_causal=is_causal), *inputs, None, **told)
         out.backward(wanted_BTHD.to(device, dtype))
         results.append((out, [tensor.grad for tensor in inputs]))
     (exact, exact_grads), (out, grads) = results
@@ -104,7 +109,9 @@ def _compare_attention(setting: Setting, parts: list[int], head_dim: int) -> dic
     return {"forward": relative(out, exact), "gradient": gradient}
 
 
-def _attend_exactly(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, parts: list[int]) -> torch.Tensor:
+def _attend_exactly(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, parts: list[int], is_causal: bool
+) -> torch.Tensor:
     mixed = []
     times = query.shape[1] // key.shape[1]
     columns = (tensor.split(parts, dim=2) for tensor in (query, key, value))
@@ -112,7 +119,7 @@ def _attend_exactly(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         k, v = (tensor.repeat_interleave(times, dim=1) for tensor in (k, v))
         scores = q @ k.transpose(2, 3) * query.shape[3] ** -0.5
         hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
-        mixed.append(scores.masked_fill(hidden, -math.inf).softmax(-1) @ v)
+        mixed.append(scores.masked_fill(hidden & is_causal, -math.inf).softmax(-1) @ v)
     return torch.cat(mixed, dim=2).transpose(1, 2)
 
 

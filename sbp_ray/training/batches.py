@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sbp_ray.attention import Documents, find_documents
 from sbp_ray.mixing import Address
 from sbp_ray.nll import Targets, find_targets
-from sbp_ray.training.attention import Documents, find_documents
 
 PADDING = -1
 """Document id of padding."""

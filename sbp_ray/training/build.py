@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from sbp_ray.attention import attend_within_documents
 from sbp_ray.errors import SbpError
 from sbp_ray.model import build_model, load_base
-from sbp_ray.training.attention import attend_within_documents
 from sbp_ray.training.initial_weights import draw_weights
 from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.sharding import count_shard_ranks, shard_model

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sbp_ray.attention import Documents
 from sbp_ray.nll import States, Targets, count_chunk, mean_probability, nll_of_each
-from sbp_ray.training.attention import Documents
 from sbp_ray.training.dropout import Dropout
 
 

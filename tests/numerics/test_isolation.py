@@ -3,8 +3,8 @@
 import torch
 from tiny import MODEL
 
+from sbp_ray.attention import attend_within_documents, find_documents
 from sbp_ray.model import build_model
-from sbp_ray.training.attention import attend_within_documents, find_documents
 
 DOCUMENT_IDS_BT = torch.tensor([[0] * 6 + [1] * 5 + [2] * 3 + [-1] * 2, [0] * 10 + [1] * 6])
 

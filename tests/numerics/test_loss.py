@@ -8,15 +8,15 @@ from tiny import MODEL, SEQ_LEN, documents
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3ForCausalLM
 
-from sbp_ray import nll
+from sbp_ray import attention, nll
 from sbp_ray.artifacts import Artifact
+from sbp_ray.attention import attend_within_documents
 from sbp_ray.model import build_model, qwen3_config
 from sbp_ray.nll import States, find_targets, nll_of_each, nll_of_ensemble, top_of_ensemble
 from sbp_ray.scoring import EQUAL_HEADS, Ensemble, attend_with_equal_heads, load_float32, score_tokens, sum_nll
 from sbp_ray.text.pair_format import Example, document_example, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
-from sbp_ray.training import attention, loss
-from sbp_ray.training.attention import attend_within_documents
+from sbp_ray.training import loss
 from sbp_ray.training.batches import make_batch, make_blank_row
 from sbp_ray.training.loss import SupervisedLanguageModel, Teaching, sum_cross_entropy
 

@@ -19,6 +19,7 @@ from sbp_ray.text.packing import plan_batches
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer
 
 TEXTS = ["A cat sat on a mat.", "word " * 300, "Kittens sleep a lot.", "Interest rates rose."]
+OF_LIKE_LENGTH = ["Interest rates rose again and again."[:length] for length in range(16, 36)]
 
 
 def planned(num_tokens: list[int], batch_tokens: int) -> list[list[int]]:
@@ -57,6 +58,42 @@ def test_the_states_of_a_causal_lm_are_averaged_after_bos_in_any_batch(tiny_mode
             states_TD = decoder(torch.tensor([[tokenizer.bos_token_id, *ids]])).last_hidden_state[0, 1:]
         mean_D = states_TD.mean(dim=0).numpy()
         assert vector_D == pytest.approx(mean_D / np.linalg.norm(mean_D), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen3", "mean_of_states"])
+def test_texts_one_behind_the_other_have_the_vectors_of_padded_ones_and_no_padding(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    make = {
+        "bert": lambda: make_bert(tmp_path, spread=0.5),
+        "qwen3": lambda: make_qwen3(tmp_path),
+        "mean_of_states": lambda: str(tiny_model_dir),
+    }
+    cfg = EmbedConfig(
+        model=make[kind](),
+        pooling="mean_of_states" if kind == "mean_of_states" else "sentence",
+        max_tokens=64,
+        dtype="float32",
+        resources=ForwardResources(batch_tokens=1000),
+    )
+    texts = OF_LIKE_LENGTH + TEXTS
+    padded = load_embedder(cfg)
+    expected = padded.start(padded.tokenize(texts)).result()
+    monkeypatch.setattr(embedder, "_has_kernel", lambda _: True)
+    packed = load_embedder(cfg)
+    found = packed.start(packed.tokenize(texts)).result()
+    assert (found.vectors_ND * expected.vectors_ND).sum(axis=1).min() > 1 - 1e-5
+    assert expected.padding_tokens > 0
+    assert found.padding_tokens == 0
+
+
+def test_an_architecture_that_is_not_known_to_take_them_so_is_padded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedder, "_has_kernel", lambda _: True)
+    monkeypatch.setattr(embedder, "_PACKABLE", ("qwen3",))
+    loaded = load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64, dtype="float32"))
+    assert loaded.start(loaded.tokenize(OF_LIKE_LENGTH)).result().padding_tokens > 0
 
 
 def test_a_document_is_not_cut_beyond_what_the_causal_lm_reads(tiny_model_dir: Path) -> None:

@@ -10,13 +10,13 @@ import torch
 from packed_rows import write_examples
 
 from sbp_ray.artifacts import Artifact
+from sbp_ray.attention import attend_within_documents, find_documents
 from sbp_ray.config import ModelConfig, PretrainConfig
 from sbp_ray.mixing import Address, Mixture
 from sbp_ray.model import build_model
 from sbp_ray.nll import find_targets, nll_of_each
 from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import SpecialIds
-from sbp_ray.training.attention import attend_within_documents, find_documents
 from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.packed import read_packed
 from sbp_ray.training.rows import RowReader, assign_rows

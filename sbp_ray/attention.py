@@ -14,7 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 DOCUMENT_ATTENTION = "sbp_documents"
-_VARLEN_DTYPES = (torch.bfloat16, torch.float16)
+VARLEN_DTYPES = (torch.bfloat16, torch.float16)
+"""What PyTorch's kernel for documents of any length computes in."""
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 """torch 2.11 shares keys between queries' heads without being told, and does not know the word."""
 
@@ -48,33 +49,44 @@ def _attend(
     *,
     bounds_N1: torch.Tensor,
     scaling: float,
+    longest: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Hugging Face's attention interface. Returns [B, T, H, D]."""
+    """Hugging Face's attention interface. Returns [B, T, H, D].
+
+    Args:
+        module: tokens see the past only, unless it is an encoder's, whose `is_causal` is False.
+        longest: no document is longer. By default the row: a number that varies would have layers compiled anew.
+    """
     assert attention_mask is None, "documents are parted by their bounds"
     rows, seq_len = query_BHTD.shape[0], query_BHTD.shape[2]
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query_BHTD, key_BKTD, value_BKTD))
-    if query.is_cuda and query.dtype in _VARLEN_DTYPES:
+    if query.is_cuda and query.dtype in VARLEN_DTYPES:
         mixed: Any = varlen_attn(  # a tensor: the log-sum-exp beside it was not asked for
             query,
             key,
             value,
             bounds_N1,
             bounds_N1,
-            seq_len,  # no document is longer; the longest itself would be compiled anew for each batch
-            seq_len,
+            longest or seq_len,
+            longest or seq_len,
             scale=scaling,
-            window_size=(-1, 0),
+            window_size=(-1, 0) if module.is_causal else (-1, -1),
             **_GROUPED,
         )
     else:
-        mixed = _attend_one_by_one(query, key, value, bounds_N1, scaling)
+        mixed = _attend_one_by_one(query, key, value, bounds_N1, scaling, module.is_causal)
     return mixed.unflatten(0, (rows, seq_len)), None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_one_by_one(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds_N1: torch.Tensor, scaling: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds_N1: torch.Tensor,
+    scaling: float,
+    is_causal: bool,
 ) -> torch.Tensor:
     """[B x T, H, D]. On a CPU a call for each document beats one call with a mask over the whole row's square, and
     float32 beats bfloat16, by 8 to 27 % of a training step: its kernel there was not made for it."""
@@ -82,7 +94,7 @@ def _attend_one_by_one(
     exact = torch.float32 if query.device.type == "cpu" else query.dtype
     parts = [tensor.to(exact).transpose(0, 1).split(lengths, dim=1) for tensor in (query, key, value)]
     mixed = [
-        scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scaling, enable_gqa=True)[0]
+        scaled_dot_product_attention(q[None], k[None], v[None], is_causal=is_causal, scale=scaling, enable_gqa=True)[0]
         for q, k, v in zip(*parts, strict=True)
     ]
     return torch.cat(mixed, dim=1).transpose(0, 1).to(query.dtype)
