@@ -1,8 +1,9 @@
 """What a run will take, stage by stage, worked out from its settings and the size of its corpus before anything runs.
 
-`plan_costs` has a function for each stage, which says how much work there is; `_priced` turns work into hours and money
+`list_work` has a function for each stage, which says how much work there is; `_priced` turns work into hours and money
 by the rates of a file and the prices in `cluster`. The search for neighbours is planned where it is made
-(`neighbors/search_plan.py`). Of ingest and eval only sizes are told: no rate of theirs was measured.
+(`neighbors/search_plan.py`). What a stage took in trial runs goes before what its arithmetic would take; of ingest and
+eval nothing else is known.
 
 Where the corpus is finished its splits are known, and where the pairs are, their number; else the settings say what is
 held out, and how many pairs there can be at most. What follows from a limit is a limit too, and marked `≤`.
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from sbp_ray.cluster_limits import demand
 from sbp_ray.config import Config, TrainingConfig
@@ -47,6 +48,15 @@ class Embedder(Section):
     dim: PositiveInt
 
 
+class Trial(Section):
+    """How long a stage took in runs of several sizes."""
+
+    start_s: NonNegativeFloat
+    """Whatever the size: imports, workers, an engine."""
+    device_s: NonNegativeFloat
+    """Of one GPU where the stage's workers hold any, else of one core, for each unit of its `Work.amount`."""
+
+
 class Rates(Section):
     """What a machine does, from `benchmarks/rates.yaml`, which says what of it was measured."""
 
@@ -59,6 +69,8 @@ class Rates(Section):
     scratch_bytes_per_document: PositiveFloat
     text_bytes_per_token: PositiveFloat
     embedders: dict[str, Embedder]
+    trials: dict[str, Trial] = Field(default_factory=dict)
+    """By stage; `benchmarks/rates.py` writes them."""
 
 
 class Corpus(NamedTuple):
@@ -93,6 +105,13 @@ class Work(NamedTuple):
     """Seconds of one GPU where the stage's workers hold any, else of one core; None where no rate is known."""
     is_limit: bool = False
     """Whether all this is the most that it can be."""
+    start_s: float = 0.0
+    """Before and after the work itself, where that is known."""
+
+    @property
+    def amount(self) -> float:
+        """What its time grows with: operations where they are counted, else tokens or documents."""
+        return self.flops or self.tokens or self.documents
 
 
 def plan_costs(config: Config, corpus: Corpus, rates: Rates) -> list[tuple[str, ...]]:
@@ -103,7 +122,7 @@ def plan_costs(config: Config, corpus: Corpus, rates: Rates) -> list[tuple[str, 
     """
     refuse_beyond(config)
     rows, total, has_limits = [], [0.0, 0.0, 0.0, 0.0], False
-    for work in _works(config, corpus, rates):
+    for work in list_work(config, corpus, rates):
         core_hours, gpu_hours, dollars, wall_s = _priced(work, config)
         total = [sum(pair) for pair in zip(total, (core_hours, gpu_hours, dollars, wall_s), strict=True)]
         rows.append(_row(work, core_hours, gpu_hours, dollars, wall_s))
@@ -193,6 +212,17 @@ def tuning_tokens(config: Config, pairs: float, mean_tokens: float) -> float:
 # Work
 
 
+def list_work(config: Config, corpus: Corpus, rates: Rates) -> list[Work]:
+    """Of each stage, in order."""
+    return [_as_tried(work, rates) for work in _works(config, corpus, rates)]
+
+
+def _as_tried(work: Work, rates: Rates) -> Work:
+    if (trial := rates.trials.get(work.stage)) is None:
+        return work
+    return work._replace(device_s=work.amount * trial.device_s, start_s=trial.start_s)
+
+
 def _works(config: Config, corpus: Corpus, rates: Rates) -> Iterator[Work]:
     parameters = num_parameters(config.model, _vocabulary(config))
     documents, written = corpus.documents, corpus.tokens * (rates.text_bytes_per_token + _ID_BYTES)
@@ -276,13 +306,21 @@ def _priced(work: Work, config: Config) -> tuple[float, float, float, float]:
     """Core-hours, GPU-hours, dollars, and seconds on the stage's workers."""
     if work.device_s is None:
         return 0.0, 0.0, 0.0, 0.0
-    held, hours, cluster = demand(work.job, config), work.device_s / 3600, config.cluster
-    if work.job == "synthesize":
-        engine = config.engine.resources
-        held = {"GPU": engine.max_replicas * engine.tensor_parallel_size} if engine.num_gpus else held
-    if gpus := held.get("GPU", 0.0):
-        return 0.0, hours, hours * cluster.dollars_per_gpu_hour, work.device_s / gpus
-    return hours, 0.0, hours * cluster.dollars_per_core_hour, work.device_s / max(1.0, held["CPU"])
+    kind, number = devices_of(work.job, config)
+    hours = (work.device_s + work.start_s * number) / 3600
+    wall_s = work.device_s / number + work.start_s
+    if kind == "GPU":
+        return 0.0, hours, hours * config.cluster.dollars_per_gpu_hour, wall_s
+    return hours, 0.0, hours * config.cluster.dollars_per_core_hour, wall_s
+
+
+def devices_of(job: str, config: Config) -> tuple[str, float]:
+    """What a job's workers compute on, `GPU` or `CPU`, and how many of these there are."""
+    held = demand(job, config)
+    if job == "synthesize" and config.engine.resources.num_gpus:
+        held = {"GPU": config.engine.resources.max_replicas * config.engine.resources.tensor_parallel_size}
+    gpus = held.get("GPU", 0.0)
+    return ("GPU", gpus) if gpus else ("CPU", max(1.0, held["CPU"]))
 
 
 def _row(work: Work, core_hours: float, gpu_hours: float, dollars: float, wall_s: float) -> tuple[str, ...]:

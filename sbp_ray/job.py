@@ -94,7 +94,7 @@ def _run_all(runs: dict[str, RunStage]) -> None:
     if plan:
         from sbp_ray.cost_plan import print_plan
 
-        finished = {} if plan.documents or plan.tokens else _finished_stats(config)
+        finished = {} if plan.documents or plan.tokens else read_finished_stats(config)
         print_plan(config, plan.documents, plan.tokens, plan.rates, finished)
         return
     start = time.monotonic()
@@ -121,7 +121,7 @@ def _run_all(runs: dict[str, RunStage]) -> None:
     print(f"wall time: {duration(time.monotonic() - start)}")
 
 
-def _finished_stats(config: Config) -> dict[str, Stats]:
+def read_finished_stats(config: Config) -> dict[str, Stats]:
     """What the stages counted, up to the pairs, that are done with these settings."""
     if not locate(config, "corpus").exists(MANIFEST):
         return {}  # what it is made from need not be there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,20 @@ from sbp_ray.cost_plan import (
     COLUMNS,
     Corpus,
     Rates,
+    Trial,
     corpus_of_size,
     finished_corpus,
     most_pairs,
     plan_costs,
 )
 from sbp_ray.errors import SbpError
+from sbp_ray.logs import duration
 
 REPO = Path(__file__).parents[2]
+sys.path.insert(0, str(REPO / "benchmarks"))
+
+from rates import fit  # noqa: E402
+
 PAPER = 12_100_000, 10_000_000_000
 """Documents and tokens of the input."""
 
@@ -59,6 +66,32 @@ def test_what_was_not_measured_is_not_priced(rates: Rates) -> None:
     table = _table(_paper(), rates)
     assert table["ingest"]["dollars"] == table["eval"]["dollars"] == "not measured"
     assert table["ingest"]["wall time"] == ""
+
+
+def test_what_trials_took_goes_before_arithmetic(rates: Rates) -> None:
+    """8.8e18 operations at 2e-15 s each on 64 GPUs, which are paid for as well while they start, for 100 s."""
+    measured = {"embed": Trial(start_s=100, device_s=2e-15), "eval": Trial(start_s=50, device_s=0)}
+    table = _table(_paper(), rates.model_copy(update={"trials": measured}))
+    flops = 2.0 * 440_467_456 * 1e10
+    assert table["embed"]["wall time"] == duration(100 + flops * 2e-15 / 64)
+    assert table["embed"]["GPU-hours"] == f"{(flops * 2e-15 + 6400) / 3600:.1f}"
+    assert table["eval"]["wall time"] == "50s"
+    assert table["pair"] == _table(_paper(), rates)["pair"]
+
+
+@pytest.mark.parametrize(
+    ("points", "start_s", "device_s"),
+    [
+        ([(10.0, 25.0), (30.0, 65.0)], 5.0, 2.0),
+        ([(10.0, 20.0), (10.0, 40.0)], 0.0, 3.0),  # of one size: all counts as work
+        ([(10.0, 15.0), (20.0, 40.0)], 0.0, 1.9),  # a line through zero: (10 * 15 + 20 * 40) / (100 + 400)
+        ([(10.0, 30.0), (20.0, 20.0)], 25.0, 0.0),  # noise: more work took less
+    ],
+)
+def test_trials_tell_the_start_from_the_work(
+    points: list[tuple[float, float]], start_s: float, device_s: float
+) -> None:
+    assert fit(points) == {"start_s": start_s, "device_s": device_s}
 
 
 def test_prices_come_from_the_settings(rates: Rates) -> None:

@@ -1,0 +1,72 @@
+"""What this machine or cluster does, from trial runs that are finished there: the file for `--plan --rates FILE`.
+
+    python benchmarks/rates.py "configs/demo.yaml run_dir=runs/small" "configs/demo.yaml run_dir=runs/large" > FILE
+
+Each trial is a config and the settings that were changed. A stage takes a time that does not depend on the size, and a
+time for each unit of its work: two trials of different sizes tell them apart, more are fitted by least squares. Where
+all are of one size the whole time counts as work. Settings under `resources` must be those of the run that is planned,
+but for the number of workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from sbp_ray.artifacts import MANIFEST
+from sbp_ray.config import Config
+from sbp_ray.config_file import load_config, read_yaml, settings_of
+from sbp_ray.cost_plan import Rates, devices_of, finished_corpus, list_work
+from sbp_ray.job import read_finished_stats
+from sbp_ray.nodes import locate
+from sbp_ray.stage_table import STAGES
+
+RATES = Path(__file__).parent / "rates.yaml"
+
+
+def read_trial(config: Config, rates: Rates) -> dict[str, tuple[float, float]]:
+    """Of each stage its work for each of its devices, and its seconds."""
+    finished = read_finished_stats(config)
+    if "pairs" not in finished:
+        sys.exit(f"error: {config.run_dir} is not finished with these settings: run jobs/pipeline.py with them first")
+    seconds = {stage.name: locate(config, stage.writes).read_json(MANIFEST)["wall_s"] for stage in STAGES}
+    works = list_work(config, finished_corpus(config, finished), rates)
+    return {work.stage: (work.amount / devices_of(work.job, config)[1], seconds[work.stage]) for work in works}
+
+
+def fit(points: list[tuple[float, float]]) -> dict[str, float]:
+    """A `Trial` of pairs of work and seconds; neither of its numbers is below zero."""
+    work_N, seconds_N = np.array(points).T
+    slope, start = 0.0, -1.0
+    if np.ptp(work_N) > 0:
+        slope, start = np.polyfit(work_N, seconds_N, 1)
+    if start < 0:
+        slope, start = float(work_N @ seconds_N / (work_N @ work_N)), 0.0
+    elif slope < 0:
+        slope, start = 0.0, float(seconds_N.mean())
+    return {"start_s": round(float(start), 2), "device_s": float(f"{slope:.4g}")}
+
+
+def main() -> None:
+    """Print the rates, with what the trials took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trials", nargs="+", metavar="TRIAL", help='"CONFIG section.key=value …" of a finished run')
+    content = read_yaml(str(RATES))
+    rates = settings_of(Rates, content, [], where=str(RATES))
+    points = defaultdict(list)
+    for trial in parser.parse_args().trials:
+        file, *settings = shlex.split(trial)
+        for stage, point in read_trial(load_config(file, settings), rates).items():
+            points[stage].append(point)
+    content["trials"] = {stage: fit(measured) for stage, measured in points.items()}
+    yaml.safe_dump(content, sys.stdout, sort_keys=False)
+
+
+if __name__ == "__main__":
+    main()
