@@ -32,7 +32,7 @@ NODE_CLIENT := .venv-clients/node_modules/openai/package.json
 # Two processes, each of which takes the next tests that share something when it has done some: tests/conftest.py.
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
 
-BENCHMARKS := rows near_duplicates form_only embed neighbors train synthesis
+BENCHMARKS := rows kernel_peers near_duplicates form_only embed neighbors train synthesis
 
 .PHONY: help setup demo test test-all check bench bench-all gpu nightly clients format lock clean
 help:
@@ -56,7 +56,7 @@ check: $(READY) ## style, types and layers
 	@$(BIN)/mypy
 	@PATH="$(BIN):$$PATH" lint-imports
 
-bench: $(READY) $(if $(filter neighbors train,$(NAME)),.venv/ready-bench) ## us beside a peer: NAME=neighbors|embed|train|…, ARGS=--quick
+bench: $(READY) $(if $(filter neighbors train kernel_peers,$(NAME)),.venv/ready-bench) ## us beside a peer: NAME=neighbors|embed|train|…, ARGS=--quick
 	@$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
 bench-all: $(READY) .venv/ready-bench ## all of them in their quick forms, into runs/bench.jsonl
