@@ -84,7 +84,7 @@ def test_the_loop_outlives_cut_slow_and_lost_links_and_a_power_cut(
         ("2_embeddings/started", "ray::", "cable"),
         ("5_base_lm/checkpoints/", "RayTrainWorker", "lost"),
         ("6_synthesizer/started", "RayTrainWorker", "power"),
-        ("7_synthetic/started", "ServeReplica:synthesizer:SynthesizerServer", "lost"),
+        ("7_synthetic/started", "SynthesizerServer", "lost"),
         ("8_lm/started", "RayTrainWorker", "slow"),
     ]
     run_dir, source = f"s3://{BUCKET}/run", f"s3://{BUCKET}/docs.jsonl"
