@@ -17,6 +17,8 @@ from typing import NamedTuple
 import pytest
 from ray_head import free_ports, wait_for
 
+from sbp_ray import object_stores
+
 PYTHON = Path(__file__).parents[2] / ".venv-clients/bin/python"
 HAS_MOTO = "import importlib.util, sys; sys.exit(importlib.util.find_spec('moto') is None)"
 BUCKET = "bucket"
@@ -139,6 +141,7 @@ def s3_server(address: str = "127.0.0.1") -> Iterator[FaultyStore]:
     command = [PYTHON, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store = FaultyStore(port, address)
+    object_stores._open_store.cache_clear()  # of this process, which may know another server
     try:
         wait_for(lambda: server.poll() is not None or _answers(store), "the S3 server answers", 120)
         assert store.ask_server("PUT", f"/{BUCKET}", b"", {}).status == 200
