@@ -25,6 +25,12 @@ logger = logging.getLogger(__name__)
 
 _REPORT_EVERY_S = 10.0
 _ASK_S = 20.0
+_NODE_LOST = "the actor's node was terminated"
+"""In what Ray says of an actor that died with its node, and of no other."""
+
+
+class _NodeLostError(Exception):
+    """An engine was starting on a node that has gone, which says nothing of the engine."""
 
 
 @contextmanager
@@ -61,9 +67,12 @@ def _find(identity: dict[str, Any], own_name: str) -> str | None:
     own = applications.get(own_name)
     if own and own.status in ("DEPLOYING", "RUNNING", "UNHEALTHY"):  # its name says what it serves
         logger.info(f"synthesize | uses the engine that an earlier run started as {own_name!r}")
-        if own.status == "DEPLOYING":
-            _wait_until_running(own_name, time.monotonic())
-        return own_name
+        try:
+            if own.status == "DEPLOYING":
+                _wait_until_running(own_name, time.monotonic())
+            return own_name
+        except _NodeLostError:
+            return None
     for name, app in applications.items():
         deployment = app.deployments.get(DEPLOYMENT)
         if app.status != "RUNNING" or not deployment or not deployment.replica_states.get("RUNNING", 0):
@@ -89,12 +98,21 @@ def _start(engine: EngineConfig, synthesizer: Artifact, name: str) -> str:
     log_config = {"log_level": "WARNING", "enable_access_log": False}
     # Requests go through deployment handles: a batch job opens no port.
     serve.start(proxy_location="Disabled", logging_config=log_config)
-    serve.run_many(
-        [serve.RunTarget(app, name=name, route_prefix=None, logging_config=log_config)],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
-    _wait_until_running(name, start)
+    is_up = False
+    while not is_up:
+        # Serve counts the failures of an application for good, whatever their cause, and begins none anew.
+        if name in serve.status().applications:
+            serve.delete(name)
+        serve.run_many(
+            [serve.RunTarget(app, name=name, route_prefix=None, logging_config=log_config)],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+        try:
+            _wait_until_running(name, start)
+            is_up = True
+        except _NodeLostError:
+            logger.warning("synthesize | the node on which the engine started has gone: it is started on another one")
     logger.info(f"synthesize | engine is up after {duration(time.monotonic() - start)}")
     return name
 
@@ -125,6 +143,8 @@ def _wait_until_running(name: str, start: float) -> None:
             return
         if app and app.status == "DEPLOY_FAILED":
             message = deployment.message if deployment and deployment.message else app.message
+            if _NODE_LOST in message:
+                raise _NodeLostError
             raise SbpError(f"the engine cannot start: {cause_of(message)}: change the engine section, or the model")
         now = time.monotonic()
         if now - reported >= _REPORT_EVERY_S:

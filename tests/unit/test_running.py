@@ -11,6 +11,7 @@ from sbp_ray.config import EngineConfig
 from sbp_ray.engine import running
 from sbp_ray.engine.messages import DEPLOYMENT
 from sbp_ray.engine.running import running_synthesizer
+from sbp_ray.errors import SbpError
 
 IDENTITY = {"synthesizer": "v1"}
 
@@ -119,3 +120,45 @@ def test_what_a_killed_driver_left_is_used_and_stopped(fake: FakeServe) -> None:
         assert name == first
         assert fake.asked == []
     assert fake.apps == {}
+
+
+NODE_LOST = (
+    "The deployment failed to start 1 times in a row. See controller logs for details. Error:\n"
+    "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.\n"
+    "\tclass_name: ServeReplica:a:SynthesizerServer\n"
+    "The actor died because its node has died. Node Id: 0d.\n"
+    "\tthe actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats\n"
+)
+"""As Ray 2.60 says it."""
+WRONG = "The deployment failed to start 1 times in a row. Error:\nValueError: no such attention\n"
+
+
+@pytest.mark.parametrize("left_behind", [False, True])
+def test_an_engine_whose_node_vanishes_while_it_starts_is_started_anew(
+    monkeypatch: pytest.MonkeyPatch, left_behind: bool
+) -> None:
+    """Serve does not begin anew with an application that has failed, nor with one that an earlier run left behind."""
+    outcomes = [("DEPLOY_FAILED", NODE_LOST), ("DEPLOY_FAILED", NODE_LOST), ("RUNNING", "")]
+    apps: dict[str, Any] = {"ours": None} if left_behind else {}
+    log: list[str] = []
+
+    def run_many(targets: list[serve.RunTarget], **_: Any) -> None:
+        assert "ours" not in apps
+        status, message = outcomes.pop(0)
+        apps[targets[0].name] = SimpleNamespace(
+            status=status, message="", deployments={DEPLOYMENT: SimpleNamespace(message=message)}
+        )
+        log.append(status)
+
+    monkeypatch.setattr(running, "build_server", lambda *_: None)
+    monkeypatch.setattr(running, "all_at_once", lambda engine: engine)
+    monkeypatch.setattr(serve, "start", lambda **_: None)
+    monkeypatch.setattr(serve, "run_many", run_many)
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=apps))
+    monkeypatch.setattr(serve, "delete", apps.pop)
+    assert running._start(EngineConfig(), None, "ours") == "ours"  # type: ignore[arg-type]
+    assert log == ["DEPLOY_FAILED", "DEPLOY_FAILED", "RUNNING"]
+
+    outcomes.append(("DEPLOY_FAILED", WRONG))
+    with pytest.raises(SbpError, match=r"^the engine cannot start: ValueError: no such attention: change the engine"):
+        running._start(EngineConfig(), None, "ours")  # type: ignore[arg-type]
