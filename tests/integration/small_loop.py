@@ -92,7 +92,11 @@ def made(run_dir: str) -> dict[str, Any]:
         assert artifact.manifest() is not None, name
         if name in OF_ROWS:
             files = [file for part in ("", *SPLITS) for file in artifact.files(part, ".parquet")]
-            found |= {f"{name}/{file}": artifact.read_table(file) for file in files}
+            for file in files:
+                table = artifact.read_table(file)
+                # The synthesizer's fingerprint names the input file, which may lie elsewhere.
+                kept = [column for column in table.column_names if column != "synthesizer"]
+                found[f"{name}/{file}"] = table.select(kept)
         else:
             files = artifact.files("model", ".safetensors")
             found |= {f"{name}/{file}": artifact.read_bytes(file) for file in files}
