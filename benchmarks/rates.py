@@ -20,9 +20,11 @@ import numpy as np
 import yaml
 
 from sbp_ray.artifacts import MANIFEST
+from sbp_ray.cli import exit_with
 from sbp_ray.config import Config
 from sbp_ray.config_file import load_config, read_yaml, settings_of
 from sbp_ray.cost_plan import Rates, devices_of, finished_corpus, list_work
+from sbp_ray.errors import SbpError
 from sbp_ray.job import read_finished_stats
 from sbp_ray.nodes import locate
 from sbp_ray.stage_table import STAGES
@@ -31,11 +33,16 @@ RATES = Path(__file__).parent / "rates.yaml"
 
 
 def read_trial(config: Config, rates: Rates) -> dict[str, tuple[float, float]]:
-    """Of each stage its work for each of its devices, and its seconds."""
+    """Of each stage its work for each of its devices, and its seconds.
+
+    Raises:
+        SbpError: the run is not finished.
+    """
     finished = read_finished_stats(config)
-    if "pairs" not in finished:
-        sys.exit(f"error: {config.run_dir} is not finished with these settings: run jobs/pipeline.py with them first")
-    seconds = {stage.name: locate(config, stage.writes).read_json(MANIFEST)["wall_s"] for stage in STAGES}
+    made = {stage.name: locate(config, stage.writes) for stage in STAGES}
+    if "pairs" not in finished or not all(artifact.exists(MANIFEST) for artifact in made.values()):
+        raise SbpError(f"{config.run_dir} is not finished with these settings: run jobs/pipeline.py with them first")
+    seconds = {name: artifact.read_json(MANIFEST)["wall_s"] for name, artifact in made.items()}
     works = list_work(config, finished_corpus(config, finished), rates)
     return {work.stage: (work.amount / devices_of(work.job, config)[1], seconds[work.stage]) for work in works}
 
@@ -69,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ray.exceptions import RayError
@@ -67,12 +67,10 @@ def _find(identity: dict[str, Any], own_name: str) -> str | None:
     own = applications.get(own_name)
     if own and own.status in ("DEPLOYING", "RUNNING", "UNHEALTHY"):  # its name says what it serves
         logger.info(f"synthesize | uses the engine that an earlier run started as {own_name!r}")
-        try:
+        with suppress(_NodeLostError):
             if own.status == "DEPLOYING":
                 _wait_until_running(own_name, time.monotonic())
             return own_name
-        except _NodeLostError:
-            return None
     for name, app in applications.items():
         deployment = app.deployments.get(DEPLOYMENT)
         if app.status != "RUNNING" or not deployment or not deployment.replica_states.get("RUNNING", 0):
