@@ -162,3 +162,16 @@ def test_an_engine_whose_node_vanishes_while_it_starts_is_started_anew(
     outcomes.append(("DEPLOY_FAILED", WRONG))
     with pytest.raises(SbpError, match=r"^the engine cannot start: ValueError: no such attention: change the engine"):
         running._start(EngineConfig(), None, "ours")  # type: ignore[arg-type]
+
+
+def test_where_the_node_of_an_earlier_runs_engine_vanishes_another_engine_is_looked_for(
+    fake: FakeServe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: Any) -> None:
+        raise running._NodeLostError
+
+    fake.apps["another job's"] = (1, IDENTITY)
+    applications = {"ours": SimpleNamespace(status="DEPLOYING", deployments={}), **fake.status().applications}
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications, proxies={}))
+    monkeypatch.setattr(running, "_wait_until_running", lose)
+    assert running._find(IDENTITY, "ours") == "another job's"
