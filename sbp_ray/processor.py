@@ -2,7 +2,8 @@
 
 Names of abilities do not tell which arithmetic is fast: a Xeon with bfloat16 instructions and without AMX multiplies
 bfloat16 half as fast as float32, and PyTorch's product of 8-bit integers is a plain loop where oneDNN has no kernel for
-the processor. So speeds are measured, which takes some milliseconds once in each process.
+the processor. So speeds are measured, which takes some milliseconds once in each process. They are measured by the time
+that this process had, so that what else runs on the machine changes no choice.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 _ROWS, _COLUMNS, _DEPTH = 64, 256, 384
 """Shape of the product that is measured: 0.1 ms in float32, 6 ms in the plain loop of 8-bit integers."""
-_RUNS = 5
-"""Runs of which the fastest counts: the others may have waited for other processes."""
+_TURNS, _RUNS = 3, 5
+"""Turns of both types, and runs of a turn. The fastest counts: the others may have shared a core or its caches."""
 _FASTER = 1.2
 """How many times as fast as float32 another type must be to be worth its rounding or its conversions."""
 _LOCK = threading.Lock()
@@ -93,7 +94,7 @@ def choose_dtype(use: str, dtype: torch.dtype) -> torch.dtype:
 def _choose_dtype(use: str, dtype: torch.dtype) -> torch.dtype:
     import torch
 
-    speed, float_speed = measure_products(dtype), measure_products(torch.float32)
+    speed, float_speed = compare_with_float32(dtype)
     chosen = dtype if is_worth(speed, float_speed) else torch.float32
     logger.info(
         f"{use} | products in {name_dtype(chosen)}: this processor does {speed:,.0f} billion operations a second in "
@@ -114,8 +115,31 @@ def choose_gpu_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
+def compare_with_float32(dtype: torch.dtype) -> tuple[float, float]:
+    """Billion multiplications and additions a second of one thread in a product of matrices: in `dtype`, in float32."""
+    import torch
+
+    turns = [(measure_products(dtype), measure_products(torch.float32)) for _ in range(_TURNS)]
+    return max(speed for speed, _ in turns), max(speed for _, speed in turns)
+
+
 def measure_products(dtype: torch.dtype) -> float:
-    """Billion multiplications and additions a second in a product of matrices, with the threads that PyTorch has."""
+    """Billion multiplications and additions a second of one thread in a product of matrices.
+
+    Of two threads one would wait for the other wherever a processor has less than two cores for them, and be measured
+    as slow in every type.
+    """
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _measure_in_one_thread(dtype)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _measure_in_one_thread(dtype: torch.dtype) -> float:
     import torch
 
     rows, columns = torch.ones(_ROWS, _DEPTH, dtype=dtype), torch.ones(_COLUMNS, _DEPTH, dtype=dtype)
@@ -123,9 +147,9 @@ def measure_products(dtype: torch.dtype) -> float:
     seconds = []
     with torch.inference_mode():
         for _ in range(1 + _RUNS):
-            start = time.perf_counter()
+            start = time.thread_time()
             multiply(rows, columns.t())
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.thread_time() - start)
     return 2 * _ROWS * _COLUMNS * _DEPTH / min(seconds[1:]) / 1e9  # the first one has kernels generated
 
 

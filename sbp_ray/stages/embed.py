@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EmbedConfig
-from sbp_ray.embedder import Running, Tokenized, joined, load_embedder
+from sbp_ray.embedder import Running, Tokenized, joined, load_embedder, settle_dtype
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import SIGNATURE_BYTES, SPLITS, embedding_schema
 from sbp_ray.shards import Stats, Step, add_stats, list_shards, read_stats, run_steps, splits_of
@@ -35,6 +35,7 @@ from sbp_ray.threads import map_in_threads, read_ahead
 logger = logging.getLogger(__name__)
 
 QUARANTINE = "quarantine"
+_SETTLED = "dtype.json"
 _COMMON_WORDS = "words/common.bin"
 _SAMPLE_DOCUMENTS = 20_000  # a share of a hundredth is known to within 0.14 percentage points
 _SAMPLE_WORDS = 16 << 20  # of books fewer: what is held of a word is 8 bytes, and as much again while they are counted
@@ -51,15 +52,18 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
     """Embed both splits, shard by shard.
 
     Returns:
-        Vector length; documents, embedded tokens, padding computed beside them and documents cut off, of each split;
-        FLOPs, 2 for each token computed and each parameter that is multiplied; the share of padding in all tokens
-        computed; documents without a direction under `drops`; documents a second and worker.
+        Vector length; the type that was computed in, `auto` where each GPU took its own; documents, embedded tokens,
+        padding computed beside them and documents cut off, of each split; FLOPs, 2 for each token computed and each
+        parameter that is multiplied; the share of padding in all tokens computed; documents without a direction
+        under `drops`; documents a second and worker.
 
     Raises:
         SbpError: a shard of the corpus is missing, the model cannot be loaded, gives too many documents no direction,
             or gives vectors of another length than those of the finished shards.
     """
     names = {split: list_shards(corpus, split) for split in splits_of(corpus)}
+    # The same in all attempts: vectors are made in one type, on whatever processor they are gone on with.
+    cfg = cfg.model_copy(update=out.write_json_once(_SETTLED, lambda: {"dtype": settle_dtype(cfg).dtype}))
     embed = Step(
         "embed",
         ShardEmbedder,
@@ -86,6 +90,7 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
     computed = total["tokens"] + total["padding_tokens"]
     return {
         "dim": _dim_made(out),
+        "dtype": cfg.dtype,
         "shards": len(names["train"]),
         "documents": total["documents"],
         "flops": total["flops"],

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 SETTLED = "dtype.json"
 _TURNS, _STEPS = 2, 2
-"""Turns of both types, and steps of a turn. The fastest counts: the others may have waited for other processes."""
+"""Turns of both types, and steps of a turn. The fastest counts: the others may have shared a core or its caches."""
 
 
 def settle_dtype(plan: TrainingPlan, device: torch.device) -> TrainingPlan:
@@ -79,8 +79,9 @@ def _choose_by_steps(plan: TrainingPlan, device: torch.device) -> dict[str, Any]
 
 
 def _time_steps(plan: TrainingPlan, device: torch.device) -> float:
-    """Seconds of the fastest of some whole steps on the rows of the first, by a model that nothing is kept of.
+    """CPU seconds of the fastest of some whole steps on the rows of the first, by a model that nothing is kept of.
 
+    The time that this process had, so that what else runs on the machine, or a slower rank, does not choose the type.
     Not compiled, whatever the settings: each type would take half a minute and more to compile.
     """
     resources = plan.config.resources.model_copy(update={"compile": False})
@@ -91,9 +92,9 @@ def _time_steps(plan: TrainingPlan, device: torch.device) -> float:
     optimizer = build_optimizer(model, plan.config)
     seconds = []
     for _ in range(1 + _STEPS):
-        start = time.perf_counter()
+        start = time.process_time()
         update(plan, model, optimizer, batches, 1, device)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return min(seconds[1:])  # the first one has kernels generated, and the optimizer's state made
 
 

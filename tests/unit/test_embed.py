@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from tiny_embedder import make_bert
 
+from sbp_ray import embedder
 from sbp_ray.artifacts import MANIFEST, Artifact
 from sbp_ray.config import EmbedConfig, NeighborsConfig
 from sbp_ray.embedder import Embedded, Tokenized
@@ -122,6 +124,21 @@ def test_finished_shards_are_left_alone(new_artifact, in_process: list) -> None:
     second = embed_corpus(EmbedConfig(), corpus=corpus, out=out)
     assert [item["name"] for _, item in in_process] == ["train/part-00001.parquet"]
     assert second["train"]["documents"] == first["train"]["documents"] == 2
+
+
+def test_an_artifact_is_gone_on_with_in_the_type_that_it_was_begun_in(
+    new_artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for = []
+    monkeypatch.setattr(embed, "load_embedder", lambda cfg: asked_for.append(cfg.dtype) or SmallEmbedder())
+    corpus, out = new_artifact("corpus"), new_artifact("embeddings")
+    write_corpus(corpus, [["a"], ["b"]], [["c"], ["d"]])
+    for faster, told in [(torch.bfloat16, "bfloat16"), (torch.float32, "bfloat16")]:  # another processor afterwards
+        monkeypatch.setattr(embedder, "choose_dtype", lambda use, wanted, faster=faster: faster)
+        assert embed_corpus(EmbedConfig(), corpus=corpus, out=out)["dtype"] == told
+        Path(out.path("train/part-00001.parquet")).unlink()
+    assert set(asked_for) == {"bfloat16"}
+    assert embed_corpus(EmbedConfig(), corpus=corpus, out=new_artifact("others"))["dtype"] == "float32"
 
 
 @pytest.mark.usefixtures("small")

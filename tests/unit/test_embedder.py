@@ -210,7 +210,7 @@ def test_the_dtype_is_the_one_that_the_processor_multiplies_faster(
 def test_bfloat16_that_is_slower_than_float32_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, speed: float, warned: bool
 ) -> None:
-    monkeypatch.setattr(embedder, "measure_products", lambda dtype: {torch.float32: 80.0, torch.bfloat16: speed}[dtype])
+    monkeypatch.setattr(embedder, "compare_with_float32", lambda dtype: {torch.bfloat16: (speed, 80.0)}[dtype])
     with caplog.at_level(logging.WARNING, logger=embedder.__name__):
         load_embedder(EmbedConfig(model=make_bert(tmp_path), max_tokens=64, dtype="bfloat16"))(TEXTS)
     ours = [record.getMessage() for record in caplog.records if record.name == embedder.__name__]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
 
 import joblib
@@ -29,6 +30,26 @@ def test_a_type_is_chosen_where_it_is_clearly_faster_and_a_line_says_so_once(
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
 def test_every_type_can_be_measured(dtype: torch.dtype) -> None:
     assert processor.measure_products(dtype) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float32])
+def test_a_processor_is_as_fast_while_others_have_it(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """A process that has to wait loses wall time, not the time that it had."""
+    for name in ("matmul", "_int_mm"):
+        multiply = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *matrices, own=multiply: (time.sleep(0.1), own(*matrices))[1])
+    by_the_clock = 2 * 64 * 256 * 384 / 0.1 / 1e9
+    assert processor.measure_products(dtype) > 2 * by_the_clock
+
+
+def test_measuring_leaves_the_number_of_threads_as_it_was() -> None:
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        processor.compare_with_float32(torch.bfloat16)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def test_a_process_bound_to_one_cpu_has_one() -> None:
