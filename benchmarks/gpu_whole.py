@@ -19,13 +19,13 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3Model
 
+from sbp_ray.agreement import TOLERANCE, summarize
 from sbp_ray.model import build_model
 from sbp_ray.scoring import load_float32, sum_nll
 from sbp_ray.text.pair_format import Example
 from sbp_ray.training.build import build_sharded_model
 from sbp_ray.training.estimate import estimate_run
 from sbp_ray.training.optim import build_optimizer
-from sbp_ray.training.tolerance import TOLERANCE, summarize
 
 Numbers = dict[str, Any]
 

@@ -20,14 +20,12 @@ from sbp_ray.config_engine import (
 )
 from sbp_ray.config_evaluation import BenchmarkConfig, BenchmarksConfig, EvalConfig, JudgeConfig, JudgeResources
 from sbp_ray.config_training import (
-    ExportCheck,
     MixtureConfig,
     ModelConfig,
     PretrainConfig,
     TrainingConfig,
     TrainingResources,
     TuneConfig,
-    TuneResources,
     shape_of_depth,
 )
 from sbp_ray.errors import did_you_mean
@@ -36,10 +34,10 @@ from sbp_ray.stage_table import NOUNS
 __all__ = (
     "SPEED_ONLY",
     "BenchmarkConfig", "BenchmarksConfig", "ClusterConfig", "Config", "DecontaminateConfig", "Dtype", "EmbedConfig",
-    "EngineConfig", "EngineResources", "EvalConfig", "ExportCheck", "ForwardResources", "IngestConfig", "JudgeConfig",
+    "EngineConfig", "EngineResources", "EvalConfig", "ForwardResources", "IngestConfig", "JudgeConfig",
     "JudgeResources", "MixtureConfig", "ModelConfig", "NeighborsConfig", "PairConfig", "Place", "PretrainConfig",
     "RephraseConfig", "RephraseResources", "Resources", "Section", "Seed", "ServiceConfig", "SynthesizeConfig",
-    "SynthesizeResources", "TrackingConfig", "TrainingConfig", "TrainingResources", "TuneConfig", "TuneResources",
+    "SynthesizeResources", "TrackingConfig", "TrainingConfig", "TrainingResources", "TuneConfig",
     "shape_of_depth",
 )  # fmt: skip
 _TOTAL_TOLERANCE = 1e-3  # token budgets must add up to the run's tokens this well

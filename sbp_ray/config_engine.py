@@ -30,6 +30,8 @@ class EngineResources(Resources):
     """Requests in work, each with all its samples, above which another engine is started. Without one, an eighth of
     `max_num_seqs`: an engine refuses over HTTP what it has no room for, so its requests never pile up above that many
     when each asks for several samples."""
+    checks_model: bool = True
+    """Each engine must give held-out tokens what the trained model gave them before it takes requests."""
     upscale_delay_s: NonNegativeFloat = 10.0
     """How long there must be too much work before another engine is started."""
     downscale_delay_s: NonNegativeFloat = 600.0

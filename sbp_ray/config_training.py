@@ -15,7 +15,6 @@ from sbp_ray.config_base import Dtype, DtypeOrAuto, Fraction, Place, Resources, 
 from sbp_ray.stage_table import Arm
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # AdamW divides by 1 - beta
-ExportCheck = Literal["vllm", "transformers"]
 
 
 def shape_of_depth(depth: int) -> dict[str, int]:
@@ -95,9 +94,6 @@ class TrainingResources(Resources):
     """Compile the decoder layers with torch.compile: half a minute and more before the first step."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints: the most work that a crash can cost."""
-    export_check: ExportCheck = "transformers"
-    """Who must give held-out tokens the log-probabilities of the trained model, before its export counts. vLLM, which
-    serves the synthesizer, takes some ten seconds more."""
     profile_steps: tuple[PositiveInt, PositiveInt] | None = None
     """First and last step of a trace by PyTorch's profiler, written to `profile/` of the artifact."""
     max_failures: NonNegativeInt = 3
@@ -121,15 +117,7 @@ class TrainingResources(Resources):
             raise ValueError(f"profile_steps {list(self.profile_steps)}: the first is after the last: turn them round")
         if self.in_process and self.num_workers > 1:
             raise ValueError(f"in_process is for one worker, and num_workers is {self.num_workers}")
-        if self.in_process and self.export_check == "vllm":
-            raise ValueError("in_process does without vLLM: set export_check=transformers")
         return self
-
-
-class TuneResources(TrainingResources):
-    """Those of the synthesizer's training: vLLM, which will write with it, checks its export."""
-
-    export_check: ExportCheck = "vllm"
 
 
 class TrainingConfig(Section):
@@ -301,7 +289,7 @@ class TuneConfig(TrainingConfig):
     """Passes over the train pairs; below 1 a share of the pairs, chosen by their ids, and no others are packed."""
     max_validation_pairs: PositiveInt = 1000
     """Held-out pairs on which NLL(d2 | d1), NLL(d2 | random d) and NLL(d2) are measured."""
-    resources: TuneResources = TuneResources()
+    resources: TrainingResources = TrainingResources()
 
     def longest_document(self) -> tuple[str, int]:
         """A pair is one document of its row."""

@@ -6,6 +6,7 @@ planning      from a request to prompts and sampling, or to a refusal. `tokeniza
 access        bearer keys.
 admission     how much a replica takes on.
 replica       the deployment of the engines; `deltas` joins the streams of a request's samples.
+start_check   whether it computes what was trained.
 seeded        how an engine on a CPU samples tokens.
 ingress       the deployment in front: HTTP. `http_limits` is its middleware, `answers` forms its bodies, `streams`
               its events, `metrics_page` what is counted.

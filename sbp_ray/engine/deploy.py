@@ -196,6 +196,7 @@ def build_server(engine: EngineConfig, synthesizer: Artifact, service: ServiceCo
             "identity": identity_of(engine, synthesizer),
             "service": limits,
             "stalled_after_s": engine.resources.stalled_after_s,
+            "synthesizer": synthesizer if engine.resources.checks_model else None,
             # vLLM's own metrics cost a replica more time for each token than all else that it does in Python.
             "has_metrics": service is not None,
         },

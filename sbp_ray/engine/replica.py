@@ -44,6 +44,7 @@ from sbp_ray.engine.messages import (
     sample_seed,
 )
 from sbp_ray.engine.planning import Plan, plan_request
+from sbp_ray.engine.start_check import check_engine
 from sbp_ray.engine.tokenization import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -121,8 +122,16 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         identity: dict[str, Any],
         service: ServiceConfig,
         stalled_after_s: float,
+        synthesizer: Artifact | None = None,
         has_metrics: bool = True,
     ) -> None:
+        """
+        Args:
+            synthesizer: what the engine is checked by at its start; None for no check.
+
+        Raises:
+            SbpError: it does not give held-out tokens what the trained model gave them.
+        """
         set_up_logging()
         self._is_on_cpu: bool = llm_config.accelerator_config.kind == "cpu"
         on_one_cpu = self._is_on_cpu and llm_config.engine_kwargs["tensor_parallel_size"] == 1
@@ -143,6 +152,8 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             llm_config.engine_kwargs["max_num_seqs"],
             pace=self._counters.pace,
         )
+        if synthesizer is not None:
+            await check_engine(synthesizer, identity, self._window, self._score)
         self._watch = asyncio.create_task(self._die_with_the_engine(stalled_after_s))
 
     async def __del__(self) -> None:
@@ -188,6 +199,13 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             "sequences_in_flight": self._budget.sequences,
             "max_tokens_in_flight": self._budget.max_tokens,
         }
+
+    async def _score(self, ids: list[int]) -> list[float]:
+        """NLL of each token of a document in nats; 0 for the first."""
+        sampling = Sampling(max_tokens=1, temperature=0.0, top_p=1.0, prompt_logprobs=0)
+        async for output in self._outputs(ids, sampling, 0, _WHOLE):
+            places = output.prompt_logprobs
+        return [0.0, *(-place[token].logprob for token, place in zip(ids[1:], places[1:], strict=True))]
 
     # For the batch job: tokens in, tokens out
 

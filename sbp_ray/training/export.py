@@ -1,7 +1,7 @@
 """From sharded weights to the Hugging Face folder that transformers and vLLM load.
 
 model/               safetensors, config, tokenizer, card
-export_check.json    held-out documents, and the trained model's NLL of each of their tokens: for `export_check.py`
+export_check.json    held-out documents, and the trained model's NLL of each of their tokens: for the export check
 exported.json        written last
 
 No rank holds the whole model: it is written in files of 4 GiB, each by another rank, which gathers their tensors one
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from sbp_ray.agreement import EXPORT_CHECK, ScoredDocument
 from sbp_ray.artifacts import Artifact
 from sbp_ray.errors import one_line
 from sbp_ray.mixing import Address, Source
@@ -33,7 +34,6 @@ from sbp_ray.training.rows import RowReader
 from sbp_ray.training.sharding import failing_together
 from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan
 
-EXPORT_CHECK = "export_check.json"
 FILE_BYTES = 4 << 30
 """Tensors in one file of weights; also what a rank holds in host memory while it exports."""
 _CHECKED_ROWS = 4
@@ -131,7 +131,7 @@ def list_held_out(source: Source, num_rows: int) -> list[Address | None]:
 @torch.no_grad()
 def _score_held_out(
     plan: TrainingPlan, model: SupervisedLanguageModel, reader: RowReader, device: torch.device
-) -> list[dict[str, Any]]:
+) -> list[ScoredDocument]:
     """Documents of held-out rows (of training rows where nothing is held out), with the NLL of each supervised token.
 
     All ranks pass the same rows, since FSDP needs all of them.
@@ -140,7 +140,7 @@ def _score_held_out(
     if not addresses:
         addresses = [plan.mixture.address(row) for row in range(min(_CHECKED_ROWS, plan.mixture.total_rows))]
     model.eval()
-    documents = []
+    documents: list[ScoredDocument] = []
     for batch in reader.batches(addresses, 1):
         placed = batch.to(device)
         nll_S = model(placed.input_ids_BT, placed.targets, placed.documents).tolist()
@@ -148,20 +148,25 @@ def _score_held_out(
     return documents
 
 
-def _split_by_document(batch: Batch, nll_S: list[float], longest: int) -> list[dict[str, Any]]:
+def _split_by_document(batch: Batch, nll_S: list[float], longest: int) -> list[ScoredDocument]:
     """`{input_ids, positions, nll_nats}` of each document of one row that has supervised tokens, cut to `longest`
     tokens: vLLM wants room for one more."""
     [ids] = batch.input_ids_BT.tolist()
     supervised = {position + 1 for position in batch.targets.position_S.tolist()}
     nll = iter(nll_S)
-    documents = []
+    documents: list[ScoredDocument] = []
     for start, end in pairwise(batch.documents.bounds_N1.tolist()):
         positions = [position for position in range(end - start) if start + position in supervised]
         nll_nats = list(islice(nll, len(positions)))
         num_kept = sum(position < longest for position in positions)
         if num_kept:
-            document = {"input_ids": ids[start:end][:longest]}
-            documents.append(document | {"positions": positions[:num_kept], "nll_nats": nll_nats[:num_kept]})
+            documents.append(
+                {
+                    "input_ids": ids[start:end][:longest],
+                    "positions": positions[:num_kept],
+                    "nll_nats": nll_nats[:num_kept],
+                }
+            )
     return documents
 
 

@@ -37,7 +37,6 @@ SMALLER = [
     "mixture.synthetic_share=0.01",
     "tune.batch_rows=2",
     "tune.resources.checkpoint_every=5",
-    "tune.resources.export_check=transformers",
     "synthesize.num_documents=24",
     "synthesize.max_tokens=64",
     "synthesize.keep_unfinished=true",

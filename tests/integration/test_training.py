@@ -16,8 +16,18 @@ from processes import command_line
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from sbp_ray.agreement import CHECKED, EXPORT_CHECK
 from sbp_ray.artifacts import STARTED, Artifact
-from sbp_ray.config import MixtureConfig, ModelConfig, PretrainConfig, TrainingResources, TuneConfig, TuneResources
+from sbp_ray.config import (
+    EngineConfig,
+    EngineResources,
+    MixtureConfig,
+    ModelConfig,
+    PretrainConfig,
+    TrainingResources,
+    TuneConfig,
+)
+from sbp_ray.engine.running import running_synthesizer
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOCUMENT, PAIR, SYNTHETIC, shard_of
 from sbp_ray.scoring import sum_nll
@@ -27,7 +37,6 @@ from sbp_ray.stages.tune import tune_synthesizer
 from sbp_ray.text.pair_format import document_example
 from sbp_ray.text.tokenizer import encode_texts, special_ids, train_tokenizer
 from sbp_ray.training import worker
-from sbp_ray.training.export import EXPORT_CHECK
 from sbp_ray.training.export_check import check_export
 
 pytestmark = pytest.mark.slow
@@ -73,7 +82,13 @@ TUNE = TuneConfig(
     peak_lr=1e-2,
     dtype="float32",
     max_validation_pairs=6,
-    resources=TuneResources(num_workers=2, num_cpus=1, num_threads=1, checkpoint_every=CHECKPOINT_EVERY),
+    resources=TrainingResources(num_workers=2, num_cpus=1, num_threads=1, checkpoint_every=CHECKPOINT_EVERY),
+)
+
+ENGINE = EngineConfig(
+    dtype="float32",
+    max_model_len=128,
+    resources=EngineResources(num_threads=1, max_num_seqs=8, kv_cache_gib=0.1, enforce_eager=True),
 )
 
 
@@ -169,7 +184,7 @@ def test_tuning_starts_from_the_base_lm_and_measures_what_d1_is_worth(
     first = json.loads(run["synthesizer"].read_bytes("metrics.jsonl").splitlines()[0])
     assert first["loss_nats"] < base_lm["final"]["loss_nats"] + 1  # no fresh weights: those cost ln 320 = 5.8
     assert stats["validation"]["pairs"] == 6
-    assert stats["export"]["by"] == "vllm"
+    assert stats["export"]["dtype"] == "float32"
     assert stats["export"]["max_difference_nats"] <= stats["export"]["tolerance_nats"] == 1e-3
     assert all(0 < stats["validation"][f"nll_{view}"] < 6 for view in ("given_d1", "given_random", "alone"))
 
@@ -235,9 +250,8 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
     assert outcome[0]["wasted_steps"] <= 2 * CHECKPOINT_EVERY
 
 
-@pytest.mark.parametrize("by", ["transformers", "vllm"])
-def test_an_export_that_says_something_else_is_refused(
-    run: dict[str, Artifact], base_lm: dict[str, Any], tmp_path: Path, by: str
+def test_an_export_that_says_something_else_is_refused_by_transformers_and_by_an_engine(
+    run: dict[str, Artifact], base_lm: dict[str, Any], tmp_path: Path
 ) -> None:
     out = Artifact("base_lm", str(tmp_path / "damaged"))
     shutil.copytree(run["base_lm"].path("model"), out.path("model"))
@@ -245,12 +259,16 @@ def test_an_export_that_says_something_else_is_refused(
     weights["model.norm.weight"][0] += 0.5  # one number of one tensor
     save_file(weights, out.path("model/model.safetensors"), metadata={"format": "pt"})
     out.write_json(EXPORT_CHECK, run["base_lm"].read_json(EXPORT_CHECK))
-    cfg = PRETRAIN.model_copy(update={"resources": RANKS.model_copy(update={"export_check": by})})
-    with pytest.raises(
-        SbpError, match=f"pretrain: the export is refused: {by} gives held-out tokens log-probabilities"
-    ):
-        check_export("pretrain", cfg, out)
+    with pytest.raises(SbpError, match="pretrain: the export is refused: transformers gives held-out tokens log-prob"):
+        check_export("pretrain", PRETRAIN, out)
     assert out.files() == [EXPORT_CHECK]  # nothing says that it was checked
+    out.write_json(STARTED, run["base_lm"].read_json(STARTED))
+    out.write_json(CHECKED, run["base_lm"].read_json(CHECKED))  # it was damaged after that
+    refused = (
+        "the engine cannot start: .*the engine gives held-out tokens log-probabilities .* it is not the model that"
+    )
+    with pytest.raises(SbpError, match=refused), running_synthesizer(ENGINE, out, owner="a test"):
+        pass
 
 
 def test_training_goes_on_with_fewer_ranks_than_wanted_and_makes_the_same_model(

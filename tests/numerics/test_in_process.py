@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
-from sbp_ray.config import TuneConfig, TuneResources
+from sbp_ray.config import TrainingResources, TuneConfig
 from sbp_ray.experiment.grid import Grid, plan_grid
 from sbp_ray.experiment.settings import load_experiment
 from sbp_ray.schema import DOCUMENT, PAIR
@@ -192,7 +192,7 @@ def test_the_control_without_d1_is_tuned_on_the_same_d2_for_as_many_steps(tmp_pa
     LlamaForCausalLM(shape).save_pretrained(base_lm.path("model"))
     load_tokenizer(corpus.path("tokenizer")).save_pretrained(base_lm.path("model"))
     base_lm.write_json(STARTED, {"fingerprint": "0" * 16})
-    resources = TuneResources(num_threads=1, in_process=True, export_check="transformers")
+    resources = TrainingResources(num_threads=1, in_process=True)
     with_d1 = TuneConfig(seq_len=64, batch_rows=8, peak_lr=1e-3, dtype="float32", resources=resources)
     found = {}
     for cfg in (with_d1, with_d1.model_copy(update={"condition": "none"})):

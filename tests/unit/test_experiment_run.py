@@ -236,7 +236,7 @@ def test_every_attempt_is_noted_with_how_it_ended(small: Small) -> None:
 
 
 def test_without_ray_only_trainings_in_process_run(small: Small) -> None:
-    overrides = ("base.pretrain.resources={in_process: true, num_workers: 1, export_check: transformers}",)
+    overrides = ("base.pretrain.resources={in_process: true, num_workers: 1}",)
     grid = small.plan("repetition", "sbp", overrides=overrides)
     corpus = next(node for node in grid.nodes.values() if node.stage.job == "ingest")
     made = small.run(grid, has_ray=False)
@@ -322,7 +322,7 @@ def test_an_interrupt_reaches_the_jobs_and_a_rerun_goes_on(small: Small) -> None
 
 def test_trainings_side_by_side_have_a_gpu_each_and_give_it_back(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    overrides = ("base.pretrain.resources={in_process: true, num_gpus: 1, export_check: transformers}",)
+    overrides = ("base.pretrain.resources={in_process: true, num_gpus: 1}",)
     grid = small.plan("repetition", seeds=[0, 1, 2], overrides=overrides)
     corpus = next(node for node in grid.nodes.values() if node.stage.job == "ingest")
     corpus.artifact.write_json(STARTED, {"fingerprint": corpus.fingerprint})

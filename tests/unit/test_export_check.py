@@ -7,12 +7,11 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from sbp_ray.agreement import EXPORT_CHECK, TOLERANCE, summarize
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import PretrainConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.training.export import EXPORT_CHECK
-from sbp_ray.training.export_check import VLLM_HERE, check_export, find_differences
-from sbp_ray.training.tolerance import TOLERANCE, summarize
+from sbp_ray.training.export_check import check_export, find_differences
 
 CONFIG = PretrainConfig(
     batch_rows=1,
@@ -68,10 +67,6 @@ def test_one_of_a_thousand_tokens_may_stand_out_and_of_fewer_none() -> None:
     assert summarize([0.0] * 999 + [3.0]).high == 0
     assert summarize([0.0] * 998 + [3.0]).high == 3
     assert summarize([0.0] * 998 + [2.0, 3.0]).high == 2
-
-
-def test_vllm_needs_no_compiler_to_check_an_export() -> None:
-    assert VLLM_HERE["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
 
 
 def test_an_export_within_the_tolerance_passes_once(export: Callable[..., Artifact]) -> None:

@@ -70,10 +70,6 @@ TEN_ROWS = PretrainConfig(seq_len=32, batch_rows=2, total_tokens=320, peak_lr=1.
             "pretrain.resources: in_process is for one worker, and num_workers is 2",
         ),
         (
-            ["tune.resources.in_process=true"],  # which checks its export with vLLM
-            "tune.resources: in_process does without vLLM: set export_check=transformers",
-        ),
-        (
             ["mixture.synthetic_tokens=1000"],
             "mixture: real_tokens and synthetic_tokens come together: give both, or synthetic_share",
         ),
