@@ -10,13 +10,15 @@
 | b-bit MinHash of a text, 256 hashes, runs of five words | datasketch's MinHash of the same runs, hashed by xxHash |
 | hashes of all runs of 13 words of a text | scikit-learn's HashingVectorizer |
 
-Both sides get what they take in memory, and have run once. `make bench NAME=kernel_peers` installs the peers.
+Both sides get what they take in memory, and have run once. Our packing writes its rows to disk, TRL keeps its own in
+memory. `make bench NAME=kernel_peers` installs the peers.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,15 +32,16 @@ from harness import alternate, emit
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import HashingVectorizer
 
+from sbp_ray.artifacts import Artifact
 from sbp_ray.doc_ids import ID
 from sbp_ray.engine.seeded import sample_tokens, uniform_numbers
 from sbp_ray.neighbors.exact_search import ExactSearch
 from sbp_ray.neighbors.quantize import Quantizer, encode, new_pool
 from sbp_ray.processor import num_cpus
 from sbp_ray.text.minhash import NUM_HASHES, document_signature
-from sbp_ray.text.packing import best_fit
 from sbp_ray.text.shingles import shingle_hashes
 from sbp_ray.text.words import word_ids
+from sbp_ray.training.packed import TokenLists, write_shard
 
 DIM, NEIGHBOURS, QUERIES = 384, 50, 512
 VOCAB_SIZE, SEQ_LEN = 32_768, 4096
@@ -104,8 +107,8 @@ def seeded_sampling(rows: int) -> Case:
     return Case(f"{rows} samples, vocabulary of {VOCAB_SIZE:,}", ours, "vLLM's random_sample", peer)
 
 
-def packing(num_documents: int) -> Case:
-    """Documents with the lengths of web text, and their tokens."""
+def packing(num_documents: int, folder: str) -> Case:
+    """Documents with the lengths of web text, and their tokens; ours also writes the rows to disk."""
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
     from trl.data_utils import pack_dataset
@@ -113,20 +116,22 @@ def packing(num_documents: int) -> Case:
     disable_progress_bar()
     rng = np.random.default_rng(0)
     length_D = np.minimum(rng.lognormal(6.2, 0.9, num_documents).astype(np.int64) + 2, SEQ_LEN)
-    starts_D = np.cumsum(length_D) - length_D
-    token_T = rng.integers(VOCAB_SIZE, size=length_D.sum())
-    texts = np.split(token_T, np.cumsum(length_D)[:-1])
-    documents = Dataset.from_dict({"input_ids": texts})
+    token_T = rng.integers(VOCAB_SIZE, size=length_D.sum(), dtype=np.int32)
+    documents = Dataset.from_dict({"input_ids": np.split(token_T, np.cumsum(length_D)[:-1])})
+    lists = TokenLists(documents.data.column("input_ids"))
+    out = Artifact("base_lm", folder)
 
     def ours() -> int:
-        rows = best_fit(length_D, SEQ_LEN)
-        packed_D = rows.order_P
-        ends_D = np.cumsum(length_D[packed_D])
-        place_T = np.arange(ends_D[-1]) + np.repeat(
-            starts_D[packed_D] - ends_D + length_D[packed_D], length_D[packed_D]
+        stats = write_shard(
+            out,
+            f"rows/real/part-{num_documents:05d}.parquet",
+            length_D=length_D,
+            first_supervised_D=np.ones(num_documents, np.int64),
+            tokens_of=lists.of,
+            seq_len=SEQ_LEN,
+            vocab_size=VOCAB_SIZE,
         )
-        token_T[place_T]
-        return len(rows.ends_R)
+        return int(stats["rows"])
 
     def peer() -> int:
         return len(pack_dataset(documents, SEQ_LEN, "bfd", {"keep_in_memory": True, "batch_size": num_documents}))
@@ -176,7 +181,7 @@ def ngrams(num_words: int) -> Case:
     return Case(f"{num_words:,} words", ours, "sklearn.HashingVectorizer", peer, lambda: ours() == peer())
 
 
-KERNELS: dict[str, list[Callable[[], Case]]] = {
+KERNELS: dict[str, list[Callable[..., Case]]] = {
     "exact search": [partial(exact_search, number) for number in (5_000, 20_000, 100_000)],
     "seeded sampling": [partial(seeded_sampling, rows) for rows in (16, 64, 256)],
     "packing": [partial(packing, number) for number in (1_000, 10_000, 60_000)],
@@ -192,10 +197,12 @@ def main() -> None:
     parser.add_argument("--only", choices=KERNELS, help="one kernel")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name, cases in KERNELS.items():
-        if arguments.only in (None, name):
-            for make in cases[:2] if arguments.quick else cases:
-                compare(name, make(), rounds=3 if arguments.quick else 7)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, cases in KERNELS.items():
+            if arguments.only in (None, name):
+                for make in cases[:2] if arguments.quick else cases:
+                    case = make(folder) if name == "packing" else make()
+                    compare(name, case, rounds=3 if arguments.quick else 7)
 
 
 def compare(name: str, case: Case, rounds: int) -> None:
