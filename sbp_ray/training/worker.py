@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from typing import Any
 
-import psutil
 import ray.train
 import torch
 from ray.train import (
@@ -20,8 +18,7 @@ from ray.train import (
     TrainingFailedError,
     WorkerGroupError,
 )
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution import context as report_context
 from transformers.utils.logging import disable_progress_bar
@@ -31,6 +28,7 @@ from sbp_ray.config import Resources, TrainingResources
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import set_up_logging
 from sbp_ray.training.loop import is_evaluation, train
+from sbp_ray.training.network import NodesNetwork
 from sbp_ray.training.sharding import name_backend
 from sbp_ray.training.training_plan import TrainingPlan
 
@@ -73,7 +71,7 @@ def fit_on_cluster(plan: TrainingPlan) -> None:
     most = -1 if resources.max_preemptions is None else resources.max_preemptions
     trainer = TorchTrainer(
         lambda: _train_in_worker(plan),
-        torch_config=_NodesNetwork(backend=name_backend(resources), timeout_s=_TIMEOUT_S),
+        torch_config=NodesNetwork(backend=name_backend(resources), timeout_s=_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=(resources.min_workers, resources.num_workers)
             if resources.min_workers
@@ -97,33 +95,6 @@ def fit_on_cluster(plan: TrainingPlan) -> None:
         raise
     if problem:
         raise SbpError(problem)
-
-
-class _NodesNetwork(TorchConfig):  # type: ignore[misc]  # Ray's classes are untyped
-    """Ranks that reach one another on every host that Ray reaches."""
-
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        return _NodesBackend
-
-
-class _NodesBackend(_TorchBackend):  # type: ignore[misc]
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Called before the process group is set up."""
-        worker_group.execute(choose_interface)
-        super().on_start(worker_group, backend_config)
-
-
-def choose_interface() -> None:
-    """Have gloo send through the network card whose address the node has in Ray.
-
-    Else it takes the address that the host's own name resolves to. On Debian and its kin that is 127.0.1.1, and the
-    ranks of several hosts wait for one another in vain.
-    """
-    address = ray.util.get_node_ip_address()
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address == address for one in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def explain_lost_workers(error: TrainingFailedError, resources: TrainingResources) -> str:

@@ -10,7 +10,8 @@ from ray.train import ControllerError, PreemptionError, PreemptionInfo, Training
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from sbp_ray.config import TrainingResources
-from sbp_ray.training.worker import choose_interface, explain_lost_workers, gpu_environment
+from sbp_ray.training.network import choose_interface
+from sbp_ray.training.worker import explain_lost_workers, gpu_environment
 
 DIED = WorkerHealthCheckFailedError("health check failed", RuntimeError("the actor died"))
 TAKEN = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
