@@ -115,7 +115,7 @@ def _find(pattern: str) -> tuple[list[_Entry], Counter[str]]:
     skipped: Counter[str] = Counter()
     try:
         for entry in _expand(tree, "/" if is_local else "", segments):
-            is_named = entry.path.rstrip("/") == path.rstrip("/")
+            is_named = entry.path.strip("/") == "/".join(segments)
             if entry.type == "file" and _is_readable(entry, pattern):
                 entries.append(entry)
             elif entry.type == "folder" and (is_named or split_suffixes(entry.path)[0] in KINDS):
@@ -163,11 +163,13 @@ def _read_folder(tree: _Tree, folder: _Entry, skipped: Counter[str], pattern: st
             if name.startswith(_HIDDEN) or is_folder:
                 skipped["hidden"] += not is_folder
                 continue
-            entry = tree.look(posixpath.join(inner, name)) if suffix in KINDS or not suffix else None
+            entry = None
+            if suffix in KINDS or not suffix:
+                _require_utf8(posixpath.join(inner, name))
+                entry = tree.look(posixpath.join(inner, name))
             if entry is None:
-                skipped[suffix] += 1
+                skipped[_shown(suffix)] += 1
             elif entry.type == "file" and entry.size and (suffix or _kind_by_content(entry, pattern)):
-                _require_utf8(entry.path)
                 yield entry
             else:
                 skipped["empty" if not entry.size else "without a suffix" if not suffix else "not a file"] += 1
@@ -280,5 +282,9 @@ def _require_utf8(path: str) -> None:
     try:
         path.encode()
     except UnicodeEncodeError:
-        shown = path.encode("utf-8", "backslashreplace").decode()
-        raise SbpError(f"{shown}: the name is not UTF-8: rename it") from None
+        raise SbpError(f"{_shown(path)}: the name is not UTF-8: rename it") from None
+
+
+def _shown(name: str) -> str:
+    """As messages and manifests can hold it: names on a disk may be of any bytes."""
+    return name.encode("utf-8", "backslashreplace").decode()

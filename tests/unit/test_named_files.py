@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from pathlib import Path
 
@@ -149,6 +150,22 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.jsonl")).write_text(LINE)
     with pytest.raises(SbpError, match=r"a\\udcff.jsonl: the name is not UTF-8: rename it"):
         found(tmp_path, ".")
+
+
+def test_in_a_folder_a_name_that_is_not_utf8_is_counted_or_named(tmp_path: Path) -> None:
+    """A name is refused where the file would be read, or looked into; any other is counted, in UTF-8."""
+    make(tmp_path, "a.jsonl", "notes.caf\udce9")
+    listed = find_input_files([str(tmp_path)])
+    assert json.loads(json.dumps(listed.skipped, ensure_ascii=False).encode()) == {".caf\\udce9": 1}
+    make(tmp_path, "caf\udce9")
+    with pytest.raises(SbpError, match=r"caf\\udce9: the name is not UTF-8: rename it"):
+        find_input_files([str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["in//docs", "in/docs//", "in/./docs"])
+def test_a_folder_is_the_same_however_many_slashes_lead_to_it(tmp_path: Path, name: str) -> None:
+    make(tmp_path, "in/docs/a.jsonl")
+    assert [Path(path) for path, _ in find_input_files([f"{tmp_path}/{name}"]).files] == [tmp_path / "in/docs/a.jsonl"]
 
 
 # Stores
