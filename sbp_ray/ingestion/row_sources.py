@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sbp_ray.decompression import DamagedFileError
-from sbp_ray.errors import SbpError, one_line
+from sbp_ray.errors import SbpError, one_line, storage_trouble
 from sbp_ray.file_formats import decode_cut, file_size, open_bytes, open_seekable
 from sbp_ray.text.lines import read_lines
 
@@ -102,7 +102,7 @@ def _damage_described(path: str, place: Any) -> Iterator[None]:
         yield
     except _PARQUET_DAMAGE as error:
         message = one_line(error)
-        if isinstance(error, OSError) and (error.errno is not None or "AWS" in message):
+        if isinstance(error, OSError) and (error.errno is not None or storage_trouble(error)):
             raise
         if "ncrypt" in message:
             raise SbpError(f"{path}: is encrypted ({message}): write it without encryption") from None

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,28 @@ def test_a_parquet_file_is_read_or_said_to_be_damaged(tmp_path: Path, checksum: 
         assert len(rows) == 1500
         assert isinstance(last, Damage)
         assert 0 < last.bytes_unread < len(stored)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "When reading from key 'a' in bucket 'b': AWS Error NETWORK_CONNECTION during GetObject operation: timed out",
+        "google::cloud::Status(UNAVAILABLE: Retry policy exhausted in ReadObject(): error in stream)",
+    ],
+)
+def test_a_store_that_fails_while_a_table_is_read_is_no_damage_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"]}), path)
+
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise OSError(message)  # as Arrow does, without a number
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+    with pytest.raises(OSError, match=re.escape(message)) as raised:
+        read(path)
+    assert type(raised.value) is OSError
 
 
 def test_an_encrypted_parquet_file_is_said_to_be(tmp_path: Path) -> None:
