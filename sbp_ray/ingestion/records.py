@@ -153,10 +153,15 @@ def _lookup(row: Mapping[str, Any], name: str | None) -> Any:
 
 
 def _name_in(value: Any) -> str | None:
-    """A group or a source. Nothing, NaN (which tables have in its place) and an empty string name none."""
+    """A group or a source. Nothing, NaN (which tables have in its place) and an empty string name none.
+
+    7.0 names what 7 does: tables hold whole numbers as floats where one of a column is missing.
+    """
     if value is _ABSENT or value is None or value in ("", b"") or (isinstance(value, float) and math.isnan(value)):
         return None
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _type_name(value: Any) -> str:

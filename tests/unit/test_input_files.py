@@ -232,6 +232,20 @@ def test_what_names_no_group_is_none(tmp_path: Path) -> None:
     assert [row.group for row in read(path, group="g") if isinstance(row, Record)] == [None, None, None, "0", "b"]
 
 
+def test_a_whole_number_names_one_group_however_a_file_stores_it(tmp_path: Path) -> None:
+    """A writer makes floats of a column of numbers in which one is missing, and keeps the next file's integers."""
+    columns = [pa.array([7, 8]), pa.array([7.0, None]), pa.array([7.5, -0.0], pa.float32()), pa.array(["7", "8"])]
+    groups = []
+    for number, column in enumerate(columns):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"text": ["t", "u"], "g": column}), path)
+        groups.append([row.group for row in read(path, group="g") if isinstance(row, Record)])
+    assert groups == [["7", "8"], ["7", None], ["7.5", "0"], ["7", "8"]]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"text": "t", "g": {value}}}\n' for value in ("7", "7.0", "7e0", "Infinity", "true")))
+    assert [row.group for row in read(path, group="g") if isinstance(row, Record)] == ["7", "7", "7", "inf", "True"]
+
+
 def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
