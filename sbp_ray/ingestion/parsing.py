@@ -123,7 +123,7 @@ class FileParser:
             self._few_hashes.add(number)
         for name, value in zip(PARSED.names, (doc_id, group, of_group, number, row.text, row.source), strict=True):
             self._rows[name].append(value)
-        self._chars += len(row.text) + len(row.source or "") + _ROW_CHARS
+        self._chars += len(row.text) + len(group) + len(row.source or "") + _ROW_CHARS
         if self._chars > CHUNK_CHARS:
             self._flush(writer)
 

@@ -437,6 +437,24 @@ def test_a_chunk_at_a_time_gives_the_same_corpus(tmp_path: Path, new_artifact, m
         assert rows_of(whole, split) == rows_of(parts, split)
 
 
+def test_long_names_of_groups_count_as_what_is_held_while_parsing(
+    tmp_path: Path, new_artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    flush = FileParser._flush
+
+    def noted(parser: FileParser, *arguments: Any) -> None:
+        held.append(sum(map(len, parser._rows["group"])))
+        flush(parser, *arguments)
+
+    monkeypatch.setattr(FileParser, "_flush", noted)
+    monkeypatch.setattr(parsing, "CHUNK_CHARS", 10_000)
+    write_rows(tmp_path / "in.jsonl", [{"text": f"Text {n}.", "title": f"{n}" * 3000} for n in range(10, 30)])
+    ingest_documents(config(tmp_path / "in.jsonl"), out=new_artifact("corpus"))
+    assert sum(held) == 20 * 6000
+    assert max(held) == 2 * 6000  # the second goes beyond 10,000
+
+
 @pytest.mark.parametrize("survivors", range(13))
 def test_an_interrupted_run_goes_on_and_ends_alike(
     tmp_path: Path, new_artifact, survivors: int, in_process: WorkedOn, monkeypatch: pytest.MonkeyPatch
