@@ -8,9 +8,11 @@ import pytest
 import yaml
 from hand_made import nodes_of
 
-from sbp_ray.artifacts import Artifact
-from sbp_ray.config import Config
+from sbp_ray import embedder
+from sbp_ray.artifacts import MANIFEST, Artifact
+from sbp_ray.config import Config, EmbedConfig
 from sbp_ray.evaluation.likelihood.checkpoints import document_windows
+from sbp_ray.evaluation.text_quality import panel
 from sbp_ray.evaluation.text_quality.duplicates import duplicate_shares, sign_shard
 from sbp_ray.evaluation.text_quality.nearest import Nearest, nearest_in_shard
 from sbp_ray.evaluation.text_quality.novelty import (
@@ -22,7 +24,7 @@ from sbp_ray.evaluation.text_quality.novelty import (
     flatten,
     known_runs,
 )
-from sbp_ray.evaluation.text_quality.samples import sample_rows
+from sbp_ray.evaluation.text_quality.samples import Sample, sample_rows
 from sbp_ray.evaluation.text_quality.text_measures import (
     copying,
     distance_of_distributions,
@@ -33,6 +35,7 @@ from sbp_ray.evaluation.text_quality.text_measures import (
 )
 from sbp_ray.report.run_facts import artifact_row, loss_curve
 from sbp_ray.schema import DOC_ID
+from sbp_ray.shards import working_here
 from sbp_ray.stages.embed import vector_array
 from sbp_ray.text.minhash import document_signature
 from sbp_ray.text.tokenizer import SpecialIds
@@ -92,6 +95,31 @@ def test_a_sample_of_duplicates_has_the_size_that_was_asked_for(new_artifact) ->
     artifact = synthetic(new_artifact("s"), [words([i]) for i in range(200)])
     assert shares_of(artifact, limit=50) == {"documents": 50, "exact": 0.0, "near": 0.0}
     assert 70 < shares_of(artifact, limit=200, share=0.5)["documents"] < 130
+
+
+@pytest.mark.parametrize(("stats", "dtype"), [({"dtype": "bfloat16"}, "bfloat16"), ({}, "auto")])
+def test_synthetic_text_is_embedded_in_the_type_in_which_the_corpus_was(
+    new_artifact, monkeypatch: pytest.MonkeyPatch, stats: dict[str, str], dtype: str
+) -> None:
+    asked_for = []
+
+    class OneVector:
+        dim = 1
+
+        def __init__(self, cfg: EmbedConfig) -> None:
+            asked_for.append(cfg.dtype)
+
+        def __call__(self, texts: list[str]) -> np.ndarray:
+            return np.ones((len(texts), 1), np.float32)
+
+    monkeypatch.setattr(embedder, "load_embedder", OneVector)
+    settings = Config.model_validate(yaml.safe_load((Path(__file__).parent / "small.yaml").read_text()))
+    embeddings = new_artifact("embeddings")
+    embeddings.write_json(MANIFEST, {"stats": stats})
+    written = Sample("synthetic", [{"text": "a"}], new_artifact("synthetic"))
+    with working_here():
+        found = panel._sample_vectors(settings, embeddings, {"sbp": written})
+    assert (found["sbp"].tolist(), asked_for) == ([[1.0]], [dtype])
 
 
 def test_signatures_that_the_embeddings_hold_are_taken(new_artifact) -> None:

@@ -102,9 +102,12 @@ def _sample_columns(
 
 
 def _sample_vectors(settings: Config, embeddings: Artifact, samples: Mapping[str, Sample]) -> dict[str, Vectors]:
-    """Unit vectors of each sample's documents: stored ones of the corpus, new ones of synthetic text."""
+    """Unit vectors of each sample's documents: stored ones of the corpus, new ones of synthetic text, which are made in
+    the type of the stored ones."""
     resources = settings.eval.resources
-    embed = settings.embed.model_copy(update={"resources": resources})
+    stats = (embeddings.manifest() or {}).get("stats", {})
+    dtype = stats.get("dtype", settings.embed.dtype)
+    embed = settings.embed.model_copy(update={"resources": resources, "dtype": dtype})
     new = [(name, [row["text"] for row in s.rows]) for name, s in samples.items() if s.kind == "synthetic"]
     found = {name: made for (name, _), made in call_each(_embed, new, embed, resources=resources)}
     for name, sample in samples.items():
