@@ -147,9 +147,11 @@ def _measure_in_one_thread(dtype: torch.dtype) -> float:
     seconds = []
     with torch.inference_mode():
         for _ in range(1 + _RUNS):
-            start = time.thread_time()
-            multiply(rows, columns.t())
-            seconds.append(time.thread_time() - start)
+            start, number, spent = time.thread_time(), 0, 0.0
+            while not spent:  # where this clock goes in ticks, as in some sandboxes, many products fit into one
+                multiply(rows, columns.t())
+                number, spent = number + 1, time.thread_time() - start
+            seconds.append(spent / number)
     return 2 * _ROWS * _COLUMNS * _DEPTH / min(seconds[1:]) / 1e9  # the first one has kernels generated
 
 

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 SETTLED = "dtype.json"
 _TURNS, _STEPS = 2, 2
 """Turns of both types, and steps of a turn. The fastest counts: the others may have shared a core or its caches."""
+_LEAST_S = 1e-5
+"""Of a step. A clock that goes in ticks, as in some sandboxes, measures short ones as nothing, in both types."""
 
 
 def settle_dtype(plan: TrainingPlan, device: torch.device) -> TrainingPlan:
@@ -72,7 +74,8 @@ def _choose_on_gpu() -> dict[str, Any]:
 def _choose_by_steps(plan: TrainingPlan, device: torch.device) -> dict[str, Any]:
     step_s: dict[Dtype, float] = {"float32": math.inf, "bfloat16": math.inf}
     for dtype in [*step_s] * _TURNS:
-        step_s[dtype] = min(step_s[dtype], round(_time_steps(with_dtype(plan, dtype), device), 5))
+        measured_s = round(_time_steps(with_dtype(plan, dtype), device), 5)
+        step_s[dtype] = min(step_s[dtype], max(_LEAST_S, measured_s))
         gc.collect()  # FSDP's hooks hold the model, and the model them
     is_faster = is_worth(1 / step_s["bfloat16"], 1 / step_s["float32"])
     return {"dtype": "bfloat16" if is_faster else "float32", "step_s": step_s}

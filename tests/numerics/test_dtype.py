@@ -90,6 +90,13 @@ def test_bfloat16_must_be_a_fifth_faster_and_a_line_says_why(
     assert line == f"tiny | computes in {chosen} (dtype=auto): a step was measured to take {times}"
 
 
+def test_steps_too_short_for_the_clock_are_done_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _pretend(monkeypatch, {"float32": 0.0, "bfloat16": 0.0})
+    plan = tiny_plan(tmp_path, dtype="auto")
+    [found] = run_ranks(1, tmp_path, lambda: dtype_choice.settle_dtype(plan, torch.device("cpu")).config.dtype)
+    assert found == "float32"
+
+
 @pytest.mark.parametrize(("has_bfloat16", "dtype"), [(True, "bfloat16"), (False, "float32")])
 def test_on_a_gpu_nothing_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, dtype: str

@@ -42,6 +42,19 @@ def test_a_processor_is_as_fast_while_others_have_it(monkeypatch: pytest.MonkeyP
     assert processor.measure_products(dtype) > 2 * by_the_clock
 
 
+def test_a_clock_that_goes_in_ticks_measures_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a product that takes a thousandth of a second, ten fit into a tick of a hundredth."""
+    num_products = 0
+
+    def multiply(*_: torch.Tensor) -> None:
+        nonlocal num_products
+        num_products += 1
+
+    monkeypatch.setattr(torch, "matmul", multiply)
+    monkeypatch.setattr(time, "thread_time", lambda: num_products // 10 / 100)
+    assert processor.measure_products(torch.float32) == pytest.approx(2 * 64 * 256 * 384 / 0.001 / 1e9)
+
+
 def test_measuring_leaves_the_number_of_threads_as_it_was() -> None:
     num_threads = torch.get_num_threads()
     try:
