@@ -10,6 +10,8 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import posixpath
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,25 +36,42 @@ def export_corpus(synthetic: Artifact, report: Artifact, folder: str, form: Form
         folder: is made; files of an earlier export with as many shards are replaced.
 
     Raises:
-        SbpError: the synthetic corpus is not finished.
+        SbpError: the synthetic corpus is not finished, or the folder holds files of another export.
     """
     manifest = synthetic.manifest()
     if manifest is None:
         raise SbpError(f"{synthetic.url} is not there yet: run jobs/synthesize.py first")
     out = Artifact("export", folder if "://" in folder else str(Path(folder).expanduser().absolute()))
     names = synthetic.files(suffix=".parquet")
+    targets = [_file_of(form, number, len(names)) for number in range(len(names))]
+    _refuse_other_files(out, targets)
     num_documents = 0
-    for number, name in enumerate(names):
+    for name, target in zip(names, targets, strict=True):
         table = _exported(synthetic.read_table(name, [n for n in SYNTHETIC.names if n != "input_ids"]))
         num_documents += len(table)
         if form == "jsonl":
-            out.write_bytes(f"documents/part-{number:05d}.jsonl.gz", gzip.compress(_json_lines(table), mtime=0))
+            out.write_bytes(target, gzip.compress(_json_lines(table), mtime=0))
         else:
-            where = f"data/train-{number:05d}-of-{len(names):05d}" if form == "hf" else f"documents/part-{number:05d}"
-            out.write_table(f"{where}.parquet", table)
+            out.write_table(target, table)
     summary = report.read_bytes("summary.txt").decode() if report.manifest() is not None else ""
     out.write_bytes(CARD, _card(manifest, summary, form, licence, num_documents).encode())
     logger.info(f"export | {num_documents:,} documents in {len(names)} files: {out.url}")
+
+
+def _file_of(form: Format, number: int, num_files: int) -> str:
+    if form == "hf":
+        return f"data/train-{number:05d}-of-{num_files:05d}.parquet"
+    return f"documents/part-{number:05d}.{'jsonl.gz' if form == 'jsonl' else 'parquet'}"
+
+
+def _refuse_other_files(out: Artifact, targets: Sequence[str]) -> None:
+    """Whoever reads the folder reads all that is in it, also what an export of more shards or another form has left."""
+    there = {name for folder in {posixpath.dirname(target) for target in targets} for name in out.files(folder)}
+    if left := sorted(there - {*targets}):
+        raise SbpError(
+            f"{out.url}: {left[0]} is no part of this export, and would be read as one: remove what is not "
+            f"({len(left):,} of the files there), or give another folder"
+        )
 
 
 def _exported(table: pa.Table) -> pa.Table:

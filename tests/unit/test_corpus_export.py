@@ -93,6 +93,20 @@ def test_the_datasets_library_reads_the_folder_with_its_card(tmp_path: Path, run
         assert told in card
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "hf"])
+def test_an_export_is_done_again_in_place_and_never_beside_files_of_another(
+    tmp_path: Path, run: dict[str, Artifact], form: Any
+) -> None:
+    for _ in range(2):
+        export_corpus(run["synthetic"], run["report"], str(tmp_path / "out"), form, "other")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert len(before) == 2 + 1  # shards, and the card
+    Path(run["synthetic"].path("part-00001.parquet")).unlink()  # as of a corpus of one shard
+    with pytest.raises(SbpError, match=r"out: \w+/.*-0000[01].* is no part of this export, and would be read"):
+        export_corpus(run["synthetic"], run["report"], str(tmp_path / "out"), form, "other")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
 def test_a_corpus_that_is_not_finished_does_not_leave(tmp_path: Path, run: dict[str, Artifact]) -> None:
     with pytest.raises(SbpError, match=r"report is not there yet: run jobs/synthesize.py first"):
         export_corpus(run["report"], run["report"], str(tmp_path / "out"), "hf", "other")
