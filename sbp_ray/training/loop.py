@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from sbp_ray.mixing import Source
+from sbp_ray.threads import read_ahead
 from sbp_ray.training.average import WeightAverage
 from sbp_ray.training.batches import Batch
 from sbp_ray.training.build import build_sharded_model
@@ -22,7 +23,7 @@ from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.meter import Meter
 from sbp_ray.training.optim import build_optimizer
 from sbp_ray.training.profiler import trace_steps
-from sbp_ray.training.rows import RowReader, assign_rows, read_ahead
+from sbp_ray.training.rows import RowReader, assign_rows
 from sbp_ray.training.sharding import process_group, sum_over_ranks
 from sbp_ray.training.step import update
 from sbp_ray.training.training_plan import TrainingPlan
@@ -33,6 +34,8 @@ EVALUATION_BATCHES = 2
 """Optimizer batches whose rows each measurement reads."""
 EVALUATION_TOKENS = 16_384
 """The least that a measurement reads: a curve of a few documents says nothing."""
+READ_AHEAD = 2
+"""Steps. The index of a shard that must be fetched takes longer than a step; then the steps after it are there."""
 
 VALIDATION, DEVELOPMENT = "validation_nats", "development_nats"
 
@@ -133,7 +136,7 @@ def _read_batches(plan: TrainingPlan, first_step: int) -> Iterator[tuple[int, li
         addresses = assign_rows(plan.mixture, step, plan.config.batch_rows, rank, num_ranks)
         return step, reader.batches(addresses, plan.config.resources.micro_batch_rows)
 
-    return read_ahead(make, range(first_step + 1, plan.num_steps + 1))
+    return read_ahead(map(make, range(first_step + 1, plan.num_steps + 1)), READ_AHEAD)
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,13 +24,10 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TrainingResources
 from sbp_ray.mixing import Mixture, Source
 from sbp_ray.schema import PACKED_DOCUMENT
-from sbp_ray.shards import Stats, add_stats
+from sbp_ray.shards import Stats, add_stats, read_stats
 from sbp_ray.text.packing import Numbers, PackedRows, best_fit, cut_documents, repack, with_spare_rows
 from sbp_ray.training.batches import Row, make_blank_row
 from sbp_ray.training.training_plan import rows_folder
-
-_REQUESTS_AT_ONCE = 16
-"""Footers that are fetched at the same time: on an object store each is a round trip."""
 
 
 def packing_resources(training: TrainingResources) -> TrainingResources:
@@ -206,8 +202,7 @@ class Packed(NamedTuple):
 
 def read_packed(out: Artifact, source: str) -> Packed:
     """What there is of a source, all of whose shards are committed by now; from the footers alone."""
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-        stats = list(pool.map(out.read_stats, out.files(rows_folder(source), ".parquet")))
+    stats = list(read_stats(out, out.files(rows_folder(source), ".parquet")))
     return Packed(Source(source, tuple(shard["rows"] for shard in stats)), add_stats(stats))
 
 

@@ -1,13 +1,10 @@
-"""Packed rows on their way into the model: who gets which, and a thread that reads ahead."""
+"""Packed rows on their way into the model: who gets which, and how they are read."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +19,6 @@ from sbp_ray.training.packed import CutRows, PackedShard
 from sbp_ray.training.token_noise import TokenNoise
 from sbp_ray.training.training_plan import rows_folder
 
-T = TypeVar("T")
-READ_AHEAD = 2
-"""Steps. The index of a shard that must be fetched takes longer than a step; then the steps after it are there."""
 _REPACKING = 1
 """Tells the random numbers of new packings from those of the order of the rows."""
 
@@ -34,20 +28,6 @@ def assign_rows(mixture: Mixture, step: int, batch_rows: int, rank: int, num_ran
     first = (step - 1) * batch_rows
     mine: list[Address | None] = [mixture.address(row) for row in range(first + rank, first + batch_rows, num_ranks)]
     return mine + [None] * (-(-batch_rows // num_ranks) - len(mine))
-
-
-def read_ahead(make: Callable[[int], T], steps: Iterable[int], ahead: int = READ_AHEAD) -> Iterator[T]:
-    """`make(step)` of each step, made in a thread while earlier ones are in use. Close it to stop early."""
-    todo = iter(steps)
-    pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
-    try:
-        waiting: deque[Future[T]] = deque(pool.submit(make, step) for step in islice(todo, ahead))
-        while waiting:
-            made = waiting.popleft().result()
-            waiting.extend(pool.submit(make, step) for step in islice(todo, 1))
-            yield made
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 class _OpenShard(NamedTuple):
