@@ -25,7 +25,6 @@ from sbp_ray.training.launch import run_plan
 from sbp_ray.training.packed import Packed, TokenLists, packing_resources, read_packed, write_shard
 from sbp_ray.training.preflight import (
     refuse_missing_choice,
-    refuse_missing_float8,
     refuse_missing_gpu,
     refuse_other_tokenizer,
     refuse_short_context,
@@ -55,8 +54,7 @@ def pretrain(
     """
     if cfg.in_context and pairs is None:
         raise ValueError("in_context without the pairs, along which documents follow one another")
-    refuse_missing_gpu(cfg)
-    refuse_missing_float8("pretrain", cfg)
+    refuse_missing_gpu("pretrain", cfg)
     tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))
     model, vocab_size = _find_shape(cfg, model, tokenizer)
     teacher_parameters = sum(_count_teacher(path, tokenizer, vocab_size) for path in cfg.teachers)

@@ -26,7 +26,6 @@ from sbp_ray.training.packed import Packed, read_packed
 from sbp_ray.training.pair_rows import PAIR_ROWS, SOURCES, UNREAD, pack_pairs
 from sbp_ray.training.preflight import (
     refuse_missing_choice,
-    refuse_missing_float8,
     refuse_missing_gpu,
     refuse_other_tokenizer,
     refuse_short_context,
@@ -48,8 +47,7 @@ def tune_synthesizer(cfg: TuneConfig, *, corpus: Artifact, pairs: Artifact, base
         SbpError: there are no train pairs, or none is short enough, or they may exceed the base LM's context; the base
             LM has another tokenizer; the training diverged; the export was refused.
     """
-    refuse_missing_gpu(cfg)
-    refuse_missing_float8("tune", cfg)
+    refuse_missing_gpu("tune", cfg)
     shape, vocab_size = read_base_shape(str(base_lm.local_copy(MODEL_FOLDER)))
     tokenizer = load_tokenizer(corpus.local_copy("tokenizer"))
     refuse_short_context("tune", cfg, shape.max_positions)

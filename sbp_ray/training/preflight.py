@@ -62,23 +62,15 @@ def refuse_missing_choice(section: str, cfg: TrainingConfig, development: Source
         )
 
 
-def refuse_missing_float8(section: str, cfg: TrainingConfig) -> None:
+def refuse_missing_gpu(section: str, cfg: TrainingConfig) -> None:
     """
     Raises:
-        SbpError: float8 is asked for without a GPU, or torchao is not installed.
-    """
-    if not cfg.float8:
-        return
-    if not cfg.resources.num_gpus:
-        raise SbpError(f"{section}.float8 needs GPUs: set {section}.resources.num_gpus, or {section}.float8=false")
-    load_torchao()
-
-
-def refuse_missing_gpu(cfg: TrainingConfig) -> None:
-    """Of a training in this process; on a cluster the driver's node may well have none.
-
-    Raises:
-        SbpError: it is to have a GPU, and torch finds none here.
+        SbpError: a training in this process is to have a GPU, and torch finds none here (on a cluster the driver's node
+            may well have none); or float8 is asked for without a GPU, or torchao is not installed.
     """
     if cfg.resources.in_process:
         find_device(cfg.resources)
+    if cfg.float8 and not cfg.resources.num_gpus:
+        raise SbpError(f"{section}.float8 needs GPUs: set {section}.resources.num_gpus, or {section}.float8=false")
+    if cfg.float8:
+        load_torchao()

@@ -32,7 +32,7 @@ from sbp_ray.training.devices import find_device
 from sbp_ray.training.estimate import estimate_run, find_peak_flops, refuse_more_than
 from sbp_ray.training.optim import build_optimizer
 from sbp_ray.training.packed import Packed, count_mixture, packing_resources, read_packed
-from sbp_ray.training.preflight import refuse_missing_float8, refuse_missing_gpu
+from sbp_ray.training.preflight import refuse_missing_gpu
 from sbp_ray.training.sharding import name_backend
 from sbp_ray.training.training_plan import TrainingPlan
 
@@ -175,7 +175,7 @@ def test_settings_for_gpus_are_refused_where_there_are_none(monkeypatch: pytest.
 
 def test_float8_without_gpus_is_refused() -> None:
     with pytest.raises(SbpError, match=r"tune.float8 needs GPUs: set tune.resources.num_gpus, or tune.float8=false"):
-        refuse_missing_float8("tune", TrainingConfig(batch_rows=1, peak_lr=1.0, float8=True))
+        refuse_missing_gpu("tune", TrainingConfig(batch_rows=1, peak_lr=1.0, float8=True))
 
 
 def test_float8_without_torchao_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,9 +284,13 @@ def test_a_gpu_too_small_is_refused_with_a_change_that_fits() -> None:
 
 def test_a_gpu_that_is_not_there_is_named_before_a_training_in_process_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    refuse_missing_gpu(TEN_ROWS.model_copy(update={"resources": TrainingResources(num_gpus=1)}))  # of a cluster
+    refuse_missing_gpu(
+        "pretrain", TEN_ROWS.model_copy(update={"resources": TrainingResources(num_gpus=1)})
+    )  # of a cluster
     with pytest.raises(SbpError, match=r"resources.num_gpus=1, and torch finds no GPU on this node"):
-        refuse_missing_gpu(TEN_ROWS.model_copy(update={"resources": TrainingResources(num_gpus=1, in_process=True)}))
+        refuse_missing_gpu(
+            "pretrain", TEN_ROWS.model_copy(update={"resources": TrainingResources(num_gpus=1, in_process=True)})
+        )
 
 
 @pytest.mark.parametrize("name", ["h200", "paper-3b-1t", "paper-3b-200b", "paper-6b-1t"])
