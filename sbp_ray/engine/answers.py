@@ -41,8 +41,9 @@ class _Answer:
     def _in_order(self) -> list[Delta]:
         return [sample for _, sample in sorted(self._samples.items())]
 
-    def _written(self) -> int:
-        return sum(delta.num_tokens for delta in self._samples.values())
+    def _usage(self) -> Usage:
+        prompt, written = self._accepted.prompt_tokens, sum(delta.num_tokens for delta in self._samples.values())
+        return Usage(prompt_tokens=prompt, completion_tokens=written, total_tokens=prompt + written)
 
 
 class SynthesizeAnswer(_Answer):
@@ -63,10 +64,6 @@ class SynthesizeAnswer(_Answer):
     def last_events(self) -> Iterator[dict[str, Any]]:
         """The event before `[DONE]` has no documents, and the usage."""
         yield self._response([], self._usage())
-
-    def _usage(self) -> Usage:
-        prompt, written = self._accepted.prompt_tokens, self._written()
-        return Usage(prompt_tokens=prompt, completion_tokens=written, total_tokens=prompt + written)
 
     def _response(self, documents: list[SynthesizedDocument], usage: Usage | None = None) -> dict[str, Any]:
         return SynthesizeResponse(
@@ -116,11 +113,7 @@ class CompletionAnswer(_Answer):
         if self._options.include_usage:
             yield self._object([], self._usage())
 
-    def _usage(self) -> CompletionUsage:
-        prompt, written = self._accepted.prompt_tokens, self._written()
-        return CompletionUsage(prompt_tokens=prompt, completion_tokens=written, total_tokens=prompt + written)
-
-    def _object(self, choices: list[CompletionChoice], usage: CompletionUsage | None = None) -> dict[str, Any]:
+    def _object(self, choices: list[CompletionChoice], usage: Usage | None = None) -> dict[str, Any]:
         return Completion(
             id=self._id,
             choices=choices,
@@ -128,7 +121,7 @@ class CompletionAnswer(_Answer):
             model=MODEL_ID,
             object="text_completion",
             system_fingerprint=self._accepted.synthesizer,
-            usage=usage,
+            usage=CompletionUsage(**usage.model_dump()) if usage else None,
         ).model_dump() | {"seed": self._accepted.seed}
 
     def _choice(self, delta: Delta) -> CompletionChoice:

@@ -75,16 +75,14 @@ class SynthesizeRequest(WriteRequest):
         return document
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(NullIsAbsent):
     """OpenAI's and vLLM's options of a stream."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-
-    include_usage: bool | None = False
+    include_usage: bool = False
     """End the stream with its token counts."""
-    continuous_usage_stats: bool | None = False
+    continuous_usage_stats: bool = False
     """Have the token counts so far in each event."""
-    include_obfuscation: bool | None = None
+    include_obfuscation: bool = False
     """Accepted and ignored: nothing is ever added to hide the lengths of texts."""
 
 
