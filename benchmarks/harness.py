@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from sbp_ray.cluster import MemoryMeter
 from sbp_ray.processor import memory_bytes, num_cpus
+from sbp_ray.provenance import cpu_line
 
 _X86 = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _ARM = ("asimddp", "i8mm", "bf16")
@@ -20,7 +19,6 @@ def alternate(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str
 
     Args:
         cases: by name, a function that does the work once and returns what it measured.
-        rounds: how often.
 
     Returns:
         By name, the measurements in the order in which they were made. Report their median.
@@ -71,7 +69,12 @@ def _rounded(value: float) -> float:
 
 def hardware() -> str:
     """CPU model, what it can do, cores that this process may use, memory, and the GPU if torch sees one."""
-    parts = [_cpu_model(), " ".join(_abilities()), f"{num_cpus()} cores", f"{memory_bytes() / 2**30:.0f} GiB"]
+    parts = [
+        cpu_line("model name") or "CPU",
+        " ".join(_abilities()),
+        f"{num_cpus()} cores",
+        f"{memory_bytes() / 2**30:.0f} GiB",
+    ]
     import torch
 
     if torch.cuda.is_available():
@@ -79,19 +82,10 @@ def hardware() -> str:
     return ", ".join(parts)
 
 
-def _cpu_model() -> str:
-    return _cpu_line("model name") or "CPU"
-
-
 def _abilities() -> list[str]:
     """Also those that the switches of libraries hide from them."""
-    has = (_cpu_line("flags") or _cpu_line("Features")).split()
+    has = (cpu_line("flags") or cpu_line("Features")).split()
     return [name for name in (*_X86, *_ARM) if name in has]
-
-
-def _cpu_line(name: str) -> str:
-    found = re.search(rf"^{name}\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1] if found else ""
 
 
 class PeakMemory(MemoryMeter):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sbp_ray.config import Config
-from sbp_ray.errors import SbpError
+from sbp_ray.errors import SbpError, did_you_mean
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -96,9 +95,7 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        known = _keys_at(kind, path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"there are {', '.join(known)}"
+        hint = did_you_mean(path[-1], _keys_at(kind, path[:-1]), before="".join(f"{part}." for part in path[:-1]))
         return f"{key}={first['input']!r}: no such setting; {hint}"
     if first["type"] == "missing":
         return f"{key}: this setting is needed and is not there"

@@ -21,11 +21,12 @@ def one_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def did_you_mean(word: str, known: Iterable[str], listed: Iterable[str] | None = None) -> str:
-    """What to say of a word that is none of those known: the nearest, or else those that there are."""
+def did_you_mean(word: str, known: Iterable[str], listed: Iterable[str] | None = None, before: str = "") -> str:
+    """What to say of a word that is none of those known: the nearest, with what is written before it, or else those
+    that there are."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known if listed is None else listed)}"
+    return f"did you mean {before}{near[0]}?" if near else f"there are {', '.join(known if listed is None else listed)}"
 
 
 def storage_trouble(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -50,13 +51,13 @@ def _git(*arguments: str) -> str:
 @cache
 def hardware() -> str:
     """The driver's machine: processor, cores and memory."""
-    return f"{_processor()}, {num_cpus()} cores, {memory_bytes() / 2**30:.0f} GiB"
+    processor = cpu_line("model name") or platform.processor() or platform.machine()
+    return f"{processor}, {num_cpus()} cores, {memory_bytes() / 2**30:.0f} GiB"
 
 
-def _processor() -> str:
+def cpu_line(name: str) -> str:
+    """What Linux says of the first processor under a name; empty where it says nothing."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else ""

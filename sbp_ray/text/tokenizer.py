@@ -100,13 +100,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         ) from None
     if not tokenizer.is_fast:
         raise SbpError(f"tokenizer {path}: has no fast implementation: give one with a tokenizer.json")
-    missing = {}
-    if tokenizer.bos_token is None:
-        missing["bos_token"] = BOS
-    if tokenizer.eos_token is None:
-        missing["eos_token"] = EOS
-    if missing:
-        tokenizer.add_special_tokens(missing)
+    ours = {"bos_token": BOS, "eos_token": EOS}
+    tokenizer.add_special_tokens({name: mark for name, mark in ours.items() if getattr(tokenizer, name) is None})
     tokenizer.add_tokens([RELATED], special_tokens=True)  # does nothing where it is known
     return tokenizer
 

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.training.training_plan import TrainingPlan
@@ -30,7 +29,7 @@ def trace_steps(plan: TrainingPlan, steps: Iterator[tuple[int, Work]]) -> Iterat
         yield from steps
         return
     first, last = plan.config.resources.profile_steps
-    recorder, began = profile(activities=_activities(), record_shapes=True), 0
+    recorder, began = profile(record_shapes=True), 0
     for step, work in steps:
         if not began and first <= step <= last:
             recorder.start()
@@ -41,10 +40,6 @@ def trace_steps(plan: TrainingPlan, steps: Iterator[tuple[int, Work]]) -> Iterat
             name = f"profile/steps-{began}-{step}.json.gz"
             _write_trace(recorder, plan.out, name)
             logger.info(f"{plan.stage} | trace of steps {began} to {step}: {plan.out.path(name)}")
-
-
-def _activities() -> list[ProfilerActivity]:
-    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
 
 
 def _write_trace(recorder: profile, out: Artifact, name: str) -> None:
