@@ -8,19 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
-from safetensors.torch import load_file
-from tiny import tiny_plan
+from tiny import tiny_plan, weights_of
 
 from sbp_ray.training import dtype_choice
 from sbp_ray.training.dtype_choice import SETTLED, read_settled
 from sbp_ray.training.launch import run_plan
 from sbp_ray.training.loop import train
 from sbp_ray.training.packed import read_packed
-from sbp_ray.training.training_plan import TrainingPlan
-
-
-def _weights(plan: TrainingPlan) -> dict[str, torch.Tensor]:
-    return load_file(plan.out.path("model/model.safetensors"))
 
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, *seconds_of_ranks: dict[str, float]) -> None:
@@ -42,8 +36,8 @@ def test_the_first_rank_decides_and_who_goes_on_keeps_to_it(tmp_path: Path, monk
     _pretend(monkeypatch, slow, slow)
     for plan in (auto, named, other):
         run_ranks(2, tmp_path, lambda plan=plan: train(plan))
-    torch.testing.assert_close(_weights(auto), _weights(named), rtol=0, atol=0)
-    assert any(not torch.equal(weight, _weights(other)[name]) for name, weight in _weights(named).items())
+    torch.testing.assert_close(weights_of(auto), weights_of(named), rtol=0, atol=0)
+    assert any(not torch.equal(weight, weights_of(other)[name]) for name, weight in weights_of(named).items())
     assert json.loads(auto.out.read_bytes(SETTLED)) == {"dtype": "bfloat16", "step_s": fast} == read_settled(auto)
     assert read_settled(other) == {"dtype": "float32"}
     assert "| dtype | bfloat16 |" in auto.out.read_bytes("model/README.md").decode()
@@ -57,7 +51,7 @@ def test_measuring_whole_steps_changes_no_number(tmp_path: Path) -> None:
     assert settled["step_s"].keys() == {"float32", "bfloat16"} and min(settled["step_s"].values()) > 0
     named = tiny_plan(tmp_path / "named", num_workers=2, dtype=settled["dtype"], dropout=0.1, micro_batch_rows=1)
     run_ranks(2, tmp_path, lambda: train(named))
-    torch.testing.assert_close(_weights(auto), _weights(named), rtol=0, atol=0)
+    torch.testing.assert_close(weights_of(auto), weights_of(named), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("bfloat16_s", "dtype", "tolerance"), [(0.5, "bfloat16", 0.25), (1.0, "float32", 1e-3)])

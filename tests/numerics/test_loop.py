@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,7 @@ import torch
 import torch.distributed as dist
 from packed_rows import documents_of, read_rows
 from ranks import run_ranks
-from safetensors.torch import load_file
-from tiny import SEQ_LEN, tiny_plan
+from tiny import SEQ_LEN, losses_of, rows_of, tiny_plan, weights_of
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -42,16 +42,15 @@ def _train(plan: TrainingPlan, stop_after: int | None = None, *, sgd: bool = Fal
     loop.train(plan, stop_after=stop_after)
 
 
-def _weights(plan: TrainingPlan) -> dict[str, torch.Tensor]:
-    return load_file(plan.out.path("model/model.safetensors"))
+def _change_models(change: Callable[[Any], object]) -> None:
+    """Have the loop change each model that it builds, in a rank's own process."""
 
+    def build(plan: TrainingPlan, device: torch.device) -> Any:
+        model = build_sharded_model(plan, device)
+        change(model)
+        return model
 
-def _losses(plan: TrainingPlan) -> list[float]:
-    return [row["loss_nats"] for row in _rows(plan)]
-
-
-def _rows(plan: TrainingPlan) -> list[dict[str, float]]:
-    return [json.loads(line) for line in Path(plan.out.path("metrics.jsonl")).read_text().splitlines()]
+    loop.build_sharded_model = build  # type: ignore[assignment]
 
 
 def test_sharded_training_is_single_training(tmp_path: Path) -> None:
@@ -62,8 +61,8 @@ def test_sharded_training_is_single_training(tmp_path: Path) -> None:
         out = tmp_path / f"sharded-{num_ranks}-{shard_ranks}"
         sharded = tiny_plan(out, num_workers=num_ranks, shard_ranks=shard_ranks, **settings)
         run_ranks(num_ranks, tmp_path, lambda plan=sharded: _train(plan, sgd=True))
-        assert _losses(sharded) == pytest.approx(_losses(single), rel=1e-5)
-        torch.testing.assert_close(_weights(sharded), _weights(single), rtol=1e-5, atol=1e-6)
+        assert losses_of(sharded) == pytest.approx(losses_of(single), rel=1e-5)
+        torch.testing.assert_close(weights_of(sharded), weights_of(single), rtol=1e-5, atol=1e-6)
 
 
 def test_a_head_of_its_own_is_gathered_after_the_layers_and_trained_as_in_a_single_process(tmp_path: Path) -> None:
@@ -90,8 +89,8 @@ def test_a_head_of_its_own_is_gathered_after_the_layers_and_trained_as_in_a_sing
     run_ranks(1, tmp_path, train, single)
     before, after = run_ranks(2, tmp_path, train, sharded)[0][:2]
     assert (before, after) == ((False, True), (False, False))
-    assert _losses(sharded) == pytest.approx(_losses(single), rel=1e-5)
-    torch.testing.assert_close(_weights(sharded), _weights(single), rtol=1e-5, atol=1e-6)
+    assert losses_of(sharded) == pytest.approx(losses_of(single), rel=1e-5)
+    torch.testing.assert_close(weights_of(sharded), weights_of(single), rtol=1e-5, atol=1e-6)
 
 
 def test_copies_of_the_weights_go_on_from_a_checkpoint_of_one_copy_and_hold_a_part_each(tmp_path: Path) -> None:
@@ -108,7 +107,7 @@ def test_copies_of_the_weights_go_on_from_a_checkpoint_of_one_copy_and_hold_a_pa
     shutil.copytree(one.out.path(""), several.out.path(""), dirs_exist_ok=True)
     for plan in (one, several):
         run_ranks(4, tmp_path, lambda plan=plan: _train(plan))
-    torch.testing.assert_close(_weights(several), _weights(one), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights_of(several), weights_of(one), rtol=1e-5, atol=1e-6)
 
 
 def test_a_trace_holds_the_steps_asked_for_and_the_weights_are_those_without_it(tmp_path: Path) -> None:
@@ -122,7 +121,7 @@ def test_a_trace_holds_the_steps_asked_for_and_the_weights_are_those_without_it(
     names = [event.get("name", "") for event in trace["traceEvents"]]
     assert sum(name.startswith("Optimizer.step") for name in names) == 3
     assert any(name == "aten::mm" for name in names)
-    torch.testing.assert_close(_weights(traced), _weights(plain), rtol=0, atol=0)
+    torch.testing.assert_close(weights_of(traced), weights_of(plain), rtol=0, atol=0)
 
 
 def test_a_trace_of_a_training_that_goes_on_within_the_steps_says_which_it_holds(tmp_path: Path) -> None:
@@ -154,7 +153,7 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path: Path) -> None:
     large = tiny_plan(tmp_path / "large", micro_batch_rows=4, **settings)
     for plan in (small, large):
         run_ranks(1, tmp_path, lambda plan=plan: _train(plan, sgd=True))
-    torch.testing.assert_close(_weights(small), _weights(large), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights_of(small), weights_of(large), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("is_reduced", [False, True])
@@ -179,7 +178,7 @@ def test_gradients_that_are_reduced_each_time_are_the_same_and_never_lie_whole_o
     run_ranks(1, tmp_path, lambda: _train(single, sgd=True))
     assert run_ranks(2, tmp_path, train) == [[False, is_reduced]] * 2  # before each micro-batch of the first step
     run_ranks(2, tmp_path, lambda: _train(sharded, sgd=True))
-    torch.testing.assert_close(_weights(sharded), _weights(single), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights_of(sharded), weights_of(single), rtol=1e-5, atol=1e-6)
 
 
 def test_six_steps_are_three_and_after_a_kill_another_three_bit_for_bit(tmp_path: Path) -> None:
@@ -190,9 +189,9 @@ def test_six_steps_are_three_and_after_a_kill_another_three_bit_for_bit(tmp_path
     assert _steps_saved(halves)[-1] in (3, 4)
     assert not halves.out.exists("model")
     run_ranks(2, tmp_path, lambda: _train(halves))
-    assert _losses(halves) == _losses(whole)
-    assert [row["step"] for row in _rows(halves)] == [1, 2, 3, 4, 5, 6]
-    assert all(torch.equal(tensor, _weights(halves)[name]) for name, tensor in _weights(whole).items())
+    assert losses_of(halves) == losses_of(whole)
+    assert [row["step"] for row in rows_of(halves)] == [1, 2, 3, 4, 5, 6]
+    assert all(torch.equal(tensor, weights_of(halves)[name]) for name, tensor in weights_of(whole).items())
 
 
 def _die_after(plan: TrainingPlan, step: int) -> None:
@@ -220,8 +219,10 @@ def test_a_checkpoint_of_two_ranks_resumes_on_any_number(tmp_path: Path) -> None
         url = shutil.copytree(half.out.url, tmp_path / f"on-{num_ranks}")
         halves = replace(half, out=Artifact("base_lm", str(url)))
         run_ranks(num_ranks, tmp_path, lambda plan=halves: _train(plan))
-        assert _losses(halves) == pytest.approx(_losses(whole), rel=1e-4)
-        assert [row["supervised_tokens"] for row in _rows(halves)] == [row["supervised_tokens"] for row in _rows(whole)]
+        assert losses_of(halves) == pytest.approx(losses_of(whole), rel=1e-4)
+        assert [row["supervised_tokens"] for row in rows_of(halves)] == [
+            row["supervised_tokens"] for row in rows_of(whole)
+        ]
 
 
 def test_a_checkpoint_that_was_cut_off_is_never_chosen(tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ def test_a_checkpoint_that_was_cut_off_is_never_chosen(tmp_path: Path) -> None:
     unmarked.mkdir()
     (unmarked / shard.name).write_bytes(b"")  # cut off before its marker
     run_ranks(1, tmp_path, lambda: _train(plan, stop_after=3))
-    assert [row["step"] for row in _rows(plan)] == [1, 2, 3]  # resumed from step 2
+    assert [row["step"] for row in rows_of(plan)] == [1, 2, 3]  # resumed from step 2
 
 
 def test_a_checkpoint_that_cannot_be_written_says_so_and_leaves_the_one_before_it(tmp_path: Path) -> None:
@@ -286,7 +287,7 @@ def test_a_disk_that_is_full_for_one_rank_is_one_line_on_all_and_nothing_is_lost
     assert messages[0] == messages[1]
     assert re.search(rf"/{what} cannot be written \(.*too large.*\): make room, and run the same", messages[0])
     run_ranks(2, tmp_path, lambda: _train(plan))
-    assert [row["step"] for row in _rows(plan)] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows_of(plan)] == [1, 2, 3, 4]
     assert plan.out.exists("model/model.safetensors")
 
 
@@ -353,12 +354,7 @@ def test_rows_whose_loss_is_not_finite_are_named(tmp_path: Path) -> None:
     plan = tiny_plan(tmp_path / "run")
 
     def broken() -> str:
-        def build(plan: TrainingPlan, device: torch.device) -> Any:
-            model = build_sharded_model(plan, device)
-            model.lm.model.norm.weight.to_local().detach().fill_(math.nan)
-            return model
-
-        loop.build_sharded_model = build  # type: ignore[assignment]
+        _change_models(lambda model: model.lm.model.norm.weight.to_local().detach().fill_(math.nan))
         return _diverges(plan)
 
     [message] = run_ranks(1, tmp_path, broken)
@@ -375,15 +371,13 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_named_on_all_and_no_weight
     def poisoned() -> tuple[str, bool]:
         models = []
 
-        def build(plan: TrainingPlan, device: torch.device) -> Any:
-            models.append(build_sharded_model(plan, device))
-            weight = models[0].lm.model.layers[1].mlp.up_proj.weight
-            weight.register_post_accumulate_grad_hook(
+        def poison(model: Any) -> None:
+            models.append(model)
+            model.lm.model.layers[1].mlp.up_proj.weight.register_post_accumulate_grad_hook(
                 lambda p: p.grad.to_local().fill_(value) if dist.get_rank() == 1 else None
             )
-            return models[0]
 
-        loop.build_sharded_model = build  # type: ignore[assignment]
+        _change_models(poison)
         message = _diverges(plan)
         fresh = build_sharded_model(plan, torch.device("cpu"))
         same = zip(models[0].parameters(), fresh.parameters(), strict=True)
@@ -400,16 +394,10 @@ def test_the_layer_in_which_the_backward_pass_broke_is_named(tmp_path: Path) -> 
     plan = tiny_plan(tmp_path / "run")
 
     def broken() -> str:
-        def build(plan: TrainingPlan, device: torch.device) -> Any:
-            model = build_sharded_model(plan, device)
-            model.lm.model.layers[0].register_forward_hook(
-                lambda _layer, _inputs, hidden_BTD: (
-                    hidden_BTD.register_hook(lambda grad_BTD: grad_BTD * math.nan) and None
-                )
-            )
-            return model
+        def spoil(_layer: Any, _inputs: Any, hidden_BTD: torch.Tensor) -> None:
+            hidden_BTD.register_hook(lambda grad_BTD: grad_BTD * math.nan)
 
-        loop.build_sharded_model = build  # type: ignore[assignment]
+        _change_models(lambda model: model.lm.model.layers[0].register_forward_hook(spoil))
         return _diverges(plan)
 
     [message] = run_ranks(1, tmp_path, broken)
@@ -433,7 +421,7 @@ def test_the_export_is_the_trained_model_with_its_tokenizer(trained: TrainingPla
 
 
 def test_the_loss_falls_and_the_held_out_loss_is_on_record(trained: TrainingPlan) -> None:
-    rows = _rows(trained)
+    rows = rows_of(trained)
     assert rows[-1]["loss_nats"] < rows[0]["loss_nats"]
     assert [row["step"] for row in rows if "validation_nats" in row] == list(range(2, 21, 2))
     assert rows[-1]["tokens"] == 20 * 4 * 32
@@ -444,8 +432,8 @@ def test_bfloat16_compute_keeps_float32_weights(tmp_path: Path) -> None:
     rounded = tiny_plan(tmp_path / "bfloat16", num_steps=2, dtype="bfloat16")
     for plan in (exact, rounded):
         run_ranks(1, tmp_path, lambda plan=plan: _train(plan))
-    assert _losses(rounded) == pytest.approx(_losses(exact), rel=5e-3)
-    assert all(tensor.dtype == torch.float32 for tensor in _weights(rounded).values())
+    assert losses_of(rounded) == pytest.approx(losses_of(exact), rel=5e-3)
+    assert all(tensor.dtype == torch.float32 for tensor in weights_of(rounded).values())
 
 
 @pytest.mark.parametrize("kind", ["selective", "full"])
@@ -454,8 +442,8 @@ def test_activations_computed_again_are_the_same_bits(tmp_path: Path, kind: str)
     again = tiny_plan(tmp_path / "again", num_steps=3, activation_checkpointing=kind)
     for plan in (kept, again):
         run_ranks(1, tmp_path, lambda plan=plan: _train(plan))
-    assert _losses(again) == _losses(kept)
-    assert all(torch.equal(tensor, _weights(again)[name]) for name, tensor in _weights(kept).items())
+    assert losses_of(again) == losses_of(kept)
+    assert all(torch.equal(tensor, weights_of(again)[name]) for name, tensor in weights_of(kept).items())
 
 
 def test_compiled_layers_compute_the_same(tmp_path: Path) -> None:
@@ -471,7 +459,7 @@ def test_compiled_layers_compute_the_same(tmp_path: Path) -> None:
     for kind, backend in (("none", "inductor"), ("selective", "aot_eager")):
         compiled = tiny_plan(tmp_path / kind, num_steps=2, compile=True, activation_checkpointing=kind)
         run_ranks(1, tmp_path, train, compiled, backend)
-        assert _losses(compiled) == pytest.approx(_losses(eager), rel=1e-5)
+        assert losses_of(compiled) == pytest.approx(losses_of(eager), rel=1e-5)
 
 
 def test_layers_are_compiled_once_however_many_documents_a_batch_has(tmp_path: Path) -> None:
@@ -480,12 +468,10 @@ def test_layers_are_compiled_once_however_many_documents_a_batch_has(tmp_path: P
     def train() -> set[int]:
         lengths = set()
 
-        def build(plan: TrainingPlan, device: torch.device) -> Any:
-            model = build_sharded_model(plan, device)
-            model.register_forward_pre_hook(lambda _, inputs: lengths.add(len(inputs[2].bounds_N1)))
-            return model
+        def count(_: Any, inputs: tuple[Any, ...]) -> None:
+            lengths.add(len(inputs[2].bounds_N1))
 
-        loop.build_sharded_model = build  # type: ignore[assignment]
+        _change_models(lambda model: model.register_forward_pre_hook(count))
         loop.is_evaluation = lambda *_: False  # type: ignore[assignment]  # rows without gradients are compiled apart
         torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]  # how often, not into what
         with torch._dynamo.config.patch(error_on_recompile=True):
@@ -501,18 +487,18 @@ def test_the_golden_loss_curve(tmp_path: Path) -> None:
     plan = tiny_plan(tmp_path / "run", num_steps=30, z_loss=1e-4, repack=False)
     run_ranks(1, tmp_path, lambda: _train(plan))
     golden = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
-    assert _losses(plan) == pytest.approx(golden, rel=1e-3)  # other CPUs add in another order
+    assert losses_of(plan) == pytest.approx(golden, rel=1e-3)  # other CPUs add in another order
     assert golden[-1] < golden[0] - 0.3
 
 
 def test_each_step_is_measured(trained: TrainingPlan) -> None:
-    for row in _rows(trained):
+    for row in rows_of(trained):
         assert 0 < row["text_tokens"] <= 4 * 32
         assert 0 < row["mfu"] < 1
         assert 0.01 < row["mem_gib"] < 100
         assert 0 <= row["data_wait_s"] < row["text_tokens"] / row["tokens_per_s"]
-    assert _rows(trained)[-1]["eta_s"] == 0
-    assert _rows(trained)[0]["eta_s"] > 0
+    assert rows_of(trained)[-1]["eta_s"] == 0
+    assert rows_of(trained)[0]["eta_s"] > 0
 
 
 def test_the_learning_rate_stays_at_the_peak_and_falls_linearly_at_the_end() -> None:
@@ -538,7 +524,7 @@ def _overfitting(folder: Path, **settings: Any) -> TrainingPlan:
 def test_the_exported_weights_are_those_of_the_lowest_development_loss(tmp_path: Path) -> None:
     plan = _overfitting(tmp_path / "run")
     run_ranks(1, tmp_path, lambda: _train(plan))
-    rows = {row["step"]: row["development_nats"] for row in _rows(plan) if "development_nats" in row}
+    rows = {row["step"]: row["development_nats"] for row in rows_of(plan) if "development_nats" in row}
     best = min(rows, key=lambda step: rows[step])
     assert best < 20  # it did overfit
     assert read_exported_step(plan.out) == best
@@ -557,7 +543,7 @@ def test_the_last_weights_are_exported_where_they_are_asked_for(tmp_path: Path) 
     plan = _overfitting(tmp_path / "run", checkpoint="last")
     run_ranks(1, tmp_path, lambda: _train(plan))
     assert read_exported_step(plan.out) == 20
-    assert min(row.get("development_nats", math.inf) for row in _rows(plan)) < _rows(plan)[-1]["development_nats"]
+    assert min(row.get("development_nats", math.inf) for row in rows_of(plan)) < rows_of(plan)[-1]["development_nats"]
 
 
 def test_the_best_survives_kills_and_is_chosen_as_without_them(tmp_path: Path) -> None:
@@ -568,13 +554,13 @@ def test_the_best_survives_kills_and_is_chosen_as_without_them(tmp_path: Path) -
         run_ranks(1, tmp_path, lambda step=step: _die_after(pieces, step))
     run_ranks(1, tmp_path, lambda: _train(pieces))
     assert read_exported_step(pieces.out) == read_exported_step(whole.out) < 17
-    assert all(torch.equal(tensor, _weights(pieces)[name]) for name, tensor in _weights(whole).items())
+    assert all(torch.equal(tensor, weights_of(pieces)[name]) for name, tensor in weights_of(whole).items())
 
 
 def test_a_best_checkpoint_that_is_damaged_is_an_error(tmp_path: Path) -> None:
     plan = _overfitting(tmp_path / "run")
     run_ranks(1, tmp_path, lambda: _train(plan, stop_after=20))
-    best = min((row for row in _rows(plan) if "development_nats" in row), key=lambda row: row["development_nats"])
+    best = min((row for row in rows_of(plan) if "development_nats" in row), key=lambda row: row["development_nats"])
     Path(plan.out.path(f"checkpoints/step-{int(best['step']):06d}/complete.json")).unlink()
 
     def refused() -> str:

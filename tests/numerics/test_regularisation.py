@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from ranks import run_ranks
-from safetensors.torch import load_file
-from tiny import tiny_plan
+from tiny import losses_of, rows_of, tiny_plan, weights_of
 
 from sbp_ray.mixing import Address
 from sbp_ray.training import loop
@@ -22,14 +20,6 @@ ROWS = (Address("real", 0, 1, 2), Address("real", 1, 1, 2), None, Address("real"
 
 def _train(plan: TrainingPlan, num_ranks: int, folder: Path, stop_after: int | None = None) -> None:
     run_ranks(num_ranks, folder, lambda: loop.train(plan, stop_after=stop_after))
-
-
-def _weights(plan: TrainingPlan) -> dict[str, torch.Tensor]:
-    return load_file(plan.out.path("model/model.safetensors"))
-
-
-def _losses(plan: TrainingPlan) -> list[float]:
-    return [json.loads(line)["loss_nats"] for line in Path(plan.out.path("metrics.jsonl")).read_text().splitlines()]
 
 
 def test_masks_leave_out_the_share_and_do_not_agree_with_one_another() -> None:
@@ -67,11 +57,11 @@ def test_any_ranks_micro_batches_and_stops_come_to_the_same(tmp_path: Path) -> N
         _train(other, 1, tmp_path)
     finally:
         loop.build_optimizer = before
-    assert _losses(other) == pytest.approx(_losses(single), rel=1e-5)
-    torch.testing.assert_close(_weights(other), _weights(single), rtol=1e-5, atol=1e-6)
+    assert losses_of(other) == pytest.approx(losses_of(single), rel=1e-5)
+    torch.testing.assert_close(weights_of(other), weights_of(single), rtol=1e-5, atol=1e-6)
     plain = tiny_plan(tmp_path / "plain", num_steps=4, peak_lr=0.5)
     _train(plain, 1, tmp_path)
-    assert any(not torch.equal(weight, _weights(plain)[name]) for name, weight in _weights(single).items())
+    assert any(not torch.equal(weight, weights_of(plain)[name]) for name, weight in weights_of(single).items())
 
 
 def test_six_steps_are_three_and_another_three_bit_for_bit(tmp_path: Path) -> None:
@@ -81,8 +71,8 @@ def test_six_steps_are_three_and_another_three_bit_for_bit(tmp_path: Path) -> No
     _train(whole, 1, tmp_path)
     _train(halves, 1, tmp_path, stop_after=3)
     _train(halves, 1, tmp_path)
-    assert _losses(halves) == _losses(whole)
-    assert all(torch.equal(weight, _weights(halves)[name]) for name, weight in _weights(whole).items())
+    assert losses_of(halves) == losses_of(whole)
+    assert all(torch.equal(weight, weights_of(halves)[name]) for name, weight in weights_of(whole).items())
 
 
 def test_the_average_counts_each_step_so_many_times_as_much_as_the_one_before() -> None:
@@ -108,14 +98,14 @@ def test_the_export_and_the_held_out_losses_are_the_averages_and_training_goes_o
     )
     for plan in (plain, near, far):
         _train(plan, 2, tmp_path)
-    assert _losses(near) == _losses(plain) == _losses(far)
+    assert losses_of(near) == losses_of(plain) == losses_of(far)
     assert _held_out(near) == pytest.approx(_held_out(plain), rel=1e-3)
     assert _held_out(far)[-1] != pytest.approx(_held_out(plain)[-1], rel=1e-3)
-    torch.testing.assert_close(_weights(near), _weights(plain), rtol=1e-4, atol=1e-5)
-    assert any(not torch.allclose(weight, _weights(plain)[name], rtol=1e-3) for name, weight in _weights(far).items())
+    torch.testing.assert_close(weights_of(near), weights_of(plain), rtol=1e-4, atol=1e-5)
+    assert any(
+        not torch.allclose(weight, weights_of(plain)[name], rtol=1e-3) for name, weight in weights_of(far).items()
+    )
 
 
 def _held_out(plan: TrainingPlan) -> list[float]:
-    return [
-        json.loads(line)["validation_nats"] for line in Path(plan.out.path("metrics.jsonl")).read_text().splitlines()
-    ]
+    return [row["validation_nats"] for row in rows_of(plan)]

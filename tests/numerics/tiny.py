@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
+import torch
 from packed_rows import write_examples
+from safetensors.torch import load_file
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ModelConfig, PretrainConfig, TrainingResources
@@ -59,3 +62,17 @@ def tiny_plan(folder: Path, *, num_workers: int = 1, num_steps: int = 6, **setti
         special=special,
         model=MODEL,
     )
+
+
+def weights_of(plan: TrainingPlan) -> dict[str, torch.Tensor]:
+    """Those that were exported."""
+    return load_file(plan.out.path("model/model.safetensors"))
+
+
+def rows_of(plan: TrainingPlan) -> list[dict[str, float]]:
+    """Of each step, as the journal has it."""
+    return [json.loads(line) for line in Path(plan.out.path("metrics.jsonl")).read_text().splitlines()]
+
+
+def losses_of(plan: TrainingPlan) -> list[float]:
+    return [row["loss_nats"] for row in rows_of(plan)]

@@ -84,6 +84,11 @@ def _error(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0].removeprefix("error: ")
 
 
+def fail_half_way(job: Job) -> Stats:
+    job.output.write_bytes("first-half", b"x")
+    raise SbpError("the disk is full: make room")
+
+
 def test_the_pipeline_runs_every_stage_once_in_order_and_shows_the_summary(
     run: Run, ran: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,10 +247,6 @@ def test_what_follows_from_a_corpus_that_is_made_anew_with_other_settings_is_ref
 def test_what_was_begun_with_another_corpus_is_not_gone_on_with(
     run: Run, ran: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail_half_way(job: Job) -> Stats:
-        job.output.write_bytes("first-half", b"x")
-        raise SbpError("the disk is full: make room")
-
     assert run("ingest") == 0
     assert run("embed", stage=fail_half_way) == 1
     shutil.rmtree(folder / "run" / FOLDERS["corpus"])
@@ -340,10 +341,6 @@ def test_an_input_without_its_manifest_is_not_there(run: Run, folder: Path, caps
 
 
 def test_a_stage_that_failed_goes_on_where_it_was(run: Run, folder: Path) -> None:
-    def fail_half_way(job: Job) -> Stats:
-        job.output.write_bytes("first-half", b"x")
-        raise SbpError("the disk is full: make room")
-
     def go_on(job: Job) -> Stats:
         assert job.output.exists("first-half")
         return {}

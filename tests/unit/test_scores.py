@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from merged_shards import SIGNED, sign
 from worked_on import WorkedOn
 
 from sbp_ray.artifacts import Artifact
@@ -17,12 +18,10 @@ from sbp_ray.generation.merging import merge_shard, part_name
 from sbp_ray.generation.parts import make_parts
 from sbp_ray.generation.scores import SCORES, choose_by_scores, describe_scores, summarise_scores
 from sbp_ray.generation.segments import DoneSamples
-from sbp_ray.schema import DOC_ID, DOCUMENT
+from sbp_ray.schema import DOCUMENT
 from sbp_ray.shards import add_stats, shard_name
-from sbp_ray.text.minhash import document_signature
 
 NUM_SHARDS, DOCUMENTS, SAMPLES = 2, 3, 4
-SIGNED = pa.schema([("doc_id", DOC_ID), ("signature", pa.binary(256))])
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -71,10 +70,6 @@ class Written:
 
     def stats(self) -> dict[str, Any]:
         return add_stats(self.out.read_stats(part_name(shard)) for shard in range(NUM_SHARDS))
-
-
-def sign(text: str) -> bytes:
-    return document_signature(text, 13)[0].tobytes()
 
 
 def expected_scores(model: Any, tokenizer: Any, d1: list[int], row: dict[str, Any]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from fake_engines import Answer, FakeHandle, failing, hanging, sound
+from merged_shards import SIGNED, sign
 from ray.exceptions import RayTaskError
 
 from sbp_ray import schema
@@ -34,7 +35,6 @@ from sbp_ray.generation.segments import DoneSamples, count_done, list_segments
 from sbp_ray.generation.shard_worker import Inputs, ShardWorker
 from sbp_ray.shards import shard_name
 from sbp_ray.stages.synthesize import synthesize_documents
-from sbp_ray.text.minhash import document_signature
 
 NUM_SHARDS, DOCUMENTS = 2, 6
 
@@ -51,9 +51,6 @@ class LocalCoordinator:
         return self.actor.committed(*arguments)
 
 
-SIGNED = pa.schema([("doc_id", schema.DOC_ID), ("signature", pa.binary(256))])
-
-
 class Stage:
     """The inputs of a worker, and calls of it."""
 
@@ -66,7 +63,7 @@ class Stage:
             ids = [bytes.fromhex(f"{shard}{number:031x}") for number in range(DOCUMENTS)]
             rows = [{"doc_id": i, "group": "", "text": "", "input_ids": [9, 8, 7 + i[-1]]} for i in ids]
             self.corpus.write_table(shard_name("train", shard), pa.Table.from_pylist(rows, schema.DOCUMENT))
-            signed = [{"doc_id": i, "signature": document_signature(i.hex(), 13)[0].tobytes()} for i in ids]
+            signed = [{"doc_id": i, "signature": sign(i.hex())} for i in ids]
             self.embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed, SIGNED))
         self.corpus.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": NUM_SHARDS}}})
         self.coordinator = LocalCoordinator()

@@ -11,15 +11,15 @@ from sbp_ray.errors import SbpError
 from sbp_ray.threads import map_in_threads, read_ahead
 
 
+def marking(made: list[threading.Event]) -> Iterator[int]:
+    for number, event in enumerate(made):
+        event.set()
+        yield number
+
+
 def test_the_next_item_is_made_while_one_is_used() -> None:
     made = [threading.Event() for _ in range(4)]
-
-    def items() -> Iterator[int]:
-        for number, event in enumerate(made):
-            event.set()
-            yield number
-
-    ahead = read_ahead(items())
+    ahead = read_ahead(marking(made))
     assert next(ahead) == 0
     assert made[1].wait(240)
     assert not made[2].is_set()  # and no more than one
@@ -39,13 +39,7 @@ def test_an_error_while_making_the_next_item_is_raised() -> None:
 
 def test_as_many_items_are_made_ahead_as_asked_for_and_none_once_it_is_closed() -> None:
     made = [threading.Event() for _ in range(9)]
-
-    def items() -> Iterator[int]:
-        for number, event in enumerate(made):
-            event.set()
-            yield number
-
-    ahead = read_ahead(items(), depth=3)
+    ahead = read_ahead(marking(made), depth=3)
     assert next(ahead) == 0
     assert made[3].wait(240)
     ahead.close()  # waits for what was begun
