@@ -4,8 +4,8 @@
 
 Each trial is a config and the settings that were changed. A stage takes a time that does not depend on the size, and a
 time for each unit of its work: two trials of different sizes tell them apart, more are fitted by least squares. Where
-all are of one size the whole time counts as work. Settings under `resources` must be those of the run that is planned,
-but for the number of workers.
+all are of one size the whole time counts as work. The number of pairs is a power of that of documents. Settings under
+`resources` must be those of the run that is planned, but for the number of workers.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from sbp_ray.stage_table import STAGES
 RATES = Path(__file__).parent / "rates.yaml"
 
 
-def read_trial(config: Config, rates: Rates) -> dict[str, tuple[float, float]]:
-    """Of each stage its work for each of its devices, and its seconds.
+def read_trial(config: Config, rates: Rates) -> tuple[dict[str, tuple[float, float]], tuple[float, float]]:
+    """Of each stage its work for each of its devices, and its seconds; train documents, and the pairs among them.
 
     Raises:
         SbpError: the run is not finished.
@@ -43,8 +43,12 @@ def read_trial(config: Config, rates: Rates) -> dict[str, tuple[float, float]]:
     if "pairs" not in finished or not all(artifact.exists(MANIFEST) for artifact in made.values()):
         raise SbpError(f"{config.run_dir} is not finished with these settings: run jobs/pipeline.py with them first")
     seconds = {name: artifact.read_json(MANIFEST)["wall_s"] for name, artifact in made.items()}
-    works = list_work(config, finished_corpus(config, finished), rates)
-    return {work.stage: (work.amount / devices_of(work.job, config)[1], seconds[work.stage]) for work in works}
+    corpus = finished_corpus(config, finished, rates)
+    taken = {
+        work.stage: (work.amount / devices_of(work.job, config)[1], seconds[work.stage])
+        for work in list_work(config, corpus, rates)
+    }
+    return taken, (corpus.train_documents, corpus.pairs)
 
 
 def fit(points: list[tuple[float, float]]) -> dict[str, float]:
@@ -60,18 +64,32 @@ def fit(points: list[tuple[float, float]]) -> dict[str, float]:
     return {"start_s": round(float(start), 2), "device_s": float(f"{slope:.4g}")}
 
 
+def fit_pairs(points: list[tuple[float, float]]) -> dict[str, float]:
+    """A `PairTrial` of documents and pairs: a power law through them, which lists and caps bound where it is used."""
+    documents_N, pairs_N = np.array(points).T
+    growth = 1.0
+    if np.ptp(documents_N) > 0 and (pairs_N > 0).all():
+        growth = max(0.0, float(np.polyfit(np.log(documents_N), np.log(pairs_N), 1)[0]))
+    most = documents_N.max()
+    pairs = pairs_N[documents_N == most].mean()
+    return {"documents": float(most), "pairs": float(pairs), "growth": round(growth, 3)}
+
+
 def main() -> None:
     """Print the rates, with what the trials took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trials", nargs="+", metavar="TRIAL", help='"CONFIG section.key=value …" of a finished run')
     content = read_yaml(str(RATES))
     rates = settings_of(Rates, content, [], where=str(RATES))
-    points = defaultdict(list)
+    points, pairs = defaultdict(list), []
     for trial in parser.parse_args().trials:
         file, *settings = shlex.split(trial)
-        for stage, point in read_trial(load_config(file, settings), rates).items():
+        taken, found = read_trial(load_config(file, settings), rates)
+        pairs.append(found)
+        for stage, point in taken.items():
             points[stage].append(point)
     content["trials"] = {stage: fit(measured) for stage, measured in points.items()}
+    content["pairs"] = fit_pairs(pairs)
     yaml.safe_dump(content, sys.stdout, sort_keys=False)
 
 

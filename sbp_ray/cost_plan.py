@@ -6,7 +6,8 @@ by the rates of a file and the prices in `cluster`. The search for neighbours is
 eval nothing else is known.
 
 Where the corpus is finished its splits are known, and where the pairs are, their number; else the settings say what is
-held out, and how many pairs there can be at most. What follows from a limit is a limit too, and marked `≤`.
+held out, and trials how many pairs to expect, or the settings how many there can be at most. What follows from a limit
+is a limit too, and marked `≤`.
 """
 
 from __future__ import annotations
@@ -57,6 +58,17 @@ class Trial(Section):
     """Of one GPU where the stage's workers hold any, else of one core, for each unit of its `Work.amount`."""
 
 
+class PairTrial(Section):
+    """How many pairs runs of several sizes found: `pairs` at `documents`, and in proportion to a power of these."""
+
+    documents: PositiveFloat
+    """Of the train split."""
+    pairs: NonNegativeFloat
+    """Directed ones."""
+    growth: NonNegativeFloat
+    """The power: 1 where each document has as many, whatever the size."""
+
+
 class Rates(Section):
     """What a machine does, from `benchmarks/rates.yaml`, which says what of it was measured."""
 
@@ -71,6 +83,8 @@ class Rates(Section):
     embedders: dict[str, Embedder]
     trials: dict[str, Trial] = Field(default_factory=dict)
     """By stage; `benchmarks/rates.py` writes them."""
+    pairs: PairTrial | None = None
+    """It writes these too."""
 
 
 class Corpus(NamedTuple):
@@ -137,14 +151,14 @@ def print_plan(config: Config, documents: int | None, tokens: int | None, rates_
     Raises:
         SbpError: the size is not known, or something cannot fit.
     """
+    rates = settings_of(Rates, read_yaml(rates_file), [], where=rates_file)
     if documents and tokens:
-        corpus = corpus_of_size(config, documents, tokens)
+        corpus = corpus_of_size(config, documents, tokens, rates)
     elif documents or tokens or "corpus" not in finished:
         where = locate(config, "corpus").url
         raise SbpError(f"no finished corpus of these settings lies in {where}: give --documents and --tokens")
     else:
-        corpus = finished_corpus(config, finished)
-    rates = settings_of(Rates, read_yaml(rates_file), [], where=rates_file)
+        corpus = finished_corpus(config, finished, rates)
     print("\n".join(aligned([COLUMNS, *plan_costs(config, corpus, rates)])))
 
 
@@ -167,27 +181,35 @@ def refuse_beyond(config: Config) -> None:
 # Sizes
 
 
-def corpus_of_size(config: Config, documents: int, tokens: int) -> Corpus:
+def corpus_of_size(config: Config, documents: int, tokens: int, rates: Rates) -> Corpus:
     """What ingest makes of an input that holds so much, if nothing is dropped from it."""
     ingest, mean = config.ingest, tokens / documents
     held_out = documents * (ingest.validation_share + ingest.development_share)
     train = min(documents - held_out, ingest.max_train_documents or documents)
     there = train + held_out
-    return Corpus(there, there * mean, train, train * mean, most_pairs(config, train), True)
+    return Corpus(there, there * mean, train, train * mean, *expect_pairs(config, train, rates))
 
 
-def finished_corpus(config: Config, finished: Finished) -> Corpus:
+def finished_corpus(config: Config, finished: Finished, rates: Rates) -> Corpus:
     """What lies there. Where the neighbours are finished and the pairs are not, there are two pairs at most for each
     entry of the lists that may lie in the band of similarity.
     """
     corpus = finished["corpus"]
     train = corpus["train"]
-    pairs, has_fewer = most_pairs(config, train["documents"]), True
+    pairs, has_fewer = expect_pairs(config, train["documents"], rates)
     if "pairs" in finished:
         pairs, has_fewer = finished["pairs"]["train"]["pairs"], False
     elif "neighbors" in finished:
         pairs = min(pairs, 2 * _in_band(config, finished["neighbors"]["train"]["histogram_all"]))
     return Corpus(corpus["documents"], corpus["tokens"], train["documents"], train["tokens"], pairs, has_fewer)
+
+
+def expect_pairs(config: Config, documents: float, rates: Rates) -> tuple[float, bool]:
+    """Directed pairs of so many documents, by what trials found; without trials the most there can be, and True."""
+    most, trial = most_pairs(config, documents), rates.pairs
+    if trial is None:
+        return most, True
+    return min(most, trial.pairs * (documents / trial.documents) ** trial.growth), False
 
 
 def most_pairs(config: Config, documents: float) -> float:

@@ -13,9 +13,11 @@ from sbp_ray.config_file import load_config, read_yaml, settings_of
 from sbp_ray.cost_plan import (
     COLUMNS,
     Corpus,
+    PairTrial,
     Rates,
     Trial,
     corpus_of_size,
+    expect_pairs,
     finished_corpus,
     most_pairs,
     plan_costs,
@@ -26,7 +28,7 @@ from sbp_ray.logs import duration
 REPO = Path(__file__).parents[2]
 sys.path.insert(0, str(REPO / "benchmarks"))
 
-from rates import fit  # noqa: E402
+from rates import fit, fit_pairs  # noqa: E402
 
 PAPER = 12_100_000, 10_000_000_000
 """Documents and tokens of the input."""
@@ -42,7 +44,7 @@ def _paper(*overrides: str) -> Config:
 
 
 def _table(config: Config, rates: Rates, corpus: Corpus | None = None) -> dict[str, dict[str, str]]:
-    rows = plan_costs(config, corpus or corpus_of_size(config, *PAPER), rates)
+    rows = plan_costs(config, corpus or corpus_of_size(config, *PAPER, rates), rates)
     return {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in rows}
 
 
@@ -122,7 +124,7 @@ def _demo(*overrides: str) -> Config:
 
 def _planned(rates: Rates, *overrides: str, **finished: Any) -> dict[str, dict[str, str]]:
     config = _demo(*overrides)
-    return _table(config, rates, finished_corpus(config, finished))
+    return _table(config, rates, finished_corpus(config, finished, rates))
 
 
 def test_beside_its_run_the_plan_of_the_demo_is_right_to_a_tenth(rates: Rates) -> None:
@@ -173,11 +175,30 @@ def test_there_are_no_more_pairs_than_lists_and_caps_allow(
     assert most_pairs(_demo(*settings), documents) == pairs
 
 
-def test_of_an_input_the_settings_say_what_is_held_out_and_how_much_is_kept() -> None:
+@pytest.mark.parametrize(
+    ("found", "documents", "pairs"),
+    [
+        ([(200, 150), (400, 600)], 800, 2400),  # four times as many of twice the documents
+        ([(400, 600), (200, 150)], 800, 2400),
+        ([(200, 150), (200, 170)], 800, 640),  # of one size: in proportion to their mean
+        ([(200, 150), (400, 600)], 80_000, 3_200_000),  # 40 of each, which lists of 20 allow, and not six million
+        ([(200, 0), (400, 0)], 800, 0),
+    ],
+)
+def test_trials_tell_how_many_pairs_to_expect(
+    rates: Rates, found: list[tuple[float, float]], documents: int, pairs: int
+) -> None:
+    expected = PairTrial(**fit_pairs(found))
+    tried = rates.model_copy(update={"pairs": expected})
+    assert expect_pairs(_demo(), documents, tried) == (pytest.approx(pairs, rel=1e-3), False)
+    assert not corpus_of_size(_demo(), documents, 70 * documents, tried).has_fewer_pairs
+
+
+def test_of_an_input_the_settings_say_what_is_held_out_and_how_much_is_kept(rates: Rates) -> None:
     """7,500 documents of 70 tokens: 7 and 5 % are held out, 900, and of the rest 800 are kept."""
-    corpus = corpus_of_size(_demo(), 7500, 525_000)
+    corpus = corpus_of_size(_demo(), 7500, 525_000, rates)
     assert corpus == pytest.approx((1700, 119_000, 800, 56_000, 32_000, True))
-    assert corpus_of_size(_demo("ingest.max_train_documents=9000"), 7500, 525_000)[:4] == pytest.approx(
+    assert corpus_of_size(_demo("ingest.max_train_documents=9000"), 7500, 525_000, rates)[:4] == pytest.approx(
         (7500, 525_000, 6600, 462_000)
     )
 
