@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -46,14 +47,15 @@ def _script(char: str) -> str:
 
 
 def examples_of_bad_rows(out: Artifact) -> dict[str, list[str]]:
-    """Places of the first rows that were put aside, by reason."""
+    """Places of the first rows that were put aside, by reason. A file may have many, and is read line by line."""
     places: defaultdict[str, list[str]] = defaultdict(list)
     for name in out.files(QUARANTINE):
-        for line in out.read_bytes(name).splitlines():
-            entry = json.loads(line)
-            if len(places[entry["reason"]]) < EXAMPLES:
-                part = f"{entry['from_byte']}+" if "from_byte" in entry else ""
-                places[entry["reason"]].append(f"{entry['file']}:{part}{entry['line']}")
+        with out.fs.open_input_file(out.path(name)) as file:
+            for line in io.BufferedReader(cast(io.RawIOBase, file)):
+                entry = json.loads(line)
+                if len(places[entry["reason"]]) < EXAMPLES:
+                    part = f"{entry['from_byte']}+" if "from_byte" in entry else ""
+                    places[entry["reason"]].append(f"{entry['file']}:{part}{entry['line']}")
     return dict(places)
 
 

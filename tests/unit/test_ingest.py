@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import threading
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.errors import SbpError
 from sbp_ray.ingestion import choosing, parsing, units
 from sbp_ray.ingestion.choosing import HASHES_KEPT, estimate_distinct, text_pieces, train_range
+from sbp_ray.ingestion.data_card import examples_of_bad_rows
 from sbp_ray.ingestion.parsing import FileParser
 from sbp_ray.schema import DOC_ID, DOCUMENT, SPLITS, shard_of
 from sbp_ray.shards import splits_of
@@ -435,6 +437,21 @@ def test_a_chunk_at_a_time_gives_the_same_corpus(tmp_path: Path, new_artifact, m
     ingest_documents(config(tmp_path / "in.jsonl"), out=(parts := new_artifact("parts")))
     for split in SPLITS:
         assert rows_of(whole, split) == rows_of(parts, split)
+
+
+def test_examples_of_bad_rows_are_found_in_the_memory_of_a_few(new_artifact) -> None:
+    out = new_artifact("corpus")
+    reasons = ["empty"] * 50_000 + ["broken_json"] * 2
+    lines = [json.dumps({"file": "a", "line": n, "reason": reason}) + "\n" for n, reason in enumerate(reasons)]
+    out.write_bytes("quarantine/part-00000.jsonl", "".join(lines).encode())
+    tracemalloc.start()
+    try:
+        found = examples_of_bad_rows(out)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == {"empty": ["a:0", "a:1", "a:2"], "broken_json": ["a:50000", "a:50001"]}
+    assert most < 500_000  # the file has 2 MB
 
 
 def test_long_names_of_groups_count_as_what_is_held_while_parsing(
