@@ -134,6 +134,14 @@ def new_artifact(tmp_path: Path):
 
 
 @pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time in seconds, which a test sets."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
 def in_process() -> Iterator[WorkedOn]:
     """What the stages that a test calls work on, in this process although tests before it may have joined a Ray."""
     worked_on = WorkedOn()

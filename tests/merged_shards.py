@@ -1,4 +1,4 @@
-"""Shards of synthetic documents that are merged, and copies among them to be dropped."""
+"""Documents with signatures, shards of synthetic ones that are merged, and copies among them to be dropped."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from sbp_ray.generation.d1 import Sources
 from sbp_ray.generation.merging import merge_shard, part_name
 from sbp_ray.generation.parts import make_parts
 from sbp_ray.generation.segments import DoneSamples
-from sbp_ray.schema import DOC_ID
+from sbp_ray.schema import DOC_ID, DOCUMENT, shard_of
 from sbp_ray.shards import shard_name
 from sbp_ray.text.minhash import document_signature
+from sbp_ray.text.tokenizer import encode_texts
 
 SIGNED = pa.schema([("doc_id", DOC_ID), ("signature", pa.binary(256))])
 
@@ -63,6 +64,20 @@ class Generation:
         """First words of the texts, shard by shard."""
         tables = [self.out.read_table(part_name(shard)) for shard in range(self.num_shards)]
         return [[text.split("0")[0] for text in table["text"].to_pylist()] for table in tables]
+
+
+def write_signed(corpus: Artifact, embeddings: Artifact, texts: list[str], num_shards: int, tokenizer: Any) -> None:
+    """Train documents, each in the shard of its id and in the order of the ids, with their signatures."""
+    ids = [blake2b(text.encode(), digest_size=16).digest() for text in texts]
+    rows = [
+        {"doc_id": doc_id, "group": "", "text": text, "input_ids": tokens}
+        for doc_id, text, tokens in sorted(zip(ids, texts, encode_texts(tokenizer, texts), strict=True))
+    ]
+    for shard in range(num_shards):
+        own = [row for row in rows if shard_of(row["doc_id"], num_shards) == shard]
+        corpus.write_table(shard_name("train", shard), pa.Table.from_pylist(own, DOCUMENT))
+        signed = [{"doc_id": row["doc_id"], "signature": sign(row["text"])} for row in own]
+        embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed, SIGNED))
 
 
 def doc_id(*name: int) -> bytes:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from chat_endpoint import ChatEndpoint, completion
+from merged_shards import write_signed
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, EngineConfig, RephraseConfig, SynthesizeConfig, SynthesizeResources
 from sbp_ray.errors import SbpError
-from sbp_ray.schema import DOC_ID, DOCUMENT, shard_of
-from sbp_ray.shards import shard_name
 from sbp_ray.stages.synthesize import synthesize_documents
-from sbp_ray.text.minhash import document_signature
-from sbp_ray.text.tokenizer import encode_texts, train_tokenizer
+from sbp_ray.text.tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.slow
 
 TEXTS = [f"the river number {number} of the north" for number in range(12)]
-SIGNED = pa.schema([("doc_id", DOC_ID), ("signature", pa.binary(256))])
 
 
 @pytest.fixture
@@ -31,15 +26,7 @@ def made_from(tmp_path: Path) -> dict[str, Artifact]:
     corpus, embeddings = (Artifact(name, str(tmp_path / name)) for name in ("corpus", "embeddings"))
     tokenizer = train_tokenizer(TEXTS, 320)
     tokenizer.save_pretrained(corpus.path("tokenizer"))
-    rows = [
-        {"doc_id": blake2b(text.encode(), digest_size=16).digest(), "group": "", "text": text, "input_ids": ids}
-        for text, ids in zip(TEXTS, encode_texts(tokenizer, TEXTS), strict=True)
-    ]
-    for shard in range(2):
-        own = [row for row in rows if shard_of(row["doc_id"], 2) == shard]
-        corpus.write_table(shard_name("train", shard), pa.Table.from_pylist(own, DOCUMENT))
-        signed = [{"doc_id": r["doc_id"], "signature": document_signature(r["text"], 13)[0].tobytes()} for r in own]
-        embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed, SIGNED))
+    write_signed(corpus, embeddings, TEXTS, 2, tokenizer)
     return {"corpus": corpus, "embeddings": embeddings}
 
 

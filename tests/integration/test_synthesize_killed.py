@@ -15,23 +15,20 @@ import time
 from collections import Counter
 from contextlib import suppress
 from functools import cache
-from hashlib import blake2b
 from pathlib import Path
 
 import psutil
-import pyarrow as pa
 import pytest
 import yaml
+from merged_shards import write_signed
 from processes import command_line, is_engine
 from ray_head import Head, free_ports, ray_head
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
 from sbp_ray.generation.merging import finished_shards, part_name
 from sbp_ray.generation.segments import list_segments
-from sbp_ray.schema import DOC_ID, DOCUMENT, shard_of
-from sbp_ray.shards import shard_name
 from sbp_ray.stage_table import FOLDERS
-from sbp_ray.text.minhash import document_signature
+from sbp_ray.text.tokenizer import load_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -75,27 +72,13 @@ sys.meta_path.insert(0, _Finder())
 """
 NAMES = {"worker": "ShardWorker", "replica": "SynthesizerServer"}
 
-SIGNED = pa.schema([("doc_id", DOC_ID), ("signature", pa.binary(256))])
-
 
 def write_inputs(folder: Path, synthesizer: Artifact, num_documents: int) -> None:
-    from sbp_ray.text.tokenizer import encode_texts, load_tokenizer
-
-    tokenizer = load_tokenizer(synthesizer.path("model"))
     corpus, embeddings, copy = (
         Artifact(name, str(folder / FOLDERS[name])) for name in ("corpus", "embeddings", "synthesizer")
     )
     texts = [f"the river number {number} of the north" for number in range(num_documents)]
-    ids = [blake2b(text.encode(), digest_size=16).digest() for text in texts]
-    rows = [
-        {"doc_id": doc_id, "group": "", "text": text, "input_ids": tokens}
-        for doc_id, text, tokens in zip(ids, texts, encode_texts(tokenizer, texts), strict=True)
-    ]
-    for shard in range(NUM_SHARDS):
-        own = [row for row in rows if shard_of(row["doc_id"], NUM_SHARDS) == shard]
-        corpus.write_table(shard_name("train", shard), pa.Table.from_pylist(own, DOCUMENT))
-        signed = [{"doc_id": r["doc_id"], "signature": document_signature(r["text"], 13)[0].tobytes()} for r in own]
-        embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed, SIGNED))
+    write_signed(corpus, embeddings, texts, NUM_SHARDS, load_tokenizer(synthesizer.path("model")))
     copy.commit_folder(Path(synthesizer.path("model")), "model")
     for artifact in (corpus, embeddings, copy):
         artifact.write_json(STARTED, {"fingerprint": "00c0ffee00c0ffee"})

@@ -3,12 +3,12 @@
 import json
 import re
 import time
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from merged_shards import write_signed
 from running_service import ENGINE, Service
 
 from sbp_ray import schema
@@ -16,9 +16,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, SynthesizeConfig, SynthesizeResources
 from sbp_ray.engine.messages import sample_seed
 from sbp_ray.errors import Outcome, SbpError
-from sbp_ray.schema import DOC_ID, shard_of
 from sbp_ray.shards import shard_name
-from sbp_ray.text.minhash import document_signature
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -26,25 +24,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def corpus(tiny_synthesizer: Artifact, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """23 short documents and one that the window cannot hold, in two shards."""
-    from sbp_ray.text.tokenizer import encode_texts, load_tokenizer
+    from sbp_ray.text.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(tiny_synthesizer.path("model"))
     texts = [f"the river number {number} of the north" for number in range(23)] + ["7" * 300]
     folder = tmp_path_factory.mktemp("run")
     artifact, embeddings = Artifact("corpus", str(folder / "1_corpus")), Artifact("embeddings", str(folder / "2_emb"))
-    rows = [
-        {"doc_id": blake2b(text.encode(), digest_size=16).digest(), "group": "", "text": text, "input_ids": ids}
-        for text, ids in zip(texts, encode_texts(tokenizer, texts), strict=True)
-    ]
-    for shard in range(2):
-        own = sorted((row for row in rows if shard_of(row["doc_id"], 2) == shard), key=lambda row: row["doc_id"])
-        artifact.write_table(shard_name("train", shard), pa.Table.from_pylist(own, schema=schema.DOCUMENT))
-        signed = [{"doc_id": r["doc_id"], "signature": document_signature(r["text"], 13)[0].tobytes()} for r in own]
-        embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed, SIGNED))
+    write_signed(artifact, embeddings, texts, 2, load_tokenizer(tiny_synthesizer.path("model")))
     return {"corpus": artifact, "embeddings": embeddings, "shingle_tokens": 13}
-
-
-SIGNED = pa.schema([("doc_id", DOC_ID), ("signature", pa.binary(256))])
 
 
 def test_every_sample_is_a_row_or_a_counted_drop_and_a_rerun_does_nothing(

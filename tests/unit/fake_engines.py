@@ -1,12 +1,14 @@
-"""A deployment handle without a deployment: what the tests of the batch path request samples from."""
+"""A deployment handle without a deployment, and a coordinator without an actor, for the tests of the batch path."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 from sbp_ray.engine.messages import Alive, RefusedSample, SampledDocument, SampleRequest
+from sbp_ray.generation.coordinator import coordinator_class
 
 Answer = Alive | SampledDocument | RefusedSample
 Behaviour = Callable[[SampleRequest], AsyncGenerator[Answer, None]]
@@ -77,3 +79,15 @@ class FakeHandle:
         self.requests.append((request, not_on))
         behaviour = self._behaviours[min(len(self.requests), len(self._behaviours)) - 1]
         return _Answers(self, request, behaviour)
+
+
+class LocalCoordinator:
+    """The driver's actor, in this process."""
+
+    def __init__(self, num_shards: int) -> None:
+        self.actor = coordinator_class()({}, num_shards, 1)
+        self.committed = SimpleNamespace(remote=self._committed)
+        self.closed = SimpleNamespace(remote=self.actor.closed)
+
+    async def _committed(self, *arguments: Any) -> tuple[int, float]:
+        return self.actor.committed(*arguments)

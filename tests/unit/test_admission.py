@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from sbp_ray.engine import admission
 from sbp_ray.engine.admission import Pace, TokenBudget
 from sbp_ray.engine.deltas import merged
 from sbp_ray.engine.messages import Delta
@@ -34,14 +33,6 @@ def test_a_request_that_fails_gives_everything_back() -> None:
         budget.give_back(lease, 10, 1)
         raise RuntimeError
     assert (budget.tokens, budget.sequences) == (0, 0)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which a test sets."""
-    now = [100.0]
-    monkeypatch.setattr(admission.time, "monotonic", lambda: now[0])
-    return now
 
 
 def paced(seconds_per_token: float = 0.1) -> TokenBudget:

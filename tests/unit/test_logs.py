@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from sbp_ray import logs
 from sbp_ray.logs import Progress, duration
 
 
@@ -33,14 +32,6 @@ def lines() -> Iterator[list[str]]:
     yield seen
     logger.removeHandler(handler)
     logger.setLevel(level)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time in seconds, to be set."""
-    now = [100.0]
-    monkeypatch.setattr(logs.time, "monotonic", lambda: now[0])
-    return now
 
 
 def test_a_line_holds_count_share_rate_and_time_left(lines: list[str], clock: list[float]) -> None:

@@ -8,12 +8,12 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from chat_endpoint import ChatEndpoint, completion
+from fake_engines import LocalCoordinator
 
 from sbp_ray import schema
 from sbp_ray.artifacts import Artifact
@@ -26,7 +26,6 @@ from sbp_ray.config import (
 )
 from sbp_ray.errors import Outcome, SbpError
 from sbp_ray.generation import rephraser
-from sbp_ray.generation.coordinator import coordinator_class
 from sbp_ray.generation.merging import merged_name
 from sbp_ray.generation.rephraser import make_prompt, require_rephraser
 from sbp_ray.generation.segments import count_done
@@ -76,16 +75,8 @@ class Stage:
         )  # fmt: skip
 
     def run(self, cfg: SynthesizeConfig) -> Outcome:
-        actor = coordinator_class()({}, 1, 1)
-
-        async def committed(*arguments: Any) -> tuple[int, float]:
-            return actor.committed(*arguments)
-
-        coordinator = SimpleNamespace(
-            committed=SimpleNamespace(remote=committed), closed=SimpleNamespace(remote=actor.closed)
-        )
         inputs = Inputs(
-            cfg, EngineConfig(), DecontaminateConfig(), 13, self.corpus, None, self.out, "", 10**6, coordinator,
+            cfg, EngineConfig(), DecontaminateConfig(), 13, self.corpus, None, self.out, "", 10**6, LocalCoordinator(1),
             self.pairs if cfg.rephrase and cfg.rephrase.of == "pair" else None,
         )  # fmt: skip
 

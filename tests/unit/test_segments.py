@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from merged_shards import sign
 
 from sbp_ray import schema
 from sbp_ray.artifacts import Artifact
@@ -13,7 +14,6 @@ from sbp_ray.config import SynthesizeConfig
 from sbp_ray.generation.d1 import Sources, start_order
 from sbp_ray.generation.merging import merge_shard, merged_name
 from sbp_ray.generation.segments import DoneSamples, count_done, list_segments
-from sbp_ray.text.minhash import document_signature
 
 TEXTS = [" ".join(f"{word}{number}" for word in range(40)) for number in range(6)]
 SOURCES = Sources(
@@ -24,7 +24,6 @@ SOURCES = Sources(
         }
     )
 )
-SIGNED = pa.schema([("doc_id", schema.DOC_ID), ("signature", pa.binary(256))])
 
 
 def row(number: int, text: str | None = None, reason: str | None = None, **more: Any) -> dict[str, Any]:
@@ -35,7 +34,7 @@ def row(number: int, text: str | None = None, reason: str | None = None, **more:
         return common | more
     text = TEXTS[number] if text is None else text
     return common | {
-        "signature": document_signature(text, 13)[0].tobytes(),
+        "signature": sign(text),
         "doc_id": blake2b(str(number).encode(), digest_size=16).digest(),
         "text": text,
         "input_ids": list(range(40)),

@@ -6,12 +6,11 @@ import json
 import shutil
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from fake_engines import Answer, FakeHandle, failing, hanging, sound
+from fake_engines import Answer, FakeHandle, LocalCoordinator, failing, hanging, sound
 from merged_shards import SIGNED, sign
 from ray.exceptions import RayTaskError
 
@@ -39,18 +38,6 @@ from sbp_ray.stages.synthesize import synthesize_documents
 NUM_SHARDS, DOCUMENTS = 2, 6
 
 
-class LocalCoordinator:
-    """The driver's actor, in this process."""
-
-    def __init__(self) -> None:
-        self.actor = coordinator_class()({}, NUM_SHARDS, 1)
-        self.committed = SimpleNamespace(remote=self._committed)
-        self.closed = SimpleNamespace(remote=self.actor.closed)
-
-    async def _committed(self, *arguments: Any) -> tuple[int, float]:
-        return self.actor.committed(*arguments)
-
-
 class Stage:
     """The inputs of a worker, and calls of it."""
 
@@ -66,7 +53,7 @@ class Stage:
             signed = [{"doc_id": i, "signature": sign(i.hex())} for i in ids]
             self.embeddings.write_table(shard_name("train", shard), pa.Table.from_pylist(signed, SIGNED))
         self.corpus.write_json(MANIFEST, {"settings": {"ingest": {"num_shards": NUM_SHARDS}}})
-        self.coordinator = LocalCoordinator()
+        self.coordinator = LocalCoordinator(NUM_SHARDS)
 
     def run(self, handle: FakeHandle, *, shard: int = 0, **settings: Any) -> Outcome:
         """One shard by a worker of its own."""
