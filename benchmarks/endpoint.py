@@ -213,7 +213,6 @@ class Clients:
         self._work, self._url, self._stops = work, url, False
 
     async def keep_asking(self, number: int) -> None:
-        """One client."""
         body = {
             "model": "synthesizer",
             "prompt": self._work.prompts[number],

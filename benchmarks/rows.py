@@ -90,7 +90,6 @@ class ListReader:
         self._out, self._shard, self._columns = out, -1, [np.empty(0)]
 
     def row(self, address: Address) -> Row:
-        """The row at the address."""
         if address.shard != self._shard:
             self._columns = [np.empty(0)]  # the old one goes before the new one comes
             table = pq.read_table(self._out.path(shard_name("lists", address.shard)))

@@ -226,7 +226,6 @@ class SynthesizeConfig(Section):
 
     @property
     def needs_scores(self) -> bool:
-        """Whether samples are scored at all."""
         return self.needs_gain or self.max_nll_nats is not None or self.keep_best is not None
 
     @model_validator(mode="after")

@@ -46,7 +46,6 @@ class Keys:
 
     @property
     def are_needed(self) -> bool:
-        """Whether there are any."""
         return bool(self._digests)
 
     def admit(self, authorization: bytes) -> bool:

@@ -53,7 +53,6 @@ class SynthesizeAnswer(_Answer):
         self._id = f"syn-{uuid.uuid4().hex}"
 
     def whole(self) -> dict[str, Any]:
-        """Everything at once."""
         return self._response([_document(delta) for delta in self._in_order()], self._usage())
 
     def events(self, deltas: list[Delta]) -> Iterator[dict[str, Any]]:
@@ -98,7 +97,6 @@ class CompletionAnswer(_Answer):
         self._offsets: dict[int, int] = {}
 
     def whole(self) -> dict[str, Any]:
-        """Everything at once."""
         return self._object([self._choice(delta) for delta in self._in_order()], self._usage())
 
     def events(self, deltas: list[Delta]) -> Iterator[dict[str, Any]]:

@@ -48,7 +48,6 @@ class Doorkeeper:
         self._keys = Keys(keys_file)  # here, since Starlette makes middleware in the process that serves
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI interface."""
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         refusal = None if scope["type"] != "http" or path in OPEN_PATHS else self._refusal(scope)
         await (refusal or self._app)(scope, receive, send)
@@ -77,7 +76,6 @@ class BodyLimit:
         self._app, self._max_bytes, self._within_s = app, max_bytes, within_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI interface."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -61,7 +61,6 @@ def coordinator_class() -> type:
                 del self._open[shard]
 
         def read(self) -> dict[str, int]:
-            """All counts."""
             return self._counts
 
     return Coordinator

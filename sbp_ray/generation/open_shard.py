@@ -41,7 +41,6 @@ class Slots:
             self.taken += number
 
     async def give_back(self, number: int = 1) -> None:
-        """Make room."""
         async with self._changed:
             self.taken -= number
             self._changed.notify_all()

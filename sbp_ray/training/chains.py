@@ -35,7 +35,6 @@ class Chains:
         self.length_D: Numbers = np.diff(np.cumsum(length_M)[ends_C - 1], prepend=0) - DOCUMENT_MARKS
 
     def of(self, chain: int) -> NDArray[np.int32]:
-        """Its tokens."""
         start, end = self._ends_C[chain - 1] if chain else 0, self._ends_C[chain]
         members = [self._documents.of(number) for number in self._member_M[start:end].tolist()]
         parts = [part for tokens in members for part in (self._between, tokens)]
