@@ -360,6 +360,28 @@ def test_text_written_otherwise_is_that_of_arms_that_train_alike(tmp_path: Path)
     }  # fmt: skip
 
 
+def test_an_arm_that_reads_otherwise_or_other_real_text_has_no_control_that_trains_alike(tmp_path: Path) -> None:
+    """Its gain would be that of the order, the rows, the shape or the real text as well."""
+    arms: dict[str, Any] = {
+        **{name: {} for name in ("repetition", "sbp", "alone", "megadoc", "synthetic_first")},
+        "real_tail": {"like": "sbp", "overrides": ["mixture.real_tail=0.5"]},
+        "alone_tail": {"like": "alone", "overrides": ["mixture.real_tail=0.5"]},
+        "deeper": {"like": "sbp", "overrides": ["model.num_layers=3"]},
+        "twice": {"like": "sbp", "corpus_times": 2},
+    }
+    grid = plan_grid(small_experiment(tmp_path, arms=arms, seeds=[0], shares=[0.02]))
+    study = Study(next(iter(grid.nodes.values())).config, grid.trainings)
+    losses = {one.model.key: np.array([1.0]) for one in grid.trainings}
+    found = measure_arms(study, losses, np.array([1]), ["g"])
+    beside = {name: [other["name"] for other in row["at_same_share"]] for name, row in found.items()}
+    assert {name: others for name, others in beside.items() if others} == {
+        "sbp 2 %": ["alone 2 %"], "real_tail 2 %": ["alone_tail 2 %"],
+    }  # fmt: skip
+    # Order and rows are of the arm, and cost nothing; another shape, and more real text, are no equal budget.
+    alike = ["sbp 2 %", "megadoc 2 %", "synthetic_first 2 %", "real_tail 2 %"]
+    assert [name for name, row in found.items() if row["control"]] == alike
+
+
 def test_effective_data_is_the_text_that_repetition_needs_for_the_same_loss(controlled) -> None:
     """1.8 nats cost (8 / 0.8)^2 = 100 tokens, 100 / 64 of the corpus."""
     [recipe] = controlled["effective_data"]["recipes"]

@@ -112,15 +112,21 @@ def _controls_at_same_share(study: Study, arm: str) -> list[str]:
 
 
 def _training_settings(one: Training) -> dict[str, Any]:
-    return one.model.config.pretrain.model_dump(exclude={"seed", "resources"})
+    """All in which a gain could lie beside what the synthetic text says: order and rows are the mixture's."""
+    config = one.model.config
+    pretrain = config.pretrain.model_dump(exclude={"seed", "resources"})
+    return {"pretrain": pretrain, "mixture": config.mixture, "model": config.model, "corpus": _corpus(one)}
+
+
+def _corpus(one: Training) -> str:
+    return one.model.inputs["corpus"].key
 
 
 def is_at_equal_budget(one: Training, base: Training) -> bool:
-    """Whether both trained for as many tokens, or for as many as a sweep found best, on the same real text or what was
-    made from it."""
-    return (one.tokens == base.tokens or one.tuning is not None) and one.model.inputs[
-        "corpus"
-    ].key == base.model.inputs["corpus"].key
+    """Whether both trained a model of the same shape for as many tokens, or for as many as a sweep found best, on the
+    same real text or what was made from it."""
+    is_as_long = one.tokens == base.tokens or one.tuning is not None
+    return is_as_long and one.model.config.model == base.model.config.model and _corpus(one) == _corpus(base)
 
 
 def _share_of_oracle(losses: Values, arm: str, oracle: str | None) -> dict[str, float] | None:
