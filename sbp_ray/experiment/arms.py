@@ -79,6 +79,7 @@ BUILT_IN = {
         overrides=(
             "pair.max_jaccard=1",
             "pair.max_containment=1",
+            "pair.max_content_overlap=1",
             "synthesize.max_copy=1",
             "synthesize.max_jaccard=1",
         ),

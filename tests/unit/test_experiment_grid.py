@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_experiment import small_grid
 
 from sbp_ray.artifacts import MANIFEST
+from sbp_ray.config import PairConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.checks import refuse_made
 from sbp_ray.experiment.costs import costs_of, planned_flops, planned_tokens, refuse_too_little_text, wanted_tokens
@@ -17,6 +19,7 @@ from sbp_ray.experiment.grid import Grid
 from sbp_ray.experiment.main import describe
 from sbp_ray.model import num_parameters
 from sbp_ray.nodes import Node
+from sbp_ray.pairing.candidates import RELATED, judge_texts
 
 ALL = (
     "repetition",
@@ -198,7 +201,7 @@ def settings_of(grid: Grid, arm: str) -> dict[str, Any]:
         (
             "duplicates_kept",
             "sbp",
-            {"pair: pair.max_jaccard", "pair: pair.max_containment"}
+            {"pair: pair.max_jaccard", "pair: pair.max_containment", "pair: pair.max_content_overlap"}
             | {"synthesize: synthesize.max_copy", "synthesize: synthesize.max_jaccard"},
         ),
         ("oracle", "repetition", {"ingest: ingest.max_train_documents", "ingest: ingest.tokenizer"}),
@@ -211,6 +214,14 @@ def test_a_control_differs_in_one_thing(plan, arm: str, beside: str, differs: se
     stages = set.intersection(*({name.split(":")[0] for name in found} for found in (own, other)))
     both = {name for name in own.keys() | other.keys() if name.split(":")[0] in stages}
     assert {name for name in both if own.get(name) != other.get(name)} == differs
+
+
+def test_where_duplicates_are_kept_no_two_texts_are_too_much_alike(plan) -> None:
+    """Equal texts; one in the other; an update that has all content words; a third each."""
+    cfg = last(plan("repetition", "duplicates_kept", seeds=[0], shares=[0.1]), "duplicates_kept").inputs["synthetic"]
+    jaccard_N, containment_N, overlap_N = np.array([[1, 0.2, 0.1, 0.3], [1, 1, 0.2, 0.3], [1, 1, 1, 0.3]], np.float32)
+    assert judge_texts(jaccard_N, containment_N, overlap_N, cfg.config.pair).tolist() == [RELATED] * 4
+    assert (judge_texts(jaccard_N, containment_N, overlap_N, PairConfig()) == RELATED).tolist() == [False] * 3 + [True]
 
 
 def test_nodes_come_after_what_they_need_in_folders_named_after_what_they_are_made_from(plan) -> None:
