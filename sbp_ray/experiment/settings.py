@@ -13,7 +13,9 @@ from sbp_ray.config_file import read_yaml, settings_of
 from sbp_ray.errors import SbpError, did_you_mean
 from sbp_ray.experiment.arms import BASELINE, BUILT_IN, BuiltIn
 
-_NOT_SWEPT = {"arm", "seed", "base", "seq_len", "resources", "teachers", "in_context"}
+_NOT_SWEPT = {"arm", "seed", "base", "seq_len", "batch_rows", "resources", "teachers", "in_context"}
+"""They change the text, or, as rows of another length or number do, the part of the development split that a training
+measures: losses of other documents do not compare."""
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 

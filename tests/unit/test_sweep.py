@@ -192,6 +192,11 @@ def test_a_distilled_model_is_as_its_teachers_waits_for_them_and_is_charged_them
         ({"tuned": {}}, {"settings": {}}, "settings: there is none: say what is swept"),
         ({"tuned": {}}, {"settings": {"pretrain.weigth_decay": [1]}}, "did you mean weight_decay?"),
         ({"tuned": {}}, {"settings": {"pretrain.seed": [1]}}, "pretrain.seed: it is no setting of pretrain that can"),
+        (
+            {"tuned": {}},
+            {"settings": {"pretrain.batch_rows": [8]}},
+            "pretrain.batch_rows: it is no setting of pretrain",
+        ),
         ({"tuned": {}}, {"settings": {"tune.peak_lr": [1]}}, "tune.peak_lr: it is no setting of pretrain that can be"),
         ({"tuned": {}}, {"settings": {"pretrain.weight_decay": [1, 1]}}, "a value is there twice: take one out"),
         ({"ensemble": {"of": "sbp"}}, None, "arms.ensemble.of=sbp: there is no such arm"),
