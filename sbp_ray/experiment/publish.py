@@ -45,7 +45,7 @@ def publish(
     cluster = ", ".join(f"{room[name]:g} {name}s" for name in ("CPU", "GPU") if room.get(name))
     results["made_by"] |= {"cluster": cluster}
     results |= {"run_dir": experiment.run_dir, "settings": experiment.model_dump(mode="json"), "dead": list(dead)}
-    results |= {"seeds": list(experiment.seeds), "synthesizer_per_seed": experiment.synthesizer_per_seed}
+    results |= {"synthesizer_per_seed": experiment.synthesizer_per_seed}
     out.write_json("experiment.json", results)
     out.write_bytes("experiment.html", render_page(results).encode())
     out.write_bytes(ANSWER, "".join(f"{line}\n" for line in answer(results)).encode())

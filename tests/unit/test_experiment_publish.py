@@ -38,7 +38,7 @@ TRAINED = {"positions": 1000, "parameters": 100, "mixture": {"real": {"passes": 
 
 def test_finished_trainings_become_a_page(tmp_path: Path, in_process: WorkedOn) -> None:
     experiment = small_experiment(
-        tmp_path, "repetition", "sbp", seeds=[0, 1], shares=[0.02], synthesizer_per_seed=False
+        tmp_path, "repetition", "sbp", seeds=[0, 1, 7], shares=[0.02], synthesizer_per_seed=False
     )
     grid = plan_grid(experiment)
     made = {node.artifact.name: node.artifact for node in grid.nodes.values()}
@@ -55,12 +55,13 @@ def test_finished_trainings_become_a_page(tmp_path: Path, in_process: WorkedOn) 
         if node.stage.job == "pretrain":
             model = build_model(node.config.model, 320, special_ids(tokenizer), seed)
             model.save_pretrained(node.artifact.path("model"))
-    done = list(grid.trainings)
+    done = [training for training in grid.trainings if training.seed != 7]
     said = publish(experiment, grid, done, ["sbp 2 % seed 7: the disk is full"], room={"CPU": 4})
 
     out = Artifact("experiment", experiment.run_dir)
     results = out.read_json("experiment.json")
     repetition, sbp = results["arms"]
+    assert results["seeds"] == [0, 1]  # those that the intervals are over
     found = sbp["measures"]["held_out_nats_per_token"]
     assert found["by_seed"].keys() == {"0", "1"} and found["over_seeds"]["units"] == 2
     assert found["gain"] == pytest.approx(repetition["measures"]["held_out_nats_per_token"]["mean"] - found["mean"])
