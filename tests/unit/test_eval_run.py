@@ -179,6 +179,36 @@ def test_questions_about_other_articles_are_refused(tmp_path: Path) -> None:
         choose_texts(config, make_run(tmp_path)["corpus"])
 
 
+@pytest.mark.usefixtures("in_process")
+def test_an_article_of_which_documents_were_read_is_not_held_out(tmp_path: Path) -> None:
+    """Where a corpus is split by documents, both splits have documents of one group."""
+    corpus = make_run(tmp_path)["corpus"]
+    table = corpus.read_table(shard_name("train", 0))
+    groups = pa.array(["validation-1", *table["group"].to_pylist()[1:]])
+    corpus.write_table(shard_name("train", 0), table.set_column(table.column_names.index("group"), "group", groups))
+    rows: list[dict[str, object]] = [
+        {"question": "Who?", "answers": ["nobody"], "title": title}
+        for title in ("train-3", "validation-0", "validation-1")
+    ]
+    config = settings(tmp_path, questions=write_questions(tmp_path / "questions.jsonl", rows))
+    sets = choose_texts(config, corpus).sets
+    assert sorted(sets["answers_read"].groups) == ["train-3", "validation-1"]
+    assert sets["answers_held_out"].groups == ["validation-0"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_scores_are_of_the_questions_and_not_of_their_file(tmp_path: Path) -> None:
+    """Their files are named by it: one that was corrected is asked anew, and the same questions are not."""
+    corpus, path = make_run(tmp_path)["corpus"], tmp_path / "questions.jsonl"
+    row: dict[str, object] = {"question": "Who?", "answers": ["nobody"], "title": "train-0"}
+    config = settings(tmp_path, questions=write_questions(path, [row]))
+    first = choose_texts(config, corpus).fingerprint
+    assert choose_texts(config, corpus).fingerprint == first
+    for change in ({"question": "Where?"}, {"answers": ["somebody"]}, {"title": "validation-0"}):
+        write_questions(path, [row | change])
+        assert choose_texts(config, corpus).fingerprint != first, change
+
+
 def test_without_held_out_documents_nothing_is_compared(tmp_path: Path) -> None:
     corpus = make_run(tmp_path)["corpus"]
     for name in corpus.files("validation", ".parquet"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 
 HELD_OUT = "held_out"
 ANSWERS: dict[Split, str] = {"train": "answers_read", "validation": "answers_held_out"}
-"""Sets of questions: on documents' groups that were read, and on held-out ones."""
+"""Sets of questions: on documents' groups that were read, and on those of which all documents are held out. What was
+read comes first."""
 _NOT_OF_SCORES = {"resources", "duplicate_sample", "truth"}
 """Settings of `eval` that change no score."""
 
@@ -91,6 +92,8 @@ def choose_texts(settings: Config, corpus: Artifact) -> Texts:
         sets[ANSWERS[split]] = TextSet.of(examples, answers, groups)
     how = cfg.model_dump(mode="json", exclude=_NOT_OF_SCORES)
     recipe = {"eval": how, "corpus": corpus.fingerprint(), "seq_len": seq_len}
+    if asked:  # the settings name the file alone, whose questions may be others tomorrow
+        recipe |= {"asked": {split: [astuple(question) for question in own] for split, own in asked.items()}}
     return Texts({name: one for name, one in sets.items() if one.units}, unknown, fingerprint_of(recipe), held_out)
 
 
@@ -99,7 +102,8 @@ def _choose_questions(cfg: EvalConfig, corpus: Artifact) -> tuple[dict[Split, li
     groups = check_questions(cfg)
     if groups is None:
         return {}, 0
-    split_of = {group: split for split in ANSWERS for group in find_groups(corpus, split, groups)}
+    # A group of both splits, which `ingest.split_by=document` leaves, was read: its answers are not held out.
+    split_of = {group: split for split in reversed(ANSWERS) for group in find_groups(corpus, split, groups)}
     if not split_of:
         raise SbpError(
             f"eval.questions={cfg.questions}: no {cfg.question_group_column} there, such as {min(groups)!r}, is a "
