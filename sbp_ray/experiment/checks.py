@@ -60,7 +60,8 @@ def _short_corpus(grid: Grid, node: Node, num_documents: int) -> dict[str, str]:
 
 
 def _short_text(grid: Grid, text: Node, num_samples: int, written: Node) -> dict[str, str]:
-    """Joint LMs that want more of a text than its samples give, each with the reason.
+    """Joint LMs that want more of a text than its samples give, each with the reason; none that reads megadocs, whose
+    d1, which are not counted here, fill the share too: `pretrain` refuses what is too little.
 
     Args:
         written: the text, or a small part of it.
@@ -70,7 +71,7 @@ def _short_text(grid: Grid, text: Node, num_samples: int, written: Node) -> dict
     num_tokens = kept * num_samples // stats["samples"]
     for reader in _readers(grid, text):
         wanted = wanted_tokens(reader)
-        if wanted > _PADDING * num_tokens:
+        if wanted > _PADDING * num_tokens and not reader.config.mixture.megadocs:
             so_far = f"{num_tokens:,} were written"
             if written is not text:
                 so_far = f"a first sample of {stats['samples']:,} says that {num_tokens:,} will be written"

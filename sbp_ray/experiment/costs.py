@@ -106,7 +106,8 @@ def refuse_too_little_text(grid: Grid) -> None:
     """
     for key, arms in grid.users().items():
         node = grid.nodes[key]
-        if node.stage.name != "pretrain-sbp":
+        # In megadocs d1, which is not counted here, fills the share too.
+        if node.stage.name != "pretrain-sbp" or node.config.mixture.megadocs:
             continue
         synthetic = node.inputs["synthetic"]
         synthesize = synthetic.config.synthesize

@@ -429,6 +429,15 @@ def test_a_share_that_no_synthesis_could_fill_is_refused(plan) -> None:
         refuse_too_little_text(plan("repetition", "sbp", shares=[0.04]))
 
 
+def test_a_share_that_d1_fills_too_is_not_refused(plan) -> None:
+    """Of megadocs: beside 38,400 tokens at most, or 30,000 and 200 marks that were written, are 100 d1."""
+    grid = plan("repetition", "megadoc", seeds=[0], shares=[0.04])
+    refuse_too_little_text(grid)
+    text = next(node for node in grid.nodes.values() if node.stage.job == "synthesize")
+    finish(text, samples=100, documents=100, tokens=30_000, drops={})
+    assert refuse_made(grid, text.key) == {}
+
+
 def finish(node: Node, **stats: Any) -> None:
     node.artifact.write_json(MANIFEST, {"stats": stats, "wall_s": 1})
 
