@@ -188,14 +188,16 @@ def _about_intervals(results: Mapping[str, Any]) -> list[str]:
 
 def _at_equal_cost(row: Mapping[str, Any]) -> str:
     against, within = row["against"], row["within"]
-    best = f"Of what repeats the text for no more, {within['name']} is best: beside it {row['name']} gains "
-    best += f"{gain_words(within, ' nats a token')}."
+    best = "No arm that repeats the text costs as little."
+    if within is not None:
+        best = f"Of what repeats the text for no more, {within['name']} is best: beside it {row['name']} gains "
+        best += f"{gain_words(within, ' nats a token')}."
     if against is None:
         times = f"{row['times_repetition']:.1f} times as much as repetition"
         return f"{row['name']} costs {times}, and no arm that repeats the text costs as much. {best}"
     costs = f"{row['flops']:.1e} FLOPs, {against['name']} {against['flops']:.1e}"
     spent = f"At equal cost, all of it spent ({costs}), {row['name']} gains {gain_words(against, ' nats a token')}."
-    return spent if against["name"] == within["name"] else f"{spent} {best}"
+    return spent if within is not None and against["name"] == within["name"] else f"{spent} {best}"
 
 
 def tiles(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -167,7 +167,7 @@ def equal_cost_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     `against` is the cheapest arm like repetition that costs as much or more, to within 5 %: the same compute, all of it
     spent. `within` is the best of all arms that repeat the text and cost no more, to within 5 %: whoever has the
     compute need not spend it on passes that no longer help. `within` is chosen by the measure that it is compared by,
-    which flatters it.
+    which flatters it. Where there is none, as beside an arm that costs less than repetition, each is None.
     """
     rows = [row for row in rows if row["cost"] and HEADLINE in row["measures"]]
     losses = losses_of(rows)
@@ -179,9 +179,9 @@ def equal_cost_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         enough = [r for r in repeated if r["like"] == BASELINE and r["cost"]["flops"] >= _SAME_COST * wanted]
         within = [r for r in repeated if _SAME_COST * r["cost"]["flops"] <= wanted]
         against = min(enough, key=lambda r: r["cost"]["flops"], default=None)
-        best = min(within, key=lambda r: r["measures"][HEADLINE]["mean"])
+        best = min(within, key=lambda r: r["measures"][HEADLINE]["mean"], default=None)
         entry = {"name": row["name"], "flops": wanted, "times_repetition": wanted / base["cost"]["flops"]}
-        entry |= {"against": against and _beside(losses, row, against), "within": _beside(losses, row, best)}
+        entry |= {"against": against and _beside(losses, row, against), "within": best and _beside(losses, row, best)}
         found.append(entry)
     return found
 
