@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SETTLED = "dtype.json"
+"""Where an artifact has the type that `auto` came to, in which it is gone on with wherever that is."""
 _ROWS, _COLUMNS, _DEPTH = 64, 256, 384
 """Shape of the product that is measured: 0.1 ms in float32, 6 ms in the plain loop of 8-bit integers."""
 _TURNS, _RUNS = 3, 5

@@ -152,9 +152,9 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             llm_config.engine_kwargs["max_num_seqs"],
             pace=self._counters.pace,
         )
+        self._watch = asyncio.create_task(self._die_with_the_engine(stalled_after_s))
         if synthesizer is not None:
             await check_engine(synthesizer, identity, self._window, self._score)
-        self._watch = asyncio.create_task(self._die_with_the_engine(stalled_after_s))
 
     async def __del__(self) -> None:
         """Called by Serve when the replica is to leave: the engine goes first.

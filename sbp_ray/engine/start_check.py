@@ -49,14 +49,16 @@ async def check_engine(
     """
     if not synthesizer.exists(CHECKED):
         return
-    trained_in = synthesizer.read_json(CHECKED)["dtype"]
     documents = choose_documents(synthesizer.read_json(EXPORT_CHECK), window)
     if not documents:
         logger.warning("the engine's start is not checked: max_model_len is shorter than every held-out document")
         return
     differences = find_differences(documents, [await score(document["input_ids"]) for document in documents])
     found = summarize(differences)
-    dtype = max(trained_in, identity["dtype"], key=lambda dtype: TOLERANCE[dtype].high)
+    # Of engine and training, whose record has its tolerance, the type that rounds more counts.
+    trained = synthesizer.read_json(CHECKED)["tolerance_nats"]
+    types = [dtype for dtype in TOLERANCE if dtype == identity["dtype"] or TOLERANCE[dtype].high == trained]
+    dtype = max(types, key=lambda dtype: TOLERANCE[dtype].high)
     tolerance = TOLERANCE[dtype]
     if is_within(found, tolerance):
         logger.info(

@@ -23,6 +23,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EmbedConfig
 from sbp_ray.embedder import Running, Tokenized, joined, load_embedder, settle_dtype
 from sbp_ray.errors import SbpError
+from sbp_ray.processor import SETTLED
 from sbp_ray.schema import SIGNATURE_BYTES, SPLITS, embedding_schema
 from sbp_ray.shards import Stats, Step, add_stats, list_shards, read_stats, run_steps, splits_of
 from sbp_ray.text.content import common_words, content_words, distinct_words
@@ -35,7 +36,6 @@ from sbp_ray.threads import map_in_threads, read_ahead
 logger = logging.getLogger(__name__)
 
 QUARANTINE = "quarantine"
-_SETTLED = "dtype.json"
 _COMMON_WORDS = "words/common.bin"
 _SAMPLE_DOCUMENTS = 20_000  # a share of a hundredth is known to within 0.14 percentage points
 _SAMPLE_WORDS = 16 << 20  # of books fewer: what is held of a word is 8 bytes, and as much again while they are counted
@@ -63,7 +63,7 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
     """
     names = {split: list_shards(corpus, split) for split in splits_of(corpus)}
     # The same in all attempts: vectors are made in one type, on whatever processor they are gone on with.
-    cfg = cfg.model_copy(update=out.write_json_once(_SETTLED, lambda: {"dtype": settle_dtype(cfg).dtype}))
+    cfg = cfg.model_copy(update=out.write_json_once(SETTLED, lambda: {"dtype": settle_dtype(cfg).dtype}))
     embed = Step(
         "embed",
         ShardEmbedder,

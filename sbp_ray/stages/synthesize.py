@@ -33,6 +33,7 @@ from sbp_ray.generation.scores import describe_scores, summarise_scores
 from sbp_ray.generation.segments import count_done, remove_segments
 from sbp_ray.generation.shard_worker import OPEN_SHARDS, Inputs, ShardWorker
 from sbp_ray.logs import duration
+from sbp_ray.processor import SETTLED
 from sbp_ray.rounds import round_of_text
 from sbp_ray.shards import Stats, add_stats, list_shards, read_stats
 from sbp_ray.text.contamination import EvaluationNgrams, describe_contamination, read_evaluation_sets
@@ -42,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 _STAGE = "synthesize"
 TAKEN = "taken.json"
-_SETTLED = "dtype.json"
-"""What `engine.dtype=auto` came to when the first engine was started."""
 
 
 def synthesize_documents(
@@ -102,7 +101,7 @@ def _settle_dtype(engine: EngineConfig, out: Artifact) -> EngineConfig:
     """The same in all attempts: an artifact is written in one type, on whatever processor it is gone on with."""
     if engine.dtype != "auto":
         return engine
-    settled = out.write_json_once(_SETTLED, lambda: {"dtype": settle_dtype(engine).dtype})
+    settled = out.write_json_once(SETTLED, lambda: {"dtype": settle_dtype(engine).dtype})
     logger.info(f"{_STAGE} | engines compute in {settled['dtype']} (engine.dtype=auto)")
     return engine.model_copy(update=settled)
 

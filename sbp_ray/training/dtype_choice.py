@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from sbp_ray.config import Dtype
-from sbp_ray.processor import choose_gpu_dtype, is_worth, name_dtype
+from sbp_ray.processor import SETTLED, choose_gpu_dtype, is_worth, name_dtype
 from sbp_ray.training.build import build_sharded_model
 from sbp_ray.training.optim import build_optimizer
 from sbp_ray.training.rows import RowReader, assign_rows
@@ -23,7 +23,6 @@ from sbp_ray.training.training_plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
 
-SETTLED = "dtype.json"
 _TURNS, _STEPS = 2, 2
 """Turns of both types, and steps of a turn. The fastest counts: the others may have shared a core or its caches."""
 _LEAST_S = 1e-5

@@ -11,8 +11,15 @@ from typing import Any
 
 import torch
 
-from sbp_ray.agreement import CHECKED, EXPORT_CHECK, TOLERANCE, describe_excess, is_within, summarize
-from sbp_ray.agreement import find_differences as differences_of
+from sbp_ray.agreement import (
+    CHECKED,
+    EXPORT_CHECK,
+    TOLERANCE,
+    describe_excess,
+    find_differences,
+    is_within,
+    summarize,
+)
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Dtype, TrainingConfig, TrainingResources
 from sbp_ray.errors import Outcome, SbpError, call_for_outcome
@@ -45,7 +52,6 @@ def check_export(stage: str, cfg: TrainingConfig, out: Artifact) -> dict[str, An
             "and report it if it happens again"
         )
     checked = {
-        "dtype": dtype,
         "tokens": num_tokens,
         "mean_difference_nats": found.mean,
         "high_difference_nats": found.high,
@@ -64,16 +70,16 @@ def _compare(cfg: TrainingConfig, out: Artifact) -> list[float]:
     resources = cfg.resources
     arguments = out, resources, cfg.settled_dtype
     if resources.in_process or not resources.num_gpus:  # what CPUs have trained is soon read
-        return find_differences(*arguments)
+        return ask_transformers(*arguments)
     import ray
 
     task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_calls=1)(call_for_outcome)
-    outcome: Outcome = ray.get(task.remote(find_differences, *arguments))
+    outcome: Outcome = ray.get(task.remote(ask_transformers, *arguments))
     found: list[float] = outcome.get()
     return found
 
 
-def find_differences(out: Artifact, resources: TrainingResources, dtype: Dtype) -> list[float]:
+def ask_transformers(out: Artifact, resources: TrainingResources, dtype: Dtype) -> list[float]:
     """Nats between the exported model's log-probability and the trained model's, of each token that was kept for it.
 
     By none of the training's code.
@@ -93,4 +99,4 @@ def find_differences(out: Artifact, resources: TrainingResources, dtype: Dtype) 
             logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float()
             # The first token has no context.
             found.append([0.0, *cross_entropy(logits_TV, ids_1T[0, 1:], reduction="none").tolist()])
-    return differences_of(documents, found)
+    return find_differences(documents, found)

@@ -26,7 +26,7 @@ from sbp_ray.experiment.costs import Cost, costs_of
 from sbp_ray.experiment.grid import Grid, plan_grid
 from sbp_ray.experiment.publish import study_of
 from sbp_ray.experiment.settings import ExperimentConfig
-from sbp_ray.report.headline import _at_equal_cost, answer, remarks, render_summary, times_words
+from sbp_ray.report.headline import answer, remarks, render_summary, times_words
 from sbp_ray.report.page import render_page
 from sbp_ray.report.panel_page import table_row
 
@@ -146,11 +146,15 @@ def test_at_equal_cost_the_cheapest_repetition_that_costs_as_much_counts(rows) -
     assert alone["times_repetition"] == pytest.approx(1_512_000 / 600_000)
 
 
-def test_an_arm_that_costs_less_than_repetition_has_none_within_its_cost(rows) -> None:
+def test_an_arm_that_costs_less_than_repetition_has_none_within_its_cost(rows, results) -> None:
     base, sbp, *_ = rows
     [row] = equal_cost_rows([base, {**sbp, "cost": {"flops": 0.9 * base["cost"]["flops"]}}])
     assert (row["against"]["name"], row["within"]) == ("repetition", None)
-    assert _at_equal_cost(row).endswith(" (over 3 seeds). No arm that repeats the text costs as little.")
+    results |= {"equal_cost": [row]}
+    assert any(
+        line.endswith(" (over 3 seeds). No arm that repeats the text costs as little.") for line in remarks(results)
+    )
+    assert "<td>no arm costs as little</td>" in render_page(results)
 
 
 def test_the_best_of_what_repeats_the_text_for_no_more_counts_too(rows) -> None:

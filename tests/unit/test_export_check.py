@@ -11,7 +11,7 @@ from sbp_ray.agreement import EXPORT_CHECK, TOLERANCE, summarize
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import PretrainConfig
 from sbp_ray.errors import SbpError
-from sbp_ray.training.export_check import check_export, find_differences
+from sbp_ray.training.export_check import ask_transformers, check_export
 
 CONFIG = PretrainConfig(
     batch_rows=1,
@@ -44,7 +44,7 @@ def export(new_artifact: Callable[[str], Artifact]) -> Callable[..., Artifact]:
 
 def test_the_differences_of_all_tokens_count(export: Callable[..., Artifact]) -> None:
     out = export([UNIFORM + 0.25, UNIFORM - 0.75])
-    assert find_differences(out, CONFIG.resources, "float32") == pytest.approx([0.25, 0.75], abs=1e-6)
+    assert ask_transformers(out, CONFIG.resources, "float32") == pytest.approx([0.25, 0.75], abs=1e-6)
     refused = r"tune: the export is refused: transformers gives .* 0\.5 nats from .* on average and up to 0\.75, more"
     with pytest.raises(SbpError, match=refused):
         check_export("tune", CONFIG, out)
@@ -85,7 +85,7 @@ def test_an_export_within_the_tolerance_passes_once(export: Callable[..., Artifa
 def test_a_token_that_is_not_a_number_does_not_pass(
     export: Callable[..., Artifact], nll_nats: list[float], output: float
 ) -> None:
-    found = summarize(find_differences(export(nll_nats, output), CONFIG.resources, "float32"))
+    found = summarize(ask_transformers(export(nll_nats, output), CONFIG.resources, "float32"))
     assert found == (math.inf, math.inf)
     with pytest.raises(SbpError, match=r"refused: transformers gives .* inf nats"):
         check_export("tune", CONFIG, export(nll_nats, output))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sbp_ray.agreement import CHECKED, EXPORT_CHECK
+from sbp_ray.agreement import CHECKED, EXPORT_CHECK, TOLERANCE
 from sbp_ray.artifacts import Artifact
 from sbp_ray.engine import start_check
 from sbp_ray.errors import SbpError
@@ -26,7 +26,7 @@ def synthesizer(new_artifact: Callable[[str], Artifact]) -> Artifact:
         {"input_ids": [0, 7, 7], "positions": [2], "nll_nats": [4.0]},
     ]
     made.write_json(EXPORT_CHECK, documents)
-    made.write_json(CHECKED, {"dtype": "float32"})
+    made.write_json(CHECKED, {"tolerance_nats": TOLERANCE["float32"].high})
     return made
 
 
@@ -60,7 +60,7 @@ def test_an_engine_that_says_something_else_does_not(synthesizer: Artifact) -> N
 def test_the_type_that_rounds_more_says_how_far_they_may_be_apart(
     synthesizer: Artifact, trained: str, serves: str
 ) -> None:
-    synthesizer.write_json(CHECKED, {"dtype": trained})
+    synthesizer.write_json(CHECKED, {"tolerance_nats": TOLERANCE[trained].high})
     check(synthesizer, off_by=0.05, identity=IDENTITY | {"dtype": serves})
     with pytest.raises(SbpError, match=r"more than 0\.02 or 0\.25 in bfloat16"):
         check(synthesizer, off_by=0.3, identity=IDENTITY | {"dtype": serves})
