@@ -62,6 +62,7 @@ logger = logging.getLogger(__name__)
 _ENGINE_CHECK_S = 0.2
 _ALIVE_EVERY_S = 10.0
 _WHOLE = RequestOutputKind.FINAL_ONLY
+_SOUND_ENDS = (None, "stop", "length")
 
 
 class ModelFiles(CallbackBase):  # type: ignore[misc]  # Ray's classes are untyped
@@ -239,18 +240,30 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
                 last = output
         except ValueError as error:  # how vLLM says that it will not take a request
             return RefusedSample(sample, one_line(error)[:300])
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise EngineLostError(type(error).__name__) from None
         [final] = last.outputs
         return SampledDocument(
             sample, self._without_end(final.token_ids), final.finish_reason, last.num_cached_tokens or 0
         )
 
-    def _outputs(
+    async def _outputs(
         self, prompt: list[int], sampling: Sampling, seed: int, kind: RequestOutputKind, *, as_text: bool = False
     ) -> AsyncGenerator[RequestOutput, None]:
+        """What the engine writes, which ends at a stop or at a limit.
+
+        An engine that is told to leave ends what it has begun as if it were done, and says so in the reason alone.
+
+        Raises:
+            EngineLostError: the engine ended otherwise.
+        """
         parameters = self._parameters(sampling, seed, kind, as_text=as_text)
-        return self._engine_client.generate(tokens_input(prompt), parameters, uuid.uuid4().hex)
+        try:
+            async for output in self._engine_client.generate(tokens_input(prompt), parameters, uuid.uuid4().hex):
+                for one in output.outputs:
+                    if one.finish_reason not in _SOUND_ENDS:
+                        raise EngineLostError(one.finish_reason)
+                yield output
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineLostError(type(error).__name__) from None
 
     def _parameters(self, sampling: Sampling, seed: int, kind: RequestOutputKind, *, as_text: bool) -> SamplingParams:
         """In vLLM's words.
@@ -360,21 +373,18 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         seed = sample_seed(plan.seed, index)
         num_tokens = 0
         echoed = plan.echoed[index // plan.n] if plan.echoed else None
-        try:
-            async for output in self._outputs(prompt, plan.sampling, seed, kind, as_text=True):
-                [new] = output.outputs
-                ids = [] if plan.only_prompts else self._without_end(new.token_ids)
-                text = "" if plan.only_prompts else new.text
-                tokens = self._scored(ids, new.logprobs) if plan.with_tokens else ()
-                if echoed:
-                    text = echoed.text + text
-                    if plan.with_tokens:
-                        tokens = self._scored(prompt, output.prompt_logprobs)[echoed.from_token :] + tokens
-                    echoed = None
-                num_tokens += len(ids)
-                yield Delta(index, text, num_tokens, new.finish_reason, seed if new.finish_reason else None, tokens)
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise EngineLostError(type(error).__name__) from None
+        async for output in self._outputs(prompt, plan.sampling, seed, kind, as_text=True):
+            [new] = output.outputs
+            ids = [] if plan.only_prompts else self._without_end(new.token_ids)
+            text = "" if plan.only_prompts else new.text
+            tokens = self._scored(ids, new.logprobs) if plan.with_tokens else ()
+            if echoed:
+                text = echoed.text + text
+                if plan.with_tokens:
+                    tokens = self._scored(prompt, output.prompt_logprobs)[echoed.from_token :] + tokens
+                echoed = None
+            num_tokens += len(ids)
+            yield Delta(index, text, num_tokens, new.finish_reason, seed if new.finish_reason else None, tokens)
 
     def _scored(self, ids: list[int], scores: list[dict[int, Any] | None] | None) -> tuple[ScoredToken, ...]:
         """Tokens with what vLLM says of their places: by token id, log-probability and text."""

@@ -34,8 +34,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPO = Path(__file__).parents[2]
 NUM_SHARDS, SAMPLES, MAX_TOKENS = 4, 4, 60
-FEW = ("driver", "worker", "replica", "engine", "driver", "node")
-MANY = ("driver",) * 6 + ("worker",) * 6 + ("replica",) * 3 + ("engine",) * 4 + ("node",)
+FEW = ("driver", "worker", "replica", "dismissed engine", "driver", "node")
+MANY = ("driver",) * 6 + ("worker",) * 6 + ("replica",) * 3 + ("engine",) * 2 + ("dismissed engine",) * 2 + ("node",)
 COUNT_TOKENS = """
 import os, sys
 from importlib.machinery import PathFinder
@@ -143,7 +143,7 @@ class Run:
         return finished
 
     def find(self, victim: str) -> list[psutil.Process]:
-        if victim == "engine":
+        if "engine" in victim:
             return list(filter(is_engine, self.head.processes()))
         return [process for process in self.head.processes() if NAMES[victim] in command_line(process)]
 
@@ -164,7 +164,11 @@ class Run:
             return bool(second)
         if not (found := self.find(victim)):
             return False
-        rng.choice(found).kill()
+        chosen = rng.choice(found)
+        if victim == "dismissed engine":
+            chosen.terminate()  # it ends its samples, and then itself
+        else:
+            chosen.kill()
         return True
 
 
@@ -247,5 +251,6 @@ def check(run: Run, total: int) -> None:
     assert len(rows) == stats["documents"]
     assert stats["documents"] + sum(stats["drops"].values()) == total
     assert "refused_by_engine" not in stats["drops"]
+    assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
     assert max(Counter((row["d1_id"], row["sample"]) for row in rows).values()) == 1
     assert [path for path in Path(run.out.path("segments")).rglob("*") if path.is_file()] == []
