@@ -2,7 +2,8 @@
 
 `Rephraser.sample` yields what `Engines.sample` does, so segments, merging and filters are the same. A sample that the
 endpoint is too busy for, fails at or does not answer is asked for again, with the same seed; whether that gives the
-same text is the endpoint's affair. Only an answer without a text, or a refusal, ends a sample without a document.
+same text is the endpoint's affair. Only an answer without a text, a refusal, or failure after failure at what answers
+others ends a sample without a document.
 `require_rephrasers` has each endpoint that a plan needs rewrite a sentence before anything runs.
 """
 
@@ -13,6 +14,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import openai
 from transformers import PreTrainedTokenizerFast
@@ -36,7 +38,7 @@ _INSTRUCTIONS = {
 _TRIAL = {"d1": "The bridge at Aldern was built in 1911.", "d2": "Aldern lies on the river Wend."}
 _TRIAL_TOKENS = 256
 _LONGEST_PAUSE_S = 5.0
-_MOST_ATTEMPTS = 20  # at one sample, while others are answered: it will not be written
+_MOST_ATTEMPTS = 20  # at one sample, full houses aside: then the trial tells whether the endpoint is to blame
 
 
 class Rephraser:
@@ -99,7 +101,9 @@ class Rephraser:
             if not related:
                 return RefusedSample(sample, "no pair has it as d1", drop=NO_PAIR)
             shown["d2"] = related[sample % len(related)]
-        for attempt in range(1, _MOST_ATTEMPTS + 1):
+        attempts = to_blame = 0
+        while True:
+            attempts += 1
             try:
                 completion = await self._client.chat.completions.create(
                     model=self._cfg.model,
@@ -116,11 +120,24 @@ class Rephraser:
                     self._heard_at = time.monotonic()
                     return RefusedSample(sample, failure)
                 self._give_up_in_time(failure)
-                await asyncio.sleep(min(attempt, _LONGEST_PAUSE_S))
+                to_blame += not isinstance(error, openai.RateLimitError)
+                if to_blame == _MOST_ATTEMPTS:
+                    if await self._answers_the_trial():
+                        return RefusedSample(sample, f"{failure}, {attempts} times")
+                    to_blame = 0
+                await asyncio.sleep(min(attempts, _LONGEST_PAUSE_S))
             else:
                 self._heard_at = time.monotonic()
                 return self._read(read_answer(completion), sample, sampling)
-        return RefusedSample(sample, f"{failure}, {_MOST_ATTEMPTS} times")
+
+    async def _answers_the_trial(self) -> bool:
+        """Whether the endpoint answers others: in an outage no sample is to blame."""
+        try:
+            await self._client.chat.completions.create(**_trial_request(self._cfg))
+        except FAILURES:
+            return False
+        self._heard_at = time.monotonic()
+        return True
 
     def _read(self, answer: Answer, sample: int, sampling: Sampling) -> SampledDocument | RefusedSample:
         if answer.text is None or not answer.text.strip():
@@ -174,11 +191,8 @@ def require_rephraser(cfg: RephraseConfig) -> None:
         timeout=cfg.resources.timeout_s,
         max_retries=1,
     )
-    messages = [{"role": "user", "content": make_prompt(cfg, _TRIAL)}]
     try:
-        answer = read_answer(
-            client.chat.completions.create(model=cfg.model, messages=messages, max_tokens=_TRIAL_TOKENS)  # type: ignore[arg-type]
-        )
+        answer = read_answer(client.chat.completions.create(**_trial_request(cfg)))
         failure = answer.failure or ("" if (answer.text or "").strip() else "an empty answer")
     except FAILURES as error:
         _refuse_what_needs_a_hand(cfg, error)
@@ -188,6 +202,11 @@ def require_rephraser(cfg: RephraseConfig) -> None:
             f"{_WHERE}: {cfg.model} at {cfg.resources.base_url} did not rewrite a sentence ({failure}): mend model, "
             "resources.base_url or resources.timeout_s, or leave the outside model out"
         )
+
+
+def _trial_request(cfg: RephraseConfig) -> dict[str, Any]:
+    messages = [{"role": "user", "content": make_prompt(cfg, _TRIAL)}]
+    return {"model": cfg.model, "messages": messages, "max_tokens": _TRIAL_TOKENS}
 
 
 def _refuse_what_needs_a_hand(cfg: RephraseConfig, error: Exception) -> None:

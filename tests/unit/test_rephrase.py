@@ -174,6 +174,35 @@ def test_a_busy_or_broken_endpoint_is_asked_again(stage, endpoint, monkeypatch) 
     assert len(endpoint.prompts) == DOCUMENTS * SAMPLES + 4
 
 
+TRIAL = "Aldern"  # stands in the sentence that tells whether the endpoint answers at all
+
+
+def test_an_outage_that_is_longer_than_a_sample_is_worth_loses_none(stage, endpoint, monkeypatch) -> None:
+    """A hundred failures are some fifty for each of the two samples that are asked for at once."""
+    monkeypatch.setattr(rephraser, "_LONGEST_PAUSE_S", 0.001)
+    says, failures, lock = retold(endpoint), iter([503, 429] * 50), threading.Lock()
+
+    def is_away(prompt: str) -> Any:
+        with lock:
+            return next(failures, None) or (completion("yes") if TRIAL in prompt else says(prompt))
+
+    endpoint.says = is_away
+    stats = stage.run(stage.config()).get()
+    assert (stats["documents"], stats["drops"]) == (DOCUMENTS * SAMPLES, {})
+
+
+def test_a_sample_at_which_an_endpoint_fails_that_answers_others_is_given_up(stage, endpoint, monkeypatch) -> None:
+    monkeypatch.setattr(rephraser, "_LONGEST_PAUSE_S", 0.001)
+    says = retold(endpoint)
+    endpoint.says = lambda prompt: (
+        503 if "number 0" in prompt else completion("yes") if TRIAL in prompt else says(prompt)
+    )
+    stats = stage.run(stage.config()).get()
+    assert stats["drops"] == {"refused_by_engine": SAMPLES}
+    listed = [json.loads(line) for line in stage.out.read_bytes("quarantine/part-00000.jsonl").splitlines()]
+    assert [row["detail"] for row in listed] == ["status 503, 20 times"] * SAMPLES
+
+
 @pytest.mark.parametrize(
     ("said", "detail"),
     [
