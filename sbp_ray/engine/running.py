@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _REPORT_EVERY_S = 10.0
 _ASK_S = 20.0
+_NO_MORE_AFTER_S = 60.0
+"""Where engines are up and no further one has come for so long, the job begins with those."""
 _NODE_LOST = "the actor's node was terminated"
 """In what Ray says of an actor that died with its node, and of no other."""
 
@@ -47,8 +49,10 @@ def running_synthesizer(engine: EngineConfig, synthesizer: Artifact, *, owner: s
     """
     require_model(synthesizer)
     identity = identity_of(engine, synthesizer)
-    own_name = f"synthesize-{hashlib.sha256(f'{owner} {identity}'.encode()).hexdigest()[:12]}"
-    found = _find(identity, own_name)
+    of_job = f"synthesize-{_short_hash(owner)}-"
+    own_name = of_job + _short_hash(f"{identity} {engine.resources}")
+    _stop_outdated(of_job, own_name)
+    found = _find(identity, own_name, engine)
     try:
         yield found or _start(engine, synthesizer, own_name)
     finally:
@@ -56,7 +60,21 @@ def running_synthesizer(engine: EngineConfig, synthesizer: Artifact, *, owner: s
             _stop(own_name)
 
 
-def _find(identity: dict[str, Any], own_name: str) -> str | None:
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _stop_outdated(of_job: str, own_name: str) -> None:
+    """Free what a killed driver of the same job holds with other settings: nobody else would."""
+    from ray import serve
+
+    for name in serve.status().applications:
+        if name.startswith(of_job) and name != own_name:
+            logger.info(f"synthesize | stops {name!r}, which an earlier run started with other settings of the engine")
+            serve.delete(name)
+
+
+def _find(identity: dict[str, Any], own_name: str, engine: EngineConfig) -> str | None:
     """A running application that samples from the same distribution.
 
     One that sleeps at zero engines is not asked: that would wake an engine only to learn what it is.
@@ -69,7 +87,7 @@ def _find(identity: dict[str, Any], own_name: str) -> str | None:
         logger.info(f"synthesize | uses the engine that an earlier run started as {own_name!r}")
         with suppress(_NodeLostError):
             if own.status == "DEPLOYING":
-                _wait_until_running(own_name, time.monotonic())
+                _wait_until_running(own_name, engine, time.monotonic())
             return own_name
     for name, app in applications.items():
         deployment = app.deployments.get(DEPLOYMENT)
@@ -107,7 +125,7 @@ def _start(engine: EngineConfig, synthesizer: Artifact, name: str) -> str:
             wait_for_applications_running=False,
         )
         try:
-            _wait_until_running(name, start)
+            _wait_until_running(name, engine, start)
             is_up = True
         except _NodeLostError:
             logger.warning("synthesize | the node on which the engine started has gone: it is started on another one")
@@ -129,10 +147,12 @@ def all_at_once(engine: EngineConfig) -> EngineConfig:
     return wanted if fits else engine
 
 
-def _wait_until_running(name: str, start: float) -> None:
+def _wait_until_running(name: str, engine: EngineConfig, start: float) -> None:
     """Wait as long as there is hope (a cluster may have to bring up a machine), saying what is waited for."""
     from ray import serve
 
+    enough = max(1, engine.resources.min_replicas)
+    num_up, changed = 0, start
     reported = start
     while True:
         app = serve.status().applications.get(name)
@@ -145,9 +165,14 @@ def _wait_until_running(name: str, start: float) -> None:
                 raise _NodeLostError
             raise SbpError(f"the engine cannot start: {cause_of(message)}: change the engine section, or the model")
         now = time.monotonic()
+        states = dict(deployment.replica_states) if deployment else {}
+        if states.get("RUNNING", 0) != num_up:
+            num_up, changed = states.get("RUNNING", 0), now
+        if num_up >= enough and now - changed >= _NO_MORE_AFTER_S:
+            logger.warning(f"synthesize | begins with {num_up} engines: no more has come for {duration(now - changed)}")
+            return
         if now - reported >= _REPORT_EVERY_S:
             reported = now
-            states = dict(deployment.replica_states) if deployment else {}
             logger.info(f"synthesize | waiting for the engine since {duration(now - start)} | replicas {states}")
         time.sleep(0.2)
 

@@ -65,8 +65,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     return FakeServe(monkeypatch)
 
 
-def used(owner: str = "a job") -> Any:
-    return running_synthesizer(EngineConfig(), None, owner=owner)  # type: ignore[arg-type]
+def used(owner: str = "a job", **resources: Any) -> Any:
+    engine = EngineConfig.model_validate({"resources": resources})
+    return running_synthesizer(engine, None, owner=owner)  # type: ignore[arg-type]
 
 
 def test_the_last_job_takes_serve_down(fake: FakeServe) -> None:
@@ -122,6 +123,39 @@ def test_what_a_killed_driver_left_is_used_and_stopped(fake: FakeServe) -> None:
     assert fake.apps == {}
 
 
+def test_what_a_killed_driver_left_with_other_settings_is_stopped(
+    fake: FakeServe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with used() as first:
+        left = fake.apps | {"another job's": (1, {"synthesizer": "v2"})}
+    fake.apps = dict(left)
+    with used(max_num_seqs=7) as name:
+        assert name != first
+        assert list(fake.apps) == ["another job's", name]
+    fake.apps = dict(left)
+    monkeypatch.setitem(IDENTITY, "synthesizer", "v3")
+    with used() as name:
+        assert list(fake.apps) == ["another job's", name]
+
+
+def test_a_job_begins_with_the_engines_that_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four engines three come up, one in each look; the fourth has no room, and a minute later that is enough."""
+    up, clock = iter([0, 1, 2]), iter(float(second) for second in range(0, 10_000, 10))
+
+    def status() -> SimpleNamespace:
+        deployment = SimpleNamespace(replica_states={"RUNNING": next(up, 3), "STARTING": 1})
+        app = SimpleNamespace(status="DEPLOYING", deployments={DEPLOYMENT: deployment})
+        return SimpleNamespace(applications={"ours": app})
+
+    monkeypatch.setattr(serve, "status", status)
+    times: list[float] = []
+    monkeypatch.setattr(running.time, "monotonic", lambda: times.append(next(clock)) or times[-1])
+    monkeypatch.setattr(running.time, "sleep", lambda _: None)
+    engine = EngineConfig.model_validate({"resources": {"min_replicas": 2, "max_replicas": 4}})
+    running._wait_until_running("ours", engine, 0.0)
+    assert times[-1] == 30 + 60  # the fourth look, at 30 s, is the first that sees three
+
+
 NODE_LOST = (
     "The deployment failed to start 1 times in a row. See controller logs for details. Error:\n"
     "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.\n"
@@ -174,4 +208,4 @@ def test_where_the_node_of_an_earlier_runs_engine_vanishes_another_engine_is_loo
     applications = {"ours": SimpleNamespace(status="DEPLOYING", deployments={}), **fake.status().applications}
     monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications, proxies={}))
     monkeypatch.setattr(running, "_wait_until_running", lose)
-    assert running._find(IDENTITY, "ours") == "another job's"
+    assert running._find(IDENTITY, "ours", EngineConfig()) == "another job's"
