@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,9 @@ from sbp_ray.schema import SPLITS, Split, shard_of
 from sbp_ray.stage_table import STAGES
 from sbp_ray.threads import map_in_threads
 
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
 logger = logging.getLogger(__name__)
 
 Stats = dict[str, Any]
@@ -52,8 +55,9 @@ STATS = "stats.json"
 """File that says that a stage with a scratch folder has done all its steps."""
 _SMALL_BYTES = 4 << 20
 """Input that one process reads and works on in less time than Ray Data takes to start, some two seconds."""
-_MOST_DEATHS = 7
-"""Processes that a task may lose, to nodes that leave or to a lack of memory, before it is held to kill them itself."""
+MOST_DEATHS = 7
+"""Processes that an item may lose, to nodes that leave or to a lack of memory, before it is held to kill them itself.
+Ray Data would give it to another process without end, as tasks and as actors."""
 _WORKING_HERE: ContextVar[bool] = ContextVar("working_here", default=False)
 _CALLS_AT_ONCE = 64
 """Calls whose results are not yet taken in. This bounds the object store, not the cluster."""
@@ -177,13 +181,35 @@ def _work_on_ray(step: Step, todo: Sequence[Item], taken: Resources) -> Iterator
     amount: dict[str, Any] = {"num_cpus": taken.num_cpus, "num_gpus": taken.num_gpus}
     if step.keeps_worker:
         pool = ray.data.ActorPoolStrategy(size=num_workers)
+        amount |= {"max_task_retries": MOST_DEATHS}
         dataset = dataset.map(WorkOnItems, fn_constructor_args=arguments, compute=pool, **amount)
     else:
         tasks = ray.data.TaskPoolStrategy(size=num_workers)
         dataset = dataset.map(work_on_items, fn_args=arguments, compute=tasks, **amount)
     dataset.set_name(step.name)  # as the dashboard lists it
-    for row in dataset.iter_rows():
+    for row in rows_of(dataset, step.name):
         yield from (Outcome(*outcome) for outcome in json.loads(row["outcomes"]))
+
+
+def rows_of(dataset: Dataset, name: str) -> Iterator[dict[str, Any]]:
+    """The rows of a dataset whose actors work on shards.
+
+    Raises:
+        SbpError: an item has cost more than `MOST_DEATHS` actors.
+    """
+    from ray.exceptions import RayActorError
+
+    try:
+        yield from dataset.iter_rows()
+    except RayActorError as error:
+        raise SbpError(_describe_deaths(name, MOST_DEATHS + 1, "one of its shards")) from error
+
+
+def _describe_deaths(name: str, deaths: int, items: str) -> str:
+    return (
+        f"{name}: {deaths} processes that worked on {items} have died: see Ray's logs, give the stage more memory, and "
+        "run the same command again to go on"
+    )
 
 
 def _items_per_task(step: Step, num_todo: int, num_workers: int) -> int:
@@ -218,11 +244,9 @@ class WorkOnItems:
 
 
 def work_on_items(row: dict[str, Any], *arguments: Any) -> dict[str, Any]:
-    """`WorkOnItems` as a task. Ray Data repeats a task whose process died, without end; here it ends."""
-    if (deaths := _count_deaths()) > _MOST_DEATHS:
-        died = f"{arguments[0]}: {deaths} processes that worked on {row['items']} have died"
-        advice = "see Ray's logs, give the stage more memory, and run the same command again to go on"
-        return {"outcomes": json.dumps([Outcome(None, f"{died}: {advice}")])}
+    """`WorkOnItems` as a task. Those that Ray kills for want of memory are none of its retries, so they are counted."""
+    if (deaths := _count_deaths()) > MOST_DEATHS:
+        return {"outcomes": json.dumps([Outcome(None, _describe_deaths(arguments[0], deaths, row["items"]))])}
     return WorkOnItems(*arguments)(row)
 
 

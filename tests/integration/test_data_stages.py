@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sbp_ray import shards
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import (
     DecontaminateConfig,
@@ -125,3 +127,21 @@ def test_a_mistake_in_a_worker_reaches_the_user_as_one_line(tmp_path: Path) -> N
     with pytest.raises(SbpError) as error:
         ingest_documents(cfg, decontaminate=DecontaminateConfig(), out=Artifact("corpus", str(tmp_path / "corpus")))
     assert str(error.value).startswith(f"{tmp_path}/in.jsonl: is one JSON array: write a line for each")
+
+
+class Dying:
+    """Takes its process with it."""
+
+    def __call__(self, item: dict[str, int]) -> dict[str, int]:
+        os._exit(1)
+
+
+def test_an_item_that_kills_every_actor_ends_the_step_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "MOST_DEATHS", 1)
+    step = shards.Step("dying", Dying, (), [{"shard": 0}], lambda item: "a/0", keeps_worker=True)
+    with pytest.raises(
+        SbpError, match=r"^dying: 2 processes that worked on one of its shards have died: see Ray's logs"
+    ):
+        shards.run_steps(Artifact("any", str(tmp_path)), [step], Resources(num_workers=1, num_cpus=0.5))
