@@ -23,10 +23,15 @@ _WITHIN_S = 5.0
 
 
 async def metrics_page() -> str:
-    """Of all nodes that answer."""
+    """Of all nodes that answer. In threads: asking and reading take seconds where there are many, and answers go on."""
+    addresses = await asyncio.to_thread(_find_agents)
+    pages = await asyncio.gather(*(asyncio.to_thread(_fetch, address) for address in addresses))
+    return await asyncio.to_thread(joined, [page for page in pages if page is not None])
+
+
+def _find_agents() -> list[str]:
     agents = [(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in ray.nodes() if node["Alive"]]
-    pages = [asyncio.to_thread(_fetch, f"http://{host}:{port}/metrics") for host, port in agents if port]
-    return joined([page for page in await asyncio.gather(*pages) if page is not None])
+    return [f"http://{host}:{port}/metrics" for host, port in agents if port]
 
 
 def _fetch(url: str) -> str | None:
