@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.errors import SbpError
 from sbp_ray.shards import fetch_rows, shard_name
 from sbp_ray.text.hashing import id_ranks
+
+_TOO_MANY_TO_DRAW = 10**9
+"""Documents from which NumPy draws no hypergeometric sample any more."""
 
 
 class Source(NamedTuple):
@@ -41,8 +45,8 @@ def read_shard(made: Artifact, name: str, columns: list[str]) -> pa.Table:
 def shard_quotas(cfg: SynthesizeConfig, sizes: Sequence[int]) -> list[int]:
     """How many d1 each shard gives, as many as if they were chosen uniformly from all documents.
 
-    Only the shards' sizes are known here, so the numbers are a multivariate hypergeometric sample. Each shard then
-    chooses its d1 alone.
+    Only the shards' sizes are known here, so the numbers are a multivariate hypergeometric sample; of a billion
+    documents or more, each shard's proportionate part. Each shard then chooses its d1 alone.
     """
     available = sum(sizes)
     if not available:
@@ -53,6 +57,11 @@ def shard_quotas(cfg: SynthesizeConfig, sizes: Sequence[int]) -> list[int]:
             f"synthesize.num_documents={wanted} is more than the {available} train documents: "
             f"lower it, or raise samples_per_document"
         )
+    if wanted == available:
+        return [*sizes]
+    if available >= _TOO_MANY_TO_DRAW:
+        bounds = [wanted * before // available for before in itertools.accumulate(sizes, initial=0)]
+        return [end - start for start, end in itertools.pairwise(bounds)]
     rng = np.random.default_rng([cfg.seed, available])
     return rng.multivariate_hypergeometric(sizes, wanted, method="marginals").tolist()
 

@@ -21,7 +21,14 @@ from sbp_ray.config import Resources, SynthesizeConfig
 from sbp_ray.doc_ids import ids_to_numpy
 from sbp_ray.generation.deduplication import COPY_OF_CORPUS, copy_steps, read_copies
 from sbp_ray.generation.merging import finished_shards, merged_name, part_name
-from sbp_ray.generation.scores import SCORES, choose_by_scores, refuse_if_none_is_good, score_step, scores_name
+from sbp_ray.generation.scores import (
+    SCORES,
+    SCORES_FOLDER,
+    choose_by_scores,
+    refuse_if_none_is_good,
+    score_step,
+    scores_name,
+)
 from sbp_ray.schema import SYNTHETIC
 from sbp_ray.shards import Stats, Step, add_stats, read_stats, remove_scratch, run_steps
 
@@ -50,7 +57,7 @@ def make_parts(
         if cfg.needs_scores:
             assert synthesizer is not None
             yield score_step(cfg, items, corpus=corpus, synthesizer=synthesizer, out=out)
-            refuse_if_none_is_good(cfg, add_stats(read_stats(out, map(scores_name, merged))))
+            refuse_if_none_is_good(cfg, add_stats(read_stats(out, out.files(SCORES_FOLDER))))
         copies, files = copy_steps(cfg, corpus_shards, embeddings=embeddings, out=out)
         yield from copies
         yield Step("synthesize-parts", PartWriter, (cfg, files, out), items, lambda item: part_name(item["shard"]))

@@ -38,6 +38,7 @@ from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 NLL, GAIN = "nll_nats", "gain_nats"
 SCORES = pa.schema([SYNTHETIC.field(name) for name in (NLL, GAIN)])
 UNLIKELY, LOW_GAIN, NOT_BEST = "unlikely", "low_gain", "not_best"
+SCORES_FOLDER = f"{SCRATCH}/scores"
 _BATCH_ROWS = 1024
 _BIN_NATS = 0.01  # of the histograms, which tell the distributions without reading the scores of all shards
 _SHARES = (0.1, 0.5, 0.9)
@@ -45,7 +46,7 @@ _SHARES = (0.1, 0.5, 0.9)
 
 def scores_name(shard: int) -> str:
     """Of the scores of a merged shard."""
-    return shard_name(f"{SCRATCH}/scores", shard)
+    return shard_name(SCORES_FOLDER, shard)
 
 
 def score_step(

@@ -43,7 +43,9 @@ def config(tmp_path: Path) -> Config:
     _artifact(tmp_path, "corpus").write_json("manifest.json", manifest)
     attempts = [{"wasted_steps": 0}, {"wasted_steps": 5}]
     for name, rows in {"attempts.jsonl": attempts, "metrics.jsonl": [{"step": 39}, {"step": 40, "eta_s": 125}]}.items():
-        _artifact(tmp_path, "base_lm").write_bytes(name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        being_written = '{"step": 41, "wasted_st'
+        text = "".join(json.dumps(row) + "\n" for row in rows) + being_written
+        _artifact(tmp_path, "base_lm").write_bytes(name, text.encode())
     return config
 
 

@@ -13,6 +13,7 @@ from worked_on import WorkedOn
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import Resources, SynthesizeConfig
 from sbp_ray.errors import SbpError
+from sbp_ray.generation import parts
 from sbp_ray.generation.d1 import Sources
 from sbp_ray.generation.merging import merge_shard, part_name
 from sbp_ray.generation.parts import make_parts
@@ -198,6 +199,19 @@ def test_a_killed_choice_goes_on_and_ends_alike(
     assert len(in_process) == 9  # nothing twice
     assert killed.rows() == alike.rows()
     assert killed.stats()["drops"] == alike.stats()["drops"]
+
+
+def test_whether_any_sample_is_good_is_asked_of_all_shards_after_a_kill_too(
+    written: Written, in_process: WorkedOn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part of the first shard is written, and its merged file has gone, when the job is killed."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(parts, "refuse_if_none_is_good", lambda cfg, stats: asked.append(stats))
+    in_process.interrupt_after(8)
+    with pytest.raises(KeyboardInterrupt):
+        written.make_parts(min_gain_nats=-100)
+    written.make_parts(min_gain_nats=-100)
+    assert asked[0] == asked[1]
 
 
 def test_without_a_setting_nothing_is_scored(written: Written, in_process: WorkedOn) -> None:

@@ -96,6 +96,17 @@ def test_without_a_number_every_document_is_a_d1() -> None:
     assert shard_quotas(SynthesizeConfig(), [3, 0, 4]) == [3, 0, 4]
 
 
+def test_billions_of_documents_are_chosen_from_in_proportion() -> None:
+    sizes = [2 * 10**9, 0, 10**9, 5]
+    assert shard_quotas(SynthesizeConfig(), sizes) == sizes
+    quotas = shard_quotas(SynthesizeConfig(num_documents=300), sizes)
+    assert sum(quotas) == 300
+    assert quotas[:2] == [199, 0]  # 300 x 2 / 3.000000005 is less than 200
+    assert all(quota <= size for quota, size in zip(quotas, sizes, strict=True))
+    nearly_all = shard_quotas(SynthesizeConfig(num_documents=sum(sizes) - 1), sizes)
+    assert [size - quota for quota, size in zip(nearly_all, sizes, strict=True)] == [1, 0, 0, 0]
+
+
 def test_more_documents_than_there_are_is_an_error_with_both_numbers() -> None:
     with pytest.raises(SbpError, match=r"num_documents=8 .* 7 train documents"):
         shard_quotas(SynthesizeConfig(num_documents=8), [3, 4])
