@@ -41,7 +41,9 @@ class EngineResources(Resources):
     another one after twice the time."""
 
     @model_validator(mode="after")
-    def _range_is_one(self) -> EngineResources:
+    def _replicas_are_named(self) -> EngineResources:
+        if "num_workers" in self.model_fields_set:
+            raise ValueError("num_workers is none of an engine's settings: set min_replicas and max_replicas")
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas ({self.min_replicas}) must not exceed max_replicas ({self.max_replicas})")
         return self
@@ -94,6 +96,8 @@ class EngineConfig(Section):
     def _no_setting_twice(self) -> EngineConfig:
         for name in self.vllm.keys() & _OURS:
             raise ValueError(f"vllm.{name} is a setting of its own: set engine.{_OURS[name]}")
+        if "logits_processors" in self.vllm and not self.resources.num_gpus:
+            raise ValueError("vllm.logits_processors: on CPUs the sampler is one, in the place of vLLM's: leave it out")
         return self
 
 

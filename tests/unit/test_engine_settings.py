@@ -92,11 +92,17 @@ def test_what_vllm_does_by_itself_may_be_turned_off_and_the_recipe_says_so() -> 
     assert deciding_settings(stage, small)["engine"]["vllm"] == {"enable_lora": False}
 
 
-def test_an_argument_that_is_a_setting_of_ours_is_refused_by_its_name() -> None:
-    with pytest.raises(
-        SbpError, match=r"engine: vllm.max_num_seqs is a setting of its own: set engine.resources.max_num_"
-    ):
-        load_config(Path(__file__).parent / "small.yaml", ["engine.vllm={max_num_seqs: 3}"])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("engine.vllm={max_num_seqs: 3}", "vllm.max_num_seqs is a setting of its own: set engine.resources.max_num_"),
+        ("engine.vllm={logits_processors: [mine]}", "vllm.logits_processors: on CPUs the sampler is one"),
+        ("engine.resources.num_workers=8", "num_workers is none of an engine's settings: set min_replicas and max_"),
+    ],
+)
+def test_an_argument_that_would_be_in_vain_or_in_the_way_is_refused_by_its_name(override: str, words: str) -> None:
+    with pytest.raises(SbpError, match=rf"engine.*: {words}"):
+        load_config(Path(__file__).parent / "small.yaml", [override])
 
 
 def test_vllm_knows_all_arguments_that_change_no_result() -> None:
