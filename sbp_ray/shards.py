@@ -55,9 +55,12 @@ STATS = "stats.json"
 """File that says that a stage with a scratch folder has done all its steps."""
 _SMALL_BYTES = 4 << 20
 """Input that one process reads and works on in less time than Ray Data takes to start, some two seconds."""
-MOST_DEATHS = 7
-"""Processes that an item may lose, to nodes that leave or to a lack of memory, before it is held to kill them itself.
-Ray Data would give it to another process without end, as tasks and as actors."""
+_MOST_DEATHS = 7
+"""Processes that a task may lose, to nodes that leave or to a lack of memory, before it is held to kill them itself.
+Ray Data would repeat it without end."""
+ACTOR_RETRIES = 3 * _MOST_DEATHS
+"""The same for what an actor works on. A death takes up to three retries: an actor that is started again cannot be
+reached for a moment."""
 _WORKING_HERE: ContextVar[bool] = ContextVar("working_here", default=False)
 _CALLS_AT_ONCE = 64
 """Calls whose results are not yet taken in. This bounds the object store, not the cluster."""
@@ -181,7 +184,7 @@ def _work_on_ray(step: Step, todo: Sequence[Item], taken: Resources) -> Iterator
     amount: dict[str, Any] = {"num_cpus": taken.num_cpus, "num_gpus": taken.num_gpus}
     if step.keeps_worker:
         pool = ray.data.ActorPoolStrategy(size=num_workers)
-        amount |= {"max_task_retries": MOST_DEATHS}
+        amount |= {"max_task_retries": ACTOR_RETRIES}
         dataset = dataset.map(WorkOnItems, fn_constructor_args=arguments, compute=pool, **amount)
     else:
         tasks = ray.data.TaskPoolStrategy(size=num_workers)
@@ -195,20 +198,19 @@ def rows_of(dataset: Dataset, name: str) -> Iterator[dict[str, Any]]:
     """The rows of a dataset whose actors work on shards.
 
     Raises:
-        SbpError: an item has cost more than `MOST_DEATHS` actors.
+        SbpError: the actors that worked on an item have died again and again.
     """
     from ray.exceptions import RayActorError
 
     try:
         yield from dataset.iter_rows()
     except RayActorError as error:
-        raise SbpError(_describe_deaths(name, MOST_DEATHS + 1, "one of its shards")) from error
+        raise SbpError(_describe_deaths(name, "the processes that worked on one of its shards")) from error
 
 
-def _describe_deaths(name: str, deaths: int, items: str) -> str:
+def _describe_deaths(name: str, who: str) -> str:
     return (
-        f"{name}: {deaths} processes that worked on {items} have died: see Ray's logs, give the stage more memory, and "
-        "run the same command again to go on"
+        f"{name}: {who} have died: see Ray's logs, give the stage more memory, and run the same command again to go on"
     )
 
 
@@ -245,8 +247,9 @@ class WorkOnItems:
 
 def work_on_items(row: dict[str, Any], *arguments: Any) -> dict[str, Any]:
     """`WorkOnItems` as a task. Those that Ray kills for want of memory are none of its retries, so they are counted."""
-    if (deaths := _count_deaths()) > MOST_DEATHS:
-        return {"outcomes": json.dumps([Outcome(None, _describe_deaths(arguments[0], deaths, row["items"]))])}
+    if (deaths := _count_deaths()) > _MOST_DEATHS:
+        message = _describe_deaths(arguments[0], f"{deaths} processes that worked on {row['items']}")
+        return {"outcomes": json.dumps([Outcome(None, message)])}
     return WorkOnItems(*arguments)(row)
 
 
