@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.model import build_model, load_base
 from sbp_ray.training.initial_weights import draw_weights
 from sbp_ray.training.loss import SupervisedLanguageModel
-from sbp_ray.training.sharding import count_shard_ranks, shard_model
+from sbp_ray.training.sharding import shard_model
 from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan
 
 _EXPENSIVE = {
@@ -33,7 +32,8 @@ _EXPENSIVE = {
 def build_sharded_model(plan: TrainingPlan, device: torch.device) -> SupervisedLanguageModel:
     """The plan's model at its first step. Called by every rank.
 
-    From scratch no rank ever holds the whole model; a base is read as a whole by each.
+    From scratch no rank ever holds the whole model; a base is read as a whole by each. Where the plan does not say how
+    many ranks share one copy of the weights (see `settle_shard_ranks`), all do.
     """
     lm = _load_weights(plan)
     attend_within_documents(lm)
@@ -53,8 +53,7 @@ def build_sharded_model(plan: TrainingPlan, device: torch.device) -> SupervisedL
         teacher_share=plan.teacher_share,
         is_loss_compiled=plan.config.resources.compile and device.type == "cuda",
     ).train()
-    ranks_of_node = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # of Ray Train, and of torchrun
-    shard_ranks = count_shard_ranks(plan.config.resources.shard_ranks, dist.get_world_size(), ranks_of_node)
+    shard_ranks = plan.config.resources.shard_ranks or dist.get_world_size()
     shard_model(model, plan.config.settled_dtype, device, shard_ranks)
     if plan.base is None:
         draw_weights(model.to_empty(device=device).lm, plan.config.seed)

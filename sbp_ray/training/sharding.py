@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -13,6 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from sbp_ray.config import Dtype, TrainingResources
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.training.loss import SupervisedLanguageModel
+from sbp_ray.training.training_plan import TrainingPlan
 
 
 @contextmanager
@@ -33,21 +36,38 @@ def name_backend(resources: TrainingResources) -> str:
     return "cpu:gloo,cuda:nccl" if resources.num_gpus else "gloo"
 
 
-def count_shard_ranks(wanted: int | None, num_ranks: int, ranks_of_node: int) -> int:
+def settle_shard_ranks(plan: TrainingPlan) -> TrainingPlan:
+    """The plan with the number of ranks that share one copy of the weights. Called by every rank, and the same for all.
+
+    A node tells its ranks how many it has itself, which is not for each to conclude from: so they tell one another.
+
+    Raises:
+        SbpError: the ranks do not come out even; on every rank.
+    """
+    ranks_of_node = [0] * dist.get_world_size()
+    dist.all_gather_object(ranks_of_node, int(os.environ.get("LOCAL_WORLD_SIZE", 0)))  # of Ray Train, and of torchrun
+    resources = plan.config.resources
+    settled = resources.model_copy(update={"shard_ranks": count_shard_ranks(resources.shard_ranks, ranks_of_node)})
+    return replace(plan, config=plan.config.model_copy(update={"resources": settled}))
+
+
+def count_shard_ranks(wanted: int | None, ranks_of_node: Sequence[int]) -> int:
     """Ranks that share one copy of the weights.
 
-    By default all; above two nodes those of a node, between which messages are far faster: only the sums of gradients
-    then leave it, once a step.
+    By default all; on more than two nodes of equally many ranks those of a node, between which messages are far
+    faster: only the sums of gradients then leave it, once a step.
 
     Args:
-        ranks_of_node: on each node; 0 where nobody knows.
+        ranks_of_node: for each rank, how many there are on its node; 0 where nobody knows.
 
     Raises:
         SbpError: the ranks do not come out even.
     """
+    num_ranks = len(ranks_of_node)
     if wanted is None:
-        is_even = ranks_of_node > 0 and num_ranks % ranks_of_node == 0
-        return ranks_of_node if is_even and num_ranks > 2 * ranks_of_node else num_ranks
+        first = ranks_of_node[0]
+        is_even = first > 0 and set(ranks_of_node) == {first} and num_ranks % first == 0
+        return first if is_even and num_ranks > 2 * first else num_ranks
     if num_ranks % wanted:
         raise SbpError(
             f"resources.shard_ranks={wanted} does not divide the {num_ranks} ranks: set it to a divisor, such as the "
@@ -65,7 +85,7 @@ def shard_model(model: SupervisedLanguageModel, dtype: Dtype, device: torch.devi
     FSDP moves what it shards to the device, a layer at a time; tensors without memory stay so.
 
     Args:
-        shard_ranks: ranks, one behind the other, that share one copy of the weights; see `count_shard_ranks`.
+        shard_ranks: ranks, one behind the other, that share one copy of the weights; see `settle_shard_ranks`.
     """
     num_ranks = dist.get_world_size()
     if shard_ranks == num_ranks:

@@ -133,18 +133,47 @@ def test_a_trace_of_a_training_that_goes_on_within_the_steps_says_which_it_holds
 
 
 @pytest.mark.parametrize(
-    ("wanted", "num_ranks", "of_node", "found"),
-    [(None, 8, 8, 8), (None, 16, 8, 16), (None, 24, 8, 8), (None, 24, 0, 24), (None, 20, 8, 20), (4, 16, 8, 4)],
+    ("wanted", "ranks_of_node", "found"),
+    [
+        (None, [8] * 8, 8),
+        (None, [8] * 16, 16),
+        (None, [8] * 24, 8),
+        (None, [0] * 24, 24),  # nobody knows
+        (None, [8] * 8 + [4] * 4, 12),
+        (None, [4] * 4 + [8] * 8, 12),
+        (None, [8] * 16 + [4] * 4, 20),
+        (None, [2, 2, 1], 3),
+        (None, [8], 1),  # left in the environment of a process by itself
+        (4, [8] * 16, 4),
+        (4, [8] * 8 + [4] * 4, 4),
+    ],
 )
-def test_weights_are_split_within_a_node_where_there_are_more_than_two(
-    wanted: int | None, num_ranks: int, of_node: int, found: int
+def test_weights_are_split_within_a_node_where_there_are_more_than_two_of_one_size(
+    wanted: int | None, ranks_of_node: list[int], found: int
 ) -> None:
-    assert count_shard_ranks(wanted, num_ranks, of_node) == found
+    assert count_shard_ranks(wanted, ranks_of_node) == found
+
+
+@pytest.mark.parametrize(("ranks_of_node", "mesh"), [((2, 2, 1), (3,)), ((1, 1, 1), (3, 1))])
+def test_ranks_on_nodes_of_different_size_train_on_the_same_mesh(
+    tmp_path: Path, ranks_of_node: tuple[int, ...], mesh: tuple[int, ...]
+) -> None:
+    """The rank that is alone on its node would else hold a copy by itself, and wait for others that do so too."""
+    plan = tiny_plan(tmp_path / "run", num_steps=1)
+
+    def train() -> tuple[int, ...]:
+        os.environ["LOCAL_WORLD_SIZE"] = str(ranks_of_node[dist.get_rank()])
+        shapes: list[tuple[int, ...]] = []
+        _change_models(lambda model: shapes.append(model.lm.model.norm.weight.device_mesh.shape))
+        _train(plan)
+        return shapes[0]
+
+    assert run_ranks(3, tmp_path, train) == [mesh] * 3
 
 
 def test_ranks_that_do_not_come_out_even_are_refused() -> None:
     with pytest.raises(SbpError, match=r"resources.shard_ranks=3 does not divide the 8 ranks: set it to a divisor"):
-        count_shard_ranks(3, 8, 8)
+        count_shard_ranks(3, [8] * 8)
 
 
 def test_accumulated_micro_batches_are_one_batch(tmp_path: Path) -> None:
