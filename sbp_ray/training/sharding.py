@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from sbp_ray.config import Dtype, TrainingResources
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.training.loss import SupervisedLanguageModel
 from sbp_ray.training.training_plan import TrainingPlan
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -42,16 +45,22 @@ def settle_shard_ranks(plan: TrainingPlan) -> TrainingPlan:
     A node tells its ranks how many it has itself, which is not for each to conclude from: so they tell one another.
 
     Raises:
-        SbpError: the ranks do not come out even; on every rank.
+        SbpError: the ranks do not come out even, and may not be fewer than they are; on every rank.
     """
     ranks_of_node = [0] * dist.get_world_size()
     dist.all_gather_object(ranks_of_node, int(os.environ.get("LOCAL_WORLD_SIZE", 0)))  # of Ray Train, and of torchrun
     resources = plan.config.resources
-    settled = resources.model_copy(update={"shard_ranks": count_shard_ranks(resources.shard_ranks, ranks_of_node)})
+    found = count_shard_ranks(resources.shard_ranks, ranks_of_node, may_be_fewer=resources.min_workers is not None)
+    if resources.shard_ranks not in (None, found) and dist.get_rank() == 0:
+        logger.info(
+            f"{plan.stage} | resources.shard_ranks={resources.shard_ranks} does not divide the {len(ranks_of_node)} "
+            f"ranks that there are: each copy of the weights is split over {found} instead"
+        )
+    settled = resources.model_copy(update={"shard_ranks": found})
     return replace(plan, config=plan.config.model_copy(update={"resources": settled}))
 
 
-def count_shard_ranks(wanted: int | None, ranks_of_node: Sequence[int]) -> int:
+def count_shard_ranks(wanted: int | None, ranks_of_node: Sequence[int], may_be_fewer: bool = False) -> int:
     """Ranks that share one copy of the weights.
 
     By default all; on more than two nodes of equally many ranks those of a node, between which messages are far
@@ -59,6 +68,8 @@ def count_shard_ranks(wanted: int | None, ranks_of_node: Sequence[int]) -> int:
 
     Args:
         ranks_of_node: for each rank, how many there are on its node; 0 where nobody knows.
+        may_be_fewer: take the most below `wanted` that divide the ranks, of which any number may come back when nodes
+            have gone.
 
     Raises:
         SbpError: the ranks do not come out even.
@@ -68,6 +79,8 @@ def count_shard_ranks(wanted: int | None, ranks_of_node: Sequence[int]) -> int:
         first = ranks_of_node[0]
         is_even = first > 0 and set(ranks_of_node) == {first} and num_ranks % first == 0
         return first if is_even and num_ranks > 2 * first else num_ranks
+    if may_be_fewer:
+        return next(number for number in range(wanted, 0, -1) if num_ranks % number == 0)
     if num_ranks % wanted:
         raise SbpError(
             f"resources.shard_ranks={wanted} does not divide the {num_ranks} ranks: set it to a divisor, such as the "

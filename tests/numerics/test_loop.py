@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import math
 import os
 import re
@@ -174,6 +175,38 @@ def test_ranks_on_nodes_of_different_size_train_on_the_same_mesh(
 def test_ranks_that_do_not_come_out_even_are_refused() -> None:
     with pytest.raises(SbpError, match=r"resources.shard_ranks=3 does not divide the 8 ranks: set it to a divisor"):
         count_shard_ranks(3, [8] * 8)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "num_ranks", "found"), [(8, 64, 8), (8, 56, 8), (8, 63, 7), (8, 60, 6), (8, 61, 1), (8, 4, 4)]
+)
+def test_ranks_that_may_be_fewer_share_a_copy_among_the_most_that_come_out_even(
+    wanted: int, num_ranks: int, found: int
+) -> None:
+    assert count_shard_ranks(wanted, [8] * num_ranks, may_be_fewer=True) == found
+
+
+def test_a_training_that_may_shrink_goes_on_where_the_ranks_no_longer_come_out_even(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Four ranks, two to a copy, then three; one line says what they do instead."""
+    monkeypatch.setattr(logging.getLogger("sbp_ray"), "propagate", True)
+    settings = {"num_workers": 4, "num_steps": 4, "checkpoint_every": 2, "shard_ranks": 2}
+    fixed, elastic = (
+        tiny_plan(tmp_path / name, min_workers=least, **settings) for name, least in (("a", None), ("b", 1))
+    )
+
+    def train() -> list[str]:
+        with caplog.at_level(logging.INFO, logger="sbp_ray.training.sharding"):
+            _train(elastic)
+        return [line for line in caplog.messages if "shard_ranks" in line]
+
+    run_ranks(4, tmp_path, lambda: _train(fixed))
+    run_ranks(4, tmp_path, lambda: _train(elastic, stop_after=2))
+    fact = "tiny | resources.shard_ranks=2 does not divide the 3 ranks that there are"
+    said = f"{fact}: each copy of the weights is split over 1 instead"
+    assert run_ranks(3, tmp_path, train) == [[said], [], []]
+    torch.testing.assert_close(weights_of(elastic), weights_of(fixed), rtol=1e-5, atol=1e-6)
 
 
 def test_accumulated_micro_batches_are_one_batch(tmp_path: Path) -> None:
