@@ -79,8 +79,10 @@ def estimate_run(plan: TrainingPlan, vocab_size: int, num_ranks: int, peak: floa
     """Estimate the whole run on so many ranks.
 
     Args:
+        plan: as `settle_shard_ranks` leaves it; where it does not say how many ranks share one copy of the state, all
+            do.
         vocab_size: rows of the embedding.
-        num_ranks: that share the state and the rows.
+        num_ranks: that share the rows.
         peak: FLOP/s of one rank's device, where it is known.
     """
     tokens = plan.num_steps * plan.config.batch_rows * plan.config.seq_len
@@ -98,11 +100,12 @@ def estimate_run(plan: TrainingPlan, vocab_size: int, num_ranks: int, peak: floa
 
 
 def _count_state_bytes(parameters: int, num_ranks: int, cfg: TrainingConfig) -> float:
-    """Gradients that are reduced once a step lie whole on each rank until the last micro-batch."""
+    """Of one rank. Gradients that are reduced once a step lie whole on each until the last micro-batch."""
+    shard_ranks = cfg.resources.shard_ranks or num_ranks
     is_one = cfg.batch_rows <= num_ranks * cfg.resources.micro_batch_rows
     is_sharded = is_one or cfg.resources.reduce_every_micro_batch
     sharded = _SHARDED_BYTES + (_AVERAGE_BYTES if cfg.ema_decay else 0)
-    return parameters * (sharded / num_ranks + _GRADIENT_BYTES / (num_ranks if is_sharded else 1))
+    return parameters * (sharded / shard_ranks + _GRADIENT_BYTES / (shard_ranks if is_sharded else 1))
 
 
 def _count_activation_bytes(model: ModelConfig, vocab_size: int, cfg: TrainingConfig) -> float:
@@ -134,6 +137,7 @@ def refuse_more_than(room: int, plan: TrainingPlan, num_ranks: int) -> None:
     """
     Args:
         room: bytes that one rank may take.
+        plan: see `estimate_run`.
 
     Raises:
         SbpError: it needs more.
@@ -145,7 +149,7 @@ def refuse_more_than(room: int, plan: TrainingPlan, num_ranks: int) -> None:
         f"{plan.stage} needs at least {needed / 2**30:.1f} GiB on each of {num_ranks} ranks, whose GPUs have "
         f"{room / 2**30:.1f} GiB"
     )
-    for change in _savings(plan.config):
+    for change in _savings(plan.config, num_ranks):
         spared = plan.config.model_copy(update={"resources": plan.config.resources.model_copy(update=change)})
         least = _count_least_bytes(plan, num_ranks, spared)
         if least <= room:
@@ -154,7 +158,8 @@ def refuse_more_than(room: int, plan: TrainingPlan, num_ranks: int) -> None:
             named = " and ".join(new).replace("True", "true")
             raise SbpError(f"{fact}: set {named}, for which {least / 2**30:.1f} GiB are enough")
     raise SbpError(
-        f"{fact}: raise resources.num_workers, among which weights and optimizer are split, or take a smaller model"
+        f"{fact}: raise resources.num_workers and resources.shard_ranks, the ranks among which weights and optimizer "
+        "are split, or take a smaller model"
     )
 
 
@@ -174,15 +179,19 @@ def _count_least_bytes(plan: TrainingPlan, num_ranks: int, cfg: TrainingConfig) 
     )
 
 
-def _savings(cfg: TrainingConfig) -> Iterator[dict[str, Any]]:
-    """Changes that save memory and change no result, the cheapest in time first."""
+def _savings(cfg: TrainingConfig, num_ranks: int) -> Iterator[dict[str, Any]]:
+    """Changes that save memory and change no result, the cheapest in time first; sharing a copy of the weights among
+    more ranks, with messages between nodes, comes last."""
     rows = cfg.resources.micro_batch_rows
     fewer = [rows // part for part in (1, 2, 4, 8, 16, 32, 64) if rows % part == 0]
-    for kind in ("none", "selective", "full"):
-        for micro in fewer:
-            change: dict[str, Any] = {"activation_checkpointing": kind, "micro_batch_rows": micro}
-            yield change
-            yield change | {"reduce_every_micro_batch": True}
+    now = cfg.resources.shard_ranks or num_ranks
+    for shard_ranks in (number for number in range(now, num_ranks + 1) if num_ranks % number == 0):
+        more = {"shard_ranks": shard_ranks} if shard_ranks > now else {}
+        for kind in ("none", "selective", "full"):
+            for micro in fewer:
+                change: dict[str, Any] = {"activation_checkpointing": kind, "micro_batch_rows": micro, **more}
+                yield change
+                yield change | {"reduce_every_micro_batch": True}
 
 
 def find_peak_flops(device: torch.device, dtype: Dtype) -> float | None:

@@ -119,6 +119,9 @@ def test_the_estimate_by_hand(tmp_path: Path) -> None:
     for settings in ({"reduce_every_micro_batch": True}, {"micro_batch_rows": 2}):
         spared = tiny_plan(tmp_path / "spared", **settings)
         assert estimate_run(spared, 320, 2, peak=None).state_gib == 16 * parameters / 2 / 2**30
+    # of 4 ranks with a row each, two share a copy: each holds a half, of the gradients too
+    copied = tiny_plan(tmp_path / "copied", shard_ranks=2)
+    assert estimate_run(copied, 320, 4, peak=None).state_gib == 16 * parameters / 2 / 2**30
     # each token: 6 FLOPs for each of the products 2 x (32 x 8 x 12 + 3 x 32 x 48) + 320 x 32, and attention over a row
     flops_per_token = 6 * (2 * (32 * 8 * 12 + 3 * 32 * 48) + 320 * 32) + 6 * 2 * 4 * 8 * 32
     assert estimate.flops == 1280 * flops_per_token

@@ -159,17 +159,20 @@ def test_weights_are_split_within_a_node_where_there_are_more_than_two_of_one_si
 def test_ranks_on_nodes_of_different_size_train_on_the_same_mesh(
     tmp_path: Path, ranks_of_node: tuple[int, ...], mesh: tuple[int, ...]
 ) -> None:
-    """The rank that is alone on its node would else hold a copy by itself, and wait for others that do so too."""
+    """The rank that is alone on its node would else hold a copy by itself, and wait for others that do so too. How many
+    share a copy is known where the memory is checked."""
     plan = tiny_plan(tmp_path / "run", num_steps=1)
 
-    def train() -> tuple[int, ...]:
+    def train() -> tuple[tuple[int, ...], int]:
         os.environ["LOCAL_WORLD_SIZE"] = str(ranks_of_node[dist.get_rank()])
         shapes: list[tuple[int, ...]] = []
+        numbers: list[int] = []
+        loop.refuse_too_little_memory = lambda plan, *_: numbers.append(plan.config.resources.shard_ranks)
         _change_models(lambda model: shapes.append(model.lm.model.norm.weight.device_mesh.shape))
         _train(plan)
-        return shapes[0]
+        return shapes[0], numbers[0]
 
-    assert run_ranks(3, tmp_path, train) == [mesh] * 3
+    assert run_ranks(3, tmp_path, train) == [(mesh, mesh[-1])] * 3
 
 
 def test_ranks_that_do_not_come_out_even_are_refused() -> None:

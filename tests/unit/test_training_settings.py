@@ -25,6 +25,7 @@ from sbp_ray.config_file import load_config
 from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture, Source
 from sbp_ray.model import num_parameters
+from sbp_ray.nll import LOGITS_AT_ONCE
 from sbp_ray.stages import pretrain
 from sbp_ray.text.pair_format import Example
 from sbp_ray.training.build import load_torchao
@@ -277,9 +278,34 @@ def test_a_gpu_too_small_is_refused_with_a_change_that_fits() -> None:
     assert named
     spared = config.model_copy(update={"resources": TrainingResources.model_validate(resources.model_dump() | named)})
     refuse_more_than(state + 8 * 2**30, replace(plan, config=spared), 1)
-    with pytest.raises(SbpError, match=r"GiB: raise resources\.num_workers, among which weights and optimizer are"):
+    with pytest.raises(
+        SbpError, match=r"GiB: raise resources\.num_workers and resources\.shard_ranks, the ranks among"
+    ):
         refuse_more_than(state // 2, plan, 1)
     refuse_more_than(state // 2 + 100 * 2**30, plan, 64)
+
+
+def test_a_gpu_too_small_for_its_part_of_a_copy_is_refused_with_more_ranks_to_share_it() -> None:
+    """1 B parameters on 24 ranks of one row each, of which those of a node of eight share a copy."""
+    shape, vocab_size = ModelConfig(depth=27), 49_152
+    resources = TrainingResources(num_workers=24, num_gpus=1, shard_ranks=8, activation_checkpointing="full")
+    config = PretrainConfig(seq_len=4096, batch_rows=24, total_tokens=1, peak_lr=1.0, resources=resources)
+    out, source = Artifact("none", "nowhere"), Source("real", (64,))
+    order = Mixture(source, None, 24, 0, 0)
+    plan = TrainingPlan("lm", config, order, 1, out, source, source, out, vocab_size, (0, 1, 2), shape)
+    others = round(estimate_run(plan, vocab_size, 24, None).activations_gib * 2**30) + 12 * LOGITS_AT_ONCE["cuda"]
+
+    def room(shard_ranks: int) -> int:
+        return others + 16 * num_parameters(shape, vocab_size) // shard_ranks + 2**10
+
+    refuse_more_than(room(8), plan, 24)
+    for found, asked in ((room(12), 12), (room(8) - 2**20, 12), (room(24), 24)):
+        with pytest.raises(SbpError, match=rf"GiB: set resources\.shard_ranks={asked}, for which"):
+            refuse_more_than(found, plan, 24)
+    with pytest.raises(
+        SbpError, match=r"GiB: raise resources\.num_workers and resources\.shard_ranks, the ranks among"
+    ):
+        refuse_more_than(room(24) - 2**20, plan, 24)
 
 
 def test_a_gpu_that_is_not_there_is_named_before_a_training_in_process_begins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +324,8 @@ def test_what_is_shipped_for_gpus_of_141_gb_fits_there(name: str) -> None:
     config = load_config(REPO / f"configs/{name}.yaml")
     source = Source("real", (64,))
     for cfg in (config.pretrain, config.tune):
+        of_node = cfg.resources.model_copy(update={"shard_ranks": min(8, cfg.resources.num_workers)})
+        cfg = cfg.model_copy(update={"resources": of_node})  # by nodes of eight, as they are split there
         order = Mixture(source, None, 64, 0, 0)
         out, vocab_size = Artifact("none", "nowhere"), config.model.vocab_size or 32_768
         plan = TrainingPlan("lm", cfg, order, 1, out, source, source, out, vocab_size, (0, 1, 2), config.model)
