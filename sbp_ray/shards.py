@@ -82,9 +82,9 @@ class Step:
     name: str
     """Named in progress lines, metrics and on Ray's dashboard."""
     worker: Callable[..., Callable[[Any], Stats]]
-    """A class. Its `__init__` builds what is expensive, its `__call__` takes one item, commits its result and returns
-    counts, of which `documents`, `tokens`, `padding_tokens`, `pairs` and `drops` (reason to number) are exported as
-    metrics."""
+    """A class, whose `__init__` builds what is expensive, or `partial`, whose first argument is a function. What it
+    makes takes one item, commits its result and returns counts, of which `documents`, `tokens`, `padding_tokens`,
+    `pairs` and `drops` (reason to number) are exported as metrics."""
     arguments: tuple[Any, ...]
     """For the constructor; anything that pickles."""
     items: Sequence[Item]

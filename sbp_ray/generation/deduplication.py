@@ -14,6 +14,7 @@ Every document is read once and written once for each of its bands, whatever the
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,8 @@ def copy_steps(
     bands, num_buckets = plan["bands"], plan["buckets"]
     files = [band_file(**item) for item in bands]
     buckets = [{"bucket": bucket} for bucket in range(num_buckets)]
-    write = BandWriter, (cfg, embeddings, out, num_buckets), bands
-    compare = BucketComparer, (cfg.max_jaccard, files, out), buckets
+    write = partial, (_write_bands, cfg, embeddings, out, num_buckets), bands
+    compare = partial, (_compare_bucket, cfg.max_jaccard, files, out), buckets
     steps = [
         Step("synthesize-bands", *write, lambda item: band_file(**item)),
         Step("synthesize-compare", *compare, lambda item: copy_file(item["bucket"])),
@@ -105,80 +106,74 @@ def copy_file(bucket: int) -> str:
     return f"{SCRATCH}/copies/part-{bucket:05d}.arrow"
 
 
-class BandWriter:
-    """Puts the documents of one shard into the buckets of their bands."""
-
-    def __init__(self, cfg: SynthesizeConfig, embeddings: Artifact, out: Artifact, num_buckets: int) -> None:
-        self._seed, self._width = cfg.seed, band_width(cfg.max_jaccard)
-        self._embeddings, self._out, self._num_buckets = embeddings, out, num_buckets
-
-    def __call__(self, item: dict[str, Any]) -> Stats:
-        shard, quota = item["shard"], item["quota"]
-        if quota is not None:
-            table = read_shard(self._embeddings, shard_name("train", shard), ["doc_id", "signature"])
-            kind_R = np.full(len(table), _CORPUS, np.uint8)
-            kind_R[choose_rows(table["doc_id"], quota, self._seed)] = _D1
-        else:
-            table = read_shard(self._out, signatures_name(shard), ["signature"])
-            kind_R = np.full(len(table), _SYNTHETIC, np.uint8)
-        signature_RH = from_column(table.column("signature"), np.uint8, SIGNATURE_BYTES)
-        with bucket_writer(self._out, band_file(**item), BAND, compression=None) as writer:
-            for start in range(0, len(table), _BLOCK_DOCUMENTS):
-                rows = slice(start, start + _BLOCK_DOCUMENTS)
-                place_R = (shard << 32) + np.arange(start, start + len(kind_R[rows]))
-                writer.write(*self._bands(kind_R[rows], place_R, signature_RH[rows]))
-            writer.finish({})
-        return {}
-
-    def _bands(
-        self, kind_R: NDArray[np.uint8], place_R: NDArray[np.int64], signature_RH: NDArray[np.uint8]
-    ) -> tuple[pa.Table, NDArray[np.int64]]:
-        """Rows of `BAND`, and the bucket of each: that of the band's number and bytes."""
-        key_RB = band_keys(signature_RH, self._width).astype(np.uint64)
-        num_bands = key_RB.shape[1]
-        band_RB = np.broadcast_to(np.arange(num_bands, dtype=np.uint8), key_RB.shape)
-        bucket_RB = mixed(mixed(key_RB + band_RB)) % np.uint64(self._num_buckets)
-        columns = [pa.array(band_RB.ravel()), *(pa.array(np.repeat(part, num_bands)) for part in (kind_R, place_R))]
-        table = pa.table([*columns, to_column(np.repeat(signature_RH, num_bands, axis=0))], schema=BAND)
-        return table, bucket_RB.ravel().astype(np.int64)
+def _write_bands(
+    cfg: SynthesizeConfig, embeddings: Artifact, out: Artifact, num_buckets: int, item: dict[str, Any]
+) -> Stats:
+    """Put the documents of one shard into the buckets of their bands."""
+    width = band_width(cfg.max_jaccard)
+    shard, quota = item["shard"], item["quota"]
+    if quota is not None:
+        table = read_shard(embeddings, shard_name("train", shard), ["doc_id", "signature"])
+        kind_R = np.full(len(table), _CORPUS, np.uint8)
+        kind_R[choose_rows(table["doc_id"], quota, cfg.seed)] = _D1
+    else:
+        table = read_shard(out, signatures_name(shard), ["signature"])
+        kind_R = np.full(len(table), _SYNTHETIC, np.uint8)
+    signature_RH = from_column(table.column("signature"), np.uint8, SIGNATURE_BYTES)
+    with bucket_writer(out, band_file(**item), BAND, compression=None) as writer:
+        for start in range(0, len(table), _BLOCK_DOCUMENTS):
+            rows = slice(start, start + _BLOCK_DOCUMENTS)
+            place_R = (shard << 32) + np.arange(start, start + len(kind_R[rows]))
+            writer.write(*_bands(kind_R[rows], place_R, signature_RH[rows], width, num_buckets))
+        writer.finish({})
+    return {}
 
 
-class BucketComparer:
-    """Finds the copies among the documents of one bucket."""
+def _bands(
+    kind_R: NDArray[np.uint8], place_R: NDArray[np.int64], signature_RH: NDArray[np.uint8], width: int, num_buckets: int
+) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Rows of `BAND`, and the bucket of each: that of the band's number and bytes."""
+    key_RB = band_keys(signature_RH, width).astype(np.uint64)
+    num_bands = key_RB.shape[1]
+    band_RB = np.broadcast_to(np.arange(num_bands, dtype=np.uint8), key_RB.shape)
+    bucket_RB = mixed(mixed(key_RB + band_RB)) % np.uint64(num_buckets)
+    columns = [pa.array(band_RB.ravel()), *(pa.array(np.repeat(part, num_bands)) for part in (kind_R, place_R))]
+    table = pa.table([*columns, to_column(np.repeat(signature_RH, num_bands, axis=0))], schema=BAND)
+    return table, bucket_RB.ravel().astype(np.int64)
 
-    def __init__(self, max_jaccard: float, files: list[str], out: Artifact) -> None:
-        self._max_jaccard, self._files, self._out = max_jaccard, files, out
 
-    def __call__(self, item: dict[str, Any]) -> Stats:
-        table = read_bucket(self._out, self._files, item["bucket"], BAND)
-        with bucket_writer(self._out, copy_file(item["bucket"]), COPY) as writer:
-            for reason, place_M in self._copies(table).items():
-                place_M = np.unique(place_M)
-                rows = [pa.array([reason] * len(place_M), pa.string()), pa.array(place_M & 0xFFFFFFFF)]
-                writer.write(pa.table(rows, schema=COPY), place_M >> 32)
-            writer.finish({})
-        return {}
+def _compare_bucket(max_jaccard: float, files: list[str], out: Artifact, item: dict[str, Any]) -> Stats:
+    """Find the copies among the documents of one bucket."""
+    table = read_bucket(out, files, item["bucket"], BAND)
+    with bucket_writer(out, copy_file(item["bucket"]), COPY) as writer:
+        for reason, place_M in _copies(table, max_jaccard).items():
+            place_M = np.unique(place_M)
+            rows = [pa.array([reason] * len(place_M), pa.string()), pa.array(place_M & 0xFFFFFFFF)]
+            writer.write(pa.table(rows, schema=COPY), place_M >> 32)
+        writer.finish({})
+    return {}
 
-    def _copies(self, table: pa.Table) -> dict[str, NDArray[np.int64]]:
-        """By reason, the places of the documents that copy another one."""
-        band_M, kind_M, place_M = (table[name].to_numpy() for name in ("band", "kind", "place"))
-        signature_MH = from_column(table.column("signature"), np.uint8, SIGNATURE_BYTES)
-        key_M = band_keys(signature_MH, band_width(self._max_jaccard))[np.arange(len(band_M)), band_M]
-        order_M = np.lexsort((place_M, kind_M == _SYNTHETIC, key_M, band_M))
-        kind_M, place_M = kind_M[order_M], place_M[order_M]
-        is_synthetic_M = kind_M == _SYNTHETIC
-        copies = {reason: np.zeros(len(kind_M), bool) for reason in (COPY_OF_CORPUS, COPY_OF_SYNTHETIC)}
-        for later_P, earlier_P in candidate_pairs(band_M[order_M], key_M[order_M]):
-            is_judged_P = is_synthetic_M[later_P] | (kind_M[later_P] == _D1) | (kind_M[earlier_P] == _D1)
-            of_synthetic_P = is_synthetic_M[earlier_P]
-            is_known_P = np.where(of_synthetic_P, copies[COPY_OF_SYNTHETIC][later_P], copies[COPY_OF_CORPUS][later_P])
-            is_open_P = is_judged_P & ~(is_known_P & is_synthetic_M[later_P])
-            a_P, b_P = later_P[is_open_P], earlier_P[is_open_P]
-            is_alike_P = estimate_jaccard(signature_MH[order_M[a_P]], signature_MH[order_M[b_P]]) > self._max_jaccard
-            a_P, b_P = a_P[is_alike_P], b_P[is_alike_P]
-            copies[COPY_OF_SYNTHETIC][a_P[is_synthetic_M[b_P]]] = True
-            copies[COPY_OF_CORPUS][a_P[~is_synthetic_M[b_P]]] = True
-            copies[COPY_OF_CORPUS][b_P[~is_synthetic_M[a_P]]] = True  # two corpus documents copy each other
-        is_real_copy_M = copies[COPY_OF_CORPUS] & (kind_M == _D1)
-        copies[COPY_OF_CORPUS] &= is_synthetic_M
-        return {reason: place_M[is_copy_M] for reason, is_copy_M in {**copies, _REAL_COPY: is_real_copy_M}.items()}
+
+def _copies(table: pa.Table, max_jaccard: float) -> dict[str, NDArray[np.int64]]:
+    """By reason, the places of the documents that copy another one."""
+    band_M, kind_M, place_M = (table[name].to_numpy() for name in ("band", "kind", "place"))
+    signature_MH = from_column(table.column("signature"), np.uint8, SIGNATURE_BYTES)
+    key_M = band_keys(signature_MH, band_width(max_jaccard))[np.arange(len(band_M)), band_M]
+    order_M = np.lexsort((place_M, kind_M == _SYNTHETIC, key_M, band_M))
+    kind_M, place_M = kind_M[order_M], place_M[order_M]
+    is_synthetic_M = kind_M == _SYNTHETIC
+    copies = {reason: np.zeros(len(kind_M), bool) for reason in (COPY_OF_CORPUS, COPY_OF_SYNTHETIC)}
+    for later_P, earlier_P in candidate_pairs(band_M[order_M], key_M[order_M]):
+        is_judged_P = is_synthetic_M[later_P] | (kind_M[later_P] == _D1) | (kind_M[earlier_P] == _D1)
+        of_synthetic_P = is_synthetic_M[earlier_P]
+        is_known_P = np.where(of_synthetic_P, copies[COPY_OF_SYNTHETIC][later_P], copies[COPY_OF_CORPUS][later_P])
+        is_open_P = is_judged_P & ~(is_known_P & is_synthetic_M[later_P])
+        a_P, b_P = later_P[is_open_P], earlier_P[is_open_P]
+        is_alike_P = estimate_jaccard(signature_MH[order_M[a_P]], signature_MH[order_M[b_P]]) > max_jaccard
+        a_P, b_P = a_P[is_alike_P], b_P[is_alike_P]
+        copies[COPY_OF_SYNTHETIC][a_P[is_synthetic_M[b_P]]] = True
+        copies[COPY_OF_CORPUS][a_P[~is_synthetic_M[b_P]]] = True
+        copies[COPY_OF_CORPUS][b_P[~is_synthetic_M[a_P]]] = True  # two corpus documents copy each other
+    is_real_copy_M = copies[COPY_OF_CORPUS] & (kind_M == _D1)
+    copies[COPY_OF_CORPUS] &= is_synthetic_M
+    return {reason: place_M[is_copy_M] for reason, is_copy_M in {**copies, _REAL_COPY: is_real_copy_M}.items()}
