@@ -55,45 +55,35 @@ def smallest_hashes(text: str, number: int) -> NDArray[np.uint64]:
     return shingle_hashes(word_ids(text), _RUN_WORDS)[:number]
 
 
-class RunSketcher:
-    """Writes some runs of the documents of one shard."""
-
-    def __init__(self, out: Artifact, trained: TrainRange, num_shards: int) -> None:
-        self._out, self._trained, self._num_shards = out, trained, num_shards
-
-    def __call__(self, item: dict[str, Any]) -> Stats:
-        documents, _ = gather_shard(self._out, item["shard"], self._trained)
-        with bucket_writer(self._out, sketch_file(item["shard"]), RUN) as writer:
-            for split, table in documents.items():
-                number, most = (_TRAIN, _TRAIN_RUNS) if split == "train" else (HELD_OUT.index(split), _HELD_OUT_RUNS)
-                for start, texts in text_pieces(table):
-                    runs = [smallest_hashes(text, most) for text in texts]
-                    hash_S = np.concatenate(runs)
-                    row_S = np.repeat(item["shard"] << 32 | np.arange(start, start + len(texts)), [*map(len, runs)])
-                    columns = [pa.array(hash_S), pa.array(np.full(len(hash_S), number, np.uint8)), pa.array(row_S)]
-                    bucket_S = (hash_S % np.uint64(self._num_shards)).astype(np.int64)
-                    writer.write(pa.table(columns, schema=RUN), bucket_S)
-            writer.finish({})
-        return {}
+def sketch_runs(out: Artifact, trained: TrainRange, num_shards: int, item: dict[str, Any]) -> Stats:
+    """Write some runs of the documents of one shard."""
+    documents, _ = gather_shard(out, item["shard"], trained)
+    with bucket_writer(out, sketch_file(item["shard"]), RUN) as writer:
+        for split, table in documents.items():
+            number, most = (_TRAIN, _TRAIN_RUNS) if split == "train" else (HELD_OUT.index(split), _HELD_OUT_RUNS)
+            for start, texts in text_pieces(table):
+                runs = [smallest_hashes(text, most) for text in texts]
+                hash_S = np.concatenate(runs)
+                row_S = np.repeat(item["shard"] << 32 | np.arange(start, start + len(texts)), [*map(len, runs)])
+                columns = [pa.array(hash_S), pa.array(np.full(len(hash_S), number, np.uint8)), pa.array(row_S)]
+                bucket_S = (hash_S % np.uint64(num_shards)).astype(np.int64)
+                writer.write(pa.table(columns, schema=RUN), bucket_S)
+        writer.finish({})
+    return {}
 
 
-class RunComparer:
-    """Finds the held-out runs of one bucket among those of the train split."""
-
-    def __init__(self, out: Artifact, num_shards: int) -> None:
-        self._out, self._files = out, [sketch_file(shard) for shard in range(num_shards)]
-
-    def __call__(self, item: dict[str, Any]) -> Stats:
-        table = read_bucket(self._out, self._files, item["shard"], RUN)
-        hash_S, split_S, row_S = (table[name].to_numpy() for name in RUN.names)
-        is_held_out_S = split_S != _TRAIN
-        is_in_train_S = np.isin(hash_S[is_held_out_S], hash_S[~is_held_out_S])
-        split_S, row_S = split_S[is_held_out_S], row_S[is_held_out_S]
-        columns = [pa.array(split_S), pa.array(row_S & 0xFFFFFFFF), pa.array(is_in_train_S)]
-        with bucket_writer(self._out, shared_file(item["shard"]), SHARED) as writer:
-            writer.write(pa.table(columns, schema=SHARED), row_S >> 32)
-            writer.finish({})
-        return {}
+def compare_runs(out: Artifact, num_shards: int, item: dict[str, Any]) -> Stats:
+    """Find the held-out runs of one bucket among those of the train split."""
+    table = read_bucket(out, [sketch_file(shard) for shard in range(num_shards)], item["shard"], RUN)
+    hash_S, split_S, row_S = (table[name].to_numpy() for name in RUN.names)
+    is_held_out_S = split_S != _TRAIN
+    is_in_train_S = np.isin(hash_S[is_held_out_S], hash_S[~is_held_out_S])
+    split_S, row_S = split_S[is_held_out_S], row_S[is_held_out_S]
+    columns = [pa.array(split_S), pa.array(row_S & 0xFFFFFFFF), pa.array(is_in_train_S)]
+    with bucket_writer(out, shared_file(item["shard"]), SHARED) as writer:
+        writer.write(pa.table(columns, schema=SHARED), row_S >> 32)
+        writer.finish({})
+    return {}
 
 
 def shared_with_train(out: Artifact, shard: int, num_shards: int, split: Split, num_rows: int) -> NDArray[np.float64]:

@@ -37,7 +37,7 @@ from sbp_ray.ingestion.choosing import (
     train_range,
 )
 from sbp_ray.ingestion.data_card import describe_texts, examples_of_bad_rows, first_examples, tabulate_corpus
-from sbp_ray.ingestion.held_out import RunComparer, RunSketcher, shared_file, shared_with_train, sketch_file
+from sbp_ray.ingestion.held_out import compare_runs, shared_file, shared_with_train, sketch_file, sketch_runs
 from sbp_ray.ingestion.parsing import QUARANTINE, FileParser
 from sbp_ray.ingestion.refusing import (
     FileReport,
@@ -226,8 +226,8 @@ def _look_for_held_out(cfg: IngestConfig, out: Artifact, trained: TrainRange) ->
     """Which runs of words of the held-out documents stand in the train split too."""
     if cfg.max_shared_with_train == 1:
         return
-    sketch = _shard_step("ingest-sketch", RunSketcher, (out, trained, cfg.num_shards), cfg, out, sketch_file)
-    compare = _shard_step("ingest-compare", RunComparer, (out, cfg.num_shards), cfg, out, shared_file)
+    sketch = _shard_step("ingest-sketch", partial, (sketch_runs, out, trained, cfg.num_shards), cfg, out, sketch_file)
+    compare = _shard_step("ingest-compare", partial, (compare_runs, out, cfg.num_shards), cfg, out, shared_file)
     run_steps(out, [sketch, compare], cfg.resources)
 
 
