@@ -75,8 +75,8 @@ def embed_corpus(cfg: EmbedConfig, *, corpus: Artifact, out: Artifact) -> Stats:
     )
     count = Step(
         "embed-words",
-        CommonWordFinder,
-        (corpus, out),
+        partial,
+        (find_common_words, corpus, out),
         [{"names": names["train"]}],
         lambda _: _COMMON_WORDS,
         reads=[(corpus, "train")],
@@ -173,30 +173,26 @@ def _dim_of_shard(out: Artifact, name: str) -> int:
         return pq.read_schema(file).field("vector").type.list_size
 
 
-class CommonWordFinder:
-    """Writes the words that stand in a hundredth of the train documents, by 20,000 of them, or by fewer long ones."""
+def find_common_words(corpus: Artifact, out: Artifact, item: dict[str, Any]) -> Stats:
+    """Write the words that stand in a hundredth of the train documents, by 20,000 of them, or by fewer long ones."""
+    parts: list[NDArray[np.uint64]] = []
+    num_words = 0
+    for text in _read_texts(corpus, item["names"]):
+        parts.append(distinct_words(text))
+        num_words += len(parts[-1])
+        if len(parts) == _SAMPLE_DOCUMENTS or num_words >= _SAMPLE_WORDS:
+            break
+    out.write_bytes(_COMMON_WORDS, common_words(parts, len(parts)).tobytes())
+    return {}
 
-    def __init__(self, corpus: Artifact, out: Artifact) -> None:
-        self._corpus, self._out = corpus, out
 
-    def __call__(self, item: dict[str, Any]) -> Stats:
-        parts: list[NDArray[np.uint64]] = []
-        num_words = 0
-        for text in self._texts(item["names"]):
-            parts.append(distinct_words(text))
-            num_words += len(parts[-1])
-            if len(parts) == _SAMPLE_DOCUMENTS or num_words >= _SAMPLE_WORDS:
-                break
-        self._out.write_bytes(_COMMON_WORDS, common_words(parts, len(parts)).tobytes())
-        return {}
-
-    def _texts(self, names: list[str]) -> Iterator[str]:
-        """Of one shard after the other, each of which is a random part of the corpus."""
-        for name in names:
-            with self._corpus.fs.open_input_file(self._corpus.path(name)) as file:
-                parquet = pq.ParquetFile(file)
-                for rows in parquet.iter_batches(_piece_rows(parquet), columns=["text"]):
-                    yield from rows.column("text").to_pylist()
+def _read_texts(corpus: Artifact, names: list[str]) -> Iterator[str]:
+    """Of one shard after the other, each of which is a random part of the corpus."""
+    for name in names:
+        with corpus.fs.open_input_file(corpus.path(name)) as file:
+            parquet = pq.ParquetFile(file)
+            for rows in parquet.iter_batches(_piece_rows(parquet), columns=["text"]):
+                yield from rows.column("text").to_pylist()
 
 
 class Chunk(NamedTuple):

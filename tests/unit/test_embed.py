@@ -145,7 +145,7 @@ def test_an_artifact_is_gone_on_with_in_the_type_that_it_was_begun_in(
 def test_a_shard_whose_actor_died_after_the_commit_is_not_computed_again(new_artifact) -> None:
     corpus, out = new_artifact("corpus"), new_artifact("embeddings")
     write_corpus(corpus, [["a", "b"]], [[]])
-    embed.CommonWordFinder(corpus, out)({"names": ["train/part-00000.parquet"]})
+    embed.find_common_words(corpus, out, {"names": ["train/part-00000.parquet"]})
     worker, item = ShardEmbedder(EmbedConfig(), corpus, out, None), {"name": "train/part-00000.parquet"}
     first = worker(item)
     written_at = Path(out.path(item["name"])).stat().st_mtime_ns

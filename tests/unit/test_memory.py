@@ -34,12 +34,12 @@ limit()
 ingest_documents(cfg, decontaminate=DecontaminateConfig(), out=corpus)
 """,
     "embed": """
-from sbp_ray.stages.embed import CommonWordFinder, ShardEmbedder
+from sbp_ray.stages.embed import ShardEmbedder, find_common_words
 cfg = EmbedConfig(model=str(root / "model"), max_tokens=64, resources=ForwardResources(num_threads=1))
 embeddings, name = Artifact("embeddings", str(root / "embeddings")), "train/part-00000.parquet"
 worker = ShardEmbedder(cfg, corpus, embeddings, None)
 limit()
-CommonWordFinder(corpus, embeddings)({"names": [name]})
+find_common_words(corpus, embeddings, {"names": [name]})
 worker({"name": name})
 """,
 }
