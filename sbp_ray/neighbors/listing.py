@@ -1,7 +1,7 @@
 """The last steps of the search over files: the lists of a group's documents, and of a shard's.
 
-`GroupSearcher` finds the nearest of the documents of a group, describes each neighbour (`_describe`), and sorts the
-lists into the buckets of the documents' shards; `ListMerger` makes of the lists that all groups found for a document
+`search_documents` finds the nearest of the documents of a group, describes each neighbour (`_describe`), and sorts the
+lists into the buckets of the documents' shards; `merge_found` makes of the lists that all groups found for a document
 the one that is kept (`_merge_lists`).
 """
 
@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import bucket_writer, read_bucket
+from sbp_ray.config import NeighborsConfig
 from sbp_ray.doc_ids import ID, from_column, id_numbers, ids_to_numpy, places_of, to_column
 from sbp_ray.neighbors.exact_search import Exact
 from sbp_ray.neighbors.group import Control, Found, search_group
@@ -28,7 +30,6 @@ from sbp_ray.neighbors.search_files import (
     BATCH_ROWS,
     DESCRIBED,
     Scratch,
-    SearchWorker,
     found_schema,
     read_arrays,
     routed_schema,
@@ -43,39 +44,37 @@ from sbp_ray.text.minhash import estimate_containment, jaccard_of
 # N = documents, D = vector length, K = neighbours, M = lists, or neighbours of all lists
 
 
-class GroupSearcher(SearchWorker):
-    """Finds the nearest of the documents of one group, and sorts the lists by the documents' shards."""
-
-    def __call__(self, item: dict[str, Any]) -> Stats:
-        refuse_small_machine(item["worker_gib"], item["vram_gib"], item["scratch_gib"])
-        cfg, k, group, dim = self.cfg, self.cfg.num_neighbors, item["group"], item["dim"]
-        files = Scratch(item["split"], item["attempt"])
-        made = Partition(**read_arrays(self.out, files.partition))
-        routed = [files.routed(shard) for shard in range(item["num_shards"])]
-        table = read_bucket(self.out, routed, group, routed_schema(dim))
-        vectors_ND, documents = from_column(table.column("vector"), np.int16, dim), _Documents.of_table(table)
-        del table  # its columns share their memory
-        num_threads = threads_of(cfg.resources)
-        if cfg.resources.num_gpus and 0 < len(vectors_ND) <= MOST_DOCUMENTS:
-            found = search_whole_group(vectors_ND, k, num_threads=num_threads, device="cuda")
-        else:
-            exact = Exact(**read_arrays(self.out, files.exact))
-            found = search_group(
-                vectors_ND,
-                k,
-                made.quantizer,
-                plan_effort(cfg, item["num_documents"], dim, item["attempt"], made.num_groups),
-                _find_control(exact, made.query_id_Q, documents.id_N, cfg.recall_queries),
-                seed=cfg.seed,
-                num_threads=num_threads,
-                device="cuda" if cfg.resources.num_gpus else "cpu",
-            )
-        del vectors_ND
-        with bucket_writer(self.out, files.found(group), found_schema(k), compression=None) as writer:
-            for rows in _describe(documents, found, k, num_threads):
-                writer.write(*rows)
-            writer.finish({"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
-        return {"documents": int((documents.home_N == group).sum())}
+def search_documents(cfg: NeighborsConfig, _: Artifact, out: Artifact, item: dict[str, Any]) -> Stats:
+    """Find the nearest of the documents of one group, and sort the lists by the documents' shards."""
+    refuse_small_machine(item["worker_gib"], item["vram_gib"], item["scratch_gib"])
+    k, group, dim = cfg.num_neighbors, item["group"], item["dim"]
+    files = Scratch(item["split"], item["attempt"])
+    made = Partition(**read_arrays(out, files.partition))
+    routed = [files.routed(shard) for shard in range(item["num_shards"])]
+    table = read_bucket(out, routed, group, routed_schema(dim))
+    vectors_ND, documents = from_column(table.column("vector"), np.int16, dim), _Documents.of_table(table)
+    del table  # its columns share their memory
+    num_threads = threads_of(cfg.resources)
+    if cfg.resources.num_gpus and 0 < len(vectors_ND) <= MOST_DOCUMENTS:
+        found = search_whole_group(vectors_ND, k, num_threads=num_threads, device="cuda")
+    else:
+        exact = Exact(**read_arrays(out, files.exact))
+        found = search_group(
+            vectors_ND,
+            k,
+            made.quantizer,
+            plan_effort(cfg, item["num_documents"], dim, item["attempt"], made.num_groups),
+            _find_control(exact, made.query_id_Q, documents.id_N, cfg.recall_queries),
+            seed=cfg.seed,
+            num_threads=num_threads,
+            device="cuda" if cfg.resources.num_gpus else "cpu",
+        )
+    del vectors_ND
+    with bucket_writer(out, files.found(group), found_schema(k), compression=None) as writer:
+        for rows in _describe(documents, found, k, num_threads):
+            writer.write(*rows)
+        writer.finish({"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
+    return {"documents": int((documents.home_N == group).sum())}
 
 
 def _find_control(exact: Exact, query_id_Q: NDArray, id_N: NDArray, num_judging: int) -> Control:
@@ -166,31 +165,29 @@ def _count_equal_bytes(signatures_NH, documents, row_RK):  # type: ignore[no-unt
     return equal_RK
 
 
-class ListMerger(SearchWorker):
-    """Merges what the groups found for the documents of one shard."""
-
-    def __call__(self, item: dict[str, Any]) -> Stats:
-        split, shard, k = item["split"], item["shard"], self.cfg.num_neighbors
-        files = Scratch(split, item["attempt"])
-        name = shard_name(split, shard)
-        doc_ids = self.embeddings.read_table(name, ["doc_id"]).column("doc_id")
-        found = [files.found(group) for group in range(item["num_groups"])]
-        table = read_bucket(self.out, found, shard, found_schema(k))
-        ids_MK = from_column(table.column("ids"), ID, k)
-        flat = {name: from_column(table.column(name), np.float32, k) for name in DESCRIBED}
-        flat["same_group"] = from_column(table.column("same_group"), np.bool_, k)
-        row_M = table.column("row").to_numpy() & 0xFFFFFFFF
-        source_NK = merge_lists(row_M, flat["cosines"], ids_MK, len(doc_ids))
-        kept_M = source_NK[source_NK != NO_ROW]
-        num_N = (source_NK != NO_ROW).sum(axis=1)
-        offsets = np.concatenate([[0], np.cumsum(num_N)]).astype(np.int32)
-        kept = [to_column(ids_MK.ravel()[kept_M]), *(pa.array(values.ravel()[kept_M]) for values in flat.values())]
-        lists = [pa.ListArray.from_arrays(pa.array(offsets), column) for column in kept]
-        cosine_M = kept[1].to_numpy()
-        stats = _count_lists(len(doc_ids), cosine_M[offsets[:-1][num_N > 0]], cosine_M)
-        stats["attempt"] = item["attempt"]
-        self.out.write_table(name, pa.table([doc_ids, *lists], schema=NEIGHBORS), stats=stats)
-        return {}
+def merge_found(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, item: dict[str, Any]) -> Stats:
+    """Merge what the groups found for the documents of one shard."""
+    split, shard, k = item["split"], item["shard"], cfg.num_neighbors
+    files = Scratch(split, item["attempt"])
+    name = shard_name(split, shard)
+    doc_ids = embeddings.read_table(name, ["doc_id"]).column("doc_id")
+    found = [files.found(group) for group in range(item["num_groups"])]
+    table = read_bucket(out, found, shard, found_schema(k))
+    ids_MK = from_column(table.column("ids"), ID, k)
+    flat = {name: from_column(table.column(name), np.float32, k) for name in DESCRIBED}
+    flat["same_group"] = from_column(table.column("same_group"), np.bool_, k)
+    row_M = table.column("row").to_numpy() & 0xFFFFFFFF
+    source_NK = merge_lists(row_M, flat["cosines"], ids_MK, len(doc_ids))
+    kept_M = source_NK[source_NK != NO_ROW]
+    num_N = (source_NK != NO_ROW).sum(axis=1)
+    offsets = np.concatenate([[0], np.cumsum(num_N)]).astype(np.int32)
+    kept = [to_column(ids_MK.ravel()[kept_M]), *(pa.array(values.ravel()[kept_M]) for values in flat.values())]
+    lists = [pa.ListArray.from_arrays(pa.array(offsets), column) for column in kept]
+    cosine_M = kept[1].to_numpy()
+    stats = _count_lists(len(doc_ids), cosine_M[offsets[:-1][num_N > 0]], cosine_M)
+    stats["attempt"] = item["attempt"]
+    out.write_table(name, pa.table([doc_ids, *lists], schema=NEIGHBORS), stats=stats)
+    return {}
 
 
 def merge_lists(

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import NeighborsConfig
 from sbp_ray.doc_ids import ids_to_numpy
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOC_ID, SIGNATURE_BYTES, Split
@@ -59,13 +58,6 @@ class Scratch(NamedTuple):
     def found(self, group: int) -> str:
         """The lists that a group found, in a bucket for each shard."""
         return f"{self._folder}/found-{group:05d}.arrow"
-
-
-class SearchWorker:
-    """What the workers of all steps are given."""
-
-    def __init__(self, cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> None:
-        self.cfg, self.embeddings, self.out = cfg, embeddings, out
 
 
 def write_arrays(out: Artifact, name: str, arrays: NamedTuple) -> None:

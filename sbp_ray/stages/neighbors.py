@@ -28,9 +28,9 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import NeighborsConfig
 from sbp_ray.errors import SbpError
 from sbp_ray.neighbors.histogram import sorted_histogram
-from sbp_ray.neighbors.listing import GroupSearcher, ListMerger
+from sbp_ray.neighbors.listing import merge_found, search_documents
 from sbp_ray.neighbors.recall import measure_recall
-from sbp_ray.neighbors.routing import ExactMerger, Partitioner, Router
+from sbp_ray.neighbors.routing import merge_exact, partition_split, route_shard
 from sbp_ray.neighbors.search_files import Scratch, vector_length
 from sbp_ray.neighbors.search_limits import needs_of_group, refuse_hot_spot, refuse_what_cannot_fit
 from sbp_ray.neighbors.search_plan import Plan, log_plan, plan_search, shards_merged_at_once, threads_of
@@ -128,25 +128,27 @@ def _steps(
     each_shard: Items = [{**item, "shard": shard} for item in each_split for shard in range(item["num_shards"])]
 
     def new_step(
-        name: str, worker: Callable[..., Any], items: Items, file_of: Callable[[Scratch, Any], str], **settings: Any
+        name: str, work: Callable[..., Stats], items: Items, file_of: Callable[[Scratch, Any], str], **settings: Any
     ) -> Step:
         def name_file(item: dict[str, Any]) -> str:
             return file_of(Scratch(item["split"], attempt), item)
 
-        return Step(name, worker, (cfg, embeddings, out), items, name_file, resources=cfg.resources, **settings)
+        return Step(name, partial, (work, cfg, embeddings, out), items, name_file, resources=cfg.resources, **settings)
 
     sampled = [{**item, "shard_rows": rows[item["split"]]} for item in each_split]
-    yield new_step("neighbors groups", Partitioner, sampled, lambda files, _: files.partition)
+    yield new_step("neighbors groups", partition_split, sampled, lambda files, _: files.partition)
     at_once = {"items_at_once": threads_of(cfg.resources)}
-    yield new_step("neighbors routing", Router, each_shard, lambda files, item: files.routed(item["shard"]), **at_once)
-    yield new_step("neighbors control", ExactMerger, each_split, lambda files, _: files.exact)
+    yield new_step(
+        "neighbors routing", route_shard, each_shard, lambda files, item: files.routed(item["shard"]), **at_once
+    )
+    yield new_step("neighbors control", merge_exact, each_split, lambda files, _: files.exact)
     groups = _list_groups(cfg, out, each_split)
     searched = [item for items in groups.values() for item in items]
-    yield new_step("neighbors", GroupSearcher, searched, lambda files, item: files.found(item["group"]))
+    yield new_step("neighbors", search_documents, searched, lambda files, item: files.found(item["group"]))
     largest = max((max(shards, default=0) for shards in rows.values()), default=0)
     yield new_step(
         "neighbors merging",
-        ListMerger,
+        merge_found,
         [{**item, "num_groups": len(groups[item["split"]])} for item in each_shard],
         lambda files, item: shard_name(files.split, item["shard"]),
         outdated=_list_outdated(out, rows, attempt),
