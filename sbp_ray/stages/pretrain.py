@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,43 +146,39 @@ class Packing(NamedTuple):
     out: Artifact
 
 
-class _PackDocuments:
-    """Packs one shard of documents, or of chains of them."""
+def _pack_shard(packing: Packing, item: dict[str, Any]) -> Stats:
+    """Pack one shard of documents, or of chains of them."""
+    cfg, special = packing.cfg, packing.special
+    is_stream = cfg.in_context and item["source"] == "real"
+    documents = _read(packing, **item)
+    length_D = documents.length_D + DOCUMENT_MARKS
 
-    def __init__(self, packing: Packing) -> None:
-        self._packing = packing
+    @lru_cache(maxsize=1)  # what is longer than a row is asked for again and again
+    def tokens_of(number: int) -> NDArray[np.int32]:
+        return document_example(documents.of(number), special).input_ids
 
-    def __call__(self, item: dict[str, Any]) -> Stats:
-        cfg, special = self._packing.cfg, self._packing.special
-        is_stream = cfg.in_context and item["source"] == "real"
-        documents = self._read(**item)
-        length_D = documents.length_D + DOCUMENT_MARKS
+    write_shard(
+        packing.out,
+        shard_name(rows_folder(item["source"]), item["shard"]),
+        length_D=length_D,
+        first_supervised_D=np.ones_like(length_D),
+        tokens_of=tokens_of,
+        seq_len=cfg.seq_len,
+        vocab_size=packing.vocab_size,
+        is_repeated=cfg.repack and item["source"] == "real" and not is_stream,  # which fills its rows
+        is_stream=is_stream,
+    )
+    return {"documents": len(length_D)}
 
-        @lru_cache(maxsize=1)  # what is longer than a row is asked for again and again
-        def tokens_of(number: int) -> NDArray[np.int32]:
-            return document_example(documents.of(number), special).input_ids
 
-        write_shard(
-            self._packing.out,
-            shard_name(rows_folder(item["source"]), item["shard"]),
-            length_D=length_D,
-            first_supervised_D=np.ones_like(length_D),
-            tokens_of=tokens_of,
-            seq_len=cfg.seq_len,
-            vocab_size=self._packing.vocab_size,
-            is_repeated=cfg.repack and item["source"] == "real" and not is_stream,  # which fills its rows
-            is_stream=is_stream,
-        )
-        return {"documents": len(length_D)}
-
-    def _read(self, source: str, file: str, shard: int) -> TokenLists | Chains:
-        cfg, has_megadocs, special, _, inputs, out = self._packing
-        artifact, _ = inputs[source]
-        if source == "real" and cfg.in_context:
-            return read_piece(shard, out, special)
-        if source == "synthetic" and has_megadocs:
-            return read_megadocs(artifact, file, inputs["real"][0], special)
-        return TokenLists(artifact.read_table(file, columns=["input_ids"])["input_ids"])
+def _read(packing: Packing, source: str, file: str, shard: int) -> TokenLists | Chains:
+    cfg, has_megadocs, special, _, inputs, out = packing
+    artifact, _ = inputs[source]
+    if source == "real" and cfg.in_context:
+        return read_piece(shard, out, special)
+    if source == "synthetic" and has_megadocs:
+        return read_megadocs(artifact, file, inputs["real"][0], special)
+    return TokenLists(artifact.read_table(file, columns=["input_ids"])["input_ids"])
 
 
 def pack_documents(stage: str, packing: Packing, pairs: Artifact | None = None) -> dict[str, Packed]:
@@ -201,7 +197,7 @@ def pack_documents(stage: str, packing: Packing, pairs: Artifact | None = None) 
     def file_of(item: dict[str, Any]) -> str:
         return shard_name(rows_folder(item["source"]), item["shard"])
 
-    steps = [Step(f"{stage} packing", _PackDocuments, (packing,), items, file_of, reads=list(inputs.values()))]
+    steps = [Step(f"{stage} packing", partial, (_pack_shard, packing), items, file_of, reads=list(inputs.values()))]
     are_all_there = all(out.exists(file_of(item)) for item in items)
     if pairs is not None and not are_all_there:
         steps = [*path_steps(stage, inputs["real"][0], pairs, out), *steps]

@@ -3,7 +3,7 @@
     wanted      whoever packs a shard: the ids of the documents that it lacks, each once, put into the bucket of the
                 corpus shard that holds it (`write_wanted`)
     fetched     worker of a shard of the corpus: the tokens of the documents in its bucket, put into the bucket of the
-                shard that wants them (`TokenFetcher`), which finds them there (`read_fetched`)
+                shard that wants them (`fetch_tokens`), which finds them there (`read_fetched`)
 
 Each corpus shard is read once for it, however many shards there are.
 
@@ -85,24 +85,19 @@ def rows_of(doc_ids: pa.ChunkedArray, documents: pa.Table, corpus: Artifact) -> 
     return found.to_numpy().astype(np.int64)
 
 
-class TokenFetcher:
-    """Sends the documents of one shard of the corpus to the shards that want them."""
-
-    def __init__(self, corpus: Artifact, out: Artifact) -> None:
-        self._corpus, self._out = corpus, out
-
-    def __call__(self, item: Item) -> Stats:
-        files = self._out.files(_folder("wanted", item))
-        wanted = read_bucket(self._out, files, item["shard"], _WANTED)  # lies in the order of the shards that ask
-        documents = read_documents(item, self._corpus).combine_chunks()
-        row_D = rows_of(wanted["doc_id"], documents, self._corpus)
-        length_D = pc.list_value_length(documents["input_ids"]).to_numpy()[row_D]
-        target_D = wanted["file"].to_numpy()
-        with bucket_writer(self._out, fetched_file(item), _FETCHED) as writer:
-            for start, end in _parts(length_D, _FETCH_TOKENS):
-                writer.write(documents.take(pa.array(row_D[start:end])).cast(_FETCHED), target_D[start:end])
-            writer.finish({})
-        return {}
+def fetch_tokens(corpus: Artifact, out: Artifact, item: Item) -> Stats:
+    """Send the documents of one shard of the corpus to the shards that want them."""
+    files = out.files(_folder("wanted", item))
+    wanted = read_bucket(out, files, item["shard"], _WANTED)  # lies in the order of the shards that ask
+    documents = read_documents(item, corpus).combine_chunks()
+    row_D = rows_of(wanted["doc_id"], documents, corpus)
+    length_D = pc.list_value_length(documents["input_ids"]).to_numpy()[row_D]
+    target_D = wanted["file"].to_numpy()
+    with bucket_writer(out, fetched_file(item), _FETCHED) as writer:
+        for start, end in _parts(length_D, _FETCH_TOKENS):
+            writer.write(documents.take(pa.array(row_D[start:end])).cast(_FETCHED), target_D[start:end])
+        writer.finish({})
+    return {}
 
 
 def _parts(length_D: NDArray[np.integer], num_tokens: int) -> Iterator[tuple[int, int]]:

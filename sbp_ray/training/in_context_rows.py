@@ -15,6 +15,7 @@ Legend: D documents, N directed pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from sbp_ray.shards import SCRATCH, Stats, Step, shard_name
 from sbp_ray.text.document_path import find_path
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.chains import Chains, related_chain
-from sbp_ray.training.fetched_documents import TokenFetcher, fetched_file, read_fetched, rows_of, write_wanted
+from sbp_ray.training.fetched_documents import fetch_tokens, fetched_file, read_fetched, rows_of, write_wanted
 
 
 def path_steps(stage: str, corpus: Artifact, pairs: Artifact, out: Artifact) -> Sequence[Step]:
@@ -35,8 +36,8 @@ def path_steps(stage: str, corpus: Artifact, pairs: Artifact, out: Artifact) -> 
     reads = [(corpus, "train"), (pairs, "train")]
     last = _path_file(num_shards - 1)
     return [
-        Step(f"{stage}-path", PathFinder, (corpus, pairs, out), [{}], lambda _: last, reads=reads),
-        Step(f"{stage}-fetched", TokenFetcher, (corpus, out), items, fetched_file, reads=reads[:1]),
+        Step(f"{stage}-path", partial, (order_documents, corpus, pairs, out), [{}], lambda _: last, reads=reads),
+        Step(f"{stage}-fetched", partial, (fetch_tokens, corpus, out), items, fetched_file, reads=reads[:1]),
     ]
 
 
@@ -53,22 +54,17 @@ def _path_file(shard: int) -> str:
     return shard_name(f"{SCRATCH}/path", shard)
 
 
-class PathFinder:
-    """Orders all train documents."""
-
-    def __init__(self, corpus: Artifact, pairs: Artifact, out: Artifact) -> None:
-        self._corpus, self._pairs, self._out = corpus, pairs, out
-
-    def __call__(self, _: dict[str, Any]) -> Stats:
-        shards = self._corpus.files("train", ".parquet")
-        documents, pairs = _read_ids(self._corpus, "doc_id"), _read_ids(self._pairs, "d1_id", "d2_id")
-        from_N, to_N = (rows_of(pairs[column], documents, self._corpus) for column in ("d1_id", "d2_id"))
-        path_D = find_path(len(documents), from_N, to_N)
-        for shard, piece in enumerate(np.array_split(path_D, len(shards))):
-            here = documents.take(pa.array(piece))
-            write_wanted(_item(shard), here["doc_id"], self._corpus, self._out)
-            self._out.write_table(_path_file(shard), here)
-        return {"documents": len(documents)}
+def order_documents(corpus: Artifact, pairs: Artifact, out: Artifact, _: dict[str, Any]) -> Stats:
+    """Find the path through all train documents, and ask for those of each piece."""
+    shards = corpus.files("train", ".parquet")
+    documents, directed = _read_ids(corpus, "doc_id"), _read_ids(pairs, "d1_id", "d2_id")
+    from_N, to_N = (rows_of(directed[column], documents, corpus) for column in ("d1_id", "d2_id"))
+    path_D = find_path(len(documents), from_N, to_N)
+    for shard, piece in enumerate(np.array_split(path_D, len(shards))):
+        here = documents.take(pa.array(piece))
+        write_wanted(_item(shard), here["doc_id"], corpus, out)
+        out.write_table(_path_file(shard), here)
+    return {"documents": len(documents)}
 
 
 def _read_ids(made: Artifact, *columns: str) -> pa.Table:

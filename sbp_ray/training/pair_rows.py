@@ -16,6 +16,7 @@ Legend: N pairs, D documents, T tokens.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from sbp_ray.text.packing import best_fit
 from sbp_ray.text.pair_format import DOCUMENT_MARKS, PAIR_MARKS, document_example, pair_example
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.fetched_documents import (
-    TokenFetcher,
+    fetch_tokens,
     fetched_file,
     read_documents,
     read_fetched,
@@ -70,11 +71,12 @@ def pack_pairs(
     there = {name for split in splits for name in out.files(_folder(split), ".parquet")}
     if not there.issuperset(_file(item) for item in items):
         reads = [(made, split) for made in (corpus, pairs) for split in splits]
-        packing = (cfg, special, vocab_size, corpus, pairs, out)
+        ask = _ask_for_d2, cfg, corpus, pairs, out
+        pack = _pack_shard, cfg, special, vocab_size, corpus, pairs, out
         steps = [
-            Step("tune-wanted", WantLister, packing, items, wanted_file, reads=reads),
-            Step("tune-fetched", TokenFetcher, (corpus, out), items, fetched_file, reads=reads),
-            Step("tune-rows", PairPacker, packing, items, _file, reads=reads),
+            Step("tune-wanted", partial, ask, items, wanted_file, reads=reads),
+            Step("tune-fetched", partial, (fetch_tokens, corpus, out), items, fetched_file, reads=reads),
+            Step("tune-rows", partial, pack, items, _file, reads=reads),
         ]
         run_steps(out, steps, packing_resources(cfg.resources))
     remove_scratch(out)
@@ -88,73 +90,62 @@ def _file(item: dict[str, Any]) -> str:
     return shard_name(_folder(item["split"]), item["shard"])
 
 
-class _Worker:
-    """What the steps over shards of pairs have in common."""
-
-    def __init__(
-        self,
-        cfg: TuneConfig,
-        special: SpecialIds,
-        vocab_size: int,
-        corpus: Artifact,
-        pairs: Artifact,
-        out: Artifact,
-    ) -> None:
-        self._cfg, self._special, self._vocab_size = cfg, special, vocab_size
-        self._corpus, self._pairs, self._out = corpus, pairs, out
-
-    def _read_pairs(self, split: Split, shard: int, columns: list[str]) -> tuple[pa.Table, int]:
-        """The pairs that are read, and how many there are. Held-out pairs are read all."""
-        table = self._pairs.read_table(shard_name(split, shard), columns=["d1_id", "d2_id"])
-        if split == "train" and self._cfg.num_epochs < 1:
-            return table.filter(pa.array(choose_pairs(table, self._cfg.num_epochs))).select(columns), len(table)
-        return table.select(columns), len(table)
+def _read_pairs(cfg: TuneConfig, pairs: Artifact, split: Split, shard: int, columns: list[str]) -> tuple[pa.Table, int]:
+    """The pairs that are read, and how many there are. Held-out pairs are read all."""
+    table = pairs.read_table(shard_name(split, shard), columns=["d1_id", "d2_id"])
+    if split == "train" and cfg.num_epochs < 1:
+        return table.filter(pa.array(choose_pairs(table, cfg.num_epochs))).select(columns), len(table)
+    return table.select(columns), len(table)
 
 
-class WantLister(_Worker):
-    """Tells each shard of the corpus which of its documents are d2 in one shard of pairs."""
-
-    def __call__(self, item: dict[str, Any]) -> Stats:
-        pairs, _ = self._read_pairs(item["split"], item["shard"], ["d2_id"])
-        write_wanted(item, pairs["d2_id"], self._corpus, self._out)
-        return {}
+def _ask_for_d2(cfg: TuneConfig, corpus: Artifact, pairs: Artifact, out: Artifact, item: dict[str, Any]) -> Stats:
+    """Tell each shard of the corpus which of its documents are d2 in one shard of pairs."""
+    table, _ = _read_pairs(cfg, pairs, item["split"], item["shard"], ["d2_id"])
+    write_wanted(item, table["d2_id"], corpus, out)
+    return {}
 
 
-class PairPacker(_Worker):
-    """Packs the pairs of one shard."""
+def _pack_shard(
+    cfg: TuneConfig,
+    special: SpecialIds,
+    vocab_size: int,
+    corpus: Artifact,
+    pairs: Artifact,
+    out: Artifact,
+    item: dict[str, Any],
+) -> Stats:
+    """Pack the pairs of one shard."""
+    split, shard = item["split"], item["shard"]
+    table, num_pairs = _read_pairs(cfg, pairs, split, shard, ["d1_id", "d2_id"])
+    documents, fetched = read_documents(item, corpus), read_fetched(item, out)
+    d1 = TokenLists(documents["input_ids"], rows_of(table["d1_id"], documents, corpus))
+    d2 = TokenLists(fetched["input_ids"], rows_of(table["d2_id"], fetched, corpus))
+    length_N = d1.length_D + d2.length_D + PAIR_MARKS
+    _, longest = cfg.longest_document()
+    kept = np.flatnonzero((length_N <= longest) & (d2.length_D > 0))
+    drops = {"too_long": len(table) - len(kept), UNREAD: num_pairs - len(table)}
+    counts: Stats = {"pairs": num_pairs, "shortest_pair": int(length_N.min(initial=_NO_PAIR)), "drops": drops}
+    is_alone = cfg.condition == "none"
+    if is_alone:
+        counts[PAIR_ROWS] = len(best_fit(length_N[kept], cfg.seq_len).ends_R)
 
-    def __call__(self, item: dict[str, Any]) -> Stats:
-        split, shard = item["split"], item["shard"]
-        table, num_pairs = self._read_pairs(split, shard, ["d1_id", "d2_id"])
-        documents, fetched = read_documents(item, self._corpus), read_fetched(item, self._out)
-        d1 = TokenLists(documents["input_ids"], rows_of(table["d1_id"], documents, self._corpus))
-        d2 = TokenLists(fetched["input_ids"], rows_of(table["d2_id"], fetched, self._corpus))
-        length_N = d1.length_D + d2.length_D + PAIR_MARKS
-        _, longest = self._cfg.longest_document()
-        kept = np.flatnonzero((length_N <= longest) & (d2.length_D > 0))
-        drops = {"too_long": len(table) - len(kept), UNREAD: num_pairs - len(table)}
-        counts: Stats = {"pairs": num_pairs, "shortest_pair": int(length_N.min(initial=_NO_PAIR)), "drops": drops}
-        is_alone = self._cfg.condition == "none"
+    def tokens_of(number: int) -> NDArray[np.int32]:
+        d2_ids = d2.of(kept[number])
         if is_alone:
-            counts[PAIR_ROWS] = len(best_fit(length_N[kept], self._cfg.seq_len).ends_R)
+            return document_example(d2_ids, special).input_ids
+        return pair_example(d1.of(kept[number]), d2_ids, special).input_ids
 
-        def tokens_of(number: int) -> NDArray[np.int32]:
-            d2_ids = d2.of(kept[number])
-            if is_alone:
-                return document_example(d2_ids, self._special).input_ids
-            return pair_example(d1.of(kept[number]), d2_ids, self._special).input_ids
-
-        write_shard(
-            self._out,
-            _file(item),
-            length_D=d2.length_D[kept] + DOCUMENT_MARKS if is_alone else length_N[kept],
-            first_supervised_D=np.ones_like(kept) if is_alone else d1.length_D[kept] + 2,
-            tokens_of=tokens_of,
-            seq_len=self._cfg.seq_len,
-            vocab_size=self._vocab_size,
-            counts=counts,
-        )
-        return {"documents": num_pairs, "drops": drops}
+    write_shard(
+        out,
+        _file(item),
+        length_D=d2.length_D[kept] + DOCUMENT_MARKS if is_alone else length_N[kept],
+        first_supervised_D=np.ones_like(kept) if is_alone else d1.length_D[kept] + 2,
+        tokens_of=tokens_of,
+        seq_len=cfg.seq_len,
+        vocab_size=vocab_size,
+        counts=counts,
+    )
+    return {"documents": num_pairs, "drops": drops}
 
 
 def choose_pairs(table: pa.Table, share: float) -> NDArray[np.bool_]:

@@ -18,7 +18,7 @@ from sbp_ray.shards import shard_name
 from sbp_ray.stages.pretrain import Packing, pack_documents
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training import in_context_rows
-from sbp_ray.training.in_context_rows import PathFinder
+from sbp_ray.training.fetched_documents import fetch_tokens
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -87,25 +87,22 @@ def test_a_run_that_died_anywhere_goes_on_to_the_same_rows(corpus, new_artifact,
     whole, died = new_artifact("whole"), new_artifact("died")
     packed_in_context(corpus, pairs, whole)
     with monkeypatch.context() as patched:
-        patched.setattr(in_context_rows.TokenFetcher, "__call__", fail_at_the_second)
+        patched.setattr(in_context_rows, "fetch_tokens", fail_at_the_second)
         with pytest.raises(RuntimeError):
             packed_in_context(corpus, pairs, died)
     assert died.exists("scratch")
     with monkeypatch.context() as patched:
-        patched.setattr(PathFinder, "__call__", None)  # the path is there: it is not asked for again
+        patched.setattr(in_context_rows, "order_documents", None)  # the path is there: it is not asked for again
         packed_in_context(corpus, pairs, died)
         packed_in_context(corpus, pairs, died)  # and nothing is, when all rows are
     for seq_len in (6,):
         assert rows_of(died, "real", seq_len) == rows_of(whole, "real", seq_len)
 
 
-FETCH = in_context_rows.TokenFetcher.__call__
-
-
-def fail_at_the_second(fetcher: Any, item: dict[str, Any]) -> Any:
+def fail_at_the_second(corpus: Artifact, out: Artifact, item: dict[str, Any]) -> Any:
     if item["shard"] == 1:
         raise RuntimeError("killed")
-    return FETCH(fetcher, item)
+    return fetch_tokens(corpus, out, item)
 
 
 class Drawn:
