@@ -6,7 +6,6 @@ from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.benchmarks.comparison import compare_on_benchmarks
-from sbp_ray.evaluation.corpus_card import corpus_card
 from sbp_ray.evaluation.facts.measured_facts import measure_facts
 from sbp_ray.evaluation.found_elsewhere import read_found_elsewhere
 from sbp_ray.evaluation.intervals import MIN_GROUPS
@@ -14,13 +13,12 @@ from sbp_ray.evaluation.judging.rates import judge_study
 from sbp_ray.evaluation.likelihood.arm_losses import HEADLINE, arm_rows, equal_cost_rows, losses_of
 from sbp_ray.evaluation.likelihood.effective_data import effective_data
 from sbp_ray.evaluation.likelihood.scored_texts import Texts, score_study
+from sbp_ray.evaluation.recorded import artifact_row, corpus_card, loss_curve, mining_facts
 from sbp_ray.evaluation.study import Study, names_of
 from sbp_ray.evaluation.text_quality.beside_real import measure_quality
 from sbp_ray.evaluation.text_quality.corpus_scan import fetch_documents
 from sbp_ray.evaluation.unseen import find_held_out_text
 from sbp_ray.provenance import provenance
-from sbp_ray.report.pair_guide import mining_facts
-from sbp_ray.report.run_facts import artifact_row, loss_curve
 
 _WRITTEN = ("samples", "documents", "tokens", "tokens_generated", "drops", "real_text")
 

@@ -12,6 +12,7 @@ from sbp_ray import embedder
 from sbp_ray.artifacts import MANIFEST, Artifact
 from sbp_ray.config import Config, EmbedConfig
 from sbp_ray.evaluation.likelihood.checkpoints import document_windows
+from sbp_ray.evaluation.recorded import artifact_row, loss_curve
 from sbp_ray.evaluation.text_quality import panel
 from sbp_ray.evaluation.text_quality.duplicates import duplicate_shares, sign_shard
 from sbp_ray.evaluation.text_quality.nearest import Nearest, nearest_in_shard
@@ -33,7 +34,6 @@ from sbp_ray.evaluation.text_quality.text_measures import (
     random_cosines,
     text_measures,
 )
-from sbp_ray.report.run_facts import artifact_row, loss_curve
 from sbp_ray.schema import DOC_ID
 from sbp_ray.shards import working_here
 from sbp_ray.stages.embed import vector_array

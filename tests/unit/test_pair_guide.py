@@ -10,8 +10,8 @@ import yaml
 from hand_made import nodes_of
 
 from sbp_ray.config import Config, PairConfig
+from sbp_ray.evaluation.recorded import mining_facts
 from sbp_ray.pairing.guide_page import write_guide_page
-from sbp_ray.report.pair_guide import mining_facts
 from sbp_ray.schema import DOCUMENT
 
 
