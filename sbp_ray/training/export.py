@@ -29,7 +29,6 @@ from sbp_ray.mixing import Address, Source
 from sbp_ray.text.tokenizer import load_tokenizer
 from sbp_ray.training.batches import Batch
 from sbp_ray.training.loss import SupervisedLanguageModel
-from sbp_ray.training.model_card import describe_model
 from sbp_ray.training.rows import RowReader
 from sbp_ray.training.sharding import failing_together
 from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan
@@ -39,6 +38,10 @@ FILE_BYTES = 4 << 30
 _CHECKED_ROWS = 4
 _MARKER = "exported.json"
 _INDEX = "model.safetensors.index.json"
+_USE = {
+    "tune": "It is given `<bos>`, a document and `<|related|>`, and writes a document that is related to it.",
+    "pretrain": "It continues text, and was not taught to follow instructions.",
+}
 
 
 def is_exported(out: Artifact) -> bool:
@@ -76,7 +79,7 @@ def export_model(
             if len(files) > 1:
                 places = {name: file for file, names in files.items() for name in names}
                 plan.out.write_json(f"{MODEL_FOLDER}/{_INDEX}", {"metadata": total, "weight_map": places})
-            card = describe_model(plan, sum(weight.numel() for weight in weights.values()), step)
+            card = _describe_model(plan, sum(weight.numel() for weight in weights.values()), step)
             plan.out.write_bytes(f"{MODEL_FOLDER}/README.md", card.encode())
             plan.out.write_json(_MARKER, {"step": step})
 
@@ -188,3 +191,36 @@ def _write_tensors(out: Artifact, name: str, tensors: dict[str, torch.Tensor]) -
             save_file(tensors, stream.name, metadata={"format": "pt"})
         except SafetensorError as error:  # how it says that a disk is full
             raise OSError(one_line(error)) from error
+
+
+def _describe_model(plan: TrainingPlan, num_parameters: int, step: int) -> str:
+    """The card: what a reader must know before using the model, whose weights are so after `step`."""
+    base = plan.base.url if isinstance(plan.base, Artifact) else plan.base
+    settings = {
+        name: value
+        for name, value in plan.config.model_dump(mode="json").items()
+        if isinstance(value, int | float | str) and name != "base"
+    }
+    facts = {
+        "stage": plan.stage,
+        "parameters": f"{num_parameters:,}",
+        "weights after step": f"{step:,} of {plan.num_steps:,}",
+        "begun from": base or "random weights",
+        **settings,
+    }
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "# A language model made by Synthetic Bootstrapped Pretraining",
+        "",
+        _USE["tune" if plan.stage.startswith("tune") else "pretrain"],
+        "sbp_ray made it (arXiv 2509.15248). It knows what its corpus says, and repeats it unchecked.",
+        "Its licence follows from the corpus' and from that of the weights that it was begun from.",
+        "",
+        "| what | value |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
+    ]
+    return "\n".join([*lines, ""])
