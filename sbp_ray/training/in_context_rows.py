@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.shards import SCRATCH, Stats, Step, shard_name
-from sbp_ray.text.document_path import find_path
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.chains import Chains, related_chain
 from sbp_ray.training.fetched_documents import fetch_tokens, fetched_file, read_fetched, rows_of, write_wanted
@@ -70,3 +70,31 @@ def order_documents(corpus: Artifact, pairs: Artifact, out: Artifact, _: dict[st
 def _read_ids(made: Artifact, *columns: str) -> pa.Table:
     """Of all shards of the train split."""
     return pa.concat_tables(made.read_table(name, columns=[*columns]) for name in made.files("train", ".parquet"))
+
+
+def find_path(num_documents: int, from_N: NDArray[np.int64], to_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[D]: the documents in the order in which they are come to, each once.
+
+    Greedy, as in In-Context Pretraining (2310.10638): from a document to the nearest related one that is left; where
+    none is, on with the document of those left that has the fewest related ones, since others lead back to it least
+    often.
+
+    Args:
+        from_N: documents are numbered from 0.
+        to_N: related to the document in `from_N`; of each document the nearest first.
+    """
+    order_N = np.argsort(from_N, kind="stable")
+    degree_D = np.bincount(from_N, minlength=num_documents)
+    ends_D = np.cumsum(degree_D)
+    to_N = to_N[order_N]
+    is_left_D = np.ones(num_documents, bool)
+    path: list[int] = []
+    for start in np.argsort(degree_D, kind="stable").tolist():
+        here = start if is_left_D[start] else None
+        while here is not None:
+            is_left_D[here] = False
+            path.append(here)
+            related = to_N[ends_D[here] - degree_D[here] : ends_D[here]]
+            left = related[is_left_D[related]]
+            here = int(left[0]) if len(left) else None
+    return np.asarray(path, np.int64)

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from sbp_ray.text.document_path import find_path
+from sbp_ray.training.in_context_rows import find_path
 
 
 def path(num_documents: int, related: dict[int, list[int]]) -> list[int]:
