@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import EvalConfig, ForwardResources
+from sbp_ray.config import ForwardResources
 from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.benchmarks.measures import BySeed, benchmark_row
 from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet, choose_questions
+from sbp_ray.evaluation.likelihood.checkpoints import score_models
 from sbp_ray.evaluation.study import Study
 from sbp_ray.evaluation.unseen import find_seen_questions
-from sbp_ray.logs import Progress
-from sbp_ray.shards import call_each
 
 Answered = dict[str, Any]
 """`records` by question, and `num_truncated`."""
@@ -29,9 +28,9 @@ def compare_on_benchmarks(study: Study, store: Artifact) -> list[dict[str, Any]]
     asked = choose_questions(settings)
     if not asked:
         return None
-    models = {key: made[0].artifact for key, made in study.models.items() if len(made) == 1}  # no ensembles
-    answers = ask_models(settings.eval, models, asked, store)
-    seen = find_seen_questions(asked, _trained_on(study), settings.decontaminate.ngram_words, store)
+    answers = ask_models(study, asked, store)
+    trained_on = [made.artifact for noun in ("corpus", "synthetic") for made, _ in study.users(noun)]
+    seen = find_seen_questions(asked, trained_on, settings.decontaminate.ngram_words, store)
     rows = []
     for questions in asked:
         found = answers[questions.name]
@@ -44,11 +43,6 @@ def compare_on_benchmarks(study: Study, store: Artifact) -> list[dict[str, Any]]
         seed = settings.benchmarks.seed
         rows.append(benchmark_row(questions, by_arm, seen=seen[questions.name], num_truncated=num_truncated, seed=seed))
     return rows
-
-
-def _trained_on(study: Study) -> list[Artifact]:
-    """Every corpus and every synthetic text that some model read."""
-    return [made.artifact for noun in ("corpus", "synthetic") for made, _ in study.users(noun)]
 
 
 def require_checkpoints(models: Mapping[str, Artifact]) -> None:
@@ -65,44 +59,30 @@ def require_checkpoints(models: Mapping[str, Artifact]) -> None:
             )
 
 
-def ask_models(
-    cfg: EvalConfig, models: Mapping[str, Artifact], question_sets: Sequence[QuestionSet], store: Artifact
-) -> dict[str, dict[str, Answered]]:
-    """Answers by benchmark and model; what an earlier run asked is read from the store.
-
-    Args:
-        models: training artifacts, by names that are unique for what they were made from.
-    """
-    require_checkpoints(models)
-    names = {
-        (questions.name, model): f"{model}-{questions.name}-{questions.fingerprint[:8]}.json"
-        for questions in question_sets
-        for model in models
-    }
-    todo = [
-        (names[questions.name, model], models[model], number)
-        for number, questions in enumerate(question_sets)
-        for model in models
-        if not store.exists(names[questions.name, model])
-    ]
-    progress = Progress("benchmarks", len(todo), "sets of answers")
+def ask_models(study: Study, question_sets: Sequence[QuestionSet], store: Artifact) -> dict[str, dict[str, Answered]]:
+    """Answers by benchmark and model; what an earlier run asked is read from the store. Ensembles are not asked."""
+    models = {key: nodes for key, nodes in study.models.items() if len(nodes) == 1}
+    require_checkpoints({key: node.artifact for key, (node,) in models.items()})
+    asked = {(number, key): nodes for number in range(len(question_sets)) for key, nodes in models.items()}
+    marks = [f"{questions.name}-{questions.fingerprint[:8]}" for questions in question_sets]
+    names = {(number, key): f"{key}-{marks[number]}.json" for number, key in asked}
+    resources = study.settings.eval.resources
     quiet = {"TQDM_DISABLE": "1"}  # lm-eval has a bar for everything
-    answers = call_each(ask_model, todo, question_sets, cfg.resources, resources=cfg.resources, environment=quiet)
-    for (name, *_), answered in answers:
-        store.write_json(name, answered)
-        progress.advance()
-    return {q.name: {model: store.read_json(names[q.name, model]) for model in models} for q in question_sets}
+    found = score_models(asked, names, store, ask_model, question_sets, resources=resources, environment=quiet)
+    return {q.name: {key: found[number, key] for key in models} for number, q in enumerate(question_sets)}
 
 
 def ask_model(
-    call: tuple[str, Artifact, int], question_sets: Sequence[QuestionSet], resources: ForwardResources
+    named: tuple[tuple[int, str], Sequence[Artifact]],
+    question_sets: Sequence[QuestionSet],
+    resources: ForwardResources,
 ) -> Answered:
     """One checkpoint, one benchmark. Runs in a process of its own."""
     import torch
 
     from sbp_ray.evaluation.benchmarks.harness import CheckpointLM, ask_questions
 
-    _, trained, number = call
+    (number, _), (trained,) = named
     questions = question_sets[number]
     if resources.num_threads:
         torch.set_num_threads(resources.num_threads)

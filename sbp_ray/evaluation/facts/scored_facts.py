@@ -111,7 +111,8 @@ def score_fact_texts(study: Study, texts: FactTexts, store: Artifact) -> dict[st
                 zip(texts.examples, texts.classes, strict=True)]  # fmt: skip
     mark = fingerprint_of({"texts": of_texts})[:8]
     names = {key: f"facts-{key}-{mark}.json" for key in study.models}
-    stored = score_models(study, store, names, score_facts, texts.examples, texts.classes)
+    resources = study.settings.eval.resources
+    stored = score_models(study.models, names, store, score_facts, texts.examples, texts.classes, resources=resources)
     return {
         key: ClassScores(np.array(found["nll"], np.float64), np.array(found["top"], np.int64))
         for key, found in stored.items()

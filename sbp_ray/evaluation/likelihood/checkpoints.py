@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ForwardResources
-from sbp_ray.evaluation.study import Study
 from sbp_ray.logs import Progress
+from sbp_ray.nodes import Node
 from sbp_ray.shards import call_each
 from sbp_ray.text.pair_format import Example, document_example, join_tokens
 from sbp_ray.text.tokenizer import SpecialIds
 
-logger = logging.getLogger(__name__)
-
 # N = units of a set, E = examples of all sets
 
+Key = TypeVar("Key")
 Units = list[list[Example]]
 """Of a set of texts its documents or questions, each in one or more examples."""
 
@@ -44,23 +42,29 @@ def document_windows(input_ids: Sequence[int], special: SpecialIds, max_tokens: 
 
 
 def score_models(
-    study: Study, store: Artifact, names: Mapping[str, str], score: Callable[..., Any], *texts: Any
-) -> dict[str, Any]:
-    """What `score((key, artifacts), *texts, resources)` says of each model, or ensemble, of the study, by key.
+    models: Mapping[Key, Sequence[Node]],
+    names: Mapping[Key, str],
+    store: Artifact,
+    score: Callable[..., Any],
+    *texts: Any,
+    resources: ForwardResources,
+    environment: Mapping[str, str] | None = None,
+) -> dict[Key, Any]:
+    """What `score((key, artifacts), *texts, resources)` says of each model, or ensemble, by key.
 
     Args:
-        score: returns JSON's types.
         names: files of the store, by key: a model is scored if its file is not there.
+        score: returns JSON's types.
+        environment: as of `call_each`.
     """
     calls = [
-        (key, tuple(node.artifact for node in nodes))
-        for key, nodes in study.models.items()
-        if not store.exists(names[key])
+        (key, tuple(node.artifact for node in nodes)) for key, nodes in models.items() if not store.exists(names[key])
     ]
-    resources = study.settings.eval.resources
-    for (key, _), found in call_each(score, calls, *texts, resources, resources=resources):
-        store.write_json(names[key], found)
-        logger.info(f"eval | {names[key]} | scored")
+    progress = Progress("eval", len(calls), "files of scores")
+    found = call_each(score, calls, *texts, resources, resources=resources, environment=environment)
+    for (key, _), scores in found:
+        store.write_json(names[key], scores)
+        progress.advance(note=names[key])
     return {key: store.read_json(name) for key, name in names.items()}
 
 

@@ -132,7 +132,8 @@ def score_study(study: Study, store: Artifact) -> tuple[Texts, dict[str, Scores]
     texts = choose_texts(study.settings, study.corpus)
     names = {key: f"{key}-{texts.fingerprint[:8]}.json" for key in study.models}
     units = {name: one.units for name, one in texts.sets.items()}
-    stored = score_models(study, store, names, score_checkpoint, units)
+    resources = study.settings.eval.resources
+    stored = score_models(study.models, names, store, score_checkpoint, units, resources=resources)
     return texts, {
         key: Scores({name: np.array(nll_N, np.float64) for name, nll_N in found["nll"].items()}, found["parameters"])
         for key, found in stored.items()
