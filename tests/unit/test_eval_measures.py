@@ -19,10 +19,10 @@ from sbp_ray.evaluation.text_quality.nearest import Nearest, nearest_in_shard
 from sbp_ray.evaluation.text_quality.novelty import (
     DocumentCounter,
     KnownRuns,
-    NgramTable,
     add_counts,
     copying_of_corpus,
     flatten,
+    hash_table,
     known_runs,
 )
 from sbp_ray.evaluation.text_quality.samples import Sample, sample_rows
@@ -191,14 +191,14 @@ def test_distances_are_those_of_the_distributions() -> None:
 
 def runs_beside(sample: list[list[int]], *corpus: list[list[int]], own: int = 0) -> KnownRuns:
     """Each part of the corpus is counted by a worker of its own."""
-    table = NgramTable.of([sample])
-    counts = np.zeros(len(table.keys_C), np.uint8)
+    keys_C = hash_table([sample])
+    counts = np.zeros(len(keys_C), np.uint8)
     for part in corpus:
-        counter = DocumentCounter(table)
+        counter = DocumentCounter(keys_C)
         for document in part:
             counter.add(*flatten([document]))
         counts = add_counts(counts, counter.counts_C)
-    return known_runs(sample, table, counts, own=own)
+    return known_runs(sample, keys_C, counts, own=own)
 
 
 def test_novel_runs_are_those_no_document_holds() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sbp_ray import metrics
 from sbp_ray.artifacts import Artifact
-from sbp_ray.evaluation.text_quality.novelty import DocumentCounter, NgramTable, add_counts
+from sbp_ray.evaluation.text_quality.novelty import DocumentCounter, add_counts
 from sbp_ray.logs import Progress
 from sbp_ray.schema import DOC_ID, Split, shard_of
 from sbp_ray.shards import call_each, fetch_rows, list_shards, shard_name
@@ -46,14 +46,14 @@ class Scan:
     """What was found in some shards."""
 
     ngram_counts: NDArray[np.uint8]
-    """For each place of the samples' table, how many documents hold its run; see `novelty.NgramTable`."""
+    """For each place of the samples' table, how many documents hold its run; see `novelty.hash_table`."""
     documents: dict[bytes, Row] = field(default_factory=dict)
     """By id, those that were wanted."""
     num_documents: int = 0
     num_tokens: int = 0
 
 
-def scan_corpus(corpus: Artifact, *, wanted: Collection[bytes], table: NgramTable) -> Scan:
+def scan_corpus(corpus: Artifact, *, wanted: Collection[bytes], keys_C: NDArray[np.uint64]) -> Scan:
     """Stream the train split once: bring back the documents that are wanted, count the table's runs of tokens."""
     names = list_shards(corpus, "train")
     ids: dict[str, list[bytes]] = {name: [] for name in names}
@@ -61,8 +61,8 @@ def scan_corpus(corpus: Artifact, *, wanted: Collection[bytes], table: NgramTabl
         ids[shard_name("train", shard_of(doc_id, len(names)))].append(doc_id)
     each = -(-len(names) // _TASKS)
     parts = [tuple(list(ids.items())[start : start + each]) for start in range(0, len(names), each)]
-    total, progress = Scan(np.zeros(len(table.keys_C), np.uint8)), Progress("eval scan train", len(names), "shards")
-    for part, found in call_each(scan_shards, parts, corpus, table):
+    total, progress = Scan(np.zeros(len(keys_C), np.uint8)), Progress("eval scan train", len(names), "shards")
+    for part, found in call_each(scan_shards, parts, corpus, keys_C):
         total.documents |= found.documents
         total.ngram_counts = add_counts(total.ngram_counts, found.ngram_counts)
         metrics.count("sbp_documents", found.num_documents, stage="eval")
@@ -71,13 +71,13 @@ def scan_corpus(corpus: Artifact, *, wanted: Collection[bytes], table: NgramTabl
     return total
 
 
-def scan_shards(wanted: Iterable[tuple[str, Sequence[bytes]]], corpus: Artifact, table: NgramTable) -> Scan:
+def scan_shards(wanted: Iterable[tuple[str, Sequence[bytes]]], corpus: Artifact, keys_C: NDArray[np.uint64]) -> Scan:
     """Read shards in batches of rows.
 
     Args:
         wanted: names of shards, each with the ids of documents to bring back.
     """
-    counter = DocumentCounter(table)
+    counter = DocumentCounter(keys_C)
     found = Scan(counter.counts_C)
     for name, ids in wanted:
         columns, wanted_ids = ["doc_id", "group", "input_ids", *(["text"] if ids else [])], pa.array(ids, DOC_ID)

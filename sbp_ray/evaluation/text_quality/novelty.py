@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
@@ -92,31 +92,27 @@ def hash_all_runs(ids_T: NDArray[Any], lengths_D: NDArray[Any]) -> NDArray[np.ui
     return hashes_LT
 
 
-class NgramTable(NamedTuple):
-    """The distinct runs of some samples, of every length, in one hash table with open addressing."""
+def hash_table(samples: Sequence[Sequence[Sequence[int]]]) -> NDArray[np.uint64]:
+    """uint64[C]: the distinct runs of all samples, of every length, with open addressing.
 
-    keys_C: NDArray[np.uint64]
-    """A power of two of places, at most half of them taken."""
-
-    @classmethod
-    def of(cls, samples: Sequence[Sequence[Sequence[int]]]) -> NgramTable:
-        """The table of all documents of all samples."""
-        hashes = [hash_all_runs(*flatten(documents)) for documents in samples]
-        num_runs = sum(int(np.count_nonzero(hashes_LT)) for hashes_LT in hashes)
-        keys_C = np.zeros(1 << (2 * num_runs + 1).bit_length(), np.uint64)
-        for hashes_LT in hashes:
-            _insert(keys_C, hashes_LT[hashes_LT != _NO_RUN])
-        return cls(keys_C)
+    C is a power of two, and at most half of the places are taken.
+    """
+    hashes = [hash_all_runs(*flatten(documents)) for documents in samples]
+    num_runs = sum(int(np.count_nonzero(hashes_LT)) for hashes_LT in hashes)
+    keys_C = np.zeros(1 << (2 * num_runs + 1).bit_length(), np.uint64)
+    for hashes_LT in hashes:
+        _insert(keys_C, hashes_LT[hashes_LT != _NO_RUN])
+    return keys_C
 
 
 class DocumentCounter:
     """Counts in how many of the documents that stream past each run of a table stands."""
 
-    def __init__(self, table: NgramTable) -> None:
-        self._keys_C = table.keys_C
-        self._first_C = np.full(len(table.keys_C), _NO_DOCUMENT, np.int64)
+    def __init__(self, keys_C: NDArray[np.uint64]) -> None:
+        self._keys_C = keys_C
+        self._first_C = np.full(len(keys_C), _NO_DOCUMENT, np.int64)
         self._num_documents = 0
-        self.counts_C = np.zeros(len(table.keys_C), np.uint8)
+        self.counts_C = np.zeros(len(keys_C), np.uint8)
         """`MANY` stands for more."""
 
     def add(self, ids_T: NDArray[Any], lengths_D: NDArray[Any]) -> None:
@@ -167,18 +163,19 @@ class KnownRuns:
 
 
 def known_runs(
-    documents: Sequence[Sequence[int]], table: NgramTable, counts_C: NDArray[np.uint8], *, own: int
+    documents: Sequence[Sequence[int]], keys_C: NDArray[np.uint64], counts_C: NDArray[np.uint8], *, own: int
 ) -> KnownRuns:
-    """
+    """Which runs of some documents stand in the corpus.
+
     Args:
-        table: one that the documents went into.
+        keys_C: a table that the documents went into.
         counts_C: of the corpus, for its places.
         own: 1 when the sample is part of the corpus, and each document therefore holds its own runs; else 0.
     """
     ids_T, lengths_D = flatten(documents)
     hashes_LT = hash_all_runs(ids_T, lengths_D)
     found_LT = np.zeros(hashes_LT.shape, np.uint8)
-    _counts_of(table.keys_C, counts_C, hashes_LT, found_LT)
+    _counts_of(keys_C, counts_C, hashes_LT, found_LT)
     return KnownRuns(found_LT > own, hashes_LT != _NO_RUN, lengths_D)
 
 

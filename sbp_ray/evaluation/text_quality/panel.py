@@ -20,7 +20,7 @@ from sbp_ray.evaluation.intervals import connected_groups
 from sbp_ray.evaluation.text_quality.corpus_scan import Scan, fetch_documents, scan_corpus
 from sbp_ray.evaluation.text_quality.duplicates import duplicate_shares, sign_shard
 from sbp_ray.evaluation.text_quality.nearest import Nearest, nearest_in_shard
-from sbp_ray.evaluation.text_quality.novelty import NgramTable
+from sbp_ray.evaluation.text_quality.novelty import hash_table
 from sbp_ray.evaluation.text_quality.samples import MINED, REAL_TRAIN, Row, Sample
 from sbp_ray.evaluation.text_quality.text_measures import (
     RANDOM_PAIR_QUANTILE,
@@ -63,16 +63,16 @@ def measure_samples(
     """
     seed = settings.eval.seed
     wanted = set[bytes]().union(*(sample.d1_ids for sample in samples.values()))
-    table = NgramTable.of([sample.token_ids for sample in samples.values()])
+    keys_C = hash_table([sample.token_ids for sample in samples.values()])
     paired = {row[key] for row in mined for key in ("d1_id", "d2_id")}
-    scan = scan_corpus(corpus, wanted=wanted | paired, table=table)
+    scan = scan_corpus(corpus, wanted=wanted | paired, keys_C=keys_C)
     for row in (row for sample in samples.values() for row in sample.rows if sample.kind == "synthetic"):
         row["group"] = scan.documents[row["d1_id"]]["group"]
     vectors = _sample_vectors(settings, embeddings, samples)
     nearest = _find_nearest(embeddings, samples, vectors)
     chance_N = random_cosines(vectors[REAL_TRAIN], seed=seed)
     threshold = irrelevance_threshold(chance_N) if len(chance_N) else None
-    columns = _sample_columns(seed, samples, table, scan, nearest)
+    columns = _sample_columns(seed, samples, keys_C, scan, nearest)
     d1_vectors = _stored_vectors(embeddings, wanted, "train")
     for name, column in columns.items():
         if column is not None:
@@ -91,10 +91,10 @@ def measure_samples(
 
 
 def _sample_columns(
-    seed: int, samples: Mapping[str, Sample], table: NgramTable, scan: Scan, nearest: Mapping[str, Nearest]
+    seed: int, samples: Mapping[str, Sample], keys_C: NDArray[np.uint64], scan: Scan, nearest: Mapping[str, Nearest]
 ) -> Columns:
     calls = [(name, sample, nearest[name]) for name, sample in samples.items()]
-    measured = {name: found for (name, *_), found in call_each(sample_column, calls, table, scan.ngram_counts, seed)}
+    measured = {name: found for (name, *_), found in call_each(sample_column, calls, keys_C, scan.ngram_counts, seed)}
     return {name: measured[name] for name in samples}
 
 

@@ -14,7 +14,7 @@ from scipy import stats
 
 from sbp_ray.evaluation.intervals import mean_over_groups
 from sbp_ray.evaluation.text_quality.nearest import Nearest
-from sbp_ray.evaluation.text_quality.novelty import NgramTable, copied_shares, copying_of_corpus, known_runs
+from sbp_ray.evaluation.text_quality.novelty import copied_shares, copying_of_corpus, known_runs
 from sbp_ray.evaluation.text_quality.samples import Sample
 from sbp_ray.text.quality import repetition_share, type_token_ratio
 from sbp_ray.text.shingles import containment, shingle_hashes
@@ -130,20 +130,20 @@ def add_distances(columns: Mapping[str, dict[str, Any] | None], yardstick: str) 
 
 
 def sample_column(
-    named: tuple[str, Sample, Nearest], table: NgramTable, counts_C: NDArray[np.uint8], seed: int
+    named: tuple[str, Sample, Nearest], keys_C: NDArray[np.uint64], counts_C: NDArray[np.uint8], seed: int
 ) -> dict[str, Any] | None:
     """What a sample's texts are like, and what they share with the corpus; None for an empty sample.
 
     Args:
         named: the sample, and to each of its documents the nearest one of the train split.
-        table: of the runs of all samples.
+        keys_C: the table of the runs of all samples.
         counts_C: in how many train documents each stands.
     """
     _, sample, nearest = named
     groups = [row["group"] for row in sample.rows]
     column = text_measures(sample.token_ids, [row["text"] for row in sample.rows], groups, seed=seed)
     if column is not None:
-        runs = known_runs(sample.token_ids, table, counts_C, own=int(sample.kind == "train"))
+        runs = known_runs(sample.token_ids, keys_C, counts_C, own=int(sample.kind == "train"))
         column["novel"] = runs.novel_shares()
         column["corpus_copying"] = copying_of_corpus(runs, groups, seed=seed)
         mean = mean_over_groups(nearest.cosine_N, groups, seed=seed)
