@@ -25,7 +25,7 @@ import yaml
 from sbp_ray.cluster_limits import demand, is_in_process
 from sbp_ray.experiment.attempts import append_attempt
 from sbp_ray.experiment.checks import refuse_made
-from sbp_ray.experiment.gpu_shares import VISIBLE, GpuShares, OwnShares, RayShares, list_gpus
+from sbp_ray.experiment.gpu_shares import VISIBLE, OwnShares, RayShares, list_gpus
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.logs import duration
 from sbp_ray.nodes import Node
@@ -73,7 +73,7 @@ class Execution:
         self.grid, self._run_dir, self._jobs, self._replan = grid, run_dir, jobs, replan
         self._room, self._environment = room, environment
         self._has_ray = has_ray
-        self._gpus: GpuShares = RayShares() if has_ray else OwnShares(list_gpus(int(room.get("GPU", 0))))
+        self._gpus: OwnShares | RayShares = RayShares() if has_ray else OwnShares(list_gpus(int(room.get("GPU", 0))))
         self._order = _most_needed_first(grid)
         self._running: dict[str, _Process] = {}
         self._done: set[str] = set()

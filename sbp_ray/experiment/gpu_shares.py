@@ -8,37 +8,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-class GpuShares(Protocol):
-    """Gives out GPUs, or parts of one, for which there is room."""
-
-    def take(self, key: str, share: float) -> str:
-        """The name of a GPU for the job `key`."""
-
-    def give_back(self, key: str) -> None:
-        """The job has ended; nothing where it had none."""
-
-
 class OwnShares:
-    """Shares out the GPUs of this machine."""
+    """Shares out the GPUs of this machine, or parts of one."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._used = dict.fromkeys(names, 0.0)
         self._held: dict[str, tuple[str, float]] = {}
 
     def take(self, key: str, share: float) -> str:
-        """The one that is used least; of equals the first."""
+        """The name of a GPU for the job `key`: the one that is used least; of equals the first."""
         name = min(self._used, key=self._used.__getitem__)
         self._used[name] += share
         self._held[key] = name, share
         return name
 
     def give_back(self, key: str) -> None:
-        """See `GpuShares`."""
+        """The job has ended; nothing where it had no GPU."""
         if key in self._held:
             name, share = self._held.pop(key)
             self._used[name] -= share
@@ -51,7 +41,7 @@ class RayShares:
         self._held: dict[str, Any] = {}
 
     def take(self, key: str, share: float) -> str:
-        """See `GpuShares`."""
+        """The name of a GPU for the job `key`."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -68,7 +58,7 @@ class RayShares:
         return str(ray.get(holder.name.remote()))
 
     def give_back(self, key: str) -> None:
-        """See `GpuShares`."""
+        """The job has ended; nothing where it had no GPU."""
         import ray
 
         holder = self._held.pop(key, None)
