@@ -37,9 +37,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def as_dict(self) -> dict[str, float]:
-        return self._asdict()
-
 
 # Over groups, questions
 
@@ -86,7 +83,7 @@ def estimate_over_groups(
     found: dict[str, Any] = {"unit": "groups", "units": len(bottom_N)}
     if len(bottom_N) < MIN_GROUPS:
         return found | {"value": float(top_N.sum() / bottom_N.sum())}
-    return found | bootstrap_ratio(top_N, bottom_N, seed=seed).as_dict()
+    return found | bootstrap_ratio(top_N, bottom_N, seed=seed)._asdict()
 
 
 def mean_over_groups(values_M: ArrayLike, groups_M: Sequence[Hashable], *, seed: int) -> dict[str, Any]:

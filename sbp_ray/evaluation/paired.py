@@ -57,14 +57,14 @@ class Comparison:
                 over = estimate_over_groups(gain_N, self.sizes_N, self.groups, seed=self.seed)
             else:
                 interval = bootstrap_ratio(gain_N, self.sizes_N, seed=self.seed)
-                over = {**interval.as_dict(), "unit": "questions", "units": len(gain_N)}
+                over = {**interval._asdict(), "unit": "questions", "units": len(gain_N)}
         return {**found, "over_questions" if self.groups is None else "over_groups": over}
 
 
 def over_seeds(values_S: Sequence[float]) -> dict[str, Any] | None:
     """Their mean with a 95 % t-interval; None for a single seed."""
     interval = mean_interval(values_S)
-    return None if interval is None else {**interval.as_dict(), "unit": "seeds", "units": len(values_S)}
+    return None if interval is None else {**interval._asdict(), "unit": "seeds", "units": len(values_S)}
 
 
 def gain_beside(values: Values, arm: str, other: str, *, better: int = -1) -> dict[str, Any]:

@@ -9,7 +9,7 @@ in hours and dollars only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from sbp_ray.cost_plan import tuning_tokens
@@ -41,9 +41,6 @@ class Cost:
     def times(self, factor: float) -> Cost:
         """A part of it."""
         return Cost(*(factor * part for part in astuple(self)))
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 # Before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from sbp_ray.artifacts import Artifact
@@ -41,7 +42,7 @@ def publish(
     users = grid.users()
     for row in results["artifacts"]:
         cost = costs.get(row["artifact"])
-        row |= {"for": users[row["artifact"]], "cost": cost and cost.as_dict()}
+        row |= {"for": users[row["artifact"]], "cost": cost and asdict(cost)}
     cluster = ", ".join(f"{room[name]:g} {name}s" for name in ("CPU", "GPU") if room.get(name))
     results["made_by"] |= {"cluster": cluster}
     results |= {"run_dir": experiment.run_dir, "settings": experiment.model_dump(mode="json"), "dead": list(dead)}
@@ -50,11 +51,6 @@ def publish(
     out.write_bytes("experiment.html", render_page(results).encode())
     out.write_bytes(ANSWER, "".join(f"{line}\n" for line in answer(results)).encode())
     return f"{render_summary(results)}\nreport: {out.path('experiment.html')}"
-
-
-def _own_cost(training: Training, costs: Mapping[str, Cost]) -> Cost:
-    """Of its own model, or of the members of an ensemble."""
-    return sum((costs[node.key] for node in training.models), Cost())
 
 
 def study_of(
@@ -69,13 +65,14 @@ def study_of(
     Raises:
         SbpError: the corpus holds no documents out.
     """
+    costs = costs or {}
     charged = done if costs else ()
     study = Study(
         experiment.base_config(),
         done,
         list(grid.nodes.values()),
-        {(one.name, one.seed): cost_of(one.made_from(), costs or {}).as_dict() for one in charged},
-        {(one.name, one.seed): _own_cost(one, costs or {}).as_dict() for one in charged},
+        {(one.name, one.seed): asdict(cost_of(one.made_from(), costs)) for one in charged},
+        {(one.name, one.seed): asdict(sum((costs[node.key] for node in one.models), Cost())) for one in charged},
     )
     if not any(study.corpus.num_rows(name) for name in study.corpus.files("validation", ".parquet")):
         raise SbpError("the corpus holds no documents out, on which the arms could be compared: raise validation_share")

@@ -106,7 +106,7 @@ def _measured(name: str, answers: Mapping[str, BySeed], keys: Sequence[str], see
     for arm, found in arms.items():
         found["shown"] = math.exp(min(found["mean"], 700.0)) if measure.is_perplexity else found["mean"]
         mean_N = np.mean(list(tops[arm].values()), axis=0)
-        found["interval_over_questions"] = bootstrap_ratio(mean_N, sizes_N, seed=seed).as_dict()
+        found["interval_over_questions"] = bootstrap_ratio(mean_N, sizes_N, seed=seed)._asdict()
     return {"name": name, **asdict(measure), "arms": arms}
 
 

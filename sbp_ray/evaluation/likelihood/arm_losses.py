@@ -134,7 +134,7 @@ def _share_of_oracle(losses: Values, arm: str, oracle: str | None) -> dict[str, 
         return None
     gains = [[losses[BASELINE][seed] - losses[name][seed] for seed in seeds] for name in (arm, oracle)]
     share = share_of_gain(*gains)
-    return None if share is None else share.as_dict()
+    return None if share is None else share._asdict()
 
 
 def _both_ends(stats_S: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
