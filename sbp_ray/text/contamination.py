@@ -25,7 +25,7 @@ from sbp_ray.file_formats import KINDS, split_suffixes
 from sbp_ray.input_files import find_input_files
 from sbp_ray.text.hashing import run_hashes
 from sbp_ray.text.lines import iter_json
-from sbp_ray.text.words import word_hashes
+from sbp_ray.text.words import split_words
 
 SETTING = "decontaminate.evaluation_sets"
 _MAX_NGRAMS = 50_000_000  # 0.6 GB in each worker
@@ -237,8 +237,8 @@ def ngram_hashes(texts: Sequence[str], ngram_words: int) -> tuple[NDArray[np.uin
     Returns:
         uint64[G], the hashes in the texts' order, and int64[G], the number of the text that each is from.
     """
-    word_W, text_W = word_hashes(texts)
-    hashes_G = run_hashes(word_W, ngram_words)
+    hash_W, text_W, _ = split_words(texts)
+    hashes_G = run_hashes(hash_W, ngram_words)
     num_ngrams = len(hashes_G)
     is_within_G = text_W[:num_ngrams] == text_W[ngram_words - 1 :]
     return hashes_G[is_within_G], text_W[:num_ngrams][is_within_G]

@@ -44,12 +44,6 @@ class Words(NamedTuple):
     """Whether a digit is in it."""
 
 
-def word_hashes(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """A hash of each word, uint64[W], and the number of its text, int64[W]."""
-    found = split_words(texts)
-    return found.hash_W, found.text_W
-
-
 def split_words(texts: Sequence[str]) -> Words:
     """All words of the texts."""
     normalised = [_normalised(text) for text in texts]
@@ -78,8 +72,8 @@ def word_ids(text: str) -> NDArray[np.uint64]:
     Returns:
         uint64[W]; of a text without letters and digits, a number for each of its characters.
     """
-    words_W, _ = word_hashes([text])
-    return words_W if len(words_W) else mixed(_codes("".join(_normalised(text).split())).astype(np.uint64))
+    hash_W = split_words([text]).hash_W
+    return hash_W if len(hash_W) else mixed(_codes("".join(_normalised(text).split())).astype(np.uint64))
 
 
 def normalize_unicode(form: Literal["NFC", "NFKC"], text: str) -> str:

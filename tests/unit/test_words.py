@@ -5,7 +5,7 @@ import unicodedata
 
 import numpy as np
 
-from sbp_ray.text.words import normalize_unicode, word_hashes, word_ids
+from sbp_ray.text.words import normalize_unicode, split_words, word_ids
 
 
 def test_words_are_numbered_by_what_they_say() -> None:
@@ -55,7 +55,7 @@ def test_marks_belong_to_their_word_and_an_underscore_parts_two() -> None:
 
 
 def test_texts_are_told_apart_and_do_not_change_each_other() -> None:
-    hash_W, text_W = word_hashes(["one two", "", "Two 二人"])
+    hash_W, text_W, _ = split_words(["one two", "", "Two 二人"])
     assert text_W.tolist() == [0, 0, 2, 2, 2]
     assert hash_W[1] == hash_W[2]
     assert hash_W[2:].tolist() == word_ids("two 二人").tolist()
