@@ -15,7 +15,7 @@ from sbp_ray.bios.statements import StatementReader
 from sbp_ray.bios.truth import Fact
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError
-from sbp_ray.evaluation.facts.known_text import KnownText, read_known_text
+from sbp_ray.evaluation.facts.known_text import KnownText, read_known_text, stand_together
 from sbp_ray.evaluation.facts.measured_facts import measure_facts
 from sbp_ray.evaluation.facts.recall_prompts import HELD_OUT, STOP, UNSEEN, VALUE, choose_prompts, prompt_example
 from sbp_ray.evaluation.facts.text_facts import count_text, share_rows
@@ -55,8 +55,9 @@ def known() -> KnownText:
 def test_facts_are_counted_in_the_training_text(known: KnownText) -> None:
     assert known.counts == {BORN: 4, TRADE: 1, PORT: 1, TOM_TRADE: 1}  # "Ann Lee is a miner" is false
     assert [known.times(fact) for fact in (BORN, TRADE, Fact("Tom Fox", "birthplace"))] == [3, 1, 0]
-    assert known.states_together([BORN, TRADE]) and not known.states_together([TRADE, PORT])
-    assert not known.states_together([BORN, Fact("Tom Fox", "birthplace")])
+    by_fact = known.documents_by_fact
+    assert stand_together([BORN, TRADE], by_fact) and not stand_together([TRADE, PORT], by_fact)
+    assert not stand_together([BORN, Fact("Tom Fox", "birthplace")], by_fact)
 
 
 def test_the_train_split_is_read_shard_by_shard(new_artifact) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.bios.statements import Reading, StatementReader
@@ -44,13 +45,10 @@ class KnownText:
         """How often the fact is stated: 0, 1, 2, or `MOST_TIMES` for more."""
         return min(self.counts[fact], MOST_TIMES)
 
-    def states_together(self, facts: Collection[Fact]) -> bool:
-        """Whether one document states them all."""
-        return bool(set.intersection(*(self.documents_by_fact.get(fact, set()) for fact in facts)))
 
-    def holds_together(self, sentences: Collection[str]) -> bool:
-        """Whether one document holds them all."""
-        return bool(set.intersection(*(self.documents_by_sentence.get(sentence, set()) for sentence in sentences)))
+def stand_together(wanted: Collection[Any], documents_by: Mapping[Any, set[int]]) -> bool:
+    """Whether one document has all of these facts, or sentences."""
+    return bool(set.intersection(*(documents_by.get(one, set()) for one in wanted)))
 
 
 def read_known_text(corpus: Artifact, truth: Truth) -> KnownText:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sbp_ray.bios.statements import Reading, StatementReader
-from sbp_ray.evaluation.facts.known_text import KnownText
+from sbp_ray.evaluation.facts.known_text import KnownText, stand_together
 from sbp_ray.evaluation.intervals import estimate_over_groups
 
 MEASURES = {
@@ -78,9 +78,9 @@ def count_text(reading: Reading, d1: Reading | None, known: KnownText, reader: S
         not_stated=sum(known.times(statement.fact) == 0 for statement in true),
         irrelevant=int(d1 is not None and (reading.entity is None or reading.entity != d1.entity)),
         copies_of_d1=int(d1 is not None and bool(reading.sentences) and {*reading.sentences} <= {*d1.sentences}),
-        copies=int(bool(reading.sentences) and known.holds_together({*reading.sentences})),
+        copies=int(bool(reading.sentences) and stand_together({*reading.sentences}, known.documents_by_sentence)),
         combinations=int(is_combination),
-        novel_combinations=int(is_combination and not known.states_together(stated)),
+        novel_combinations=int(is_combination and not stand_together(stated, known.documents_by_fact)),
     )
 
 
