@@ -80,20 +80,14 @@ class _Made(NamedTuple):
     sweep: Sweep | None = None
 
 
-class _Swept(NamedTuple):
-    sweep: Sweep
-    tuning: Tuning | None
-    """None while the sweep goes on."""
-
-
 class _Planner:
     """Adds the nodes of one arm after the other; what is there already is not added again."""
 
     def __init__(self, experiment: ExperimentConfig) -> None:
         self._experiment, self._chains = experiment, Chains(experiment)
         self.grid = Grid(self._chains.nodes)
-        self._descents: dict[tuple[str, float | None, int], _Swept] = {}
-        """By arm, share and round."""
+        self._descents: dict[tuple[str, float | None, int], tuple[Sweep, Tuning | None]] = {}
+        """By arm, share and round; no tuning while the sweep goes on."""
 
     def add_arm(self, arm: str, seed: int) -> None:
         """All trainings of one arm and seed."""
@@ -166,11 +160,11 @@ class _Planner:
         place = arm, share, number
         if place not in self._descents:
             self._descents[place] = self._sweep(arm, _name(arm, share, number), partial(model, seed=seed))
-        swept = self._descents[place]
-        models = () if swept.tuning is None else (model(swept.tuning.chosen, seed),)
-        return _Made(share, number, models, swept.tuning, swept.sweep)
+        sweep, tuning = self._descents[place]
+        models = () if tuning is None else (model(tuning.chosen, seed),)
+        return _Made(share, number, models, tuning, sweep)
 
-    def _sweep(self, arm: str, name: str, model: Callable[[Point], Node]) -> _Swept:
+    def _sweep(self, arm: str, name: str, model: Callable[[Point], Node]) -> tuple[Sweep, Tuning | None]:
         """As far as it has come."""
         cfg = self._experiment.sweep
         assert cfg is not None, "refused with the settings"
@@ -184,9 +178,9 @@ class _Planner:
         sweep = Sweep(name, arm, trials, cfg.max_trainings, descent.chosen)
         self.grid.sweeps.append(sweep)
         if descent.chosen is None:
-            return _Swept(sweep, None)
+            return sweep, None
         tried = {key: [start[key], *(v for v in values if v != start[key])] for key, values in cfg.settings.items()}
-        return _Swept(sweep, Tuning(trials, tried, descent.chosen, cfg.max_trainings))
+        return sweep, Tuning(trials, tried, descent.chosen, cfg.max_trainings)
 
     def _made_of_many(self, arm: str, seed: int, chain_seed: int) -> Iterator[_Made]:
         """Several models of another arm, its own of this seed first; or one that is taught by them."""
