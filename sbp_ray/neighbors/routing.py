@@ -58,7 +58,7 @@ def partition_split(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact, i
     """Choose the groups of one split, and how far into others their documents are copied."""
     split, attempt = item["split"], item["attempt"]
     shards = [(shard_name(split, shard), num) for shard, num in enumerate(item["shard_rows"]) if num]
-    dim = vector_length(embeddings, split)
+    dim = vector_length(embeddings, shard_name(split, 0))
     made = _choose_groups(cfg, embeddings, shards, dim, attempt) if shards else one_group(Quantizer(1.0), dim)
     write_arrays(out, Scratch(split, attempt).partition, made)
     return {}

@@ -15,7 +15,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.doc_ids import ids_to_numpy
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOC_ID, SIGNATURE_BYTES, Split
-from sbp_ray.shards import SCRATCH, shard_name
+from sbp_ray.shards import SCRATCH
 
 # N = documents, D = vector length, K = neighbours
 
@@ -99,9 +99,9 @@ def found_schema(k: int) -> pa.Schema:
 # Vectors
 
 
-def vector_length(embeddings: Artifact, split: Split) -> int:
-    """As the split's first shard declares it."""
-    with embeddings.fs.open_input_file(embeddings.path(shard_name(split, 0))) as file:
+def vector_length(embeddings: Artifact, name: str) -> int:
+    """As the shard declares it."""
+    with embeddings.fs.open_input_file(embeddings.path(name)) as file:
         return pq.read_schema(file).field("vector").type.list_size
 
 

@@ -23,6 +23,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EmbedConfig
 from sbp_ray.embedder import Running, Tokenized, joined, load_embedder, settle_dtype
 from sbp_ray.errors import SbpError
+from sbp_ray.neighbors.search_files import vector_length
 from sbp_ray.processor import SETTLED
 from sbp_ray.schema import SIGNATURE_BYTES, SPLITS, embedding_schema
 from sbp_ray.shards import Stats, Step, add_stats, list_shards, read_stats, run_steps, splits_of
@@ -158,7 +159,7 @@ def _refuse_unknown_language(cfg: EmbedConfig, total: Stats, spread: Stats) -> N
 def _dim_made(out: Artifact) -> int | None:
     """Vector length of the finished shards; None when there is none yet."""
     names = [name for split in SPLITS for name in out.files(split, ".parquet")]
-    dims = list(map_in_threads(partial(_dim_of_shard, out), names))
+    dims = list(map_in_threads(partial(vector_length, out), names))
     for name, dim in zip(names, dims, strict=True):
         if dim != dims[0]:
             raise SbpError(
@@ -166,11 +167,6 @@ def _dim_made(out: Artifact) -> int | None:
                 "same on all nodes: mend that, and use --redo embed"
             )
     return dims[0] if dims else None
-
-
-def _dim_of_shard(out: Artifact, name: str) -> int:
-    with out.fs.open_input_file(out.path(name)) as file:
-        return pq.read_schema(file).field("vector").type.list_size
 
 
 def find_common_words(corpus: Artifact, out: Artifact, item: dict[str, Any]) -> Stats:

@@ -78,7 +78,8 @@ def find_neighbors(cfg: NeighborsConfig, *, embeddings: Artifact, out: Artifact)
 def _search_both(cfg: NeighborsConfig, embeddings: Artifact, out: Artifact) -> Stats:
     names = {split: list_shards(embeddings, split) for split in splits_of(embeddings)}
     rows: Rows = {split: list(map_in_threads(embeddings.num_rows, names[split])) for split in names}
-    plans = {split: plan_search(cfg, rows[split], vector_length(embeddings, "train")) for split in names}
+    dim = vector_length(embeddings, names["train"][0])
+    plans = {split: plan_search(cfg, rows[split], dim) for split in names}
     plan = plans["train"]
     log_plan(plan)
     refuse_what_cannot_fit(plans.values(), out)
