@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.file_formats import file_size, kind_of, open_bytes, open_seekable, read_head
@@ -47,6 +47,11 @@ def iter_json(path: str, named: str, remedy: str) -> Iterator[tuple[str, Any]]:
             except (ValueError, RecursionError):  # broken JSON, not UTF-8, or brackets without an end
                 raise SbpError(f"{named}:{number}: is not JSON: {remedy}") from None
             yield f"{named}:{number}", value
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value of such a line is a string with more than blanks in it."""
+    return isinstance(value, str) and bool(value.strip())
 
 
 def first_byte(path: str, part: int, num_parts: int) -> int:

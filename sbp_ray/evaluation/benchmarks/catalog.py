@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sbp_ray.text.lines import is_text
+
 Row = dict[str, Any]
 
 
@@ -69,12 +71,8 @@ def _is_of_form(row: Row, column: str) -> bool:
     if column == "gold":
         return type(value) is int and 0 <= value < len(row["choices"])
     if column in ("choices", "answers"):
-        return isinstance(value, list) and len(value) > (column == "choices") and all(map(_is_text, value))
-    return _is_text(value)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+        return isinstance(value, list) and len(value) > (column == "choices") and all(map(is_text, value))
+    return is_text(value)
 
 
 def _lettered(row: Row) -> Row:

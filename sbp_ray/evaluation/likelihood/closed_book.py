@@ -13,7 +13,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.input_files import find_input_files
 from sbp_ray.schema import Split
 from sbp_ray.text.hashing import hash64
-from sbp_ray.text.lines import iter_json
+from sbp_ray.text.lines import is_text, iter_json
 from sbp_ray.text.pair_format import Example, join_tokens
 from sbp_ray.text.tokenizer import SpecialIds, encode_texts
 
@@ -60,17 +60,13 @@ def iter_questions(cfg: EvalConfig) -> Iterator[Question]:
             if not isinstance(row, dict):
                 raise SbpError(f"{where}: is not an object: {form}")
             question, group, answers = row.get("question"), row.get(column), row.get("answers")
-            if not (_is_text(question) and _is_text(group) and _holds_text(answers)):
+            if not (is_text(question) and is_text(group) and _holds_text(answers)):
                 raise SbpError(f"{where}: has {', '.join(row) or 'no columns'}: {form}")
             yield Question(question, answers[0], group)
 
 
-def _is_text(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str) and bool(value.strip())
-
-
 def _holds_text(answers: Any) -> TypeGuard[list[str]]:
-    return isinstance(answers, list) and bool(answers) and _is_text(answers[0])
+    return isinstance(answers, list) and bool(answers) and is_text(answers[0])
 
 
 def draw_questions(
