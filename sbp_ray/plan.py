@@ -118,23 +118,20 @@ def refuse_unfit(nodes: Iterable[Node]) -> None:
         SbpError: another run's artifact is not finished, or does not go with the plan.
     """
     for node in nodes:
-        if not is_ours(node.config, node.stage.writes):
-            _refuse_unfit(node)
-
-
-def _refuse_unfit(node: Node) -> None:
-    """An artifact of another stage may stand in (a base LM for the synthesizer, say): then only its inputs count."""
-    where = f"artifacts.{node.stage.writes}={node.artifact.url}"
-    if not is_done(node):
-        raise SbpError(f"{where} is given, and not finished: finish it in its own run, or take it out")
-    settings, old = deciding_settings(node.stage, node.config), node.recipe
-    shared = old["inputs"].keys() & node.inputs.keys()
-    before = {"inputs": {noun: old["inputs"][noun] for noun in shared}}
-    now = {"inputs": {noun: node.inputs[noun].fingerprint for noun in shared}}
-    if old["settings"].keys() == settings.keys():
-        before, now = before | {"settings": old["settings"]}, now | {"settings": settings}
-    if changes := list(describe_differences(before, now)):
-        raise SbpError(f"{where} was made with {'; '.join(changes)}: make them equal, or take it out")
+        if is_ours(node.config, node.stage.writes):
+            continue
+        where = f"artifacts.{node.stage.writes}={node.artifact.url}"
+        if not is_done(node):
+            raise SbpError(f"{where} is given, and not finished: finish it in its own run, or take it out")
+        settings, old = deciding_settings(node.stage, node.config), node.recipe
+        shared = old["inputs"].keys() & node.inputs.keys()
+        before = {"inputs": {noun: old["inputs"][noun] for noun in shared}}
+        now = {"inputs": {noun: node.inputs[noun].fingerprint for noun in shared}}
+        # An artifact of another stage may stand in, a base LM for the synthesizer, say: then only its inputs count.
+        if old["settings"].keys() == settings.keys():
+            before, now = before | {"settings": old["settings"]}, now | {"settings": settings}
+        if changes := list(describe_differences(before, now)):
+            raise SbpError(f"{where} was made with {'; '.join(changes)}: make them equal, or take it out")
 
 
 def require_ready(node: Node) -> None:
