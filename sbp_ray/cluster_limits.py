@@ -191,10 +191,7 @@ def _of_kuberay() -> dict[str, float] | None:
 
 
 def _ask_api_server(name: str) -> dict[str, Any]:
-    """
-    Raises:
-        OSError: no token, no answer, or no permission.
-    """
+    """Raises OSError where there is no token, no answer, or no permission."""
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT_HTTPS", "443")
     version = os.environ.get("KUBERAY_CRD_VER", "v1")
     namespace = (_SERVICE_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()

@@ -101,7 +101,6 @@ def why_waiting(bundle: Bundle, state: Any) -> str:
     """What the autoscaler says of a demand.
 
     Args:
-        bundle: the demand.
         state: `AutoscalingState` of `autoscaler.proto`; empty where it is Ray's first autoscaler, which reports none.
     """
     infeasible = {_bundle(request) for request in state.infeasible_resource_requests}

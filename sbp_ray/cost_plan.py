@@ -163,10 +163,7 @@ def print_plan(config: Config, documents: int | None, tokens: int | None, rates_
 
 
 def refuse_beyond(config: Config) -> None:
-    """
-    Raises:
-        SbpError: a stage wants more than `cluster.most` says that there can be.
-    """
+    """Raises SbpError where a stage wants more than `cluster.most` says that there can be."""
     for job in ("ingest", "embed", "neighbors", "pair", "pretrain", "tune", "synthesize", "eval"):
         for name, amount in demand(job, config).items():
             most = {**config.cluster.most}.get(name, float("inf"))  # type: ignore[call-overload]

@@ -57,10 +57,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def refuse_what_needs_a_hand(error: Exception, where: str, model: str, base_url: str, api_key_env: str) -> None:
-    """
-    Raises:
-        SbpError: no request will ever do better before somebody changes a setting, which lies at `where`.
-    """
+    """Raises SbpError where no request will do better before somebody changes a setting, which lies at `where`."""
     if isinstance(error, openai.APIStatusError) and error.status_code in _NEEDS_A_HAND:
         raise SbpError(
             f"{where}: {base_url} refuses {model} with {error.status_code} ({one_line(error)}): mend base_url or "

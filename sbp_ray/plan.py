@@ -98,10 +98,7 @@ def is_done(node: Node) -> bool:
 
 
 def refuse_stale(nodes: Iterable[Node]) -> None:
-    """
-    Raises:
-        SbpError: an artifact was made, or begun, from something else than the plan says.
-    """
+    """Raises SbpError where an artifact was made, or begun, from something else than the plan says."""
     for node in nodes:
         if not is_ours(node.config, node.stage.writes):
             continue
@@ -113,10 +110,7 @@ def refuse_stale(nodes: Iterable[Node]) -> None:
 
 
 def refuse_unfit(nodes: Iterable[Node]) -> None:
-    """
-    Raises:
-        SbpError: another run's artifact is not finished, or does not go with the plan.
-    """
+    """Raises SbpError where another run's artifact is not finished, or does not go with the plan."""
     for node in nodes:
         if is_ours(node.config, node.stage.writes):
             continue
@@ -135,10 +129,7 @@ def refuse_unfit(nodes: Iterable[Node]) -> None:
 
 
 def require_ready(node: Node) -> None:
-    """
-    Raises:
-        SbpError: an input is not finished, or not what was planned; or another artifact has been begun in the folder.
-    """
+    """Raises SbpError where an input is not finished or not as planned, or another artifact was begun in the folder."""
     for noun, read in node.inputs.items():
         if is_ours(node.config, noun):
             refuse_stale([read])

@@ -33,10 +33,7 @@ _ENDED_WELL = b"done\n"
 
 
 def refuse_missing_library(tracking: TrackingConfig) -> None:
-    """
-    Raises:
-        SbpError: a configured tracker is not installed.
-    """
+    """Raises SbpError where a configured tracker is not installed."""
     for name, where in _configured(tracking):
         if importlib.util.find_spec(name) is None:
             raise SbpError(

@@ -14,9 +14,7 @@ _MAX_BYTES = 10_000
 
 
 def read_found_elsewhere(cfg: EvalConfig) -> dict[str, Any] | None:
-    """
-    Returns:
-        `file` and `says`, its sentences; None where no file is named.
+    """`file` and `says`, its sentences; None where no file is named.
 
     Raises:
         SbpError: it cannot be read, or is no such answer.

@@ -46,11 +46,7 @@ class Chains:
         return own.corpus_times or (self._experiment.oracle_times if is_oracle else None)
 
     def config_of(self, arm: str, point: Point = _NOWHERE, more: Sequence[str] = (), where: str = "") -> Config:
-        """
-        Args:
-            point: of a sweep.
-            more: overrides of another arm, `where`, that is otherwise as this one.
-        """
+        """`point`: of a sweep. `more`: overrides of another arm, `where`, that is otherwise as this one."""
         base = self._experiment.base_config()
         own = self._experiment.arms[arm]
         overrides = [*overrides_of(own.like or arm, base)]

@@ -26,7 +26,6 @@ def drop_reason(
     Args:
         written: what the synthesizer wrote.
         d1_ids: the document it was given.
-        cfg: the limits.
         text_ids: tokens that stand for text; others (marks of the pair format, unused rows of the embedding) do not
             belong inside a document.
     """

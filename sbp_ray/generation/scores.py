@@ -187,10 +187,7 @@ def describe_scores(summary: Stats) -> str:
 
 
 def refuse_if_none_is_good(cfg: SynthesizeConfig, counted: Stats) -> None:
-    """
-    Raises:
-        SbpError: there are samples, and none is within the limits.
-    """
+    """Raises SbpError where there are samples, and none is within the limits."""
     if counted["samples"] and not counted["good"]:
         limits = {"max_nll_nats": cfg.max_nll_nats, "min_gain_nats": cfg.min_gain_nats}
         given = ", ".join(f"synthesize.{name}={limit}" for name, limit in limits.items() if limit is not None)

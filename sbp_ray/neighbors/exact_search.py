@@ -57,8 +57,6 @@ class ExactSearch:
     Args:
         query_QD: unit vectors.
         query_id_Q: their ids; a document is not its own neighbour.
-        k: neighbours wanted.
-        quantizer: makes 8 bits of vectors.
         pool: its threads share the queries.
     """
 

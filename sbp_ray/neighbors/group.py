@@ -109,13 +109,8 @@ def search_group(
     """Find the `k` nearest of each document.
 
     Args:
-        encoded_ND: vectors.
-        k: neighbours wanted.
-        quantizer: makes 8 bits of them.
-        effort: how thorough.
         control: the search ends when it has found these, but for a share.
         seed: draws the documents that the cells are made from.
-        num_threads: that share the work.
         device: where products of whole cells are computed; the rest is the CPU's.
     """
     num = len(encoded_ND)

@@ -42,7 +42,6 @@ def join_lists(
         width: how many of each list count, the nearest.
         coarse_ND: 8-bit vectors.
         part_NP: the parts of cells that each document has probed, the part where it lives first.
-        owners: of the lists.
     """
     joined_NB = np.empty((len(lists_NW), 2 * width), np.int32)
     num_N = np.empty(len(lists_NW), np.int32)
@@ -70,7 +69,6 @@ def _add_sources(lists_NW, width, first, end, joined_NB, num_N):  # type: ignore
     """Collect the rows that documents `first` to `end` join: those of their lists, then those whose lists name them.
 
     Args:
-        lists_NW: candidates.
         width: how many of each list count, the nearest.
         first: of the documents whose row of `joined_NB` is written; no other thread writes these.
         end: the one after the last.

@@ -198,7 +198,6 @@ def merge_lists(
     Args:
         row_M: the document of each list.
         cosine_MK: falling, -inf after the last of a list; the same for a pair in whichever list it is.
-        ids_MK: the neighbours.
         num_documents: N.
 
     Returns:

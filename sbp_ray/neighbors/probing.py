@@ -65,11 +65,8 @@ class Prober:
 
     Args:
         vectors_ND: int8, on the device that multiplies.
-        cells: the cells that documents may probe.
         cell_NP: the nearest cells of each document.
-        homes: where the documents live.
         lists_NW: bettered.
-        owners: of the lists.
     """
 
     def __init__(

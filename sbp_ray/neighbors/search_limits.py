@@ -69,10 +69,7 @@ def refuse_hot_spot(cfg: NeighborsConfig, split: Split, group_documents: Sequenc
     Documents that are alike cannot be parted, so a group may be much larger than planned.
 
     Args:
-        cfg: settings.
-        split: named in the message.
         group_documents: documents that each group has to read.
-        dim: length of the vectors.
 
     Raises:
         SbpError: the largest groups, as many as are searched at once, do not fit; says what to set.

@@ -43,7 +43,6 @@ def id_ranks(domain: str, seed: int, *ids_N2: NDArray[np.uint64]) -> NDArray[np.
 
     Args:
         domain: what is chosen.
-        seed: another seed gives another order.
         ids_N2: ids as `doc_ids.id_numbers` gives them; one array for documents, two for pairs.
     """
     key = np.uint64(hash64(domain, seed))

@@ -129,7 +129,6 @@ def plan_batches(num_tokens_N: NDArray[np.int64], batch_tokens: int) -> list[NDA
     """Put texts of like length together.
 
     Args:
-        num_tokens_N: tokens of each text.
         batch_tokens: of a batch, padding included; a longer text goes alone.
 
     Returns:

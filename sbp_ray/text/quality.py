@@ -20,7 +20,6 @@ def repetition_share(input_ids: Sequence[int] | NDArray, n: int = 4) -> float:
 
     Args:
         input_ids: int[T], the document without special tokens.
-        n: tokens in an n-gram.
     """
     num_ngrams = len(input_ids) - n + 1
     if num_ngrams < 1:

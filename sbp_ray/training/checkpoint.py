@@ -59,10 +59,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         average: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """
-        Args:
-            average: of the weights, by name; saved, and overwritten by what is loaded.
-        """
+        """`average`: of the weights, by name; saved, and overwritten by what is loaded."""
         self._out, self._model, self._optimizer, self._average = out, model, optimizer, average
         self._group = dist.new_group(backend="gloo")  # the thread's own: its messages must not mix with the training's
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -176,10 +173,7 @@ def _name_folder(step: int) -> str:
 
 
 def _finish_writing(written: Future[Any]) -> None:
-    """
-    Raises:
-        OSError: it failed, on whichever rank.
-    """
+    """Raises OSError where it failed, on whichever rank."""
     try:
         written.result()
     except CheckpointException as error:

@@ -25,10 +25,7 @@ class Dropout:
     """Drops a share of what attention and the MLP of each layer add to the residual stream, while training."""
 
     def __init__(self, layers: Iterable[Any], share: float) -> None:
-        """
-        Args:
-            layers: each with `self_attn.o_proj` and `mlp.down_proj`, whose outputs are [B, T, D].
-        """
+        """`layers`: each with `self_attn.o_proj` and `mlp.down_proj`, whose outputs are [B, T, D]."""
         self.share = share
         self.keys_B: torch.Tensor | None = None
         """int32, a number for each row of the batch that comes next."""

@@ -29,10 +29,7 @@ class SupervisedLanguageModel(torch.nn.Module):
         teacher_share: float = 0.0,
         is_loss_compiled: bool = False,
     ) -> None:
-        """
-        Args:
-            teachers: causal LMs without gradients; no part of this module, so that nobody shards, trains or saves them.
-        """
+        """`teachers`: causal LMs without gradients; no part of this module, so nobody shards, trains or saves them."""
         super().__init__()
         self._teachers, self._teacher_share = tuple(teachers), teacher_share
         self.lm = lm

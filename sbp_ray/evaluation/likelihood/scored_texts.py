@@ -45,10 +45,7 @@ class TextSet:
 
     @classmethod
     def of(cls, units: Units, texts: Iterable[str], groups: Iterable[str]) -> TextSet:
-        """
-        Args:
-            texts: what is supervised of each unit.
-        """
+        """`texts`: what is supervised of each unit."""
         num_tokens = [sum(example.num_supervised for example in unit) for unit in units]
         num_bytes = [len(text.encode()) for text in texts]
         return cls(units, np.array(num_tokens, np.int64), np.array(num_bytes, np.int64), list(groups))

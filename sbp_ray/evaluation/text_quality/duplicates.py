@@ -40,7 +40,6 @@ def sign_shard(name: str, artifact: Artifact, share: float, seed: int, shingle_w
     Args:
         name: a shard of documents with `text`, which are signed here; or of embeddings, whose `signature` is taken.
         share: of all documents; chosen by a hash of their ids.
-        shingle_words: words in a shingle.
     """
     limit = min(_RANKS - 1, int(share * _RANKS))
     has_text = not name.startswith("train/")
