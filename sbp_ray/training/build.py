@@ -15,7 +15,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.model import build_model, load_base
 from sbp_ray.training.initial_weights import draw_weights
 from sbp_ray.training.loss import SupervisedLanguageModel
-from sbp_ray.training.sharding import shard_model
+from sbp_ray.training.sharding import refusing_together, shard_model
 from sbp_ray.training.training_plan import MODEL_FOLDER, TrainingPlan
 
 _EXPENSIVE = {
@@ -34,17 +34,21 @@ def build_sharded_model(plan: TrainingPlan, device: torch.device) -> SupervisedL
 
     From scratch no rank ever holds the whole model; a base is read as a whole by each. Where the plan does not say how
     many ranks share one copy of the weights (see `settle_shard_ranks`), all do.
+
+    Raises:
+        SbpError: a rank cannot load a model, or multiply in float8; on every rank.
     """
-    lm = _load_weights(plan)
-    attend_within_documents(lm)
-    if plan.config.float8:
-        _use_float8(lm.model.layers, device)
+    with refusing_together():
+        lm = _load_weights(plan)
+        attend_within_documents(lm)
+        if plan.config.float8:
+            _use_float8(lm.model.layers, device)
+        teachers = [_load_teacher(path, plan, device) for path in plan.teachers]
     for layer in lm.model.layers:
         # Checkpointing inside, so that the compiler sees it; both inside the module's hooks, where FSDP works.
         layer.forward = _checkpoint_activations(layer.forward, plan.config.resources.activation_checkpointing)
         if plan.config.resources.compile:
             layer.forward = torch.compile(layer.forward)
-    teachers = [_load_teacher(path, plan, device) for path in plan.teachers]
     model = SupervisedLanguageModel(
         lm,
         plan.config.z_loss,

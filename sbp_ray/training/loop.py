@@ -24,7 +24,7 @@ from sbp_ray.training.meter import Meter
 from sbp_ray.training.optim import build_optimizer
 from sbp_ray.training.profiler import trace_steps
 from sbp_ray.training.rows import RowReader, assign_rows
-from sbp_ray.training.sharding import process_group, settle_shard_ranks, sum_over_ranks
+from sbp_ray.training.sharding import process_group, refusing_together, settle_shard_ranks, sum_over_ranks
 from sbp_ray.training.step import update
 from sbp_ray.training.training_plan import TrainingPlan
 
@@ -57,15 +57,19 @@ def train(
         stop_after: leave without export after this step; for tests of resuming.
 
     Raises:
-        SbpError: there is no GPU where one was asked for, or it is another rank's too, or too small; `shard_ranks`
-            does not divide the ranks; the loss or its gradient is not finite, the newest checkpoint has another shape,
-            or a checkpoint cannot be written.
+        SbpError: on every rank, also where one alone has met it: there is no GPU where one was asked for, or it is
+            another rank's too, or too small; `shard_ranks` does not divide the ranks; a model cannot be loaded; the
+            loss or its gradient is not finite, the newest checkpoint has another shape, or a checkpoint cannot be
+            written.
     """
     with process_group(plan.config.resources):
-        device, reader = find_device(plan.config.resources), RowReader(plan.out, plan.config)
+        with refusing_together():
+            device, reader = find_device(plan.config.resources), RowReader(plan.out, plan.config)
+            _ = plan.out.fs  # opened at its first use, which for some ranks may be when others wait for them
         refuse_shared_gpu(device)
         plan = settle_dtype(settle_shard_ranks(plan), device)
-        refuse_too_little_memory(plan, dist.get_world_size(), device)
+        with refusing_together():
+            refuse_too_little_memory(plan, dist.get_world_size(), device)
         choose_kernel(device)
         model = build_sharded_model(plan, device)
         optimizer = build_optimizer(model, plan.config)

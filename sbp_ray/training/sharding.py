@@ -119,26 +119,42 @@ def shard_model(model: SupervisedLanguageModel, dtype: Dtype, device: torch.devi
 
 
 @contextmanager
-def failing_together(path: str, group: dist.ProcessGroup | None = None) -> Iterator[None]:
-    """Around what ranks write by themselves, entered by every rank; none leaves it before all have written.
+def refusing_together(group: dist.ProcessGroup | None = None) -> Iterator[None]:
+    """Around what each rank does by itself and may refuse, entered by every rank; none leaves it before all are done.
 
-    Without it the ranks that could write would wait for the one that could not, until their messages time out.
+    Without it the ranks that have nothing to refuse would wait for the one that has, until their messages time out. No
+    rank may wait for another inside. What is raised there and is no `SbpError` goes on as it is, on its own rank: the
+    launcher sees that it has failed, and ends the others.
 
     Raises:
-        SbpError: one of them had an `OSError`, on every rank.
+        SbpError: one of them had one; the same on every rank.
     """
     problem = ""
     try:
         yield
-    except OSError as error:
-        problem = one_line(error)
+    except SbpError as error:
+        problem = str(error)
     problems: list[str] = [""] * dist.get_world_size(group)
     dist.all_gather_object(problems, problem, group=group)
     if any(problems):
-        raise SbpError(
-            f"{path} cannot be written ({next(filter(None, problems))}): make room, and run the same command again "
-            "to go on from the newest checkpoint"
-        )
+        raise SbpError(next(filter(None, problems)))
+
+
+@contextmanager
+def failing_together(path: str, group: dist.ProcessGroup | None = None) -> Iterator[None]:
+    """`refusing_together` around what ranks write by themselves.
+
+    Raises:
+        SbpError: one of them had an `OSError`, or an `SbpError`; the same on every rank.
+    """
+    with refusing_together(group):
+        try:
+            yield
+        except OSError as error:
+            raise SbpError(
+                f"{path} cannot be written ({one_line(error)}): make room, and run the same command again to go on "
+                "from the newest checkpoint"
+            ) from error
 
 
 def sum_over_ranks(values: list[float] | torch.Tensor, device: torch.device) -> torch.Tensor:

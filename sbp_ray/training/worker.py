@@ -153,6 +153,6 @@ def _train_in_worker(plan: TrainingPlan) -> str | None:
 
     try:
         train(plan, on_step, lambda: ray.train.get_preemption_info() is not None)
-    except SbpError as error:  # the same on every rank, and a restart would meet it again
+    except SbpError as error:  # the same on every rank (see `refusing_together`), and a restart would meet it again
         return str(error)
     return None

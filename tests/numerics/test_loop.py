@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,15 +26,16 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.config import TrainingConfig
+from sbp_ray.config import TrainingConfig, TrainingResources
 from sbp_ray.errors import SbpError
-from sbp_ray.training import loop, meter
+from sbp_ray.model import build_model
+from sbp_ray.training import build, export, loop, meter
 from sbp_ray.training.build import build_sharded_model
 from sbp_ray.training.checkpoint import list_checkpoints
 from sbp_ray.training.export import export_model, read_exported_step
 from sbp_ray.training.journal import count_attempts
 from sbp_ray.training.optim import lr_at
-from sbp_ray.training.sharding import count_shard_ranks
+from sbp_ray.training.sharding import count_shard_ranks, process_group, refusing_together
 from sbp_ray.training.training_plan import TrainingPlan
 
 
@@ -354,6 +356,67 @@ def test_a_disk_that_is_full_for_one_rank_is_one_line_on_all_and_nothing_is_lost
     run_ranks(2, tmp_path, lambda: _train(plan))
     assert [row["step"] for row in rows_of(plan)] == [1, 2, 3, 4]
     assert plan.out.exists("model/model.safetensors")
+
+
+_OWN_WORK = [
+    (loop, "find_device"),
+    (loop, "refuse_too_little_memory"),
+    (build, "load_base"),
+    (build, "_load_teacher"),
+    (build, "_use_float8"),
+    (export, "load_tokenizer"),
+]
+"""Of a rank by itself, which others may do well."""
+
+
+@pytest.mark.parametrize(("module", "name"), _OWN_WORK, ids=[name for _, name in _OWN_WORK])
+def test_what_one_rank_refuses_is_one_line_on_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
+) -> None:
+    plan = tiny_plan(tmp_path / "run", num_workers=2, num_steps=1, float8=name == "_use_float8")
+    if name in ("load_base", "_load_teacher"):
+        base = str(tmp_path / "base")
+        build_model(plan.model, plan.vocab_size, plan.special, 0).save_pretrained(base)
+        plan = replace(plan, base=base) if name == "load_base" else replace(plan, teachers=(base,), teacher_share=0.5)
+    well = getattr(module, name)
+
+    def refuse(*arguments: Any) -> Any:
+        if dist.get_rank() == refusing:
+            raise SbpError("this node lacks it: get it")
+        return None if name == "_use_float8" else well(*arguments)
+
+    def train() -> str:
+        with pytest.raises(SbpError) as error:
+            _train(plan)
+        return str(error.value)
+
+    refusing = 0 if name == "load_tokenizer" else 1  # the first alone writes it
+    monkeypatch.setattr(module, name, refuse)
+    assert run_ranks(2, tmp_path, train) == ["this node lacks it: get it"] * 2
+
+
+def test_a_store_that_one_rank_cannot_open_is_one_line_on_all(tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path / "run", num_workers=2, num_steps=1)
+
+    def train() -> str:
+        nowhere = replace(plan, out=Artifact("base_lm", "nostore://bucket/run"))
+        with pytest.raises(SbpError) as error:
+            _train(nowhere if dist.get_rank() == 0 else plan)
+        return str(error.value)
+
+    one, other = run_ranks(2, tmp_path, train)
+    assert one == other
+    assert one.startswith("nostore://bucket/run: cannot be opened: ")
+
+
+def test_what_is_no_refusal_is_raised_as_it_is_by_the_rank_that_met_it() -> None:
+    """Of CUDA, say: Ray sees the rank fail, and starts all again."""
+    with (
+        process_group(TrainingResources()),
+        pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory$"),
+        refusing_together(),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_checkpoint_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
