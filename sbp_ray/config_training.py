@@ -87,8 +87,8 @@ class TrainingResources(Resources):
     shard_ranks: PositiveInt | None = None
     """Ranks that share one copy of weights, gradients and optimizer; each further group of so many holds another copy.
     Without one all ranks; where there are more than two nodes, of equally many ranks, the ranks of a node. It must
-    divide the ranks; with `min_workers`, where it does not divide those that are left, the next lower divisor is taken.
-    """
+    divide the ranks; with `min_workers`, where it does not divide those that are left, the next divisor above it is
+    taken."""
     reduce_every_micro_batch: bool = False
     """Sum gradients over the ranks after each micro-batch instead of once a step. Between micro-batches a rank then
     holds its own part of the float32 gradients, not all of them: 4 bytes a parameter less, for more messages."""

@@ -50,7 +50,7 @@ def settle_shard_ranks(plan: TrainingPlan) -> TrainingPlan:
     ranks_of_node = [0] * dist.get_world_size()
     dist.all_gather_object(ranks_of_node, int(os.environ.get("LOCAL_WORLD_SIZE", 0)))  # of Ray Train, and of torchrun
     resources = plan.config.resources
-    found = count_shard_ranks(resources.shard_ranks, ranks_of_node, may_be_fewer=resources.min_workers is not None)
+    found = count_shard_ranks(resources.shard_ranks, ranks_of_node, may_be_more=resources.min_workers is not None)
     if resources.shard_ranks not in (None, found) and dist.get_rank() == 0:
         logger.info(
             f"{plan.stage} | resources.shard_ranks={resources.shard_ranks} does not divide the {len(ranks_of_node)} "
@@ -60,7 +60,7 @@ def settle_shard_ranks(plan: TrainingPlan) -> TrainingPlan:
     return replace(plan, config=plan.config.model_copy(update={"resources": settled}))
 
 
-def count_shard_ranks(wanted: int | None, ranks_of_node: Sequence[int], may_be_fewer: bool = False) -> int:
+def count_shard_ranks(wanted: int | None, ranks_of_node: Sequence[int], may_be_more: bool = False) -> int:
     """Ranks that share one copy of the weights.
 
     By default all; on more than two nodes of equally many ranks those of a node, between which messages are far
@@ -68,8 +68,8 @@ def count_shard_ranks(wanted: int | None, ranks_of_node: Sequence[int], may_be_f
 
     Args:
         ranks_of_node: for each rank, how many there are on its node; 0 where nobody knows.
-        may_be_fewer: take the most below `wanted` that divide the ranks, of which any number may come back when nodes
-            have gone.
+        may_be_more: take the next number that divides the ranks, of which any number may come back when nodes have
+            gone. Among more of them a copy takes no more memory than there is.
 
     Raises:
         SbpError: the ranks do not come out even.
@@ -79,8 +79,8 @@ def count_shard_ranks(wanted: int | None, ranks_of_node: Sequence[int], may_be_f
         first = ranks_of_node[0]
         is_even = first > 0 and set(ranks_of_node) == {first} and num_ranks % first == 0
         return first if is_even and num_ranks > 2 * first else num_ranks
-    if may_be_fewer:
-        return next(number for number in range(wanted, 0, -1) if num_ranks % number == 0)
+    if may_be_more:
+        return next((number for number in range(wanted, num_ranks) if num_ranks % number == 0), num_ranks)
     if num_ranks % wanted:
         raise SbpError(
             f"resources.shard_ranks={wanted} does not divide the {num_ranks} ranks: set it to a divisor, such as the "

@@ -183,12 +183,12 @@ def test_ranks_that_do_not_come_out_even_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "num_ranks", "found"), [(8, 64, 8), (8, 56, 8), (8, 63, 7), (8, 60, 6), (8, 61, 1), (8, 4, 4)]
+    ("wanted", "num_ranks", "found"), [(8, 64, 8), (8, 56, 8), (8, 63, 9), (8, 60, 10), (8, 61, 61), (8, 4, 4)]
 )
-def test_ranks_that_may_be_fewer_share_a_copy_among_the_most_that_come_out_even(
+def test_ranks_that_may_be_fewer_share_a_copy_among_the_next_number_that_comes_out_even(
     wanted: int, num_ranks: int, found: int
 ) -> None:
-    assert count_shard_ranks(wanted, [8] * num_ranks, may_be_fewer=True) == found
+    assert count_shard_ranks(wanted, [8] * num_ranks, may_be_more=True) == found
 
 
 def test_a_training_that_may_shrink_goes_on_where_the_ranks_no_longer_come_out_even(
@@ -209,7 +209,7 @@ def test_a_training_that_may_shrink_goes_on_where_the_ranks_no_longer_come_out_e
     run_ranks(4, tmp_path, lambda: _train(fixed))
     run_ranks(4, tmp_path, lambda: _train(elastic, stop_after=2))
     fact = "tiny | resources.shard_ranks=2 does not divide the 3 ranks that there are"
-    said = f"{fact}: each copy of the weights is split over 1 instead"
+    said = f"{fact}: each copy of the weights is split over 3 instead"
     assert run_ranks(3, tmp_path, train) == [[said], [], []]
     torch.testing.assert_close(weights_of(elastic), weights_of(fixed), rtol=1e-5, atol=1e-6)
 
