@@ -42,7 +42,7 @@ class EngineResources(Resources):
 
     @model_validator(mode="after")
     def _replicas_are_named(self) -> EngineResources:
-        if "num_workers" in self.model_fields_set:
+        if self.num_workers != 1:
             raise ValueError("num_workers is none of an engine's settings: set min_replicas and max_replicas")
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas ({self.min_replicas}) must not exceed max_replicas ({self.max_replicas})")
