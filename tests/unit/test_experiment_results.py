@@ -359,6 +359,7 @@ def test_text_written_otherwise_is_that_of_arms_that_train_alike(tmp_path: Path)
         **{name: {} for name in ("repetition", "sbp", "alone")},
         "alone_decayed": {"like": "alone", "overrides": ["pretrain.weight_decay=1"]},
         "sbp_decayed": {"like": "sbp", "overrides": ["pretrain.weight_decay=1"]},
+        **{f"{name}_by_another": {"like": name, "writer": ["pretrain.weight_decay=1"]} for name in ("sbp", "alone")},
     }
     grid = plan_grid(small_experiment(tmp_path, arms=arms, seeds=[0, 1], shares=[0.02, 0.03]))
     study = Study(next(iter(grid.nodes.values())).config, grid.trainings)
@@ -368,6 +369,7 @@ def test_text_written_otherwise_is_that_of_arms_that_train_alike(tmp_path: Path)
     assert {name: others for name, others in beside.items() if others} == {
         "sbp 2 %": ["alone 2 %"], "sbp 3 %": ["alone 3 %"],
         "sbp_decayed 2 %": ["alone_decayed 2 %"], "sbp_decayed 3 %": ["alone_decayed 3 %"],
+        "sbp_by_another 2 %": ["alone_by_another 2 %"], "sbp_by_another 3 %": ["alone_by_another 3 %"],
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from sbp_ray.evaluation.likelihood.checkpoints import Scores
 from sbp_ray.evaluation.likelihood.scored_texts import ANSWERS, HELD_OUT, Texts
 from sbp_ray.evaluation.paired import Comparison, Values, gain_beside, paired_seeds
 from sbp_ray.evaluation.study import BASELINE, CONTROLS, ORACLE, Costs, Study, Training
+from sbp_ray.nodes import Node
 
 MEASURES = {
     f"{name}_nats_per_{unit}": (name, unit) for name in (HELD_OUT, *ANSWERS.values()) for unit in ("token", "byte")
@@ -112,10 +113,16 @@ def _controls_at_same_share(study: Study, arm: str) -> list[str]:
 
 
 def _training_settings(one: Training) -> dict[str, Any]:
-    """All in which a gain could lie beside what the synthetic text says: order and rows are the mixture's."""
-    config = one.model.config
-    pretrain = config.pretrain.model_dump(exclude={"seed", "resources"})
-    return {"pretrain": pretrain, "mixture": config.mixture, "model": config.model, "corpus": _corpus(one)}
+    """All in which a gain could lie beside what the synthetic text says and was written from: order and rows are the
+    mixture's, and who wrote it a base LM like the other's."""
+    ancestors = one.model.ancestry().values()
+    writers = [_settings_of(node) for node in ancestors if node.stage.writes == "base_lm"]
+    return _settings_of(one.model) | {"mixture": one.model.config.mixture, "corpus": _corpus(one), "writers": writers}
+
+
+def _settings_of(model: Node) -> dict[str, Any]:
+    pretrain = model.config.pretrain.model_dump(exclude={"seed", "resources"})
+    return {"pretrain": pretrain, "model": model.config.model}
 
 
 def _corpus(one: Training) -> str:
