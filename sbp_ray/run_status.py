@@ -24,7 +24,7 @@ from sbp_ray.plan import plan_run, state_of
 from sbp_ray.recipes import describe_differences
 from sbp_ray.run_lock import is_held
 from sbp_ray.stage_table import FOLDERS, NOUNS, STAGES, Stage
-from sbp_ray.training.journal import ATTEMPTS, METRICS, read_lines
+from sbp_ray.training.journal import ATTEMPTS, METRICS, read_whole_lines
 
 COLUMNS = ("artifact", "state", "how far", "since", "dropped", "cost")
 _MARKERS = {STARTED, MANIFEST, REMOVAL, RUN_LOCK}
@@ -111,10 +111,10 @@ def _how_far(
         counts = ("documents", "pairs", "steps")
         return ", ".join(f"{manifest['stats'][name]:,} {name}" for name in counts if name in manifest["stats"])
     told = []
-    if stage.job in ("pretrain", "tune") and (lines := read_lines(artifact, METRICS)):
+    if stage.job in ("pretrain", "tune") and (lines := read_whole_lines(artifact, METRICS)):
         row = json.loads(lines[-1])
         told.append(f"step {row['step']:,}, {duration(row.get('eta_s', 0))} to go")
-    if rows := [json.loads(line) for line in read_lines(artifact, ATTEMPTS)]:
+    if rows := [json.loads(line) for line in read_whole_lines(artifact, ATTEMPTS)]:
         told.append(f"attempt {len(rows)}, {sum(row['wasted_steps'] for row in rows)} steps done again")
     ago = f", the last {duration((now - written.last).total_seconds())} ago" if written.last else ""
     return "; ".join([*told, f"{written.files:,} files, {written.num_bytes / 2**20:,.1f} MiB{ago}"])

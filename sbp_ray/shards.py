@@ -190,11 +190,11 @@ def _work_on_ray(step: Step, todo: Sequence[Item], taken: Resources) -> Iterator
         tasks = ray.data.TaskPoolStrategy(size=num_workers)
         dataset = dataset.map(work_on_items, fn_args=arguments, compute=tasks, **amount)
     dataset.set_name(step.name)  # as the dashboard lists it
-    for row in rows_of(dataset, step.name):
+    for row in read_dataset(dataset, step.name):
         yield from (Outcome(*outcome) for outcome in json.loads(row["outcomes"]))
 
 
-def rows_of(dataset: Dataset, name: str) -> Iterator[dict[str, Any]]:
+def read_dataset(dataset: Dataset, name: str) -> Iterator[dict[str, Any]]:
     """The rows of a dataset whose actors work on shards.
 
     Raises:

@@ -62,7 +62,7 @@ logger = logging.getLogger(__name__)
 _ENGINE_CHECK_S = 0.2
 _ALIVE_EVERY_S = 10.0
 _WHOLE = RequestOutputKind.FINAL_ONLY
-_SOUND_ENDS = (None, "stop", "length")
+_SOUND_ENDS = (None, "stop", "length")  # None while it writes
 
 
 class ModelFiles(CallbackBase):  # type: ignore[misc]  # Ray's classes are untyped

@@ -35,7 +35,7 @@ from sbp_ray.generation.shard_worker import OPEN_SHARDS, Inputs, ShardWorker
 from sbp_ray.logs import duration
 from sbp_ray.processor import SETTLED
 from sbp_ray.rounds import round_of_text
-from sbp_ray.shards import ACTOR_RETRIES, Stats, add_stats, list_shards, read_stats, rows_of
+from sbp_ray.shards import ACTOR_RETRIES, Stats, add_stats, list_shards, read_dataset, read_stats
 from sbp_ray.text.contamination import EvaluationNgrams, describe_contamination, read_evaluation_sets
 from sbp_ray.threads import map_in_threads
 
@@ -216,6 +216,6 @@ def _run(todo: list[dict[str, int]], inputs: Inputs, num_workers: int) -> None:
         max_task_retries=ACTOR_RETRIES,
     )
     dataset.set_name(_STAGE)
-    for row in rows_of(dataset, _STAGE):
+    for row in read_dataset(dataset, _STAGE):
         stats = Outcome(*json.loads(row["outcome"])).get()
         metrics.count_drops(stats["drops"], stage=_STAGE)

@@ -30,7 +30,7 @@ class Journal:
     def __init__(self, out: Artifact, stage: str, num_steps: int, resumed_step: int, num_ranks: int) -> None:
         self._out, self._stage, self._num_steps = out, stage, num_steps
         self._last_line = -LINE_EVERY_S
-        found = read_lines(out, METRICS)
+        found = read_whole_lines(out, METRICS)
         kept = [line for line in found if json.loads(line)["step"] <= resumed_step]
         self.wall_s_before: float = json.loads(kept[-1])["wall_s"] if kept else 0.0
         """Seconds of training that went into the checkpoint resumed from."""
@@ -41,7 +41,7 @@ class Journal:
         self._begin(resumed_step, wasted=len(found) - len(kept), num_ranks=num_ranks)
 
     def _begin(self, resumed_step: int, wasted: int, num_ranks: int) -> None:
-        earlier = read_lines(self._out, ATTEMPTS)
+        earlier = read_whole_lines(self._out, ATTEMPTS)
         row = {"resumed_step": resumed_step, "wasted_steps": wasted, "ranks": num_ranks, "started_at": time.time()}
         _write_lines(self._out, ATTEMPTS, [*earlier, json.dumps(row)])
         if earlier:
@@ -75,7 +75,7 @@ class Journal:
         if self._out.is_local:
             self._append(is_synced=True)
         else:
-            lines = [*read_lines(self._out, METRICS), *self._waiting]
+            lines = [*read_whole_lines(self._out, METRICS), *self._waiting]
             _write_lines(self._out, METRICS, lines)
             self._waiting.clear()
 
@@ -108,7 +108,7 @@ def _write_lines(out: Artifact, name: str, lines: list[str]) -> int:
     return len(data)
 
 
-def read_lines(out: Artifact, name: str) -> list[str]:
+def read_whole_lines(out: Artifact, name: str) -> list[str]:
     """Complete rows of earlier attempts; the last may have been cut off."""
     if not out.exists(name):
         return []
@@ -117,10 +117,10 @@ def read_lines(out: Artifact, name: str) -> list[str]:
 
 def read_row(out: Artifact, step: int) -> dict[str, Any]:
     """What was measured at a step: of the last or the exported one, the training's result in numbers."""
-    return next(row for line in read_lines(out, METRICS) if (row := json.loads(line))["step"] == step)
+    return next(row for line in read_whole_lines(out, METRICS) if (row := json.loads(line))["step"] == step)
 
 
 def count_attempts(out: Artifact) -> dict[str, int]:
     """How often the training was started, and how many recorded steps had to be done again."""
-    attempts = [json.loads(line) for line in read_lines(out, ATTEMPTS)]
+    attempts = [json.loads(line) for line in read_whole_lines(out, ATTEMPTS)]
     return {"attempts": len(attempts), "wasted_steps": sum(attempt["wasted_steps"] for attempt in attempts)}
