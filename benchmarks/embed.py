@@ -41,7 +41,8 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EmbedConfig, ForwardResources
 from sbp_ray.processor import choose_dtype
 from sbp_ray.schema import DOCUMENT
-from sbp_ray.shards import Step, run_steps, shard_name
+from sbp_ray.shards import shard_name
+from sbp_ray.steps import Step, run_steps
 
 CORES = 2
 NUM_SHARDS = 4

@@ -129,7 +129,8 @@ class FailedError(Exception):
 def _code() -> str:
     """Names what the search is made of: another version is another method."""
     source = Path(__file__).parents[1] / "sbp_ray"
-    files = [*sorted((source / "neighbors").glob("*.py")), source / "stages/neighbors.py", source / "shards.py"]
+    files = [*sorted((source / "neighbors").glob("*.py")), source / "stages/neighbors.py"]
+    files += [source / "shards.py", source / "steps.py"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 

@@ -15,7 +15,7 @@ import pytest
 from worked_on import WorkedOn, WorkHandler
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.shards import working_here
+from sbp_ray.steps import working_here
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -145,7 +145,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def in_process() -> Iterator[WorkedOn]:
     """What the stages that a test calls work on, in this process although tests before it may have joined a Ray."""
     worked_on = WorkedOn()
-    runner, handler = logging.getLogger("sbp_ray.shards"), WorkHandler(worked_on)
+    runner, handler = logging.getLogger("sbp_ray.steps"), WorkHandler(worked_on)
     level = runner.level
     runner.addHandler(handler)
     runner.setLevel(logging.DEBUG)

@@ -15,7 +15,7 @@ from sbp_ray.evaluation.benchmarks.question_sets import QuestionSet
 from sbp_ray.evaluation.likelihood.scored_texts import find_groups, groups_of_shard
 from sbp_ray.logs import Progress
 from sbp_ray.nodes import Node
-from sbp_ray.shards import call_each
+from sbp_ray.steps import call_each
 from sbp_ray.text.contamination import ngram_hashes
 
 # G = n-grams, H = hits

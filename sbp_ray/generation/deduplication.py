@@ -28,7 +28,8 @@ from sbp_ray.doc_ids import from_column, to_column
 from sbp_ray.generation.d1 import choose_rows, read_shard
 from sbp_ray.generation.merging import finished_shards, signatures_name
 from sbp_ray.schema import SIGNATURE_BYTES
-from sbp_ray.shards import SCRATCH, Stats, Step, list_shards, shard_name
+from sbp_ray.shards import Stats, list_shards, shard_name
+from sbp_ray.steps import SCRATCH, Step
 from sbp_ray.text.copies import band_keys, band_width, candidate_pairs
 from sbp_ray.text.hashing import mixed
 from sbp_ray.text.minhash import estimate_jaccard

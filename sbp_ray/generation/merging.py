@@ -18,7 +18,8 @@ from sbp_ray.config import SynthesizeConfig
 from sbp_ray.generation.d1 import Sources
 from sbp_ray.generation.filters import BAD, real_text_drops
 from sbp_ray.generation.segments import SEGMENT, first_of_each, list_segments, read_segments, remove_segments
-from sbp_ray.shards import SCRATCH, Stats, shard_name
+from sbp_ray.shards import Stats, shard_name
+from sbp_ray.steps import SCRATCH
 
 MERGED = f"{SCRATCH}/merged"
 _SMALL = ["number", "reason", "detail", "num_generated", "num_prompt", "num_cached", "contaminated", "signature"]

@@ -30,7 +30,8 @@ from sbp_ray.generation.scores import (
     scores_name,
 )
 from sbp_ray.schema import SYNTHETIC
-from sbp_ray.shards import Stats, Step, add_stats, read_stats, remove_scratch, run_steps
+from sbp_ray.shards import Stats, add_stats, read_stats
+from sbp_ray.steps import Step, remove_scratch, run_steps
 
 # R = rows of a shard
 

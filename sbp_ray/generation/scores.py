@@ -29,7 +29,8 @@ from sbp_ray.errors import SbpError
 from sbp_ray.generation.d1 import read_shard
 from sbp_ray.generation.merging import merged_name
 from sbp_ray.schema import SYNTHETIC
-from sbp_ray.shards import SCRATCH, Item, Stats, Step, shard_name
+from sbp_ray.shards import Stats, shard_name
+from sbp_ray.steps import SCRATCH, Item, Step
 from sbp_ray.text.pair_format import Example, control_prompt_ids, join_tokens, unconditional_example
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 

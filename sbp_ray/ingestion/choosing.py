@@ -19,7 +19,7 @@ from sbp_ray.buckets import read_bucket
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.ingestion.parsing import PARSED
 from sbp_ray.schema import Split
-from sbp_ray.shards import SCRATCH
+from sbp_ray.steps import SCRATCH
 from sbp_ray.text.contamination import EvaluationNgrams
 from sbp_ray.text.hashing import id_ranks
 

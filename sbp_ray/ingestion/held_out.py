@@ -20,7 +20,8 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import bucket_writer, read_bucket
 from sbp_ray.ingestion.choosing import TrainRange, gather_shard, text_pieces
 from sbp_ray.schema import Split
-from sbp_ray.shards import SCRATCH, Stats
+from sbp_ray.shards import Stats
+from sbp_ray.steps import SCRATCH
 from sbp_ray.text.shingles import shingle_hashes
 from sbp_ray.text.words import word_ids
 

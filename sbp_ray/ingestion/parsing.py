@@ -20,7 +20,8 @@ from sbp_ray.ingestion.records import BadRow, Damage, Record, RecordReader, Seen
 from sbp_ray.ingestion.refusing import FileReport
 from sbp_ray.input_files import HUGGING_FACE
 from sbp_ray.schema import DOC_ID
-from sbp_ray.shards import SCRATCH, Stats, shard_name
+from sbp_ray.shards import Stats, shard_name
+from sbp_ray.steps import SCRATCH
 from sbp_ray.text.hashing import hash64
 from sbp_ray.text.words import normalize_unicode
 from sbp_ray.threads import map_in_threads

@@ -15,7 +15,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.doc_ids import ids_to_numpy
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOC_ID, SIGNATURE_BYTES, Split
-from sbp_ray.shards import SCRATCH
+from sbp_ray.steps import SCRATCH
 
 # N = documents, D = vector length, K = neighbours
 

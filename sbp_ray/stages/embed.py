@@ -26,7 +26,8 @@ from sbp_ray.errors import SbpError
 from sbp_ray.neighbors.search_files import vector_length
 from sbp_ray.processor import SETTLED
 from sbp_ray.schema import SIGNATURE_BYTES, SPLITS, embedding_schema
-from sbp_ray.shards import Stats, Step, add_stats, list_shards, read_stats, run_steps, splits_of
+from sbp_ray.shards import Stats, add_stats, list_shards, read_stats, splits_of
+from sbp_ray.steps import Step, run_steps
 from sbp_ray.text.content import common_words, content_words, distinct_words
 from sbp_ray.text.hashing import hash64
 from sbp_ray.text.minhash import document_signature, signature

@@ -49,18 +49,8 @@ from sbp_ray.ingestion.refusing import (
 from sbp_ray.ingestion.units import Unit, input_units
 from sbp_ray.input_files import FoundFiles
 from sbp_ray.schema import DOCUMENT, SPLITS, Split
-from sbp_ray.shards import (
-    SCRATCH,
-    Stats,
-    Step,
-    add_stats,
-    list_shards,
-    make_stats_once,
-    read_stats,
-    remove_scratch,
-    run_steps,
-    shard_name,
-)
+from sbp_ray.shards import Stats, add_stats, list_shards, read_stats, shard_name
+from sbp_ray.steps import SCRATCH, Step, make_stats_once, remove_scratch, run_steps
 from sbp_ray.text.contamination import EvaluationNgrams, describe_contamination, read_evaluation_sets
 from sbp_ray.text.tokenizer import encode_texts, load_tokenizer, train_tokenizer, warn_of_lost_case
 from sbp_ray.threads import map_in_threads

@@ -35,19 +35,8 @@ from sbp_ray.neighbors.search_files import Scratch, vector_length
 from sbp_ray.neighbors.search_limits import needs_of_group, refuse_hot_spot, refuse_what_cannot_fit
 from sbp_ray.neighbors.search_plan import Plan, log_plan, plan_search, shards_merged_at_once, threads_of
 from sbp_ray.schema import Split
-from sbp_ray.shards import (
-    SCRATCH,
-    Stats,
-    Step,
-    add_stats,
-    list_shards,
-    make_stats_once,
-    read_stats,
-    run_steps,
-    shard_name,
-    splits_of,
-    working_here,
-)
+from sbp_ray.shards import Stats, add_stats, list_shards, read_stats, shard_name, splits_of
+from sbp_ray.steps import SCRATCH, Step, make_stats_once, run_steps, working_here
 from sbp_ray.threads import map_in_threads
 
 logger = logging.getLogger(__name__)

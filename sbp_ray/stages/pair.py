@@ -61,17 +61,8 @@ from sbp_ray.pairing.guide import (
 )
 from sbp_ray.pairing.random_pairs import RandomPairer
 from sbp_ray.schema import NEIGHBORS, PAIR, Split
-from sbp_ray.shards import (
-    SCRATCH,
-    Stats,
-    Step,
-    add_stats,
-    list_shards,
-    make_stats_once,
-    run_steps,
-    shard_name,
-    splits_of,
-)
+from sbp_ray.shards import Stats, add_stats, list_shards, shard_name, splits_of
+from sbp_ray.steps import SCRATCH, Step, make_stats_once, run_steps
 
 logger = logging.getLogger(__name__)
 

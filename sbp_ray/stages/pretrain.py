@@ -16,7 +16,8 @@ from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture
 from sbp_ray.model import num_parameters, padded_vocab_size, read_base_shape
 from sbp_ray.rounds import round_of
-from sbp_ray.shards import Stats, Step, remove_scratch, run_steps, shard_name
+from sbp_ray.shards import Stats, shard_name
+from sbp_ray.steps import Step, remove_scratch, run_steps
 from sbp_ray.text.pair_format import DOCUMENT_MARKS, document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
 from sbp_ray.training.chains import Chains, read_megadocs

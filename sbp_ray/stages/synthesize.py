@@ -35,7 +35,8 @@ from sbp_ray.generation.shard_worker import OPEN_SHARDS, Inputs, ShardWorker
 from sbp_ray.logs import duration
 from sbp_ray.processor import SETTLED
 from sbp_ray.rounds import round_of_text
-from sbp_ray.shards import ACTOR_RETRIES, Stats, add_stats, list_shards, read_dataset, read_stats
+from sbp_ray.shards import Stats, add_stats, list_shards, read_stats
+from sbp_ray.steps import ACTOR_RETRIES, read_dataset
 from sbp_ray.text.contamination import EvaluationNgrams, describe_contamination, read_evaluation_sets
 from sbp_ray.threads import map_in_threads
 

@@ -18,7 +18,8 @@ from sbp_ray.mixing import Mixture
 from sbp_ray.model import read_base_shape
 from sbp_ray.rounds import round_of
 from sbp_ray.scoring import load_model, sum_nll
-from sbp_ray.shards import Stats, call_each, fetch_rows
+from sbp_ray.shards import Stats, fetch_rows
+from sbp_ray.steps import call_each
 from sbp_ray.text.pair_format import PAIR_MARKS, Example, pair_example, unconditional_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
 from sbp_ray.training.launch import run_plan

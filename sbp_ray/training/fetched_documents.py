@@ -26,7 +26,8 @@ from sbp_ray.buckets import bucket_writer, read_bucket
 from sbp_ray.doc_ids import ids_to_numpy, shards_of
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOC_ID, DOCUMENT
-from sbp_ray.shards import SCRATCH, Stats, shard_name
+from sbp_ray.shards import Stats, shard_name
+from sbp_ray.steps import SCRATCH
 
 _WANTED = pa.schema([("doc_id", DOC_ID)])
 _FETCHED = pa.schema([("doc_id", DOC_ID), DOCUMENT.field("input_ids")])

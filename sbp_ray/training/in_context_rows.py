@@ -23,7 +23,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.shards import SCRATCH, Stats, Step, shard_name
+from sbp_ray.shards import Stats, shard_name
+from sbp_ray.steps import SCRATCH, Step
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.chains import Chains, related_chain
 from sbp_ray.training.fetched_documents import fetch_tokens, fetched_file, read_fetched, rows_of, write_wanted

@@ -27,7 +27,8 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TuneConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.schema import Split
-from sbp_ray.shards import Stats, Step, remove_scratch, run_steps, shard_name, splits_of
+from sbp_ray.shards import Stats, shard_name, splits_of
+from sbp_ray.steps import Step, remove_scratch, run_steps
 from sbp_ray.text.hashing import id_ranks
 from sbp_ray.text.packing import best_fit
 from sbp_ray.text.pair_format import DOCUMENT_MARKS, PAIR_MARKS, document_example, pair_example

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sbp_ray import shards
+from sbp_ray import steps
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import (
     DecontaminateConfig,
@@ -139,9 +139,9 @@ class Dying:
 def test_an_item_that_kills_every_actor_ends_the_step_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "ACTOR_RETRIES", 1)
-    step = shards.Step("dying", Dying, (), [{"shard": 0}], lambda item: "a/0", keeps_worker=True)
+    monkeypatch.setattr(steps, "ACTOR_RETRIES", 1)
+    step = steps.Step("dying", Dying, (), [{"shard": 0}], lambda item: "a/0", keeps_worker=True)
     with pytest.raises(
         SbpError, match=r"^dying: the processes that worked on one of its shards have died: see Ray's logs"
     ):
-        shards.run_steps(Artifact("any", str(tmp_path)), [step], Resources(num_workers=1, num_cpus=0.5))
+        steps.run_steps(Artifact("any", str(tmp_path)), [step], Resources(num_workers=1, num_cpus=0.5))

@@ -35,8 +35,8 @@ from sbp_ray.evaluation.text_quality.text_measures import (
     text_measures,
 )
 from sbp_ray.schema import DOC_ID
-from sbp_ray.shards import working_here
 from sbp_ray.stages.embed import vector_array
+from sbp_ray.steps import working_here
 from sbp_ray.text.minhash import document_signature
 from sbp_ray.text.tokenizer import SpecialIds
 

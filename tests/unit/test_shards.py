@@ -15,23 +15,13 @@ import pyarrow as pa
 import pytest
 from worked_on import WorkedOn
 
-from sbp_ray import shards
+from sbp_ray import steps
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import EmbedConfig, Resources, TrainingResources
 from sbp_ray.embedder import load_embedder
 from sbp_ray.errors import SbpError
-from sbp_ray.shards import (
-    SCRATCH,
-    Stats,
-    Step,
-    call_each,
-    fetch_rows,
-    list_shards,
-    make_stats_once,
-    read_stats,
-    run_steps,
-    shard_name,
-)
+from sbp_ray.shards import Stats, fetch_rows, list_shards, read_stats, shard_name
+from sbp_ray.steps import SCRATCH, Step, call_each, make_stats_once, run_steps
 
 HERE = Resources(num_workers=2)
 
@@ -187,10 +177,10 @@ def test_a_task_whose_processes_die_again_and_again_becomes_a_line_with_its_item
     out = new_artifact("any")
     arguments = ("copies", Copier, (out, "a"), 1)
     row = {"items": json.dumps([{"shard": 4}])}
-    monkeypatch.setattr(shards, "_count_deaths", lambda: 7)
-    assert json.loads(shards.work_on_items(row, *arguments)["outcomes"]) == [[{"documents": 4}, ""]]
-    monkeypatch.setattr(shards, "_count_deaths", lambda: 8)
-    [[_, message]] = json.loads(shards.work_on_items(row, *arguments)["outcomes"])
+    monkeypatch.setattr(steps, "_count_deaths", lambda: 7)
+    assert json.loads(steps.work_on_items(row, *arguments)["outcomes"]) == [[{"documents": 4}, ""]]
+    monkeypatch.setattr(steps, "_count_deaths", lambda: 8)
+    [[_, message]] = json.loads(steps.work_on_items(row, *arguments)["outcomes"])
     assert message.startswith('copies: 8 processes that worked on [{"shard": 4}] have died: see Ray')
 
 

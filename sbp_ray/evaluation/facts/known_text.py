@@ -11,7 +11,8 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.bios.statements import Reading, StatementReader
 from sbp_ray.bios.truth import Fact, Truth
 from sbp_ray.errors import SbpError
-from sbp_ray.shards import call_each, list_shards
+from sbp_ray.shards import list_shards
+from sbp_ray.steps import call_each
 
 MOST_TIMES = 3
 """Facts that are stated so often or more are counted together."""

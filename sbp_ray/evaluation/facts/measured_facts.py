@@ -22,7 +22,7 @@ from sbp_ray.evaluation.study import Study
 from sbp_ray.evaluation.text_quality.beside_real import name_of_text
 from sbp_ray.evaluation.text_quality.corpus_scan import fetch_documents
 from sbp_ray.evaluation.text_quality.samples import REAL_HELD_OUT, sample_real, sample_synthetic
-from sbp_ray.shards import call_each
+from sbp_ray.steps import call_each
 
 # N = texts
 

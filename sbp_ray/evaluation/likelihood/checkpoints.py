@@ -11,7 +11,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ForwardResources
 from sbp_ray.logs import Progress
 from sbp_ray.nodes import Node
-from sbp_ray.shards import call_each
+from sbp_ray.steps import call_each
 from sbp_ray.text.pair_format import Example, document_example, join_tokens
 from sbp_ray.text.tokenizer import SpecialIds
 

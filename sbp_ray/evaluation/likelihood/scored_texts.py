@@ -21,7 +21,7 @@ from sbp_ray.evaluation.likelihood.closed_book import (
 from sbp_ray.evaluation.study import Study
 from sbp_ray.evaluation.text_quality.samples import sample_rows
 from sbp_ray.schema import Split
-from sbp_ray.shards import call_each
+from sbp_ray.steps import call_each
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 
 HELD_OUT = "held_out"

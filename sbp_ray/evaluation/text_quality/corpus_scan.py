@@ -18,7 +18,8 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.evaluation.text_quality.novelty import DocumentCounter, add_counts
 from sbp_ray.logs import Progress
 from sbp_ray.schema import DOC_ID, Split, shard_of
-from sbp_ray.shards import call_each, fetch_rows, list_shards, shard_name
+from sbp_ray.shards import fetch_rows, list_shards, shard_name
+from sbp_ray.steps import call_each
 
 Row = dict[str, Any]
 _BATCH_ROWS = 1024

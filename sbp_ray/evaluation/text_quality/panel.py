@@ -36,7 +36,7 @@ from sbp_ray.evaluation.text_quality.text_measures import (
 from sbp_ray.logs import Progress
 from sbp_ray.report.wording import cut
 from sbp_ray.schema import Split
-from sbp_ray.shards import call_each
+from sbp_ray.steps import call_each
 
 Vectors = NDArray[np.float32]
 Columns = dict[str, dict[str, Any] | None]
