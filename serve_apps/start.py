@@ -29,6 +29,7 @@ from serve_apps.synthesizer import SynthesizerArgs, synthesizer_artifact
 logger = logging.getLogger("sbp_ray.serve_apps")
 
 _OURS = "serve_apps.synthesizer:app"
+_SYNTHESIZER = "SBP_RAY_SYNTHESIZER"  # read by nobody
 _REPORT_EVERY_S = 10.0
 _ASK_EVERY_S = 0.5
 
@@ -59,8 +60,12 @@ def checked(config_file: Path) -> ServeDeploySchema:
         if application.import_path == _OURS:
             where = f"{config_file}: args of {application.name}"
             args = settings_of(SynthesizerArgs, dict(application.args), [], where=where)
-            require_model(synthesizer_artifact(args.model))
+            artifact = synthesizer_artifact(args.model)
+            require_model(artifact)
             Keys(args.service.keys_file)
+            # Serve builds an application anew where its config differs, as it now does for another model in a folder.
+            variables = {**application.runtime_env.get("env_vars", {}), _SYNTHESIZER: artifact.fingerprint()}
+            application.runtime_env = {**application.runtime_env, "env_vars": variables}
     return deployed
 
 

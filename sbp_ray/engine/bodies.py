@@ -23,6 +23,7 @@ from pydantic import (
 
 MAX_SAMPLES = 64
 MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024  # of a request: vLLM's sampler on GPUs has room for no more, and the engine dies of it
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -107,7 +108,7 @@ class CompletionRequest(WriteRequest):
     """As in OpenAI's API."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     """As in OpenAI's API."""
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_LOGIT_BIAS)] = Field(default_factory=dict)  # fmt: skip  # noqa: E501
     """Added to the logits of tokens, by their id, as in OpenAI's API."""
     best_of: int | None = None
     """Accepted where it is `n`: every text that is written is returned."""
@@ -118,7 +119,7 @@ class CompletionRequest(WriteRequest):
     They are the model's own, in nats, before temperature and penalties."""
     suffix: str = ""
     """There is no text after which to fill in."""
-    top_k: Annotated[int, Field(ge=-1)] = 0
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] = 0
     """Sample from so many of the likeliest tokens; 0 and -1 mean all. As in vLLM's API, like the fields that follow."""
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Leave out tokens less likely than this share of the likeliest one's probability."""

@@ -90,6 +90,7 @@ def llm_config(
             "callback_kwargs": {
                 "artifact_name": synthesizer.name,
                 "artifact_url": synthesizer.url,
+                "fingerprint": synthesizer.fingerprint(),
                 "folder": "model",
             },
         },

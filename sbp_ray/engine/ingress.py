@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
-from importlib import metadata
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Request
@@ -23,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from vllm.version import __version__ as vllm_version
 
+from sbp_ray import __version__
 from sbp_ray.config import ServiceConfig
 from sbp_ray.engine.access import check_door_of_serve
 from sbp_ray.engine.answers import CompletionAnswer, SynthesizeAnswer
@@ -32,7 +32,7 @@ from sbp_ray.engine.http_limits import BodyLimit, Doorkeeper, error_answer
 from sbp_ray.engine.messages import DEPLOYMENT, MODEL_ID, EngineLostError, Refusal
 from sbp_ray.engine.metrics_page import CONTENT_TYPE, metrics_page
 from sbp_ray.engine.router import write_where_there_is_room
-from sbp_ray.engine.streams import HEADERS, LOST, events_of
+from sbp_ray.engine.streams import HEADERS, LOST, OURS, events_of
 from sbp_ray.engine.tokenization import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from sbp_ray.logs import set_up_logging
 
@@ -83,7 +83,7 @@ class SynthesizerIngress(OpenAiIngress):  # type: ignore[misc]
 
     async def version(self) -> dict[str, str]:
         """The engine's version, as vLLM says it, and this service's."""
-        return {"version": vllm_version, "sbp_ray": metadata.version("sbp_ray")}
+        return {"version": vllm_version, "sbp_ray": __version__}
 
     async def metrics(self) -> PlainTextResponse:
         """What the engines, Serve and the pipeline count, for Prometheus."""
@@ -230,7 +230,13 @@ def http_app(service: ServiceConfig) -> FastAPI:
     app.add_middleware(Doorkeeper, keys_file=service.keys_file)  # added last: asked first
     app.add_exception_handler(RequestValidationError, _refuse_malformed)
     app.add_exception_handler(HTTPException, _refuse)
+    app.add_exception_handler(Exception, _say_that_it_is_ours)
     return app
+
+
+async def _say_that_it_is_ours(request: Request, error: Exception) -> JSONResponse:
+    """Starlette raises the error again once this is sent, and Serve logs it."""
+    return error_answer(500, OURS)
 
 
 async def _refuse_malformed(request: Request, error: Exception) -> JSONResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sbp_ray.text.hashing import hash64
 
@@ -95,6 +96,8 @@ class SampleRequest:
     seeds: dict[int, int]
     """By the sample's number, its seed."""
     sampling: Sampling
+    identity: dict[str, Any]
+    """Of the engines that are to write them, see `identity_of`."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,10 @@ class Alive:
     """The engine has the request and makes progress: a replica's first message, repeated every few seconds."""
 
     replica: str
+
+
+class OtherModelError(Exception):
+    """The service has another model by now, or computes otherwise, than the one that was asked for."""
 
 
 class EngineLostError(Exception):

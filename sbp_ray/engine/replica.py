@@ -17,8 +17,9 @@ from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
-from vllm.outputs import RequestOutput
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
@@ -35,6 +36,7 @@ from sbp_ray.engine.messages import (
     Alive,
     Delta,
     EngineLostError,
+    OtherModelError,
     Refusal,
     RefusedSample,
     SampledDocument,
@@ -53,7 +55,7 @@ from sbp_ray.engine.tokenization import (
     detokenize,
     tokenize,
 )
-from sbp_ray.errors import one_line
+from sbp_ray.errors import SbpError, one_line
 from sbp_ray.logs import set_up_logging
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 
@@ -63,6 +65,7 @@ _ENGINE_CHECK_S = 0.2
 _ALIVE_EVERY_S = 10.0
 _WHOLE = RequestOutputKind.FINAL_ONLY
 _SOUND_ENDS = (None, "stop", "length")  # None while it writes
+_REFUSALS = (ValueError, VLLMClientError)  # how vLLM says that it will not take a request
 
 
 class ModelFiles(CallbackBase):  # type: ignore[misc]  # Ray's classes are untyped
@@ -72,8 +75,16 @@ class ModelFiles(CallbackBase):  # type: ignore[misc]  # Ray's classes are untyp
     """
 
     async def on_before_node_init(self) -> None:
-        """Point the engine at a local copy of the model."""
+        """Point the engine at a local copy of the model.
+
+        Raises:
+            SbpError: another model lies there by now: it would be served under the name of the one before.
+        """
         artifact = Artifact(self.kwargs["artifact_name"], self.kwargs["artifact_url"])
+        if artifact.fingerprint() != self.kwargs["fingerprint"]:
+            raise SbpError(
+                f"{artifact.url} was made anew since the service was deployed: deploy the service again to serve it"
+            )
         self.llm_config.get_engine_config().hf_model_id = str(artifact.local_copy(self.kwargs["folder"]))
         self.ctx.run_init_node = False
 
@@ -216,7 +227,12 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         """Write the samples of one prompt together, and give each out when it is done.
 
         In between, say that the engine goes forward, as long as it does. `not_on` is for the router.
+
+        Raises:
+            OtherModelError: other engines were meant than this one.
         """
+        if request.identity != self._identity:
+            raise OtherModelError
         cost = len(request.seeds) * request.sampling.max_tokens + len(request.prompt_ids)
         with self._budget.held(cost, len(request.seeds), request.sampling.max_tokens):
             left = {asyncio.create_task(self._sample(request, number, seed)) for number, seed in request.seeds.items()}
@@ -238,11 +254,11 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         try:
             async for output in self._outputs(request.prompt_ids, request.sampling, seed, _WHOLE):
                 last = output
-        except ValueError as error:  # how vLLM says that it will not take a request
+        except _REFUSALS as error:
             return RefusedSample(sample, one_line(error)[:300])
         [final] = last.outputs
         return SampledDocument(
-            sample, self._without_end(final.token_ids), final.finish_reason, last.num_cached_tokens or 0
+            sample, self._text_ids(final, request.sampling), final.finish_reason, last.num_cached_tokens or 0
         )
 
     async def _outputs(
@@ -295,9 +311,11 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
             seeded.sample_here(parameters)
         return parameters
 
-    def _without_end(self, token_ids: list[int]) -> list[int]:
-        ids = list(token_ids)
-        return ids[:-1] if ids and ids[-1] == self._special.eos else ids
+    def _text_ids(self, new: CompletionOutput, sampling: Sampling) -> list[int]:
+        """Without the <eos> that ended the text; one that it was told to pass over is a token like others."""
+        ids = list(new.token_ids)
+        is_ended = new.finish_reason == "stop" and not sampling.ignore_eos
+        return ids[:-1] if is_ended and ids and ids[-1] == self._special.eos else ids
 
     # For the ingress: text in, text out
 
@@ -347,8 +365,10 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         if isinstance(plan, Refusal):
             return plan
         try:  # before the request is taken on: where vLLM's limits are narrower than ours, that is no failure
-            self._parameters(plan.sampling, 0, RequestOutputKind.DELTA, as_text=True)
-        except ValueError as error:
+            parameters = self._parameters(plan.sampling, 0, RequestOutputKind.DELTA, as_text=True)
+            engine = self._engine_client.vllm_config
+            parameters.verify(engine.model_config, engine.speculative_config, engine.structured_outputs_config, None)
+        except _REFUSALS as error:
             return Refusal(400, one_line(error))
         return self._refusal(plan, is_first_asked=is_first_asked) or plan
 
@@ -375,7 +395,7 @@ class SynthesizerServer(LLMServer):  # type: ignore[misc]
         echoed = plan.echoed[index // plan.n] if plan.echoed else None
         async for output in self._outputs(prompt, plan.sampling, seed, kind, as_text=True):
             [new] = output.outputs
-            ids = [] if plan.only_prompts else self._without_end(new.token_ids)
+            ids = [] if plan.only_prompts else self._text_ids(new, plan.sampling)
             text = "" if plan.only_prompts else new.text
             tokens = self._scored(ids, new.logprobs) if plan.with_tokens else ()
             if echoed:

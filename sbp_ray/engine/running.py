@@ -27,6 +27,7 @@ _REPORT_EVERY_S = 10.0
 _ASK_S = 20.0
 _NO_MORE_AFTER_S = 60.0
 """Where engines are up and no further one has come for so long, the job begins with those."""
+_OF_JOBS = "synthesize-"
 _NODE_LOST = "the actor's node was terminated"
 """In what Ray says of an actor that died with its node, and of no other."""
 
@@ -49,7 +50,7 @@ def running_synthesizer(engine: EngineConfig, synthesizer: Artifact, *, owner: s
     """
     require_model(synthesizer)
     identity = identity_of(engine, synthesizer)
-    of_job = f"synthesize-{_short_hash(owner)}-"
+    of_job = f"{_OF_JOBS}{_short_hash(owner)}-"
     own_name = of_job + _short_hash(f"{identity} {engine.resources}")
     _stop_outdated(of_job, own_name)
     found = _find(identity, own_name, engine)
@@ -75,9 +76,10 @@ def _stop_outdated(of_job: str, own_name: str) -> None:
 
 
 def _find(identity: dict[str, Any], own_name: str, engine: EngineConfig) -> str | None:
-    """A running application that samples from the same distribution.
+    """A running application that samples from the same distribution: of this job, or a service.
 
-    One that sleeps at zero engines is not asked: that would wake an engine only to learn what it is.
+    Another job's engines go when that job ends. An application that sleeps at zero engines is not asked: that would
+    wake an engine only to learn what it is.
     """
     from ray import serve
 
@@ -90,6 +92,8 @@ def _find(identity: dict[str, Any], own_name: str, engine: EngineConfig) -> str 
                 _wait_until_running(own_name, engine, time.monotonic())
             return own_name
     for name, app in applications.items():
+        if name.startswith(_OF_JOBS):
+            continue
         deployment = app.deployments.get(DEPLOYMENT)
         if app.status != "RUNNING" or not deployment or not deployment.replica_states.get("RUNNING", 0):
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing, suppress
@@ -13,9 +14,12 @@ from sbp_ray.engine.answers import CompletionAnswer, SynthesizeAnswer
 from sbp_ray.engine.http_limits import error_body
 from sbp_ray.engine.messages import Delta, EngineLostError, Refusal
 
+logger = logging.getLogger(__name__)
+
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """Proxies are to pass each event on as it comes; nginx needs to be told so."""
 
+OURS = "an error of this service, which its logs have: ask for something else"
 LOST = "the engine that was writing this died and is being replaced: send the request again"
 
 # Proxies cut a connection on which nothing comes, some after five seconds.
@@ -83,6 +87,9 @@ async def _written(
         yield "data: [DONE]\n\n"
     except EngineLostError:
         yield _event(error_body(503, LOST))
+    except Exception:
+        logger.exception("a stream ends early")
+        yield _event(error_body(500, OURS))
 
 
 def _event(content: dict[str, Any]) -> str:

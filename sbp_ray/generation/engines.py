@@ -15,7 +15,15 @@ from typing import Any
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from sbp_ray.engine.messages import Alive, EngineLostError, RefusedSample, SampledDocument, SampleRequest, Sampling
+from sbp_ray.engine.messages import (
+    Alive,
+    EngineLostError,
+    OtherModelError,
+    RefusedSample,
+    SampledDocument,
+    SampleRequest,
+    Sampling,
+)
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.logs import duration
 
@@ -29,14 +37,16 @@ _WARN_EVERY_S = 10.0
 class Engines:
     """The engines behind a deployment handle."""
 
-    def __init__(self, handle: Any, *, silent_for_s: float, give_up_after_s: float) -> None:
+    def __init__(self, handle: Any, identity: dict[str, Any], *, silent_for_s: float, give_up_after_s: float) -> None:
         """
         Args:
             handle: of the replicas, streaming.
+            identity: what they are to be, see `identity_of`: a service may get another model while it is used.
             silent_for_s: an engine that has accepted a request and sends nothing for so long stands still.
             give_up_after_s: how long no engine may have sent anything before an error is raised.
         """
-        self._handle, self._silent_for_s, self._give_up_after_s = handle, silent_for_s, give_up_after_s
+        self._handle, self._identity = handle, identity
+        self._silent_for_s, self._give_up_after_s = silent_for_s, give_up_after_s
         self._heard_at: float | None = None
         self._last_error = "no engine accepted it"
         self._warned_at = float("-inf")
@@ -47,7 +57,8 @@ class Engines:
         """Samples of one prompt, by their seeds, in the order in which they are done.
 
         Raises:
-            SbpError: no engine has been heard of for `give_up_after_s`, or `name` has lost `_MAX_LOSSES` of them.
+            SbpError: no engine has been heard of for `give_up_after_s`, `name` has lost `_MAX_LOSSES` of them, or they
+                have another model by now.
             RayTaskError: the replica's code failed: our bug.
         """
         left, losses, pauses, avoided = dict(seeds), 0, 0, ""
@@ -55,7 +66,8 @@ class Engines:
             self._heard_at = time.monotonic()
         while left:
             replica = ""
-            answers = self._handle.sample.remote(SampleRequest(prompt, dict(left), sampling), not_on=(avoided,))
+            request = SampleRequest(prompt, dict(left), sampling, self._identity)
+            answers = self._handle.sample.remote(request, not_on=(avoided,))
             try:
                 while (answer := await self._next(answers, is_accepted=bool(replica))) is not None:
                     if isinstance(answer, Alive):
@@ -64,6 +76,11 @@ class Engines:
                         yield answer
                 self._last_error = "its stream ended early"
             except (RayError, RayServeException, TimeoutError) as error:
+                if isinstance(error, RayTaskError) and isinstance(error.cause, OtherModelError):
+                    raise SbpError(
+                        "the service whose engines were used has another model or other settings by now: run the same "
+                        "command again to go on with engines of its own"
+                    ) from None
                 if not _may_pass(error):
                     raise
                 self._last_error = f"{type(error).__name__}: {one_line(error)}"

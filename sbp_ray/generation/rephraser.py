@@ -19,7 +19,7 @@ from typing import Any
 import openai
 from transformers import PreTrainedTokenizerFast
 
-from sbp_ray.config import RephraseConfig
+from sbp_ray.config import RephraseConfig, SynthesizeConfig
 from sbp_ray.engine.messages import RefusedSample, SampledDocument, Sampling
 from sbp_ray.errors import SbpError
 from sbp_ray.generation.filters import NO_PAIR
@@ -105,14 +105,7 @@ class Rephraser:
         while True:
             attempts += 1
             try:
-                completion = await self._client.chat.completions.create(
-                    model=self._cfg.model,
-                    messages=[{"role": "user", "content": make_prompt(self._cfg, shown)}],
-                    max_tokens=sampling.max_tokens,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    seed=seed,
-                )
+                completion = await self._client.chat.completions.create(**_request(self._cfg, shown, sampling, seed))
             except FAILURES as error:
                 _refuse_what_needs_a_hand(self._cfg, error)
                 failure = why_it_failed(error)
@@ -122,7 +115,7 @@ class Rephraser:
                 self._give_up_in_time(failure)
                 to_blame += not isinstance(error, openai.RateLimitError)
                 if to_blame == _MOST_ATTEMPTS:
-                    if await self._answers_the_trial():
+                    if await self._answers_the_trial(sampling):
                         return RefusedSample(sample, f"{failure}, {attempts} times")
                     to_blame = 0
                 await asyncio.sleep(min(attempts, _LONGEST_PAUSE_S))
@@ -130,10 +123,10 @@ class Rephraser:
                 self._heard_at = time.monotonic()
                 return self._read(read_answer(completion), sample, sampling)
 
-    async def _answers_the_trial(self) -> bool:
+    async def _answers_the_trial(self, sampling: Sampling) -> bool:
         """Whether the endpoint answers others: in an outage no sample is to blame."""
         try:
-            await self._client.chat.completions.create(**_trial_request(self._cfg))
+            await self._client.chat.completions.create(**_trial_request(self._cfg, sampling))
         except FAILURES:
             return False
         self._heard_at = time.monotonic()
@@ -173,18 +166,20 @@ def require_rephrasers(nodes: Iterable[Node]) -> None:
     """
     asked: list[RephraseConfig] = []
     for node in nodes:
-        rephrase = node.config.synthesize.rephrase
-        if node.stage.job == "synthesize" and rephrase and rephrase not in asked and not node.stats:
-            require_rephraser(rephrase)
-            asked.append(rephrase)
+        cfg = node.config.synthesize
+        if node.stage.job == "synthesize" and cfg.rephrase and cfg.rephrase not in asked and not node.stats:
+            require_rephraser(cfg)
+            asked.append(cfg.rephrase)
 
 
-def require_rephraser(cfg: RephraseConfig) -> None:
-    """Have a sentence rewritten, to know before hours are spent that there is someone to do it.
+def require_rephraser(synthesize: SynthesizeConfig) -> None:
+    """Have a sentence rewritten as the samples will be, to know before hours are spent that there is someone to do it.
 
     Raises:
         SbpError: the endpoint cannot be reached, is too slow, refuses, or answers no text.
     """
+    assert synthesize.rephrase is not None
+    cfg, sampling = synthesize.rephrase, Sampling(synthesize.max_tokens, synthesize.temperature, synthesize.top_p)
     client = openai.OpenAI(
         base_url=cfg.resources.base_url,
         api_key=os.environ.get(cfg.resources.api_key_env) or "none",
@@ -192,7 +187,7 @@ def require_rephraser(cfg: RephraseConfig) -> None:
         max_retries=1,
     )
     try:
-        answer = read_answer(client.chat.completions.create(**_trial_request(cfg)))
+        answer = read_answer(client.chat.completions.create(**_trial_request(cfg, sampling)))
         failure = answer.failure or ("" if (answer.text or "").strip() else "an empty answer")
     except FAILURES as error:
         _refuse_what_needs_a_hand(cfg, error)
@@ -204,9 +199,20 @@ def require_rephraser(cfg: RephraseConfig) -> None:
         )
 
 
-def _trial_request(cfg: RephraseConfig) -> dict[str, Any]:
-    messages = [{"role": "user", "content": make_prompt(cfg, _TRIAL)}]
-    return {"model": cfg.model, "messages": messages, "max_tokens": _TRIAL_TOKENS}
+def _trial_request(cfg: RephraseConfig, sampling: Sampling) -> dict[str, Any]:
+    """As a sample's, but for the text and its length: an endpoint refuses fields as well as texts."""
+    return _request(cfg, _TRIAL, sampling, seed=0) | {"max_tokens": _TRIAL_TOKENS}
+
+
+def _request(cfg: RephraseConfig, shown: Mapping[str, str], sampling: Sampling, seed: int) -> dict[str, Any]:
+    return {
+        "model": cfg.model,
+        "messages": [{"role": "user", "content": make_prompt(cfg, shown)}],
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": seed,
+    }
 
 
 def _refuse_what_needs_a_hand(cfg: RephraseConfig, error: Exception) -> None:

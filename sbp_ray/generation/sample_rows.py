@@ -76,10 +76,14 @@ class RowMaker:
     def make_prompt(self, source: Source) -> tuple[list[int], int]:
         """The prompt, and how many tokens may follow it; 0 where that is not enough for a document."""
         if self._cfg.rephrase is not None:
-            return source.input_ids, self._cfg.max_tokens  # its own window is the outside model's affair
+            return source.input_ids, self._room_after(0)
         prompt = control_prompt_ids(self._cfg.condition, source.input_ids, self._special)
-        room = min(self._cfg.max_tokens, self._window - len(prompt))
+        room = self._room_after(len(prompt))
         return prompt, room if room > self._cfg.min_tokens else 0
+
+    def _room_after(self, num_prompt: int) -> int:
+        is_ours = self._cfg.rephrase is None  # an outside model's window is its own affair
+        return min(self._cfg.max_tokens, self._window - num_prompt) if is_ours else self._cfg.max_tokens
 
     def make_seed(self, source: Source, sample: int) -> int:
         """The seed by which a sample is written, whenever and wherever that is."""
@@ -119,7 +123,7 @@ class RowMaker:
             "seed": self.make_seed(done.source, done.sample),
             "temperature": self._cfg.temperature,
             "top_p": self._cfg.top_p,
-            "max_tokens": min(self._cfg.max_tokens, self._window - done.num_prompt),
+            "max_tokens": self._room_after(done.num_prompt),
         }
 
 

@@ -17,6 +17,7 @@ from ray import serve
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import DecontaminateConfig, EngineConfig, SynthesizeConfig
+from sbp_ray.engine.deploy import identity_of
 from sbp_ray.engine.messages import DEPLOYMENT
 from sbp_ray.errors import wait_for_outcome
 from sbp_ray.generation.d1 import choose_sources, read_related, read_shard
@@ -108,9 +109,11 @@ def _reach_writer(inputs: Inputs, writer: Writer) -> Engines | Rephraser:
     cfg, give_up_after_s = inputs.cfg, inputs.cfg.resources.give_up_after_s
     if cfg.rephrase is not None:
         return Rephraser(cfg.rephrase, writer.tokenizer, give_up_after_s=give_up_after_s)
+    assert inputs.synthesizer is not None
     handle = serve.get_deployment_handle(DEPLOYMENT, app_name=inputs.app_name).options(stream=True)
+    identity = identity_of(inputs.engine, inputs.synthesizer)
     silent_for_s = 2 * inputs.engine.resources.stalled_after_s  # first the replica's own watch gets its chance
-    return Engines(handle, silent_for_s=silent_for_s, give_up_after_s=give_up_after_s)
+    return Engines(handle, identity, silent_for_s=silent_for_s, give_up_after_s=give_up_after_s)
 
 
 def max_in_flight(cfg: SynthesizeConfig, engine: EngineConfig) -> int:

@@ -120,7 +120,7 @@ def _write_shards(shards: Sequence[str], inputs: Inputs) -> Stats:
     if not todo:
         return {}
     if cfg.rephrase is not None:
-        require_rephraser(cfg.rephrase)
+        require_rephraser(cfg)
     total = sum(quotas) * cfg.samples_per_document
     missing = sum(item["quota"] for item in todo) * cfg.samples_per_document
     max_bad = int(cfg.max_bad_share * total)

@@ -20,6 +20,8 @@ from impatient_proxy import impatient_proxy
 from processes import is_engine
 from running_service import KEYS, MAX_BODY, SLOTS, WINDOW, Service, eventually, read_events
 
+from sbp_ray.text.tokenizer import load_tokenizer, special_ids
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 LONG = {"document": "the long river", "n": SLOTS, "max_tokens": 240}  # takes every slot of the engine
@@ -76,6 +78,18 @@ def test_a_stop_text_ends_a_completion(service: Service) -> None:
     stop = text[len(text) // 2]
     stopped = service.client().completions.create(**request, stop=[stop]).choices[0]
     assert (stopped.text, stopped.finish_reason) == (text[: text.index(stop)], "stop")
+
+
+def test_an_end_that_is_to_be_passed_over_is_a_token_like_others(service: Service) -> None:
+    eos = special_ids(load_tokenizer(service.synthesizer.path("model"))).eos
+    fields = {"ignore_eos": True, "logit_bias": {str(eos): 100}, "return_token_ids": True}
+    request = {"model": "synthesizer", "prompt": "the", "max_tokens": 6, "extra_body": fields}
+    whole = service.client().completions.create(**request)
+    assert (whole.choices[0].token_ids, whole.usage.completion_tokens) == ([eos] * 6, 6)
+    streamed = service.client().completions.create(**request, stream=True, stream_options={"include_usage": True})
+    chunks = list(streamed)
+    assert [token for chunk in chunks for choice in chunk.choices for token in choice.token_ids] == [eos] * 6
+    assert chunks[-1].usage.completion_tokens == 6
 
 
 def test_unknown_model_is_not_found(service: Service) -> None:
@@ -318,6 +332,7 @@ def _with_ids(shape: dict[str, Any]) -> dict[str, Any]:
         ({"prompt": "the", "suffix": "end"}, "suffix"),
         ({"prompt": "the", "min_tokens": 20, "max_tokens": 4}, "min_tokens"),
         ({"prompt": "the", "stop": ["a"] * 5}, "stop"),
+        ({"prompt": "the", "top_k": 10**21}, "top_k"),
     ],
 )
 def test_a_malformed_completion_is_refused_with_the_field_named(service: Service, body: dict, named: str) -> None:

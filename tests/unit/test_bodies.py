@@ -78,6 +78,12 @@ UNICODE = "Input should be a valid string, unable to parse raw data as a unicode
         ({"n": 2, "best_of": 3}, "best_of: it is 3, and n is 2: every text is returned: leave it out", "best_of"),
         ({"min_tokens": 20, "max_tokens": 4}, "min_tokens: it is 20, more than max_tokens=4", "min_tokens"),
         ({"logit_bias": {"the": 1}}, "logit_bias: its keys must be token ids", "logit_bias"),
+        (
+            {"logit_bias": {str(token): 0.0 for token in range(1025)}},
+            "logit_bias: Dictionary should have at most 1024 items after validation, not more",
+            "logit_bias",
+        ),
+        ({"top_k": 2**31}, f"top_k: Input should be less than {2**31}", "top_k"),
         ({"stream_options": {"x": 1}}, "stream_options.x: this service has no such field", "stream_options"),
     ],
 )

@@ -12,6 +12,7 @@ import yaml
 
 from sbp_ray.cluster_limits import demand, largest_cluster
 from sbp_ray.config_file import load_config
+from sbp_ray.engine.access import KEYS_VARIABLE
 
 REPO = Path(__file__).parents[2]
 DEPLOY = REPO / "deploy"
@@ -100,12 +101,23 @@ def test_every_version_of_ray_is_the_pinned_one() -> None:
     assert {_cluster(kind)["rayVersion"] for kind in KUBERAY} == {pinned[1]}
 
 
-def test_the_service_is_that_of_serve_apps() -> None:
+def test_the_service_is_reached_by_key_from_other_machines_and_has_an_engine_in_its_image() -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    given = yaml.safe_load(_load("RayService")["spec"]["serveConfigV2"])
-    assert given == yaml.safe_load((REPO / "serve_apps/config.yaml").read_text())
-    ServeDeploySchema.model_validate(given)
+    from serve_apps.synthesizer import SynthesizerArgs
+
+    deployed = ServeDeploySchema.model_validate(yaml.safe_load(_load("RayService")["spec"]["serveConfigV2"]))
+    [application] = deployed.applications
+    assert application.import_path == "serve_apps.synthesizer:app"
+    args = SynthesizerArgs.model_validate(application.args)
+    assert (deployed.http_options.host, deployed.proxy_location.value) == ("0.0.0.0", "EveryNode")
+    cluster = _cluster("RayService")
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        [container] = group["template"]["spec"]["containers"]
+        assert KEYS_VARIABLE in {variable["name"] for variable in container["env"]}
+        assert container["image"] == "sbp-ray:gpu" and args.engine.resources.num_gpus  # whose vLLM knows no CPUs
+    serve_port = {"name": "serve", "containerPort": deployed.http_options.port}
+    assert serve_port in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
 
 
 def _commands() -> dict[str, str]:

@@ -9,12 +9,21 @@ from fake_engines import Answer, FakeHandle, failing, hanging, sound
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from sbp_ray.engine.messages import Alive, EngineLostError, RefusedSample, SampledDocument, SampleRequest, Sampling
+from sbp_ray.engine.messages import (
+    Alive,
+    EngineLostError,
+    OtherModelError,
+    RefusedSample,
+    SampledDocument,
+    SampleRequest,
+    Sampling,
+)
 from sbp_ray.errors import SbpError
 from sbp_ray.generation import engines
 from sbp_ray.generation.engines import Engines
 
 SEEDS = {0: 11, 1: 22, 2: 33}
+IDENTITY = {"synthesizer": "v1"}
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +33,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sample(handle: FakeHandle, silent_for_s: float = 10, give_up_after_s: float = 10) -> list[Any]:
     async def read() -> list[Any]:
-        asking = Engines(handle, silent_for_s=silent_for_s, give_up_after_s=give_up_after_s)
+        asking = Engines(handle, IDENTITY, silent_for_s=silent_for_s, give_up_after_s=give_up_after_s)
         async with asyncio.timeout(240):
             return [one async for one in asking.sample("a-document", [1, 2], SEEDS, Sampling(20, 1.0, 1.0))]
 
@@ -101,6 +110,14 @@ def test_a_document_that_ends_twenty_engines_stops_the_job_by_name() -> None:
     with pytest.raises(SbpError, match="d1 a-document was with 20 engines"):
         sample(handle)
     assert len(handle.requests) == 20
+
+
+def test_a_service_that_gets_another_model_while_it_is_used_stops_the_job() -> None:
+    handle = FakeHandle(failing(task_error(OtherModelError()), after=1))
+    with pytest.raises(SbpError, match=r"^the service whose engines were used has another model .* the same command"):
+        sample(handle)
+    [(request, _)] = handle.requests
+    assert request.identity == IDENTITY
 
 
 def test_a_bug_in_the_replica_comes_out_with_its_message() -> None:

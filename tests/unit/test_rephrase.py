@@ -251,7 +251,7 @@ def test_an_endpoint_that_is_gone_ends_the_job_in_one_line(stage, endpoint, monk
 )
 def test_whether_there_is_an_outside_model_is_known_before_hours_are_spent(stage, endpoint, said, words) -> None:
     endpoint.says = lambda prompt: said
-    [cfg] = [stage.config(timeout_s=0.3 if isinstance(said, float) else 30).rephrase]
+    cfg = stage.config(timeout_s=0.3 if isinstance(said, float) else 30)
     if words is None:
         require_rephraser(cfg)
         return
@@ -261,9 +261,20 @@ def test_whether_there_is_an_outside_model_is_known_before_hours_are_spent(stage
     assert str(error.value).startswith("synthesize.rephrase: ")
 
 
+def test_the_trial_has_every_field_that_samples_have_and_their_sampling(stage, endpoint) -> None:
+    """An endpoint may refuse a field: that has to be known before samples are spent."""
+    cfg = stage.config().model_copy(update={"temperature": 0.7, "top_p": 0.9})
+    require_rephraser(cfg)
+    stage.run(cfg)
+    trial, *samples = endpoint.bodies
+    assert len(samples) == DOCUMENTS * SAMPLES
+    assert {frozenset(body) for body in samples} == {frozenset(trial)}
+    assert {(body["temperature"], body["top_p"], type(body["seed"])) for body in endpoint.bodies} == {(0.7, 0.9, int)}
+
+
 def test_an_outside_model_that_is_not_there_is_one_line(stage) -> None:
     with pytest.raises(SbpError, match=r"did not rewrite a sentence \(could not be reached\)"):
-        require_rephraser(stage.config(base_url="http://127.0.0.1:9/v1").rephrase)
+        require_rephraser(stage.config(base_url="http://127.0.0.1:9/v1"))
 
 
 def test_documents_stand_where_the_instruction_says_and_their_own_braces_stay() -> None:

@@ -105,6 +105,14 @@ def test_a_service_asleep_at_zero_engines_is_not_woken(fake: FakeServe) -> None:
     assert list(fake.apps) == ["service"]
 
 
+def test_another_jobs_engines_are_not_used_since_they_go_with_that_job(fake: FakeServe) -> None:
+    with used(owner="another job") as others:
+        fake.apps[others] = (1, IDENTITY)
+        with used() as name:
+            assert name != others
+        assert list(fake.apps) == [others]
+
+
 @pytest.mark.parametrize("error", [TimeoutError(), RayServeException("gone")])
 def test_a_service_that_does_not_answer_is_not_used(fake: FakeServe, error: Exception) -> None:
     fake.apps["service"] = (1, error)

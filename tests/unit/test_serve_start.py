@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.serve._private.deploy_utils import get_app_code_version
 
-from sbp_ray.artifacts import Artifact
+from sbp_ray.artifacts import STARTED, Artifact
 from sbp_ray.errors import SbpError
 from serve_apps import start
 
@@ -27,6 +28,16 @@ def config(folder: Path, model: str, http: dict[str, Any] | None = None, **args:
 def test_a_config_of_a_model_that_is_there_is_accepted(tiny_synthesizer: Artifact, tmp_path: Path) -> None:
     deployed = start.checked(config(tmp_path, tiny_synthesizer.path("model")))
     assert [application.name for application in deployed.applications] == ["synthesizer"]
+
+
+def test_another_model_in_the_same_folder_makes_another_application(tiny_synthesizer: Artifact, tmp_path: Path) -> None:
+    """By Serve's own reading of what has to be built anew."""
+    file = config(tmp_path, tiny_synthesizer.path("model"))
+    before = [get_app_code_version(application) for application in start.checked(file).applications]
+    assert [get_app_code_version(application) for application in start.checked(file).applications] == before
+    started = tiny_synthesizer.read_json(STARTED)
+    tiny_synthesizer.write_json(STARTED, started | {"fingerprint": "another"})
+    assert [get_app_code_version(application) for application in start.checked(file).applications] != before
 
 
 def test_a_model_that_is_not_there_is_named_with_what_makes_it(tmp_path: Path) -> None:

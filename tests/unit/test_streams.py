@@ -79,6 +79,12 @@ def test_a_refusal_after_the_status_line_and_a_lost_engine_are_the_last_event() 
     assert lost[-1]["error"]["code"] == 503
 
 
+def test_a_fault_of_ours_is_the_last_event_too() -> None:
+    events = data(streamed(ACCEPTED, TypeError("cannot add None")))
+    assert (events[-1]["error"]["code"], events[-1]["error"]["type"]) == (500, "server_error")
+    assert "None" not in events[-1]["error"]["message"]
+
+
 def test_a_stream_ends_at_its_deadline() -> None:
     async def read() -> list[str]:
         never: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
