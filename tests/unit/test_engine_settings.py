@@ -1,5 +1,6 @@
 """Engine settings in the words of Serve and vLLM, and errors in one line."""
 
+import asyncio
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,20 @@ def test_serve_finds_our_router() -> None:
 
     config = RequestRouterConfig(**_deployment_options(EngineConfig(), SERVICE)["request_router_config"])
     assert config.get_request_router_class() is NotAgainRouter
+
+
+def test_a_replica_that_starts_does_not_serve_another_model_than_the_service_was_deployed_with(
+    tiny_synthesizer: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sbp_ray.engine.replica import ModelFiles
+
+    deployed = llm_config(EngineConfig(dtype="float32"), tiny_synthesizer, SERVICE)
+    files = ModelFiles(deployed, **deployed.callback_config.callback_kwargs)
+    asyncio.run(files.on_before_node_init())
+    assert deployed.get_engine_config().hf_model_id == tiny_synthesizer.path("model")
+    monkeypatch.setattr(Artifact, "fingerprint", lambda _: "another")
+    with pytest.raises(SbpError, match=r"was made anew since the service was deployed: deploy the service again"):
+        asyncio.run(files.on_before_node_init())
 
 
 def test_a_replica_that_is_replaced_has_the_whole_deadline_to_finish() -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from ray.serve._private.deploy_utils import get_app_code_version
 
-from sbp_ray.artifacts import STARTED, Artifact
+from sbp_ray.artifacts import Artifact
 from sbp_ray.errors import SbpError
 from serve_apps import start
 
@@ -30,13 +30,14 @@ def test_a_config_of_a_model_that_is_there_is_accepted(tiny_synthesizer: Artifac
     assert [application.name for application in deployed.applications] == ["synthesizer"]
 
 
-def test_another_model_in_the_same_folder_makes_another_application(tiny_synthesizer: Artifact, tmp_path: Path) -> None:
+def test_another_model_in_the_same_folder_makes_another_application(
+    tiny_synthesizer: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By Serve's own reading of what has to be built anew."""
     file = config(tmp_path, tiny_synthesizer.path("model"))
     before = [get_app_code_version(application) for application in start.checked(file).applications]
     assert [get_app_code_version(application) for application in start.checked(file).applications] == before
-    started = tiny_synthesizer.read_json(STARTED)
-    tiny_synthesizer.write_json(STARTED, started | {"fingerprint": "another"})
+    monkeypatch.setattr(Artifact, "fingerprint", lambda _: "another")
     assert [get_app_code_version(application) for application in start.checked(file).applications] != before
 
 
