@@ -36,6 +36,7 @@ COLUMNS = ("stage", "documents", "tokens", "FLOPs", "written", "core-hours", "GP
 _ID_BYTES = 4  # of a token
 _STATE_BYTES = 12  # of a parameter in a checkpoint
 _PAIR_MARKS = 3  # <bos>, <related>, <eos>
+_DOCUMENT_MARKS = 2  # <bos>, <eos>
 
 Finished = Mapping[str, Mapping[str, Any]]
 """What the stages counted whose artifacts are finished, by noun."""
@@ -173,6 +174,26 @@ def refuse_beyond(config: Config) -> None:
                     f"{key}.resources wants {amount:g} {name}s, and cluster.most has {most:g}: lower "
                     f"{key}.resources, or raise cluster.most"
                 )
+
+
+def refuse_too_little_text(config: Config, train_documents: int) -> None:
+    """Refuse a share of synthetic text that no synthesis of these settings fills, however long its texts become.
+
+    Raises:
+        SbpError: says how many samples would do, if they are all as long as they may be.
+    """
+    own, share = config.synthesize, config.mixture.share()
+    wanted = round(share * config.pretrain.num_positions())
+    num_d1 = min(train_documents, own.num_documents or train_documents)
+    longest = own.max_tokens + _DOCUMENT_MARKS
+    most = num_d1 * own.samples_per_document * longest
+    if most < wanted and not config.mixture.megadocs:  # which count d1 in
+        each = math.ceil(wanted / (max(1, num_d1) * longest))
+        raise SbpError(
+            f"a share of {share:g} wants {wanted:,} synthetic tokens, and {num_d1:,} train documents give {most:,} at "
+            f"most, which are read once: raise synthesize.samples_per_document to {each:,} or more, lower "
+            "mixture.synthetic_share, or use a larger corpus"
+        )
 
 
 # Sizes

@@ -106,6 +106,7 @@ def _run_all(runs: dict[str, RunStage]) -> None:
                 logger.info(f"{node.stage.name} | done already")
         if todo:
             from sbp_ray.cluster import connected
+            from sbp_ray.cost_plan import refuse_too_little_text
             from sbp_ray.evaluation.check_settings import check_evaluation
             from sbp_ray.generation.rephraser import require_rephrasers
 
@@ -114,6 +115,8 @@ def _run_all(runs: dict[str, RunStage]) -> None:
             with connected(config, [node.stage.job for node in todo]):
                 for node in todo:
                     logger.info(f"stage {STAGES.index(node.stage) + 1} of {len(STAGES)} | {node.stage.name}")
+                    if "corpus" in node.inputs and nodes["synthetic"] in todo and config.synthesize.finished_of is None:
+                        refuse_too_little_text(config, node.inputs["corpus"].stats["train"]["documents"])
                     _execute(node, runs[node.stage.job])
     report = locate(config, "report")
     print(report.read_bytes("summary.txt").decode(), end="")

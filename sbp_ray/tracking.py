@@ -37,7 +37,8 @@ def refuse_missing_library(tracking: TrackingConfig) -> None:
     for name, where in _configured(tracking):
         if importlib.util.find_spec(name) is None:
             raise SbpError(
-                f"tracking.{name}={where}: {name} is not installed: pip install 'sbp-ray[{name}]', or leave it out"
+                f"tracking.{name}={where}: {name} is not installed: in the checkout, uv pip install -e '.[{name}]', or "
+                "leave it out"
             )
 
 

@@ -116,5 +116,5 @@ def load_torchao() -> Any:
     try:
         from torchao import float8
     except ImportError:
-        raise SbpError("float8 needs torchao: install the extra with pip install 'sbp-ray[float8]'") from None
+        raise SbpError("float8 needs torchao: in the checkout, uv pip install -e '.[float8]'") from None
     return float8

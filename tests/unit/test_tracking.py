@@ -139,7 +139,9 @@ def test_an_error_of_the_training_passes_through(out: Artifact, tmp_path: Path) 
 def test_a_library_that_is_not_installed_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refuse_missing_library(TrackingConfig())
-    with pytest.raises(SbpError, match=r"tracking.wandb=x: wandb is not installed: pip install 'sbp-ray\[wandb\]'"):
+    with pytest.raises(
+        SbpError, match=r"tracking.wandb=x: wandb is not installed: in the checkout, uv pip install -e '.\[wandb\]'"
+    ):
         refuse_missing_library(TrackingConfig(wandb="x"))
 
 
