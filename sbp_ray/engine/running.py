@@ -173,7 +173,10 @@ def _wait_until_running(name: str, engine: EngineConfig, start: float) -> None:
         if states.get("RUNNING", 0) != num_up:
             num_up, changed = states.get("RUNNING", 0), now
         if num_up >= enough and now - changed >= _NO_MORE_AFTER_S:
-            logger.warning(f"synthesize | begins with {num_up} engines: no more has come for {duration(now - changed)}")
+            logger.warning(
+                f"synthesize | begins with {num_up} of {engine.resources.max_replicas} engines: no more has come for "
+                f"{duration(now - changed)}"
+            )
             return
         if now - reported >= _REPORT_EVERY_S:
             reported = now
