@@ -35,13 +35,14 @@ class Generation:
             self.merge(shard, texts)
 
     def merge(self, shard: int, texts: list[str]) -> dict[str, Any]:
-        cfg = SynthesizeConfig(samples_per_document=len(texts), min_tokens=2)
+        """A shard without texts has no document to write them from."""
+        cfg = SynthesizeConfig(samples_per_document=max(1, len(texts)), min_tokens=2)
         done = DoneSamples(self.out, shard, len(texts))
         rows = [self._row(shard, number, text) for number, text in enumerate(texts)]
         for number in range(0, len(rows), 2):  # segments, and so groups of rows, of two
             done.commit(rows[number : number + 2])
-        sources = Sources(pa.table({"doc_id": pa.array([doc_id(shard, 0)], DOC_ID), "input_ids": [[7] * 20]}))
-        return merge_shard(cfg, shard, sources, self.out)
+        d1 = pa.table({"doc_id": pa.array([doc_id(shard, 0)], DOC_ID), "input_ids": [[7] * 20]})
+        return merge_shard(cfg, shard, Sources(d1 if texts else d1.slice(0, 0)), self.out)
 
     def _row(self, shard: int, number: int, text: str) -> dict[str, Any]:
         return {

@@ -124,7 +124,7 @@ def _write_rows(names: Sequence[str], kept: set[int], shard: int, stats: Stats, 
     waiting = schema.SYNTHETIC.insert(0, SEGMENT.field("number")).empty_table()
     missing = set(kept)
     with out.writing(merged_name(shard)) as stream, pq.ParquetWriter(stream, target, compression="zstd") as writer:
-        for name, limit in zip(names, [*firsts[1:], np.iinfo(np.int32).max], strict=True):
+        for name, limit in zip(names, [*firsts, np.iinfo(np.int32).max][1:], strict=True):
             table = out.read_table(name, waiting.column_names)
             is_new = pa.array([number in missing for number in table["number"].to_pylist()], pa.bool_())
             missing.difference_update(table["number"].to_pylist())

@@ -68,6 +68,14 @@ def test_a_killed_search_for_copies_goes_on_and_ends_alike(
     assert generation.out.read_stats(part_name(1))["drops"] == {"copy_of_synthetic": 1}
 
 
+def test_a_shard_without_samples_becomes_a_part_without_rows(tmp_path: Path) -> None:
+    generation = Generation(str(tmp_path), [[TEXTS["a"]], [], [TEXTS["a"], TEXTS["b"]]], {})
+    generation.drop_copies()
+    assert generation.kept() == [["a"], [], ["b"]]
+    stats = generation.out.read_stats(part_name(1))
+    assert (stats["d1"], stats["documents"], stats["tokens"], stats["drops"]) == (0, 0, 0, {})
+
+
 def test_a_shard_that_is_made_again_loses_its_copies_again(tmp_path: Path) -> None:
     generation = three_shards(tmp_path)
     generation.drop_copies()

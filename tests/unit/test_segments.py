@@ -15,6 +15,7 @@ from sbp_ray.generation.d1 import Sources, start_order
 from sbp_ray.generation.merging import merge_shard, merged_name
 from sbp_ray.generation.segments import DoneSamples, count_done, list_segments
 
+LISTS = pa.list_(pa.int32())
 TEXTS = [" ".join(f"{word}{number}" for word in range(40)) for number in range(6)]
 SOURCES = Sources(
     pa.table(
@@ -103,6 +104,16 @@ def test_drops_are_counted_and_bad_samples_lie_in_quarantine(new_artifact: Any) 
         "reason": "refused_by_engine",
         "detail": "no",
     }
+
+
+def test_a_shard_that_gives_no_d1_is_merged_into_no_rows(new_artifact: Any) -> None:
+    out, none = new_artifact("out"), pa.table({"doc_id": pa.array([], schema.DOC_ID), "input_ids": pa.array([], LISTS)})
+    stats = merge_shard(CFG, 0, Sources(none), out)
+    merged = out.read_table(merged_name(0))
+    assert (len(merged), merged.column_names) == (0, schema.SYNTHETIC.names)
+    assert out.read_stats(merged_name(0)) == stats
+    assert (stats["d1"], stats["samples"], stats["documents"], stats["drops"]) == (0, 0, 0, {})
+    assert merge_shard(CFG, 0, Sources(none), out) == stats
 
 
 def test_whoever_merges_second_finds_it_done(new_artifact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
