@@ -16,7 +16,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.mixing import Mixture
 from sbp_ray.model import num_parameters, padded_vocab_size, read_base_shape
 from sbp_ray.rounds import round_of
-from sbp_ray.shards import Stats, shard_name
+from sbp_ray.shards import Stats, list_shards, shard_name, splits_of
 from sbp_ray.steps import Step, remove_scratch, run_steps
 from sbp_ray.text.pair_format import DOCUMENT_MARKS, document_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
@@ -192,7 +192,7 @@ def pack_documents(stage: str, packing: Packing, pairs: Artifact | None = None) 
     items: list[dict[str, Any]] = [
         {"source": source, "file": file, "shard": shard}
         for source, (artifact, folder) in inputs.items()
-        for shard, file in enumerate(artifact.files(folder, ".parquet"))
+        for shard, file in enumerate(_list_files(source, artifact, folder))
     ]
 
     def file_of(item: dict[str, Any]) -> str:
@@ -205,6 +205,13 @@ def pack_documents(stage: str, packing: Packing, pairs: Artifact | None = None) 
     run_steps(out, steps, packing_resources(packing.cfg.resources))
     remove_scratch(out)
     return {source: read_packed(out, source) for source in inputs}
+
+
+def _list_files(source: str, artifact: Artifact, folder: str) -> list[str]:
+    """Of synthetic text what is there: a run may begin on the shards that are finished. Of real text all shards."""
+    if source == "synthetic":
+        return artifact.files(folder, ".parquet")
+    return [name for split in splits_of(artifact) if split == folder for name in list_shards(artifact, split)]
 
 
 def plan_mixture(cfg: PretrainConfig, mixture: MixtureConfig, packed: dict[str, Packed]) -> Mixture:

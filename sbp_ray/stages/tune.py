@@ -18,7 +18,7 @@ from sbp_ray.mixing import Mixture
 from sbp_ray.model import read_base_shape
 from sbp_ray.rounds import round_of
 from sbp_ray.scoring import load_model, sum_nll
-from sbp_ray.shards import Stats, fetch_rows
+from sbp_ray.shards import Stats, fetch_rows, list_shards
 from sbp_ray.steps import call_each
 from sbp_ray.text.pair_format import PAIR_MARKS, Example, pair_example, unconditional_example
 from sbp_ray.text.tokenizer import SpecialIds, load_tokenizer, special_ids
@@ -122,7 +122,7 @@ def choose_held_out_pairs(
     cfg: TuneConfig, corpus: Artifact, pairs: Artifact, special: SpecialIds, context: int
 ) -> list[HeldOutPair]:
     """Validation pairs, as many from each shard, each d2 also after a document of another group and alone."""
-    files = pairs.files("validation", ".parquet")
+    files = list_shards(pairs, "validation")
     rng = np.random.default_rng(cfg.seed)
     ids: list[tuple[bytes, bytes]] = []
     for file in files:

@@ -26,7 +26,7 @@ from sbp_ray.buckets import bucket_writer, read_bucket
 from sbp_ray.doc_ids import ids_to_numpy, shards_of
 from sbp_ray.errors import SbpError
 from sbp_ray.schema import DOC_ID, DOCUMENT
-from sbp_ray.shards import Stats, shard_name
+from sbp_ray.shards import Stats, list_shards, shard_name
 from sbp_ray.steps import SCRATCH
 
 _WANTED = pa.schema([("doc_id", DOC_ID)])
@@ -60,7 +60,7 @@ def read_documents(item: Item, corpus: Artifact) -> pa.Table:
 def write_wanted(item: Item, doc_ids: pa.Array | pa.ChunkedArray, corpus: Artifact, out: Artifact) -> None:
     """Ask for documents on behalf of a shard."""
     ids = pc.unique(doc_ids)
-    bucket_D = shards_of(ids_to_numpy(ids), len(corpus.files(item["split"], ".parquet")))
+    bucket_D = shards_of(ids_to_numpy(ids), len(list_shards(corpus, item["split"])))
     with bucket_writer(out, wanted_file(item), _WANTED) as writer:
         writer.write(pa.table([ids], schema=_WANTED), bucket_D)
         writer.finish({})

@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sbp_ray.artifacts import Artifact
-from sbp_ray.shards import Stats, shard_name
+from sbp_ray.shards import Stats, list_shards, shard_name
 from sbp_ray.steps import SCRATCH, Step
 from sbp_ray.text.tokenizer import SpecialIds
 from sbp_ray.training.chains import Chains, related_chain
@@ -32,7 +32,7 @@ from sbp_ray.training.fetched_documents import fetch_tokens, fetched_file, read_
 
 def path_steps(stage: str, corpus: Artifact, pairs: Artifact, out: Artifact) -> Sequence[Step]:
     """The steps after which `read_piece` finds every piece."""
-    num_shards = len(corpus.files("train", ".parquet"))
+    num_shards = len(list_shards(corpus, "train"))
     items = [_item(shard) for shard in range(num_shards)]
     reads = [(corpus, "train"), (pairs, "train")]
     last = _path_file(num_shards - 1)
@@ -57,11 +57,11 @@ def _path_file(shard: int) -> str:
 
 def order_documents(corpus: Artifact, pairs: Artifact, out: Artifact, _: dict[str, Any]) -> Stats:
     """Find the path through all train documents, and ask for those of each piece."""
-    shards = corpus.files("train", ".parquet")
+    num_shards = len(list_shards(corpus, "train"))
     documents, directed = _read_ids(corpus, "doc_id"), _read_ids(pairs, "d1_id", "d2_id")
     from_N, to_N = (rows_of(directed[column], documents, corpus) for column in ("d1_id", "d2_id"))
     path_D = find_path(len(documents), from_N, to_N)
-    for shard, piece in enumerate(np.array_split(path_D, len(shards))):
+    for shard, piece in enumerate(np.array_split(path_D, num_shards)):
         here = documents.take(pa.array(piece))
         write_wanted(_item(shard), here["doc_id"], corpus, out)
         out.write_table(_path_file(shard), here)
@@ -70,7 +70,7 @@ def order_documents(corpus: Artifact, pairs: Artifact, out: Artifact, _: dict[st
 
 def _read_ids(made: Artifact, *columns: str) -> pa.Table:
     """Of all shards of the train split."""
-    return pa.concat_tables(made.read_table(name, columns=[*columns]) for name in made.files("train", ".parquet"))
+    return pa.concat_tables(made.read_table(name, columns=[*columns]) for name in list_shards(made, "train"))
 
 
 def find_path(num_documents: int, from_N: NDArray[np.int64], to_N: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.config import TuneConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.schema import Split
-from sbp_ray.shards import Stats, shard_name, splits_of
+from sbp_ray.shards import Stats, list_shards, shard_name, splits_of
 from sbp_ray.steps import Step, remove_scratch, run_steps
 from sbp_ray.text.hashing import id_ranks
 from sbp_ray.text.packing import best_fit
@@ -63,12 +63,10 @@ def pack_pairs(
     Where `cfg.num_epochs` is less than 1, no more train pairs than it reads.
 
     Raises:
-        SbpError: the corpus lacks a document of the pairs.
+        SbpError: a shard is missing, or the corpus lacks a document of the pairs.
     """
     splits = splits_of(pairs)
-    items = [
-        {"split": split, "shard": shard} for split in splits for shard in range(len(pairs.files(split, ".parquet")))
-    ]
+    items = [{"split": split, "shard": shard} for split in splits for shard in range(len(list_shards(pairs, split)))]
     there = {name for split in splits for name in out.files(_folder(split), ".parquet")}
     if not there.issuperset(_file(item) for item in items):
         reads = [(made, split) for made in (corpus, pairs) for split in splits]

@@ -139,6 +139,17 @@ def test_a_pair_whose_document_the_corpus_lacks_is_one_line(corpus, new_artifact
         packed_in_context(corpus, pairs, new_artifact("lm"))
 
 
+@pytest.mark.parametrize(("name", "lost"), [("corpus", 0), ("corpus", 1), ("pairs", 1)])
+def test_a_shard_that_has_gone_is_named_instead_of_left_out(corpus, new_artifact, name: str, lost: int) -> None:
+    made = {"corpus": corpus, "pairs": write_pairs(new_artifact("pairs"), RELATED)}
+    for artifact in made.values():
+        for shard in range(NUM_SHARDS):  # which tell how many there are
+            artifact.write_table(shard_name("validation", shard), artifact.read_table(shard_name("train", shard)))
+    made[name].fs.delete_file(made[name].path(shard_name("train", lost)))
+    with pytest.raises(SbpError, match=f"{name}: train/part-0000{lost}.parquet is missing"):
+        packed_in_context(made["corpus"], made["pairs"], new_artifact("lm"))
+
+
 # Megadocs
 
 

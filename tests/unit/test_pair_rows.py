@@ -160,6 +160,16 @@ def test_an_interrupted_join_goes_on_and_makes_nothing_twice(
     assert in_process == []
 
 
+@pytest.mark.parametrize("name", ["corpus", "pairs"])
+def test_a_shard_that_has_gone_is_named_instead_of_left_out(new_artifact: Any, name: str) -> None:
+    run = Run(new_artifact, 0)
+    lost = shard_name("train", NUM_SHARDS - 1)
+    made = getattr(run, name)
+    made.fs.delete_file(made.path(lost))
+    with pytest.raises(SbpError, match=f"{name}: {lost} is missing"):
+        run.pack(new_artifact("synthesizer"))
+
+
 def test_no_more_pairs_are_packed_than_the_epochs_read(new_artifact: Any) -> None:
     run, out = Run(new_artifact, 3, CONFIG.model_copy(update={"num_epochs": 0.3})), new_artifact("synthesizer")
     run.pack(out)
