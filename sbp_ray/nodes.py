@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from sbp_ray.artifacts import Artifact
@@ -71,6 +73,19 @@ def locate(config: Config, noun: str) -> Artifact:
 def is_ours(config: Config, noun: str) -> bool:
     """Whether the run makes the artifact: then it may be written and deleted.
 
-    One that `artifacts` names is another's, unless the run directory is its folder: a run that makes nothing else.
+    One that `artifacts` names is another's, unless the run directory is its folder: a run that makes nothing else. One
+    whose folder is a link out of the run directory is too: this run does not hold the lock of where that leads.
     """
-    return noun not in config.artifacts or locate(config, noun).url == config.run_dir.rstrip("/")
+    if noun in config.artifacts:
+        return locate(config, noun).url == config.run_dir.rstrip("/")
+    return "://" in config.run_dir or _real(config, noun).is_relative_to(os.path.realpath(config.run_dir))
+
+
+def name_given(config: Config, noun: str) -> str:
+    """Another run's artifact, as an error names it."""
+    url = locate(config, noun).url
+    return f"artifacts.{noun}={url}" if noun in config.artifacts else f"{url} (a link to {_real(config, noun)})"
+
+
+def _real(config: Config, noun: str) -> Path:
+    return Path(os.path.realpath(locate(config, noun).url))

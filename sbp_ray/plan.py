@@ -15,7 +15,7 @@ from typing import Literal
 from sbp_ray.artifacts import MANIFEST, STARTED, fingerprint_of
 from sbp_ray.config import Config
 from sbp_ray.errors import SbpError
-from sbp_ray.nodes import Node, is_ours, locate
+from sbp_ray.nodes import Node, is_ours, locate, name_given
 from sbp_ray.recipes import deciding_settings, describe_differences, input_files, reads_of
 from sbp_ray.stage_table import NOUNS, STAGES, Stage
 
@@ -31,7 +31,7 @@ State = Literal["absent", "unfinished", "done", "stale"]
 def plan_run(config: Config, wanted: Collection[str] = NOUNS, redone: Collection[str] = ()) -> dict[str, Node]:
     """A node for each artifact that is wanted, and for those it is made from, in the order of the flow.
 
-    An artifact of another run (`artifacts` in the settings) is what its own start recorded.
+    An artifact of another run (`artifacts` in the settings, or a link) is what its own start recorded.
 
     Args:
         redone: artifacts that are about to be deleted: their input files must be there again.
@@ -114,7 +114,7 @@ def refuse_unfit(nodes: Iterable[Node]) -> None:
     for node in nodes:
         if is_ours(node.config, node.stage.writes):
             continue
-        where = f"artifacts.{node.stage.writes}={node.artifact.url}"
+        where = name_given(node.config, node.stage.writes)
         if not is_done(node):
             raise SbpError(f"{where} is given, and not finished: finish it in its own run, or take it out")
         settings, old = deciding_settings(node.stage, node.config), node.recipe
@@ -135,7 +135,7 @@ def require_ready(node: Node) -> None:
             refuse_stale([read])
         if not is_done(read):
             if not is_ours(node.config, noun):
-                raise SbpError(f"artifacts.{noun}={read.artifact.url}: no finished artifact lies there")
+                raise SbpError(f"{name_given(node.config, noun)}: no finished artifact lies there")
             arm = f" with pretrain.arm={read.stage.arm}" if read.stage.arm else ""
             raise SbpError(f"{read.artifact.url} is not there yet: run jobs/{read.stage.job}.py first{arm}")
     refuse_stale([node])
@@ -155,8 +155,8 @@ def follow(config: Config, stage_name: str) -> list[str]:
         noun = stage.writes
         if stage.name == stage_name and not is_ours(config, noun):
             raise SbpError(
-                f"artifacts.{noun}={locate(config, noun).url} belongs to another run, and nothing is deleted there: "
-                f"use --redo {stage_name} in its own run"
+                f"{name_given(config, noun)} belongs to another run, and nothing is deleted there: use --redo "
+                f"{stage_name} in its own run, or take it out"
             )
         if (stage.name == stage_name or {*found} & {*reads_of(stage, config)}) and is_ours(config, noun):
             found.append(noun)

@@ -487,6 +487,57 @@ def test_what_follows_in_the_run_is_deleted_and_what_lies_outside_stays(run: Run
     assert not (folder / "run" / FOLDERS["synthetic"]).exists()
 
 
+@pytest.fixture
+def linked(run: Run, ran: list[str], folder: Path) -> Path:
+    """The synthesizer of another run, to which a link in this one leads; the rest of this run is its own."""
+    assert run("pipeline", f"run_dir={folder}/other") == 0
+    theirs = folder / "other" / FOLDERS["synthesizer"]
+    (folder / "run").mkdir()
+    (folder / "run" / FOLDERS["synthesizer"]).symlink_to(theirs)
+    ran.clear()
+    return theirs
+
+
+def test_an_artifact_that_is_linked_is_read_and_neither_written_nor_deleted(
+    run: Run, ran: list[str], folder: Path, linked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = linked / ".tmp-part"
+    half.write_bytes(b"of a job that holds the other run's lock")
+    before = {path: path.read_bytes() for path in linked.iterdir()}
+    assert run("pipeline") == 0
+    assert ran == [stage.name for stage in STAGES if stage.name != "tune"]
+    assert run("pipeline", "--redo", "tune") == 1
+    assert _error(capsys) == (
+        f"{folder}/run/6_synthesizer (a link to {linked}) belongs to another run, and nothing is deleted there: "
+        "use --redo tune in its own run, or take it out"
+    )
+    assert run("pipeline", "--redo", "ingest") == 0
+    assert run("tune", "tune.num_epochs=2") == 1
+    assert "6_synthesizer (a link to " in (said := _error(capsys))
+    assert "was made with tune.num_epochs=" in said
+    (linked / "manifest.json").unlink()
+    assert run("tune") == 1
+    assert f"(a link to {linked}) is given, and not finished: finish it in its own run" in _error(capsys)
+    assert {path: path.read_bytes() for path in linked.iterdir()} == {
+        path: content for path, content in before.items() if path.name != "manifest.json"
+    }
+
+
+def test_a_run_directory_that_is_itself_a_link_holds_its_own_artifacts(run: Run, ran: list[str], folder: Path) -> None:
+    (folder / "disk").mkdir()
+    (folder / "run").symlink_to(folder / "disk")
+    assert run("ingest") == 0
+    assert run("ingest", "--redo", "ingest") == 0
+    assert ran == ["ingest", "ingest"]
+
+
+def test_a_link_that_leads_nowhere_is_one_line(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / FOLDERS["corpus"]).symlink_to(folder / "gone")
+    assert run("embed") == 1
+    assert _error(capsys) == f"{folder}/run/1_corpus (a link to {folder}/gone): no finished artifact lies there"
+
+
 def test_a_base_lm_may_stand_in_for_the_synthesizer(run: Run, ran: list[str], folder: Path) -> None:
     for name in ("ingest", "embed", "pretrain"):
         assert run(name) == 0
