@@ -77,16 +77,19 @@ def _run_one(job_name: str, run: RunStage) -> None:
     config, redo, _ = parse_command(job_name)
     [stage] = [s for s in STAGES if s.job == job_name and s.arm in (None, config.pretrain.arm)]
     with locked(config.run_dir):
-        nodes = _plan(config, [stage.writes], redo)
+        nodes, redone = _plan(config, [stage.writes], redo)
         node = nodes[stage.writes]
-        if is_done(node):
-            logger.info(f"{stage.name} | done already: {node.artifact.url}")
-            return
-        require_ready(node)
+        if not redone:
+            if is_done(node):
+                logger.info(f"{stage.name} | done already: {node.artifact.url}")
+                return
+            require_ready(node)
         from sbp_ray.cluster import connected  # Ray: not before the settings and inputs are known to be good
 
         with connected(config, [job_name]):
-            _execute(node, run)
+            remove_artifacts(config, redone)
+            if not is_done(node):
+                _execute(node, run)
 
 
 def _run_all(runs: dict[str, RunStage]) -> None:
@@ -99,8 +102,8 @@ def _run_all(runs: dict[str, RunStage]) -> None:
         return
     start = time.monotonic()
     with locked(config.run_dir):
-        nodes = _plan(config, NOUNS, redo)
-        todo = [node for node in nodes.values() if not is_done(node)]
+        nodes, redone = _plan(config, NOUNS, redo)
+        todo = [node for noun, node in nodes.items() if noun in redone or not is_done(node)]
         for node in nodes.values():
             if node not in todo:
                 logger.info(f"{node.stage.name} | done already")
@@ -113,6 +116,7 @@ def _run_all(runs: dict[str, RunStage]) -> None:
             check_evaluation(config)
             require_rephrasers(todo)
             with connected(config, [node.stage.job for node in todo]):
+                remove_artifacts(config, redone)
                 for node in todo:
                     logger.info(f"stage {STAGES.index(node.stage) + 1} of {len(STAGES)} | {node.stage.name}")
                     if "corpus" in node.inputs and nodes["synthetic"] in todo and config.synthesize.finished_of is None:
@@ -131,14 +135,16 @@ def read_finished_stats(config: Config) -> dict[str, Stats]:
     return {noun: node.stats for noun, node in plan_run(config, ["pairs"]).items() if is_done(node)}
 
 
-def _plan(config: Config, wanted: tuple[str, ...] | list[str], redo: str | None) -> dict[str, Node]:
-    """Plan what is wanted, and delete what is to be redone once nothing else stands in its way."""
+def _plan(config: Config, wanted: tuple[str, ...] | list[str], redo: str | None) -> tuple[dict[str, Node], list[str]]:
+    """Plan what is wanted; with the artifacts to be deleted first, once all that may refuse the job has been asked.
+
+    The cluster is asked last: it holds the run directory where shared folders keep no lock.
+    """
     redone = follow(config, redo) if redo else []
     nodes = plan_run(config, wanted, redone)
     refuse_stale(node for noun, node in nodes.items() if noun not in redone)
     refuse_unfit(nodes[noun] for noun in wanted)
-    remove_artifacts(config, redone)
-    return nodes
+    return nodes, redone
 
 
 def _execute(node: Node, run: RunStage) -> None:

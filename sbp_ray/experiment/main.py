@@ -55,7 +55,7 @@ def _run() -> None:
         if not arguments.in_process:
             from sbp_ray.generation.rephraser import require_rephrasers
 
-            require_rephrasers(grid.nodes.values())
+            require_rephrasers(node for node in grid.nodes.values() if not node.stats)
         with locked(experiment.run_dir):
             _execute(experiment, grid, Path(sys.argv[0]).resolve().parent, has_ray=not arguments.in_process)
 

@@ -159,7 +159,7 @@ def make_prompt(cfg: RephraseConfig, shown: Mapping[str, str]) -> str:
 
 
 def require_rephrasers(nodes: Iterable[Node]) -> None:
-    """Ask the outside models of those artifacts that are still to be made, each once.
+    """Ask the outside models of artifacts that are to be made, each once.
 
     Raises:
         SbpError: see `require_rephraser`.
@@ -167,7 +167,7 @@ def require_rephrasers(nodes: Iterable[Node]) -> None:
     asked: list[RephraseConfig] = []
     for node in nodes:
         cfg = node.config.synthesize
-        if node.stage.job == "synthesize" and cfg.rephrase and cfg.rephrase not in asked and not node.stats:
+        if node.stage.job == "synthesize" and cfg.rephrase and cfg.rephrase not in asked:
             require_rephraser(cfg)
             asked.append(cfg.rephrase)
 

@@ -283,6 +283,29 @@ def test_a_redo_that_cannot_go_on_deletes_nothing(run: Run, folder: Path, capsys
     assert all((folder / "run" / name / "manifest.json").exists() for name in FOLDERS.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "redone"), [("tune", ["tune"]), ("pipeline", ["tune", "synthesize", "pretrain-sbp", "eval"])]
+)
+def test_a_redo_deletes_nothing_before_the_cluster_has_let_it_in(
+    run: Run, ran: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, redone: list[str]
+) -> None:
+    """Another driver holds the run directory there, or the cluster has no room."""
+
+    @contextmanager
+    def refusing(config: Config, jobs: list[str]) -> Iterator[None]:
+        raise SbpError("in use by another job on this cluster")
+        yield
+
+    assert run("pipeline") == 0
+    ran.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(cluster, "connected", refusing)
+        assert run(name, "--redo", "tune", "tune.num_epochs=2") == 1
+    assert all((folder / "run" / each / "manifest.json").exists() for each in FOLDERS.values())
+    assert run(name, "--redo", "tune", "tune.num_epochs=2") == 0
+    assert ran == redone
+
+
 def test_a_deletion_that_was_cut_off_is_finished_and_its_rest_never_adopted(
     run: Run, ran: list[str], folder: Path
 ) -> None:
