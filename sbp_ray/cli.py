@@ -26,7 +26,9 @@ def exit_with(work: Callable[[], None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on from here", file=sys.stderr)
+        is_redo = any(word.startswith("--redo") for word in sys.argv)
+        without = " (without --redo, once that has deleted)" if is_redo else ""
+        print(f"interrupted: run the same command again{without} to go on from here", file=sys.stderr)
         sys.exit(130)
     except Exception as error:  # noqa: BLE001  only to leave with another status than 1: the user can fix that
         if said := storage_trouble(error):

@@ -165,7 +165,10 @@ def follow(config: Config, stage_name: str) -> list[str]:
 
 def remove_artifacts(config: Config, nouns: Iterable[str]) -> None:
     """Delete the last artifact of the flow first: nothing is ever left without what it was made from."""
-    for noun in reversed(list(nouns)):
+    nouns = list(nouns)
+    for noun in reversed(nouns):
         made = locate(config, noun)
         made.remove()
         logger.info(f"{made.url} removed")
+    if nouns:
+        logger.info("from now on run this command without --redo, which would delete what it makes")

@@ -62,6 +62,19 @@ def _may_isolate() -> bool:
     return made.returncode == 0
 
 
+@pytest.mark.parametrize("redo", [["--redo", "tune"], ["--redo=tune"]])
+def test_a_job_that_is_queued_again_does_not_delete_again(redo: list[str]) -> None:
+    """Neither of Slurm's commands is there: the first attempt comes as far as asking for the hosts' names."""
+    command = ["bash", "deploy/slurm.sbatch", "configs/demo.yaml", "run_dir=/shared/one", *redo]
+    slurm = {"PATH": os.environ["PATH"], "SLURM_JOB_NODELIST": "node[1-2]"}
+    said = [
+        subprocess.run(command, cwd=REPO, env=slurm | more, capture_output=True, text=True, check=False).stderr
+        for more in ({}, {"SLURM_RESTART_COUNT": "1"})
+    ]
+    assert "scontrol" in said[0]
+    assert said[1].startswith("error: queued again with --redo: submit it without --redo if")
+
+
 @pytest.mark.slow
 def test_the_batch_script_makes_one_ray_of_two_nodes_and_ends_as_the_job_does() -> None:
     if not _may_isolate():

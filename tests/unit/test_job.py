@@ -411,6 +411,23 @@ def test_statuses_tell_the_users_mistakes_from_ours(run: Run, capsys: pytest.Cap
     assert run("ingest") == 0
 
 
+def test_who_has_redone_a_stage_is_told_to_go_on_without_redo(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the same command would delete what it has made."""
+
+    def interrupted(job: Job) -> Stats:
+        raise KeyboardInterrupt
+
+    told = "from now on run this command without --redo"
+    assert run("ingest") == 0
+    assert told not in capsys.readouterr().err
+    assert run("ingest", "--redo", "ingest", stage=interrupted) == 130
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.splitlines()[-1] == (
+        "interrupted: run the same command again (without --redo, once that has deleted) to go on from here"
+    )
+
+
 def test_a_second_pipeline_on_one_run_directory_is_refused(
     run: Run, ran: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
