@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from small_experiment import small_experiment
 
 from sbp_ray.artifacts import MANIFEST, STARTED, Artifact
+from sbp_ray.evaluation.likelihood import scored_texts
 from sbp_ray.evaluation.unseen import find_held_out_text
 from sbp_ray.experiment.grid import plan_grid
 from sbp_ray.experiment.publish import study_of
 from sbp_ray.schema import DOCUMENT
+from sbp_ray.steps import call_each
 
 RUN = "one two three four five six seven eight nine ten eleven twelve thirteen"
 HELD_OUT = [
@@ -31,6 +35,21 @@ def _documents(texts: list[str], groups: list[str]) -> pa.Table:
         ],
         schema=DOCUMENT,
     )
+
+
+def test_of_a_shard_only_the_groups_that_are_asked_for_come_back(tmp_path: Path, monkeypatch: Any) -> None:
+    corpus, returned = Artifact("corpus", str(tmp_path)), []
+    for shard, groups in enumerate((["a", "b"], ["c", "d", "d"])):
+        corpus.write_table(f"train/part-{shard:05d}.parquet", _documents(["text"] * len(groups), groups))
+
+    def noting(*arguments: Any) -> Iterator[tuple[str, set[str]]]:
+        for call, found in call_each(*arguments):
+            returned.append(found)
+            yield call, found
+
+    monkeypatch.setattr(scored_texts, "call_each", noting)
+    assert scored_texts.find_groups(corpus, "train", {"b", "d", "e"}) == {"b", "d"}
+    assert returned == [{"b"}, {"d"}]
 
 
 def test_documents_that_share_a_run_of_words_with_a_held_out_one_are_counted(tmp_path: Path) -> None:

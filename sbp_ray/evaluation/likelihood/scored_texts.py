@@ -111,8 +111,13 @@ def _choose_questions(cfg: EvalConfig, corpus: Artifact) -> tuple[dict[Split, li
 
 def find_groups(corpus: Artifact, split: Split, groups: set[str]) -> set[str]:
     """Those of the groups that the split has."""
-    found = call_each(groups_of_shard, corpus.files(split, ".parquet"), corpus)
-    return groups.intersection(set().union(*(there for _, there in found)))
+    found = call_each(_find_in_shard, corpus.files(split, ".parquet"), corpus, groups)
+    return set().union(*(there for _, there in found))
+
+
+def _find_in_shard(name: str, corpus: Artifact, groups: set[str]) -> set[str]:
+    """All that comes back of a shard: its other groups, all shards together, would not fit into the driver."""
+    return groups & groups_of_shard(name, corpus)
 
 
 def groups_of_shard(name: str, corpus: Artifact) -> set[str]:
