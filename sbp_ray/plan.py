@@ -55,7 +55,7 @@ def plan_run(config: Config, wanted: Collection[str] = NOUNS, redone: Collection
                 nodes[stage.writes] = plan_node(stage, config, inputs, recorded=recorded)
             else:
                 recipe, fingerprint = started.get("recipe", {}), started.get("fingerprint", "")
-                nodes[stage.writes] = Node(stage, config, recipe, fingerprint, inputs)
+                nodes[stage.writes] = Node(stage, _with_arm(config, stage), recipe, fingerprint, inputs)
     return nodes
 
 
@@ -72,11 +72,17 @@ def plan_node(
     Args:
         recorded: inputs in the recipe of a finished artifact, which stand for files that have gone.
     """
-    if stage.arm:
-        config = config.model_copy(update={"pretrain": config.pretrain.model_copy(update={"arm": stage.arm})})
+    config = _with_arm(config, stage)
     read = {noun: node.fingerprint for noun, node in inputs.items()} | input_files(stage, config, recorded or {})
     recipe = {"settings": deciding_settings(stage, config), "inputs": read}
     return Node(stage, config, recipe, fingerprint_of(recipe), inputs, tuple(after))
+
+
+def _with_arm(config: Config, stage: Stage) -> Config:
+    """The settings with the arm that the stage is of; one config serves both."""
+    if not stage.arm:
+        return config
+    return config.model_copy(update={"pretrain": config.pretrain.model_copy(update={"arm": stage.arm})})
 
 
 # Judging

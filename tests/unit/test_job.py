@@ -504,6 +504,14 @@ def test_a_pipeline_takes_over_a_shared_artifact_made_with_the_same_settings(
     assert ran == [stage.name for stage in STAGES if stage.name != "ingest"]
 
 
+def test_models_of_both_arms_may_be_another_runs(run: Run, ran: list[str], folder: Path) -> None:
+    assert run("pipeline", f"run_dir={folder}/other") == 0
+    ran.clear()
+    others = [f"artifacts.{noun}={folder}/other/{FOLDERS[noun]}" for noun in ("base_lm", "lm")]
+    assert run("pipeline", *others) == 0
+    assert ran == [stage.name for stage in STAGES if stage.job != "pretrain"]
+
+
 def test_a_shared_artifact_that_is_finished_needs_its_input_files_no_more(run: Run, folder: Path, shared: str) -> None:
     (folder / "docs.jsonl").unlink()
     assert run("pipeline", f"artifacts.corpus={shared}") == 0
