@@ -13,6 +13,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.schema import SPLITS
 from sbp_ray.shards import fetch_rows, list_shards
 
+_ANY_COSINE = (-1.0, 1.0)
 _AT_ONCE = 50  # rows whose texts are fetched together, while enough of them are looked for
 
 
@@ -23,8 +24,8 @@ class Choice(NamedTuple):
     seed: int = 0
     matching: str | None = None
     """A regular expression that is found in one of the row's texts."""
-    cosines: tuple[float, float] = (-1.0, 1.0)
-    """Of pairs."""
+    cosines: tuple[float, float] = _ANY_COSINE
+    """Of pairs; those that were drawn at random have none, and are in no narrower band."""
     num_chars: int = 500
     """Of each text."""
 
@@ -96,16 +97,20 @@ def _documents(artifacts: Mapping[str, Artifact], split: Any, choice: Choice) ->
 
 def _pairs(artifacts: Mapping[str, Artifact], split: Any, choice: Choice) -> Iterator[Shown]:
     pairs = artifacts["pairs"]
-    low, high = choice.cosines
     columns = ["d1_id", "d2_id", "cosine", "jaccard"]
     for rows in _shuffled(pairs, list_shards(pairs, split), columns, choice):
-        wanted = [row for row in rows if low <= row["cosine"] <= high]
+        wanted = [row for row in rows if _is_within(row["cosine"], choice.cosines)]
         texts = _texts(artifacts["corpus"], split, [row[side] for row in wanted for side in ("d1_id", "d2_id")])
         for row in wanted:
-            told = (
-                f"cosine {row['cosine']:.3f} | Jaccard {row['jaccard']:.3f} | {row['d1_id'].hex()} {row['d2_id'].hex()}"
-            )
+            alike = "drawn at random"
+            if row["cosine"] is not None:
+                alike = f"cosine {row['cosine']:.3f} | Jaccard {row['jaccard']:.3f}"
+            told = f"{alike} | {row['d1_id'].hex()} {row['d2_id'].hex()}"
             yield Shown(told, {"d1": texts[row["d1_id"]], "d2": texts[row["d2_id"]]})
+
+
+def _is_within(cosine: float | None, band: tuple[float, float]) -> bool:
+    return band == _ANY_COSINE if cosine is None else band[0] <= cosine <= band[1]
 
 
 def _synthetic(artifacts: Mapping[str, Artifact], split: Any, choice: Choice) -> Iterator[Shown]:

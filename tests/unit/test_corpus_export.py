@@ -121,6 +121,17 @@ def test_pairs_are_shown_within_a_band_with_both_texts(run: dict[str, Artifact])
     assert "d2 │ Document 5." in shown
 
 
+def test_pairs_that_were_drawn_at_random_are_shown_without_numbers_and_are_in_no_band(run: dict[str, Artifact]) -> None:
+    """As `pair.source=random` writes them."""
+    row = {"d1_id": IDS[0], "d2_id": IDS[4], "cosine": None, "jaccard": None}
+    run["pairs"].write_table("train/part-00000.parquet", pa.Table.from_pylist([row], PAIR))
+    [told, d1, d2, _] = show_rows("pairs", "train", Choice(), run)
+    assert told == f"── drawn at random | {IDS[0].hex()} {IDS[4].hex()}"
+    assert (d1.split("│ ")[1], d2.split("│ ")[1]) == ("Document 1.", "Document 5.")
+    with pytest.raises(SbpError, match="no row of pairs"):
+        [*show_rows("pairs", "train", Choice(cosines=(-1.0, 0.9)), run)]
+
+
 def test_synthetic_documents_are_shown_with_what_they_were_written_from(run: dict[str, Artifact]) -> None:
     [told, d1, text, _] = show_rows("synthetic", "train", Choice(matching="about é 2"), run)
     assert f"sample 0 of {IDS[2].hex()} | stop" in told
