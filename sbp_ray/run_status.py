@@ -94,7 +94,7 @@ def _stale(stage: Stage, started: Mapping[str, Any], node: Node | None) -> str:
         changes = describe_differences(started[stage.writes]["recipe"], node.recipe)
         return f"stale: {next(iter(changes), 'another recipe')}"
     read = started[stage.writes]["recipe"]["inputs"]
-    other = [noun for noun in stage.reads if noun in started and read.get(noun) != started[noun]["fingerprint"]]
+    other = [noun for noun in read if noun in started and read[noun] != started[noun]["fingerprint"]]
     return f"stale: made from another {other[0]}" if other else ""
 
 

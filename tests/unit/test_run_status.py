@@ -102,6 +102,18 @@ def test_without_settings_what_was_made_from_another_input_is_stale(config: Conf
     assert (rows["1_corpus"][0], rows["5_base_lm"][0]) == ("done", "stale: made from another corpus")
 
 
+def test_without_settings_what_an_outside_model_wrote_is_no_synthesizers(config: Config, tmp_path: Path) -> None:
+    """It reads pairs in the synthesizer's place: the stage's own list of what it reads says otherwise."""
+    for noun in ("synthesizer", "pairs"):
+        _artifact(tmp_path, noun).write_json("started.json", {"fingerprint": noun, "recipe": {"inputs": {}}})
+    synthetic = _artifact(tmp_path, "synthetic")
+    synthetic.write_json("started.json", {"fingerprint": "0", "recipe": {"inputs": {"pairs": "pairs"}}})
+    synthetic.write_json("manifest.json", {"stats": {}, "wall_s": 1.0, "finished_at": BEGUN.isoformat()})
+    assert _rows(config, settings=None)["7_synthetic"][0] == "done"
+    synthetic.write_json("started.json", {"fingerprint": "0", "recipe": {"inputs": {"pairs": "other"}}})
+    assert _rows(config, settings=None)["7_synthetic"][0] == "stale: made from another pairs"
+
+
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SbpError, match=r"holds no artifact: see that run_dir is the one of the run"):
         list(status_rows(str(tmp_path), None, 0.0, BEGUN))
