@@ -111,7 +111,9 @@ class FileParser:
             else:
                 self._add(row, writer)
         has_group = seen.has_group or not self._cfg.group_column
-        return FileReport(path, seen.num_rows, seen.num_texts, has_group, [*seen.names], seen.types, damage)
+        has_source = seen.has_source or not self._cfg.source_column
+        counts = seen.num_rows, seen.num_texts
+        return FileReport(path, *counts, has_group, has_source, [*seen.names], seen.types, damage)
 
     def _add(self, row: Record, writer: BucketWriter) -> None:
         doc_id = document_id(row.text)

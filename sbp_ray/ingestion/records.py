@@ -52,15 +52,16 @@ class SeenColumns:
     def __init__(self) -> None:
         self.names: dict[str, None] = {}
         self.num_rows = self.num_texts = 0
-        self.has_group = False
+        self.has_group = self.has_source = False
         self.types: Counter[str] = Counter()
         """Of what the text column holds where it is no text."""
         self.from_byte = 0
         """Where the part begins whose lines are counted."""
 
-    def add(self, row: Mapping[str, Any], text: Any, has_group: bool) -> None:
+    def add(self, row: Mapping[str, Any], text: Any, has_group: bool, has_source: bool) -> None:
         self.num_rows += 1
         self.has_group = self.has_group or has_group
+        self.has_source = self.has_source or has_source
         if len(self.names) < _COLUMNS_KEPT and not row.keys() <= self.names.keys():
             self.names |= dict.fromkeys(row)
         if isinstance(text, str | bytes):
@@ -99,9 +100,10 @@ class RecordReader:
                 if isinstance(row, str):
                     yield BadRow(line, row)
                 else:
-                    text, group = _lookup(row, self._text_column), _lookup(row, self._group_column)
-                    seen.add(row, text, group is not _ABSENT)
-                    yield self._check(line, text, _name_in(group), _name_in(_lookup(row, self._source_column)))
+                    columns = self._text_column, self._group_column, self._source_column
+                    text, group, source = (_lookup(row, column) for column in columns)
+                    seen.add(row, text, group is not _ABSENT, source is not _ABSENT)
+                    yield self._check(line, text, _name_in(group), _name_in(source))
         except DamagedFileError as error:
             yield Damage(line + 1, error.reason, error.bytes_unread)
 

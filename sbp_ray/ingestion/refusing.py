@@ -27,6 +27,7 @@ class FileReport(NamedTuple):
     num_rows: int
     num_texts: int
     has_group: bool
+    has_source: bool
     columns: list[str]
     types: Mapping[str, int]
     """What the text column holds that is no text."""
@@ -34,7 +35,8 @@ class FileReport(NamedTuple):
 
     @property
     def is_good(self) -> bool:
-        return self.damage is None and (self.num_rows == 0 or (self.num_texts > 0 and self.has_group))
+        has_columns = self.num_texts > 0 and self.has_group and self.has_source
+        return self.damage is None and (self.num_rows == 0 or has_columns)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> FileReport:
@@ -66,6 +68,7 @@ def merge_parts(reports: Iterable[FileReport]) -> list[FileReport]:
                 before.num_rows + report.num_rows,
                 before.num_texts + report.num_texts,
                 before.has_group or report.has_group,
+                before.has_source or report.has_source,
                 [*dict.fromkeys([*before.columns, *report.columns])],
                 Counter(before.types) + Counter(report.types),
                 before.damage or report.damage,
@@ -86,7 +89,8 @@ def require_usable(
         quarantine: where what was put aside is listed.
 
     Raises:
-        SbpError: too many files are damaged, or too many rows cannot be used, or a file has not the group column.
+        SbpError: too many files are damaged, or too many rows cannot be used, or a file has not the group column or the
+            source column.
     """
     damaged = [report for report in files if report.damage]
     textless = [report for report in files if report.num_rows and not report.num_texts]
@@ -115,8 +119,9 @@ def require_usable(
         )
     for report in files:
         if report.num_texts and not report.has_group:
-            found = f"one of {', '.join(report.columns)}, or to " if report.columns else ""
-            raise SbpError(f"{report.file}: no column {cfg.group_column!r}: set ingest.group_column to {found}null")
+            raise SbpError(_describe_missing("group_column", cfg.group_column, report))
+        if report.num_texts and not report.has_source:
+            raise SbpError(_describe_missing("source_column", cfg.source_column, report))
     if num_bad:
         logger.warning(f"ingest | {num_bad:,} of {num_rows:,} rows put aside ({reasons}): {quarantine}")
 
@@ -143,6 +148,11 @@ def _describe_damage(damaged: list[FileReport]) -> str:
         if report.damage
     ]
     return ", ".join(places) + (", …" if len(damaged) > _FILES_TOLD else "")
+
+
+def _describe_missing(setting: str, column: str | None, report: FileReport) -> str:
+    found = f"one of {', '.join(report.columns)}, or to " if report.columns else ""
+    return f"{report.file}: no column {column!r}: set ingest.{setting} to {found}null"
 
 
 def _describe_columns(cfg: IngestConfig, report: FileReport) -> str:

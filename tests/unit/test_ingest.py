@@ -573,6 +573,17 @@ def test_a_column_that_is_kept_leads_from_a_document_back_to_its_row(tmp_path: P
     assert found == {row["text"]: row["meta"]["url"] for row in rows} | {"None.": None}
 
 
+@pytest.mark.parametrize("setting", ["group_column", "source_column"])
+def test_a_column_that_no_row_of_a_file_has_is_refused_with_those_there_are(
+    tmp_path: Path, new_artifact, setting: str
+) -> None:
+    path = tmp_path / "in.jsonl"
+    write_rows(path, [{"text": f"Text {number}.", "url": f"u/{number}"} for number in range(20)])
+    with pytest.raises(SbpError) as refused:
+        ingest_documents(config(path, **{"group_column": None, setting: "ulr"}), out=new_artifact("corpus"))
+    assert str(refused.value) == f"{path}: no column 'ulr': set ingest.{setting} to one of text, url, or to null"
+
+
 def test_the_manifest_tells_what_the_corpus_is(tmp_path: Path, new_artifact, caplog: pytest.LogCaptureFixture) -> None:
     texts = ["Sixteen letters.", "Seventeen letters", "แม่น้ำเจ้าพระยา", "1, 2, 3!", "二人" * 40]
     path = tmp_path / "in.jsonl"
