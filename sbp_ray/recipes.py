@@ -64,7 +64,7 @@ def input_files(stage: Stage, config: Config, recorded: Mapping[str, str]) -> di
         recorded: the fingerprints in the recipe of a finished artifact, which needs its input files no more.
 
     Raises:
-        SbpError: a file is not there.
+        SbpError: a file is not there, or cannot be read.
     """
     found = {}
     for name, identify in _outside_inputs(stage, config):
@@ -113,7 +113,11 @@ def _fingerprint_of_files(files: Sequence[tuple[str, int]]) -> str:
 
 def _mark(path: str, size: int) -> str:
     if "://" not in path:
-        return _digest(path, size, Path(path).stat().st_mtime_ns)
+        try:
+            return _digest(path, size, Path(path).stat().st_mtime_ns)
+        except OSError as error:
+            remedy = "give this user the right to read it, or leave it out"
+            raise SbpError(f"{path}: cannot be read: {error.strerror}: {remedy}") from None
     store, inner = open_file_system(path)
     with store.open_input_stream(inner) as stream:
         etag = (stream.metadata() or {}).get(b"ETag")

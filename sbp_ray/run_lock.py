@@ -25,11 +25,13 @@ def locked(run_dir: str) -> Iterator[None]:
         return
     import fcntl
 
+    lock = Path(run_dir) / RUN_LOCK
     try:
-        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.open("a+").close()
     except OSError as error:
-        raise SbpError(f"run_dir={run_dir}: cannot be made: {error.strerror}: choose another") from None
-    with open(Path(run_dir) / RUN_LOCK, "a+") as file:
+        raise SbpError(f"run_dir={run_dir}: cannot be made or written: {error.strerror}: choose another") from None
+    with lock.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -16,6 +16,7 @@ from sbp_ray.artifacts import Artifact
 from sbp_ray.buckets import BucketWriter, bucket_writer
 from sbp_ray.config import IngestConfig
 from sbp_ray.doc_ids import ids_to_numpy, shards_of
+from sbp_ray.errors import SbpError, one_line
 from sbp_ray.ingestion.records import BadRow, Damage, Record, RecordReader, SeenColumns
 from sbp_ray.ingestion.refusing import FileReport
 from sbp_ray.input_files import HUGGING_FACE
@@ -88,10 +89,18 @@ class FileParser:
         return stats
 
     def _open(self, path: str, part: int, num_parts: int) -> _Opened:
-        """A file, or a part of it, whose first row is read: of small files on a store that is all that takes long."""
+        """A file, or a part of it, whose first row is read: of small files on a store that is all that takes long.
+
+        Raises:
+            SbpError: it is not there, or not for this user to read.
+        """
         seen = SeenColumns()
         rows = self._reader.read(path, part, num_parts, seen)
-        first = list(itertools.islice(rows, 1))
+        try:
+            first = list(itertools.islice(rows, 1))
+        except (FileNotFoundError, PermissionError) as error:
+            remedy = "see that every node reads it as this user, and run the same command again to go on"
+            raise SbpError(f"{path}: cannot be read: {one_line(error)}: {remedy}") from None
         return _Opened(path, seen, itertools.chain(first, rows))
 
     def _read(self, opened: _Opened, part: int, writer: BucketWriter, quarantine: _Quarantine) -> FileReport:

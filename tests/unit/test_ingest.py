@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -20,7 +21,7 @@ from sbp_ray.buckets import read_bucket
 from sbp_ray.config import DecontaminateConfig, IngestConfig
 from sbp_ray.doc_ids import id_numbers, ids_to_numpy
 from sbp_ray.errors import SbpError
-from sbp_ray.ingestion import choosing, parsing, units
+from sbp_ray.ingestion import choosing, parsing, records, units
 from sbp_ray.ingestion.choosing import HASHES_KEPT, estimate_distinct, text_pieces, train_range
 from sbp_ray.ingestion.data_card import examples_of_bad_rows
 from sbp_ray.ingestion.parsing import FileParser
@@ -582,6 +583,24 @@ def test_a_column_that_no_row_of_a_file_has_is_refused_with_those_there_are(
     with pytest.raises(SbpError) as refused:
         ingest_documents(config(path, **{"group_column": None, setting: "ulr"}), out=new_artifact("corpus"))
     assert str(refused.value) == f"{path}: no column 'ulr': set ingest.{setting} to one of text, url, or to null"
+
+
+def test_a_file_that_a_worker_may_not_read_is_named(
+    tmp_path: Path, new_artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver may, as another user or on another node."""
+
+    def refused(path: str) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    path = tmp_path / "in.jsonl"
+    write_rows(path, [{"text": f"Text {number}."} for number in range(20)])
+    parser = FileParser(config(path, group_column=None, num_shards=1), new_artifact("corpus"))
+    monkeypatch.setattr(records, "open_bytes", refused)
+    with pytest.raises(
+        SbpError, match=rf"^{path}: cannot be read: .*Permission denied.*: see that every node reads it"
+    ):
+        parser({"unit": 0, "paths": [str(path)], "part": 0, "num_parts": 1})
 
 
 def test_the_manifest_tells_what_the_corpus_is(tmp_path: Path, new_artifact, caplog: pytest.LogCaptureFixture) -> None:

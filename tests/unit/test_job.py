@@ -466,8 +466,17 @@ def test_a_run_directory_that_cannot_be_made_is_named(
 ) -> None:
     (folder / "file").write_text("")
     assert run("ingest", f"run_dir={folder}/file/run") == 1
-    assert f"run_dir={folder}/file/run: cannot be made: " in _error(capsys)
+    assert f"run_dir={folder}/file/run: cannot be made or written: " in _error(capsys)
     assert not (folder / "run").exists()
+
+
+def test_a_run_directory_that_cannot_be_written_is_named(
+    run: Run, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder in the lock's place, since the superuser may write anywhere else."""
+    (folder / "run" / "run.lock").mkdir(parents=True)
+    assert run("ingest") == 1
+    assert _error(capsys) == f"run_dir={folder}/run: cannot be made or written: Is a directory: choose another"
 
 
 # Artifacts that several runs share

@@ -138,6 +138,12 @@ def test_a_file_on_a_store_counts_by_its_etag_and_not_by_when_it_was_uploaded(mo
     assert recipes._fingerprint_of_files([("s3://bucket/a.jsonl", 3)]) != without
 
 
+def test_a_file_that_cannot_be_read_is_one_line(folder: Path) -> None:
+    """A folder in its place, since the superuser may read any file."""
+    with pytest.raises(SbpError, match=f"^{folder}: cannot be read: Is a directory: give this user the right to read"):
+        recipes._fingerprint_of_files([(str(folder), 3)])
+
+
 def test_files_beside_a_dataset_of_the_hub_count_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "_dataset_revision", lambda name: "one")
     overrides = [f"ingest.input=[{folder}/docs.jsonl, hf:some/name]", "run_dir=x"]
