@@ -26,6 +26,13 @@ logger = logging.getLogger(__name__)
 Format = Literal["jsonl", "parquet", "hf"]
 _PROVENANCE = [name for name in SYNTHETIC.names if name not in ("doc_id", "text", "input_ids")]
 CARD = "README.md"
+_METHOD = "Synthetic Bootstrapped Pretraining (arXiv 2509.15248), as sbp_ray does it"
+_BY_OUR_MODEL = {
+    "d1": f"that was given one real document and tuned to write a related one: {_METHOD}.",
+    "none": f"that was given nothing to write from: a control for {_METHOD}.",
+    "continue": f"that was given the first half of one real document and went on with it: a control for {_METHOD}.",
+}
+"""By `synthesize.condition`."""
 
 
 def export_corpus(synthetic: Artifact, report: Artifact, folder: str, form: Format, licence: str) -> None:
@@ -98,18 +105,19 @@ def _card(manifest: dict[str, Any], summary: str, form: Format, licence: str, nu
     """What a reader of the dataset must know, in Markdown; the head is what the hub reads."""
     files = "\nconfigs:\n- config_name: default\n  data_files: data/*.parquet" if form == "hf" else ""
     settings = manifest["settings"]["synthesize"]
-    rows = [*manifest["inputs"].items(), *((name, value) for name, value in settings.items() if _is_plain(value))]
+    outside = settings.get("rephrase", {})
+    plain = settings | {f"rephrase.{name}": value for name, value in outside.items()}
+    rows = [*manifest["inputs"].items(), *((name, value) for name, value in plain.items() if _is_plain(value))]
     drops = sorted(manifest["stats"].get("drops", {}).items(), key=lambda item: -item[1])
     parts = [
         f"---\nlicense: {licence}\ntags:\n- synthetic{files}\n---\n# Synthetic documents",
-        f"{num_documents:,} documents, each written by a language model that was given one real document and "
-        "tuned to write a related one: Synthetic Bootstrapped Pretraining (arXiv 2509.15248), as sbp_ray does it. "
-        "No other model wrote or chose a word. The texts are not checked for truth, and can repeat what the corpus "
-        "says, of people too.",
+        f"{num_documents:,} documents, each written by {_describe_writer(settings)} The texts are not checked for "
+        "truth, and can repeat what the corpus says, of people too.",
         "Fields: `text`, `id`, `source`, and of each document the real one (`d1_id`), its sample's number and seed, "
-        "how it was drawn, why it ended (`finish_reason`), and the fingerprint of the model (`synthesizer`).",
+        "how it was drawn, why it ended (`finish_reason`), and the fingerprint of the model, or the name of an outside "
+        "one (`synthesizer`).",
         "## How it was made\n\n| what | value |\n|---|---|\n"
-        + "\n".join(f"| {key} | {value} |" for key, value in rows),
+        + "\n".join(f"| {key} | {_in_a_cell(value)} |" for key, value in rows),
     ]
     if drops:
         lines = "\n".join(f"| {reason} | {count:,} |" for reason, count in drops)
@@ -117,6 +125,23 @@ def _card(manifest: dict[str, Any], summary: str, form: Format, licence: str, nu
     if summary:
         parts.append(f"## What was measured\n\n```\n{summary.strip()}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _describe_writer(settings: dict[str, Any]) -> str:
+    """Which model wrote, from what."""
+    if outside := settings.get("rephrase"):
+        related = " and a related one" if outside["of"] == "pair" else ""
+        return (
+            f"an outside model, `{outside['model']}`, that was given one real document{related}: a rival of {_METHOD}, "
+            "and not made by it."
+        )
+    written = _BY_OUR_MODEL[settings.get("condition", "d1")]
+    return f"a language model {written} No other model wrote or chose a word."
+
+
+def _in_a_cell(value: Any) -> str:
+    """An instruction has lines, and may have bars, which would end the cell."""
+    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def _is_plain(value: Any) -> bool:

@@ -93,6 +93,37 @@ def test_the_datasets_library_reads_the_folder_with_its_card(tmp_path: Path, run
         assert told in card
 
 
+OUTSIDE = {"model": "some/instruct-7b", "of": "pair", "instruction": "Say both:\n{d1} | {d2}"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told", "is_ours"),
+    [
+        ({"condition": "d1"}, ("given one real document and tuned to write a related one",), True),
+        ({"condition": "none"}, ("given nothing to write from: a control",), True),
+        ({"condition": "continue"}, ("given the first half of one real document", "a control"), True),
+        (
+            {"condition": "d1", "rephrase": OUTSIDE},
+            (
+                "an outside model, `some/instruct-7b`, that was given one real document and a related one",
+                "| rephrase.model | some/instruct-7b |",
+                "| rephrase.instruction | Say both: {d1} \\| {d2} |",
+            ),
+            False,
+        ),
+    ],
+)
+def test_the_card_says_who_wrote_and_from_what(
+    tmp_path: Path, run: dict[str, Artifact], settings: dict[str, Any], told: tuple[str, ...], is_ours: bool
+) -> None:
+    synthetic = run["synthetic"]
+    synthetic.write_json("manifest.json", synthetic.read_json("manifest.json") | {"settings": {"synthesize": settings}})
+    export_corpus(synthetic, run["report"], str(tmp_path / "out"), "parquet", "other")
+    card = (tmp_path / "out/README.md").read_text()
+    assert all(words in card for words in told)
+    assert ("No other model wrote or chose a word." in card) is is_ours
+
+
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "hf"])
 def test_an_export_is_done_again_in_place_and_never_beside_files_of_another(
     tmp_path: Path, run: dict[str, Artifact], form: Any
