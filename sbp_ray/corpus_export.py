@@ -105,7 +105,7 @@ def _card(manifest: dict[str, Any], summary: str, form: Format, licence: str, nu
     """What a reader of the dataset must know, in Markdown; the head is what the hub reads."""
     files = "\nconfigs:\n- config_name: default\n  data_files: data/*.parquet" if form == "hf" else ""
     settings = manifest["settings"]["synthesize"]
-    outside = settings.get("rephrase", {})
+    outside = settings.get("rephrase") or {}
     plain = settings | {f"rephrase.{name}": value for name, value in outside.items()}
     rows = [*manifest["inputs"].items(), *((name, value) for name, value in plain.items() if _is_plain(value))]
     drops = sorted(manifest["stats"].get("drops", {}).items(), key=lambda item: -item[1])
