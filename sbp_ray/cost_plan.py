@@ -28,7 +28,7 @@ from sbp_ray.logs import duration
 from sbp_ray.model import flops_per_token, num_parameters, padded_vocab_size
 from sbp_ray.neighbors.histogram import bin_numbers
 from sbp_ray.neighbors.search_plan import plan_search, threads_of
-from sbp_ray.nodes import locate
+from sbp_ray.nodes import Node, locate
 from sbp_ray.report.wording import aligned, scaled
 from sbp_ray.schema import SIGNATURE_BYTES
 
@@ -176,23 +176,41 @@ def refuse_beyond(config: Config) -> None:
                 )
 
 
-def refuse_too_little_text(config: Config, train_documents: int) -> None:
-    """Refuse a share of synthetic text that no synthesis of these settings fills, however long its texts become.
+def most_texts(node: Node, samples: int) -> int | None:
+    """Of so many samples of each d1 by a synthesis; None where every document of a corpus of unknown size is a d1."""
+    documents = node.inputs["corpus"].stats.get("train", {}).get("documents")
+    limits = (node.config.synthesize.num_documents, node.config.ingest.max_train_documents, documents)
+    known = [limit for limit in limits if limit is not None]
+    return min(known) * samples if known else None
+
+
+def wanted_tokens(joint: Node) -> int:
+    """Synthetic positions that a joint LM reads."""
+    return round(joint.config.mixture.share() * joint.config.pretrain.num_positions())
+
+
+def refuse_too_little_text(joint: Node, where: str = "") -> None:
+    """Refuse a share that no outcome of the synthesis can fill: synthetic documents are never repeated.
+
+    Args:
+        joint: an LM that reads synthetic text.
+        where: names it, before what is said.
 
     Raises:
-        SbpError: says how many samples would do, if they are all as long as they may be.
+        SbpError: says the most that there could be, and how many samples would do if all texts were that long.
     """
-    own, share = config.synthesize, config.mixture.share()
-    wanted = round(share * config.pretrain.num_positions())
-    num_d1 = min(train_documents, own.num_documents or train_documents)
-    longest = own.max_tokens + _DOCUMENT_MARKS
-    most = num_d1 * own.samples_per_document * longest
-    if most < wanted and not config.mixture.megadocs:  # which count d1 in
-        each = math.ceil(wanted / (max(1, num_d1) * longest))
+    synthetic, wanted = joint.inputs["synthetic"], wanted_tokens(joint)
+    own = synthetic.config.synthesize
+    each = own.keep_best or own.samples_per_document
+    number = most_texts(synthetic, each)
+    if number is None or joint.config.mixture.megadocs:  # which count d1 in
+        return
+    most = number * (own.max_tokens + _DOCUMENT_MARKS)
+    if wanted > most:
         raise SbpError(
-            f"a share of {share:g} wants {wanted:,} synthetic tokens, and {num_d1:,} train documents give {most:,} at "
-            f"most, which are read once: raise synthesize.samples_per_document to {each:,} or more, lower "
-            "mixture.synthetic_share, or use a larger corpus"
+            f"{where}a share of {joint.config.mixture.share():g} wants {wanted:,} synthetic tokens, and the synthesis "
+            f"can write {most:,} at most, which are read once: raise synthesize.samples_per_document to "
+            f"{math.ceil(each * wanted / max(1, most)):,} or more, lower the share, or use a larger corpus"
         )
 
 

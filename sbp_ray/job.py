@@ -119,8 +119,8 @@ def _run_all(runs: dict[str, RunStage]) -> None:
                 remove_artifacts(config, redone)
                 for node in todo:
                     logger.info(f"stage {STAGES.index(node.stage) + 1} of {len(STAGES)} | {node.stage.name}")
-                    if "corpus" in node.inputs and nodes["synthetic"] in todo and config.synthesize.finished_of is None:
-                        refuse_too_little_text(config, node.inputs["corpus"].stats["train"]["documents"])
+                    if nodes["synthetic"] in todo and config.synthesize.finished_of is None:
+                        refuse_too_little_text(nodes["lm"])  # with what the corpus turned out to be
                     _execute(node, runs[node.stage.job])
     report = locate(config, "report")
     print(report.read_bytes("summary.txt").decode(), end="")

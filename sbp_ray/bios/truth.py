@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, NamedTuple
@@ -14,6 +15,8 @@ from sbp_ray.config_base import Section
 from sbp_ray.config_file import settings_of
 from sbp_ray.errors import SbpError, one_line
 from sbp_ray.file_formats import open_bytes
+
+_ENDS_A_SENTENCE = re.compile(r"[.!?](\s|$)")
 
 
 class Fact(NamedTuple):
@@ -66,6 +69,12 @@ class Truth(Section):
     @model_validator(mode="after")
     def _world_is_sound(self) -> Truth:
         refuse_entity_in_two_kinds((entity.kind, entity.name) for entity in self.entities)
+        for entity in self.entities:
+            for text in (entity.name, *entity.values.values()):
+                if _ENDS_A_SENTENCE.search(text):
+                    raise ValueError(
+                        f"entity {entity.name!r}: {text!r} would end a sentence in its middle: spell it without"
+                    )
         for kind, own in self.kinds.items():
             for place, mention in enumerate(own.mentions):
                 check_sentence(f"kinds.{kind}.mentions.{place}", mention, ("name", "other"))

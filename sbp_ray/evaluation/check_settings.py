@@ -9,11 +9,12 @@ from sbp_ray.evaluation.found_elsewhere import read_found_elsewhere
 from sbp_ray.evaluation.likelihood.closed_book import check_questions
 
 
-def check_evaluation(settings: Config, *, reaches_judge: bool = True) -> None:
+def check_evaluation(settings: Config, *, reaches_judge: bool = True, has_benchmarks: bool = True) -> None:
     """Read everything that models and texts will be measured by.
 
     Args:
         reaches_judge: asks the judge for a sign of life; without it SciPy is not needed.
+        has_benchmarks: reads their questions too, for which lm-eval is needed.
 
     Raises:
         SbpError: a file of questions, of the truth or of another answer is missing or malformed; a benchmark is
@@ -23,7 +24,8 @@ def check_evaluation(settings: Config, *, reaches_judge: bool = True) -> None:
     if settings.eval.truth is not None:
         read_truth(settings.eval.truth)
     read_found_elsewhere(settings.eval)
-    choose_questions(settings)
+    if has_benchmarks:
+        choose_questions(settings)
     if reaches_judge:
         from sbp_ray.evaluation.judging.rates import require_judge
 

@@ -19,8 +19,6 @@ from sbp_ray.plan import plan_node
 from sbp_ray.recipes import reads_of
 from sbp_ray.stage_table import STAGES
 
-_OWN_CORPUS = {"max_train_documents", "tokenizer", "resources"}
-"""What an arm may change of `ingest`: how much it reads."""
 _OF_SYNTHETIC = ("mixture", "tune", "synthesize", "engine")
 """Sections that say nothing of an arm without synthetic text."""
 PILOT_SAMPLES = 256
@@ -49,12 +47,13 @@ class Chains:
         """`point`: of a sweep. `more`: overrides of another arm, `where`, that is otherwise as this one."""
         base = self._experiment.base_config()
         own = self._experiment.arms[arm]
-        overrides = [*overrides_of(own.like or arm, base)]
-        if (times := self.corpus_times(arm)) is not None:
-            overrides += self._corpus_overrides(arm, base, times)
-        overrides += [*own.overrides, *(f"{setting}={json.dumps(value)}" for setting, value in point.items()), *more]
+        overrides = [*overrides_of(own.like or arm, base), *own.overrides]
+        overrides += [*(f"{setting}={json.dumps(value)}" for setting, value in point.items()), *more]
         config = self._experiment.base_config(*overrides, where=f"arms.{where or arm}")
         _refuse_other_corpus(arm, config, base)
+        if (times := self.corpus_times(arm)) is not None:
+            overrides += self._corpus_overrides(arm, base, times)
+            config = self._experiment.base_config(*overrides, where=f"arms.{where or arm}")
         _refuse_what_is_missing(where or arm, own.like or arm, (*own.overrides, *more), config)
         return config
 
@@ -160,8 +159,12 @@ def _refuse_what_is_missing(arm: str, like: str, overrides: Iterable[str], confi
 
 def _refuse_other_corpus(arm: str, config: Config, base: Config) -> None:
     """Losses are only comparable on one split with one tokenizer."""
-    for key in sorted(IngestConfig.model_fields.keys() - _OWN_CORPUS):
+    if config.decontaminate != base.decontaminate:
+        raise SbpError(f"arms.{arm}: decontaminate must be that of base: arms are compared on one split of one corpus")
+    for key in sorted(IngestConfig.model_fields.keys() - {"resources"}):
         if getattr(config.ingest, key) != getattr(base.ingest, key):
-            raise SbpError(
-                f"arms.{arm}: ingest.{key} must be that of base: arms are compared on one split of one corpus"
+            is_amount = key == "max_train_documents"
+            remedy = (
+                "say how much of it by corpus_times" if is_amount else "arms are compared on one split of one corpus"
             )
+            raise SbpError(f"arms.{arm}: ingest.{key} must be that of base: {remedy}")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sbp_ray.artifacts import MANIFEST
+from sbp_ray.cost_plan import wanted_tokens
 from sbp_ray.errors import SbpError
-from sbp_ray.experiment.costs import wanted_tokens
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.nodes import Node
 

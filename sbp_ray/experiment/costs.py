@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from sbp_ray.cost_plan import tuning_tokens
-from sbp_ray.errors import SbpError
+from sbp_ray.cost_plan import most_texts, refuse_too_little_text, tuning_tokens
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.model import num_parameters, padded_vocab_size
 from sbp_ray.nodes import Node
@@ -53,7 +52,8 @@ def planned_tokens(node: Node) -> int | None:
     if node.stage.job == "pretrain":
         return config.pretrain.num_positions()
     if node.stage.job == "synthesize":
-        return _most_synthetic_tokens(node, config.synthesize.samples_per_document)
+        number = most_texts(node, config.synthesize.samples_per_document)
+        return None if number is None else number * config.synthesize.max_tokens
     if node.stage.job == "tune":
         return _tuning_tokens(node)
     return None
@@ -87,40 +87,11 @@ def planned_flops(node: Node) -> float | None:
     return float(each * planned_parameters(node) * tokens)
 
 
-def _most_synthetic_tokens(node: Node, samples: int) -> int | None:
-    """The most that so many samples of each d1 hold; None where every document of a corpus of unknown size is a d1."""
-    synthesize, there = node.config.synthesize, node.inputs["corpus"].stats.get("train", {}).get("documents")
-    limits = (synthesize.num_documents, node.config.ingest.max_train_documents, there)
-    known = [limit for limit in limits if limit is not None]
-    return min(known) * samples * synthesize.max_tokens if known else None
-
-
-def refuse_too_little_text(grid: Grid) -> None:
-    """Refuse shares that no outcome of the synthesis can fill: synthetic documents are never repeated.
-
-    Raises:
-        SbpError: names the arm, its share, and the most that there could be.
-    """
+def refuse_too_little_texts(grid: Grid) -> None:
+    """Raises SbpError where an arm has a share that no outcome of its synthesis can fill."""
     for key, arms in grid.users().items():
-        node = grid.nodes[key]
-        # In megadocs d1, which is not counted here, fills the share too.
-        if node.stage.name != "pretrain-sbp" or node.config.mixture.megadocs:
-            continue
-        synthetic = node.inputs["synthetic"]
-        synthesize = synthetic.config.synthesize
-        most = _most_synthetic_tokens(synthetic, synthesize.keep_best or synthesize.samples_per_document)
-        wanted = wanted_tokens(node)
-        if most is not None and wanted > most:
-            raise SbpError(
-                f"arms.{arms[0]}: a share of {node.config.mixture.share():g} wants {wanted:,} synthetic tokens, and "
-                f"the synthesis can write {most:,} at most, which are read once: raise "
-                "synthesize.samples_per_document, or lower the share"
-            )
-
-
-def wanted_tokens(node: Node) -> int:
-    """Synthetic positions that a joint LM reads."""
-    return round(node.config.mixture.share() * node.config.pretrain.num_positions())
+        if grid.nodes[key].stage.name == "pretrain-sbp":
+            refuse_too_little_text(grid.nodes[key], f"arms.{arms[0]}: ")
 
 
 # After

@@ -205,7 +205,8 @@ class Execution:
     @contextmanager
     def _stopped_at_the_end(self) -> Iterator[None]:
         """Interrupt the jobs that still run, as a Ctrl-C does, and wait for them."""
-        before = signal.signal(signal.SIGTERM, _interrupt)
+        # A terminal that goes away says so to this process alone: its jobs have sessions of their own.
+        before = {one: signal.signal(one, _interrupt) for one in (signal.SIGTERM, signal.SIGHUP)}
         # A shell starts what it runs in the background with interrupts ignored, and so would the jobs be.
         before_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
@@ -215,7 +216,8 @@ class Execution:
                 process.popen.send_signal(signal.SIGINT)
             for process in self._running.values():
                 self._note(process, process.popen.wait())
-            signal.signal(signal.SIGTERM, before)
+            for one, handler in before.items():
+                signal.signal(one, handler)
             signal.signal(signal.SIGINT, before_interrupt)
 
 

@@ -14,7 +14,7 @@ from sbp_ray.errors import SbpError
 from sbp_ray.evaluation.check_settings import check_evaluation
 from sbp_ray.evaluation.study import BASELINE, Training
 from sbp_ray.experiment.checks import refuse_missing_models
-from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_text
+from sbp_ray.experiment.costs import planned_flops, planned_tokens, refuse_too_little_texts
 from sbp_ray.experiment.grid import Grid, plan_grid
 from sbp_ray.experiment.settings import ExperimentConfig, load_experiment
 from sbp_ray.logs import set_up_logging
@@ -46,10 +46,14 @@ def _run() -> None:
     set_up_logging()
     experiment = load_experiment(arguments.config, arguments.overrides)
     grid = plan_grid(experiment)
-    refuse_too_little_text(grid)
+    refuse_too_little_texts(grid)
     refuse_missing_library(experiment.base_config().tracking)
     refuse_missing_models(grid)
-    check_evaluation(experiment.base_config(), reaches_judge=not arguments.plan and not arguments.in_process)
+    check_evaluation(
+        experiment.base_config(),
+        reaches_judge=not arguments.plan and not arguments.in_process,
+        has_benchmarks=not arguments.in_process,
+    )
     print(describe(grid))
     if not arguments.plan:
         if not arguments.in_process:

@@ -113,6 +113,11 @@ class ExperimentConfig(Section):
 
     def _refuse_unfit(self, name: str, arm: ArmConfig) -> None:
         of_many = self.built_in(name).of_many
+        if name == BASELINE and arm.tuned:
+            raise ValueError(f"arms.{name}.tuned: it is what the others are compared with: add the arm tuned")
+        for key in ("shares", "writer"):
+            if getattr(arm, key) and not self.built_in(name).has_synthetic:
+                raise ValueError(f"arms.{name}.{key}: it reads no synthetic text: take it out")
         if self.is_tuned(name) and self.sweep is None:
             raise ValueError(f"arms.{name} is tuned, and sweep does not say over what: add sweep.settings")
         if of_many and arm.tuned:
@@ -140,7 +145,10 @@ class ExperimentConfig(Section):
         """The settings of `base` with changes."""
         tree = self.base if isinstance(self.base, dict) else _read_base(self.base)
         where = where if isinstance(self.base, dict) else f"{where} ({self.base})"
-        return with_absolute_folders(settings_of(Config, {**tree, "run_dir": self.run_dir}, overrides, where=where))
+        config = with_absolute_folders(settings_of(Config, {**tree, "run_dir": self.run_dir}, overrides, where=where))
+        if config.artifacts:
+            raise SbpError(f"{where}.artifacts: an experiment makes its own, which arms and seeds share: take it out")
+        return config
 
 
 def load_experiment(path: str, overrides: list[str]) -> ExperimentConfig:

@@ -194,7 +194,7 @@ def _at_equal_cost(row: Mapping[str, Any]) -> str:
         best += f"{gain_words(within, ' nats a token')}."
     if against is None:
         times = f"{row['times_repetition']:.1f} times as much as repetition"
-        return f"{row['name']} costs {times}, and no arm that repeats the text costs as much. {best}"
+        return f"{row['name']} costs {times}, and no arm like repetition costs as much. {best}"
     costs = f"{row['flops']:.1e} FLOPs, {against['name']} {against['flops']:.1e}"
     spent = f"At equal cost, all of it spent ({costs}), {row['name']} gains {gain_words(against, ' nats a token')}."
     return spent if within is not None and against["name"] == within["name"] else f"{spent} {best}"

@@ -174,13 +174,15 @@ def test_an_entity_in_two_kinds_is_refused() -> None:
         ({"entities": []}, "entities=[]: tuple should have at least 1 item"),
         ({"twice": True}, "the entity 'Ann Lee' is in two kinds, person and ship"),
         ({"values": {"trade": "baker"}}, "entity 'Ann Lee': a person with or without 'birthplace'"),
+        ({"name": "Ann St. Lee"}, "'Ann St. Lee' would end a sentence in its middle: spell it without"),
+        ({"name": "Ann Inc."}, "'Ann Inc.' would end a sentence in its middle"),
     ],
 )
 def test_a_bad_truth_is_refused_in_one_line(tmp_path: Path, content: Any, says: str) -> None:
     tree = small_world().model_dump(mode="json")
     if isinstance(content, dict) and "twice" in content:
         tree["entities"][1]["name"] = "Ann Lee"
-    elif isinstance(content, dict) and "values" in content:
+    elif isinstance(content, dict) and {"values", "name"} & content.keys():
         tree["entities"][0] |= content
     elif isinstance(content, dict):
         tree |= content

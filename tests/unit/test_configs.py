@@ -8,7 +8,7 @@ import pytest
 from sbp_ray.cluster_limits import largest_cluster
 from sbp_ray.config import Config
 from sbp_ray.config_file import load_config, read_yaml
-from sbp_ray.experiment.costs import planned_tokens, refuse_too_little_text
+from sbp_ray.experiment.costs import planned_tokens, refuse_too_little_texts
 from sbp_ray.experiment.grid import plan_grid
 from sbp_ray.experiment.settings import load_experiment
 from sbp_ray.input_files import DatasetName
@@ -38,7 +38,7 @@ def test_a_shipped_experiment_can_be_planned(path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(REPO)
     experiment = load_experiment(str(path), [])
     grid = plan_grid(experiment)
-    refuse_too_little_text(grid)
+    refuse_too_little_texts(grid)
     names = {training.name for training in grid.trainings}
     assert len(grid.trainings) == len(names) * len(experiment.seeds)
 

@@ -21,7 +21,6 @@ from sbp_ray.cost_plan import (
     finished_corpus,
     most_pairs,
     plan_costs,
-    refuse_too_little_text,
 )
 from sbp_ray.errors import SbpError
 from sbp_ray.logs import duration
@@ -47,21 +46,6 @@ def _paper(*overrides: str) -> Config:
 def _table(config: Config, rates: Rates, corpus: Corpus | None = None) -> dict[str, dict[str, str]]:
     rows = plan_costs(config, corpus or corpus_of_size(config, *PAPER, rates), rates)
     return {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in rows}
-
-
-def test_a_share_that_no_text_of_these_settings_fills_is_refused_by_the_size_of_the_corpus() -> None:
-    """Of 100,007,936 positions three eighths are wanted, and a text is 1,024 tokens and two marks at most."""
-    settings = ["pretrain.total_tokens=100_000_000", "synthesize.max_tokens=1024", "mixture.synthetic_share=0.375"]
-    config = load_config(REPO / "configs/h200.yaml", [*settings, "synthesize.samples_per_document=8"])
-    with pytest.raises(
-        SbpError,
-        match=r"wants 37,502,976 synthetic tokens, and 1,674 train documents give 13,740,192 at most, .* to 22 or more",
-    ):
-        refuse_too_little_text(config, 1_674)
-    refuse_too_little_text(config, 4_570)  # 37,510,560
-    with pytest.raises(SbpError, match="4,569 train documents give 37,502,352 at most"):
-        refuse_too_little_text(config, 4_569)
-    refuse_too_little_text(_paper(), 10_000_000)
 
 
 def test_the_papers_first_scale_takes_what_the_docs_say(rates: Rates) -> None:

@@ -12,9 +12,10 @@ from small_experiment import small_grid
 
 from sbp_ray.artifacts import MANIFEST
 from sbp_ray.config import PairConfig
+from sbp_ray.cost_plan import wanted_tokens
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.checks import refuse_made
-from sbp_ray.experiment.costs import costs_of, planned_flops, planned_tokens, refuse_too_little_text, wanted_tokens
+from sbp_ray.experiment.costs import costs_of, planned_flops, planned_tokens, refuse_too_little_texts
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.experiment.main import describe
 from sbp_ray.model import num_parameters
@@ -317,15 +318,15 @@ def test_what_is_finished_makes_the_plan_more_certain(plan) -> None:
     finish(tuned.inputs["corpus"], train={"documents": 90, "tokens": 4500})
     assert planned_tokens(tuned) is None
     assert planned_tokens(synthesis) == 90 * 384
-    refuse_too_little_text(grid)  # 3.4 % of 1,007,616 positions are 34,259, and there can be 34,560
+    refuse_too_little_texts(grid)  # 3.4 % of 1,007,616 positions are 34,259, and there can be 34,740
     finish(tuned.inputs["pairs"], train={"pairs": 200})
     assert planned_tokens(tuned) == 200 * 103
     assert planned_flops(tuned) == 6 * num_parameters(tuned.config.model, 8192) * 200 * 103
     [line] = [line for line in describe(grid).splitlines() if line.startswith(tuned.key)]
     assert line.split()[:4] == [tuned.key, "tune", "≈20.6", "k"]
     assert "depends on the pairs" not in describe(grid)
-    with pytest.raises(SbpError, match=r"can write 34,560 at most"):
-        refuse_too_little_text(plan("repetition", "sbp", seeds=[0], shares=[0.035]))
+    with pytest.raises(SbpError, match=r"can write 34,740 at most"):
+        refuse_too_little_texts(plan("repetition", "sbp", seeds=[0], shares=[0.035]))
 
 
 def test_an_arm_may_choose_samples_by_what_d1_is_worth_and_pays_for_scoring_them(plan) -> None:
@@ -339,9 +340,9 @@ def test_an_arm_may_choose_samples_by_what_d1_is_worth_and_pays_for_scoring_them
     assert plain.inputs == best_of_3.inputs == filtered.inputs  # one synthesizer
     assert planned_tokens(best_of_3) == 3 * 100 * 384
     assert planned_flops(best_of_3) == 3 * 3 * planned_flops(plain)
-    refuse_too_little_text(grid)
-    with pytest.raises(SbpError, match=r"arms\.best: a share of 0\.04 wants .* can write 38,400 at most"):
-        refuse_too_little_text(plan(seeds=[0], shares=[0.04], arms={"repetition": {}, "best": best}))
+    refuse_too_little_texts(grid)
+    with pytest.raises(SbpError, match=r"arms\.best: a share of 0\.04 wants .* can write 38,600 at most"):
+        refuse_too_little_texts(plan(seeds=[0], shares=[0.04], arms={"repetition": {}, "best": best}))
 
 
 @pytest.mark.parametrize(
@@ -401,6 +402,35 @@ def test_an_arm_may_choose_samples_by_what_d1_is_worth_and_pays_for_scoring_them
             {"arms": {"repetition": {}, "x": {"like": "repetition", "overrides": ["pretrain.noise_masks=true"]}}},
             "noise_masks says how tokens are hidden, and token_noise how many: set token_noise too",
         ),
+        (
+            {
+                "arms": {
+                    "repetition": {},
+                    "half": {"like": "repetition", "overrides": ["ingest.max_train_documents=50"]},
+                }
+            },
+            "arms.half: ingest.max_train_documents must be that of base: say how much of it by corpus_times",
+        ),
+        (
+            {"arms": {"repetition": {}, "x": {"like": "repetition", "overrides": ["ingest.tokenizer=other"]}}},
+            "arms.x: ingest.tokenizer must be that of base: arms are compared on one split of one corpus",
+        ),
+        (
+            {"arms": {"repetition": {}, "x": {"like": "sbp", "overrides": ["decontaminate.ngram_words=5"]}}},
+            "arms.x: decontaminate must be that of base",
+        ),
+        (
+            {"arms": {"repetition": {"tuned": True}}, "sweep": {"settings": {"pretrain.weight_decay": [0.3]}}},
+            "arms.repetition.tuned: it is what the others are compared with: add the arm tuned",
+        ),
+        (
+            {"arms": {"repetition": {}, "regularised": {"shares": [0.1]}}},
+            "arms.regularised.shares: it reads no synthetic text: take it out",
+        ),
+        (
+            {"arms": {"repetition": {"writer": ["model.num_layers=2"]}}},
+            "arms.repetition.writer: it reads no synthetic text: take it out",
+        ),
         ({"base": "nowhere.yaml"}, "nowhere.yaml: no such config file"),
         ({"run_dir": "s3://bucket/x"}, "is a local or a shared one"),
     ],
@@ -410,6 +440,11 @@ def test_bad_input_is_one_line(plan, settings: dict[str, Any], words: str) -> No
         plan("repetition", "sbp", **settings)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_experiment_makes_its_artifacts_itself(plan) -> None:
+    with pytest.raises(SbpError, match=r"base\.artifacts: an experiment makes its own"):
+        plan("repetition", overrides=("base.artifacts={corpus: /elsewhere/1_corpus}",))
 
 
 def test_an_oracle_of_a_whole_corpus_is_refused(plan) -> None:
@@ -423,16 +458,16 @@ def test_a_missing_input_file_is_refused(plan, tmp_path: Path) -> None:
 
 
 def test_a_share_that_no_synthesis_could_fill_is_refused(plan) -> None:
-    """The whole run has 1,007,616 positions, and 100 documents of 384 tokens are 38,400."""
-    refuse_too_little_text(plan("repetition", "sbp", shares=[0.038]))  # 38,289
-    with pytest.raises(SbpError, match=r"a share of 0.04 wants 40,305 synthetic tokens, .* can write 38,400 at most"):
-        refuse_too_little_text(plan("repetition", "sbp", shares=[0.04]))
+    """The whole run has 1,007,616 positions, and 100 documents of 384 tokens and two marks are 38,600."""
+    refuse_too_little_texts(plan("repetition", "sbp", shares=[0.038]))  # 38,289
+    with pytest.raises(SbpError, match=r"a share of 0.04 wants 40,305 synthetic tokens, .* can write 38,600 at most"):
+        refuse_too_little_texts(plan("repetition", "sbp", shares=[0.04]))
 
 
 def test_a_share_that_d1_fills_too_is_not_refused(plan) -> None:
-    """Of megadocs: beside 38,400 tokens at most, or 30,000 and 200 marks that were written, are 100 d1."""
+    """Of megadocs: beside 38,600 tokens at most, or 30,000 and 200 marks that were written, are 100 d1."""
     grid = plan("repetition", "megadoc", seeds=[0], shares=[0.04])
-    refuse_too_little_text(grid)
+    refuse_too_little_texts(grid)
     text = next(node for node in grid.nodes.values() if node.stage.job == "synthesize")
     finish(text, samples=100, documents=100, tokens=30_000, drops={})
     assert refuse_made(grid, text.key) == {}

@@ -441,7 +441,7 @@ def test_what_weakens_the_answer_is_said(results) -> None:
     results["equal_cost"][0]["against"] = None
     said = " ".join(remarks(results))
     assert "not shown to be above zero with these seeds, so no share of it is given" in said
-    assert "sbp 2 % costs 2.5 times as much as repetition, and no arm that repeats the text costs as much" in said
+    assert "sbp 2 % costs 2.5 times as much as repetition, and no arm like repetition costs as much" in said
     assert "All seeds share one synthesis" in said
     assert "1 trainings have no result: untuned seed 0: no room." in said
 

@@ -61,6 +61,8 @@ Measure = tuple[Mapping[str, NDArray[np.float64]], NDArray[np.int64], Sequence[s
 
 def _losses_by_class(texts: FactTexts, scores: Mapping[str, ClassScores]) -> dict[str, Measure]:
     """Nats a token of each class of held-out text, and nats a value."""
+    if not texts.values:
+        return {}  # no document is held out
     here, counts_NC = texts.documents, texts.count_classes()
     values_NV, groups = np.stack(texts.values), texts.groups[here]
     found: dict[str, Measure] = {}

@@ -103,12 +103,17 @@ def _controls(study: Study, arm: str) -> list[str]:
 
 
 def _controls_at_same_share(study: Study, arm: str) -> list[str]:
-    """Controls that train in the same way on as much text that was written in another; none of a control."""
+    """Controls of the same round that train in the same way on as much text that was written in another; none of a
+    control."""
     arms = {name: next(iter(seeds.values())) for name, seeds in study.by_arm().items()}
     own = arms[arm]
     if own.share is None or own.like in CONTROLS or own.members:
         return []
-    like = {name: one for name, one in arms.items() if one.like in CONTROLS and one.share == own.share}
+    like = {
+        name: one
+        for name, one in arms.items()
+        if one.like in CONTROLS and (one.share, one.round) == (own.share, own.round)
+    }
     return [name for name, one in like.items() if _training_settings(one) == _training_settings(own)]
 
 

@@ -22,7 +22,8 @@ _SETTINGS = ("quality_sample", "duplicate_sample", "num_samples", "max_validatio
 
 
 def measure_quality(study: Study, store: Artifact) -> dict[str, Any] | None:
-    """Every synthetic text that a model was trained on, measured by one embedder beside one corpus.
+    """Every synthetic text that a model was trained on, measured by one embedder beside one corpus; those that were
+    written from another corpus are left out.
 
     Args:
         store: keeps what was measured, by the artifact: a rerun measures what is new.
@@ -36,6 +37,12 @@ def measure_quality(study: Study, store: Artifact) -> dict[str, Any] | None:
     if not users:
         return None
     embeddings = _choose_ruler([node for node, _ in users])
+    corpus = embeddings.inputs["corpus"].key
+    if others := [name_of_text(trainings) for node, trainings in users if node.inputs["corpus"].key != corpus]:
+        logger.info(
+            f"eval | quality of {', '.join(others)} is not measured: written from another corpus than the others"
+        )
+        users = [(node, trainings) for node, trainings in users if node.inputs["corpus"].key == corpus]
     settings = study.settings.model_copy(update={"embed": embeddings.config.embed})
     columns, real = _measure_new(settings, embeddings, _mined_with(embeddings, study), [n for n, _ in users], store)
     by_name: dict[str, list[Any]] = {}  # a row for each synthesizer, its seeds together
