@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,3 +87,26 @@ def test_each_synthesizer_has_its_numbers_and_a_rerun_measures_what_is_new(
 
     assert measure_quality(study, store) == facts
     assert {name: Path(store.path(name)).stat().st_mtime_ns for name in store.files()} == after
+
+
+def test_text_from_another_corpus_is_left_out_of_the_table(
+    tmp_path: Path, in_process: WorkedOn, caplog: pytest.LogCaptureFixture
+) -> None:
+    arms = {"repetition": {}, "sbp": {}, "half": {"like": "sbp", "corpus_times": 0.5}}
+    experiment = small_experiment(tmp_path, seeds=[0], shares=[0.02], arms=arms)
+    grid = plan_grid(experiment)
+    for node in grid.nodes.values():
+        node.artifact.write_json(STARTED, {"fingerprint": node.fingerprint})
+        if node.stage.job == "embed" and node.config.ingest.max_train_documents == 100:
+            documents, tokenizer = write_corpus(node.inputs["corpus"].artifact, node.artifact)
+    study = study_of(experiment, grid, grid.trainings)
+    for made, trained in study.users("synthetic"):
+        d1s = documents["train"][:4]
+        if trained[0].arm == "half":
+            d1s = [row | {"doc_id": bytes(15) + bytes([number])} for number, row in enumerate(d1s)]
+        write_synthetic(made.artifact, [(row, row["text"]) for row in d1s], tokenizer)
+    with caplog.at_level(logging.INFO, logger="sbp_ray"):
+        facts = measure_quality(study, Artifact("quality", str(tmp_path / "quality")))
+    assert facts is not None
+    assert [row["name"] for row in facts["table"]] == ["sbp", "real_train", "real_held_out", "mined"]
+    assert "quality of half is not measured: written from another corpus" in caplog.text

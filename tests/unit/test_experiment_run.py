@@ -292,7 +292,8 @@ def test_too_little_synthetic_text_is_refused_before_the_training_starts(small: 
     assert [row["stage"] for row in small.ran()].count("pretrain-sbp") == 1
 
 
-def test_an_interrupt_reaches_the_jobs_and_a_rerun_goes_on(small: Small) -> None:
+@pytest.mark.parametrize("leaves_by", [signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_reaches_the_jobs_and_a_rerun_goes_on(small: Small, leaves_by: signal.Signals) -> None:
     grid = small.plan("repetition")
     (small.jobs / "ingest-waits").write_text("")
     program = (
@@ -312,7 +313,7 @@ def test_an_interrupt_reaches_the_jobs_and_a_rerun_goes_on(small: Small) -> None
     while not (small.jobs / "ran.jsonl").exists():
         assert driver.poll() is None
         time.sleep(0.05)
-    driver.send_signal(signal.SIGTERM)
+    driver.send_signal(leaves_by)
     assert driver.wait(timeout=120) != 0
     log = next((small.folder / "run" / "logs").iterdir()).read_text()
     assert "interrupted: run the same command again to go on from here" in log
