@@ -374,7 +374,10 @@ def _priced(work: Work, config: Config) -> tuple[float, float, float, float]:
 
 def devices_of(job: str, config: Config) -> tuple[str, float]:
     """What a job's workers compute on, `GPU` or `CPU`, and how many of these there are."""
-    held = demand(job, config)
+    held, section = demand(job, config), getattr(config, job)
+    if isinstance(section, TrainingConfig):  # which can do with fewer, for a while
+        own = section.resources
+        held = {"CPU": own.num_workers * own.num_cpus, "GPU": own.num_workers * own.num_gpus}
     if job == "synthesize" and config.engine.resources.num_gpus:
         held = {"GPU": config.engine.resources.max_replicas * config.engine.resources.tensor_parallel_size}
     gpus = held.get("GPU", 0.0)

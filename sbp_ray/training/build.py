@@ -74,10 +74,13 @@ def _load_weights(plan: TrainingPlan) -> Any:
 
 
 def _load_teacher(path: str, plan: TrainingPlan, device: torch.device) -> Any:
-    """Whole, and in the type that is computed in."""
+    """Whole, and with weights in the type that is computed in; frequencies of positions stay as exact as the trained
+    model's were."""
     lm = load_base(path, plan.vocab_size, plan.special, plan.config.seed)
     attend_within_documents(lm)
-    return lm.to(device, getattr(torch, plan.config.settled_dtype)).eval().requires_grad_(False)
+    for parameter in lm.parameters():
+        parameter.data = parameter.data.to(getattr(torch, plan.config.settled_dtype))
+    return lm.to(device).eval().requires_grad_(False)
 
 
 def _checkpoint_activations(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:

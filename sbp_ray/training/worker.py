@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from sbp_ray import metrics
 from sbp_ray.config import Resources, TrainingResources
-from sbp_ray.errors import SbpError
+from sbp_ray.errors import SbpError, storage_trouble
 from sbp_ray.logs import set_up_logging
 from sbp_ray.training.loop import is_evaluation, train
 from sbp_ray.training.network import NodesNetwork
@@ -90,11 +90,19 @@ def fit_on_cluster(plan: TrainingPlan) -> None:
     try:
         problem = _fit_in_thread(trainer).return_value
     except TrainingFailedError as error:
+        if said := explain_storage(error):
+            raise SbpError(f"{plan.stage}: {said}") from error
         if lost := explain_lost_workers(error, resources):
             raise SbpError(f"{plan.stage}: {lost}; the same command goes on from the newest checkpoint") from error
         raise
     if problem:
         raise SbpError(problem)
+
+
+def explain_storage(error: TrainingFailedError) -> str:
+    """What a worker met where it read or wrote; nothing where that was not what ended it."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return next(filter(None, map(storage_trouble, failures)), "")
 
 
 def explain_lost_workers(error: TrainingFailedError, resources: TrainingResources) -> str:

@@ -1,15 +1,20 @@
-"""Which attention a GPU computes with."""
+"""Which attention a GPU computes with, and in which type."""
 
 import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import current_flash_attention_impl, restore_flash_attention_impl
 
-from sbp_ray.training import devices
+from sbp_ray import attention
+from sbp_ray.artifacts import Artifact
+from sbp_ray.text.tokenizer import load_tokenizer, special_ids
+from sbp_ray.training import build, devices
 from sbp_ray.training.devices import choose_kernel
 
 PACKAGE = """
@@ -27,6 +32,22 @@ def first_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     sys.modules.pop("flash_attn_interface", None)
     restore_flash_attention_impl(_raise_warn=False)
+
+
+def test_in_float32_a_gpu_gets_as_many_heads_of_keys_as_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory-efficient kernel takes no grouped ones; shapes alone, on a device that computes nothing."""
+    asked = []
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **how: Any) -> torch.Tensor:
+        asked.append((query.shape, key.shape, value.shape, how["enable_gqa"]))
+        return query
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", attend)
+    query, key = (torch.empty(6, heads, 8, device="meta") for heads in (4, 2))
+    bounds = torch.tensor([0, 2, 6])
+    mixed = attention._attend_one_by_one(query, key, key, bounds, scaling=1.0, is_causal=True)
+    assert mixed.shape == query.shape
+    assert asked == [((1, 4, length, 8),) * 3 + (False,) for length in (2, 4)]
 
 
 @pytest.mark.parametrize(
@@ -56,3 +77,15 @@ def test_a_cpu_has_no_choice(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         choose_kernel(torch.device("cpu"))
     assert caplog.messages == []
+
+
+def test_a_teacher_in_bfloat16_knows_its_positions_as_exactly_as_it_was_trained(tiny_synthesizer: Artifact) -> None:
+    """16 bits of a frequency are a whole turn off after some hundred positions."""
+    folder = tiny_synthesizer.path("model")
+    tokenizer = load_tokenizer(folder)
+    settings = SimpleNamespace(seed=0, settled_dtype="bfloat16")
+    plan = SimpleNamespace(vocab_size=len(tokenizer), special=special_ids(tokenizer), config=settings)
+    teacher = build._load_teacher(folder, plan, torch.device("cpu"))
+    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.bfloat16}
+    frequencies = [buffer.dtype for name, buffer in teacher.named_buffers() if name.endswith("inv_freq")]
+    assert frequencies and set(frequencies) == {torch.float32}

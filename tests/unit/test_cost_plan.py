@@ -58,6 +58,8 @@ def test_the_papers_first_scale_takes_what_the_docs_say(rates: Rates) -> None:
         assert (table[arm]["tokens"], table[arm]["FLOPs"]) == ("200 B", "3.7e+21")
         assert table[arm]["GPU-hours"] == "2,582.4"
         assert table[arm]["wall time"] == "40h20m"  # on 64 of them
+    elastic = _table(_paper("pretrain.resources.min_workers=8"), rates)
+    assert elastic["pretrain-sbp"] == table["pretrain-sbp"]  # which are there most of the time
     # 79.92 B tokens, 8 samples for each document but a thousandth, which is held out, at 12,500 a second.
     assert (table["synthesize"]["tokens"], table["synthesize"]["GPU-hours"]) == ("79.9 B", "1,776.0")
     # 50 pairs of each of 12,087,900 documents at most, of 2 x 826.4 tokens and three marks.

@@ -11,7 +11,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from sbp_ray.config import TrainingResources
 from sbp_ray.training.network import choose_interface
-from sbp_ray.training.worker import explain_lost_workers, gpu_environment
+from sbp_ray.training.worker import explain_lost_workers, explain_storage, gpu_environment
 
 DIED = WorkerHealthCheckFailedError("health check failed", RuntimeError("the actor died"))
 TAKEN = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
@@ -29,6 +29,14 @@ TAKEN = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
 )  # fmt: skip
 def test_workers_that_died_are_told_from_errors_of_ours(error: TrainingFailedError, said: str) -> None:
     assert explain_lost_workers(error, TrainingResources(max_failures=2, max_preemptions=5)) == said
+
+
+def test_a_store_that_a_worker_could_not_read_is_said_in_one_line() -> None:
+    denied = OSError("When reading information for key 'x' in bucket 'y': AWS Error ACCESS_DENIED during HeadObject")
+    told = explain_storage(WorkerGroupError("", {0: RuntimeError("connection reset"), 1: denied}))
+    assert told.endswith("see to the store and to its credentials, and run the same command again to go on")
+    assert explain_storage(WorkerGroupError("", {0: ZeroDivisionError(), 1: DIED})) == ""
+    assert explain_storage(ControllerError(RuntimeError("of Ray's"))) == ""
 
 
 def test_ranks_on_gpus_compile_with_their_own_cpus_and_tell_what_they_did_last() -> None:
