@@ -181,7 +181,7 @@ def test_float8_without_gpus_is_refused() -> None:
 
 def test_float8_without_torchao_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(SbpError, match=r"install the extra with pip install 'sbp-ray\[float8\]'"):
+    with pytest.raises(SbpError, match=r"in the checkout, uv pip install -e '.\[float8\]'"):
         load_torchao()
 
 
