@@ -28,6 +28,7 @@ from sbp_ray.plan import (
 from sbp_ray.provenance import provenance
 from sbp_ray.run_lock import locked
 from sbp_ray.stage_table import NOUNS, STAGES, Stage
+from sbp_ray.text_supply import refuse_too_little_text
 from sbp_ray.tracking import track_training
 from sbp_ray.training.journal import METRICS
 
@@ -109,7 +110,6 @@ def _run_all(runs: dict[str, RunStage]) -> None:
                 logger.info(f"{node.stage.name} | done already")
         if todo:
             from sbp_ray.cluster import connected
-            from sbp_ray.cost_plan import refuse_too_little_text
             from sbp_ray.evaluation.check_settings import check_evaluation
             from sbp_ray.generation.rephraser import require_rephrasers
 

@@ -74,7 +74,7 @@ def llm_config(
     """The settings of the replicas in the words of Ray Serve LLM and vLLM."""
     from ray.serve.llm import LLMConfig
 
-    from sbp_ray.engine.replica import ModelFiles
+    from sbp_ray.engine.parts import ModelFiles
 
     on_gpu = engine.resources.num_gpus > 0
     return LLMConfig(

@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from ray import serve
-from ray.llm._internal.common.callbacks.base import CallbackBase, CallbackCtx
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
@@ -22,12 +21,11 @@ from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from sbp_ray.artifacts import Artifact
 from sbp_ray.config import ServiceConfig
 from sbp_ray.engine import seeded
-from sbp_ray.engine.admission import Pace, TokenBudget
+from sbp_ray.engine.admission import TokenBudget
 from sbp_ray.engine.bodies import CompletionRequest, SynthesizeRequest
 from sbp_ray.engine.deltas import merged
 from sbp_ray.engine.health import StallWatch
@@ -45,6 +43,7 @@ from sbp_ray.engine.messages import (
     ScoredToken,
     sample_seed,
 )
+from sbp_ray.engine.parts import EngineCounters, OneProcessEngine
 from sbp_ray.engine.planning import Plan, plan_request
 from sbp_ray.engine.start_check import check_engine
 from sbp_ray.engine.tokenization import (
@@ -55,7 +54,7 @@ from sbp_ray.engine.tokenization import (
     detokenize,
     tokenize,
 )
-from sbp_ray.errors import SbpError, one_line
+from sbp_ray.errors import one_line
 from sbp_ray.logs import set_up_logging
 from sbp_ray.text.tokenizer import load_tokenizer, special_ids
 
@@ -66,62 +65,6 @@ _ALIVE_EVERY_S = 10.0
 _WHOLE = RequestOutputKind.FINAL_ONLY
 _SOUND_ENDS = (None, "stop", "length")  # None while it writes
 _REFUSALS = (ValueError, VLLMClientError)  # how vLLM says that it will not take a request
-
-
-class ModelFiles(CallbackBase):  # type: ignore[misc]  # Ray's classes are untyped
-    """Brings the synthesizer's files to the replica's node, in place of ray.llm's downloader.
-
-    That one runs a task on every node which imports vLLM again, 15 to 35 s on two cores, to find a local folder.
-    """
-
-    async def on_before_node_init(self) -> None:
-        """Point the engine at a local copy of the model.
-
-        Raises:
-            SbpError: another model lies there by now: it would be served under the name of the one before.
-        """
-        artifact = Artifact(self.kwargs["artifact_name"], self.kwargs["artifact_url"])
-        if artifact.fingerprint() != self.kwargs["fingerprint"]:
-            raise SbpError(
-                f"{artifact.url} was made anew since the service was deployed: deploy the service again to serve it"
-            )
-        self.llm_config.get_engine_config().hf_model_id = str(artifact.local_copy(self.kwargs["folder"]))
-        self.ctx.run_init_node = False
-
-
-class OneProcessEngine(VLLMEngine):  # type: ignore[misc]
-    """A CPU engine whose worker lives in the engine's own process.
-
-    vLLM's default is a process more: it waits for the other by spinning, which costs a core, holds 0.5 GiB, and imports
-    vLLM once more at the start.
-    """
-
-    def _prepare_engine_config(self, callback_ctx: CallbackCtx) -> tuple[Any, Any, Any]:
-        arguments, frontend, config = super()._prepare_engine_config(callback_ctx)
-        config.parallel_config.distributed_executor_backend = "uni"
-        return arguments, frontend, config
-
-
-class EngineCounters(AggregateStatLoggerBase):  # type: ignore[misc]
-    """What the engine's scheduler itself says is going on."""
-
-    def __init__(self, vllm_config: Any = None, engine_indexes: list[int] | None = None) -> None:
-        self.running = self.waiting = self.generated_tokens = self.steps = 0
-        self.pace = Pace()
-
-    def record(
-        self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
-    ) -> None:
-        """Called by vLLM after every step."""
-        self.steps += 1
-        if scheduler_stats is not None:
-            self.running, self.waiting = scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs
-        self.pace.step(time.monotonic(), goes_on=self.running + self.waiting > 0)
-        if iteration_stats is not None:
-            self.generated_tokens += iteration_stats.num_generation_tokens
-
-    def log_engine_initialized(self) -> None:
-        """Nothing to say."""
 
 
 class SynthesizerServer(LLMServer):  # type: ignore[misc]

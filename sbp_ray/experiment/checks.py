@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from sbp_ray.artifacts import MANIFEST
-from sbp_ray.cost_plan import wanted_tokens
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.nodes import Node
+from sbp_ray.text_supply import wanted_tokens
 
 _SHORT = 0.99  # of the documents asked for: the cap keeps a little less
 _MARKS = 2  # <bos> and <eos> of each document

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from sbp_ray.cost_plan import most_texts, refuse_too_little_text, tuning_tokens
+from sbp_ray.cost_plan import tuning_tokens
 from sbp_ray.experiment.grid import Grid
 from sbp_ray.model import num_parameters, padded_vocab_size
 from sbp_ray.nodes import Node
+from sbp_ray.text_supply import most_texts, refuse_too_little_text
 
 _TRAIN_FLOPS, _READ_FLOPS = 6, 2  # for each parameter and token
 

@@ -159,7 +159,7 @@ def test_serve_finds_our_router() -> None:
 def test_a_replica_that_starts_does_not_serve_another_model_than_the_service_was_deployed_with(
     tiny_synthesizer: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sbp_ray.engine.replica import ModelFiles
+    from sbp_ray.engine.parts import ModelFiles
 
     deployed = llm_config(EngineConfig(dtype="float32"), tiny_synthesizer, SERVICE)
     files = ModelFiles(deployed, **deployed.callback_config.callback_kwargs)

@@ -12,7 +12,6 @@ from small_experiment import small_grid
 
 from sbp_ray.artifacts import MANIFEST
 from sbp_ray.config import PairConfig
-from sbp_ray.cost_plan import wanted_tokens
 from sbp_ray.errors import SbpError
 from sbp_ray.experiment.checks import refuse_made
 from sbp_ray.experiment.costs import costs_of, planned_flops, planned_tokens, refuse_too_little_texts
@@ -21,6 +20,7 @@ from sbp_ray.experiment.main import describe
 from sbp_ray.model import num_parameters
 from sbp_ray.nodes import Node
 from sbp_ray.pairing.candidates import RELATED, judge_texts
+from sbp_ray.text_supply import wanted_tokens
 
 ALL = (
     "repetition",
